@@ -1,0 +1,234 @@
+"""Calibration tokens in micro-batches, and the model run over them layer by layer.
+
+Rows are padded on the right: under causal attention no token sees the padding, so no attention mask is needed and the
+hidden states of real tokens are those of the unpadded text. Legend: B rows, T positions, D hidden size, N real tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from tokenizers import Tokenizer
+from torch import nn
+
+from flab.families import Family, embedding_of, ffn_activations, layers_of, linear
+from flab.samples import Sample
+
+HELD_OUT_EVERY = 8  # rows that choose the ridge
+COMPARE_EVERY = 5  # windows that only compare candidates
+PAD_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some consecutive tokens of one sample."""
+
+    ids: list[int]
+    answer_from: int  # first answer token; len(ids) where there is none
+    sample: int  # index into the samples, -1 for general text
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of similar length, padded on the right; all (B, T)."""
+
+    ids: torch.Tensor
+    valid: torch.Tensor  # a real token stands here
+    answer: torch.Tensor  # the *next* token belongs to an answer
+    held_out: torch.Tensor  # kept from the fit, to choose the ridge
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.valid.sum())
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Batches to fit on, batches that only compare finished candidates, and which samples the latter hold."""
+
+    fit: list[Batch]
+    compare: list[Batch]
+    compare_samples: list[int]
+
+    @property
+    def num_fit_tokens(self) -> int:
+        return sum(b.num_tokens for b in self.fit)
+
+    @property
+    def num_compare_tokens(self) -> int:
+        return sum(b.num_tokens for b in self.compare)
+
+
+def windows_of(samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None) -> list[Window]:
+    """The samples as token windows; a prompt with an answer ends with ``eos`` and answers start where the prompt's text ends."""
+    windows = []
+    for index, sample in enumerate(samples):
+        encoding = tokenizer.encode(sample.text, add_special_tokens=False)
+        ids, answer_from = list(encoding.ids), len(encoding.ids)
+        if sample.prompt:
+            starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
+            answer_from = starts[0] if starts else len(ids)
+            ids += [eos] if eos is not None else []
+        for start in range(0, len(ids), max_length):
+            part = ids[start : start + max_length]
+            if len(part) > 1:
+                windows.append(Window(part, max(0, answer_from - start), index))
+    return windows
+
+
+def select_windows(task: list[Window], general: list[Window], tokens: int, share: float, seed: int) -> list[Window]:
+    """At most ``tokens`` tokens, of which ``share`` are general text, shuffled by seed."""
+    chosen = []
+    available = sum(len(w.ids) for w in task)
+    task_tokens = min(available, int(tokens * (1 - share))) if task else 0
+    general_tokens = int(task_tokens * share / (1 - share)) if task and share < 1 else tokens
+    for pool, limit in ((task, task_tokens), (general, general_tokens)):
+        pool, used = list(pool), 0
+        random.Random(seed).shuffle(pool)
+        for window in pool:
+            if used + len(window.ids) > limit:
+                break
+            used += len(window.ids)
+            chosen.append(window)
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def calibration_set(windows: list[Window], batch_tokens: int = 4096) -> CalibrationSet:
+    """Split the windows in two parts and pack each into micro-batches of about ``batch_tokens`` padded tokens."""
+    compare = [w for i, w in enumerate(windows) if i % COMPARE_EVERY == 0]
+    fit = [w for i, w in enumerate(windows) if i % COMPARE_EVERY] or compare
+    seen = {w.sample for w in fit}
+    samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
+    return CalibrationSet(_batches(fit, batch_tokens), _batches(compare, batch_tokens), samples)
+
+
+def _batches(windows: list[Window], batch_tokens: int) -> list[Batch]:
+    rows = sorted(enumerate(windows), key=lambda item: (len(item[1].ids), item[0]))
+    batches: list[Batch] = []
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        while stop < len(rows) and _padded(len(rows[stop][1].ids)) * (stop + 1 - start) <= batch_tokens:
+            stop += 1
+        batches.append(_batch(rows[start:stop]))
+        start = stop
+    return batches
+
+
+def _padded(length: int) -> int:
+    return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def _batch(rows: list[tuple[int, Window]]) -> Batch:
+    longest = _padded(max(len(w.ids) for _, w in rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    valid, answer, held_out = (torch.zeros(len(rows), longest, dtype=torch.bool) for _ in range(3))
+    for row, (index, window) in enumerate(rows):
+        n = len(window.ids)
+        ids[row, :n] = torch.tensor(window.ids)
+        valid[row, :n] = True
+        answer[row, max(0, window.answer_from - 1) : max(0, n - 1)] = window.answer_from < n
+        held_out[row] = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    return Batch(ids, valid, answer, held_out)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: remembers what it was called with and passes the hidden states on."""
+
+    def __init__(self, layer: nn.Module, calls: list[tuple[torch.Tensor, dict[str, Any]]]) -> None:
+        super().__init__()
+        object.__setattr__(self, "stood_for", layer)
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "stood_for"), name)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.calls.append((hidden_states, kwargs))
+        return hidden_states
+
+
+class LayerRunner:
+    """Runs single layers of a model with the masks and positions that the model itself gives each of them."""
+
+    def __init__(self, model: Any, family: Family) -> None:
+        self.model, self.family = model, family
+        self.layers = list(layers_of(model, family))
+        self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Hidden states entering the first layer, (B, T, D)."""
+        shape = (batch.ids.shape[0], batch.ids.shape[1])
+        if shape not in self._kwargs:
+            self._kwargs[shape] = self._record(batch.ids)
+        embedding = embedding_of(self.model, self.family)
+        hidden: torch.Tensor = embedding(batch.ids.to(embedding.weight.device))
+        return hidden
+
+    def _record(self, ids: torch.Tensor) -> list[dict[str, Any]]:
+        owner_path, _, name = self.family.layers.rpartition(".")
+        owner, calls = self.model.get_submodule(owner_path), []  # type: ignore[var-annotated]
+        original = getattr(owner, name)
+        try:
+            setattr(owner, name, nn.ModuleList(_Recorder(layer, calls) for layer in self.layers))
+            owner(input_ids=ids.to(embedding_of(self.model, self.family).weight.device), use_cache=False)
+        finally:
+            setattr(owner, name, original)
+        return [kwargs for _, kwargs in calls]
+
+    def device(self, index: int) -> torch.device:
+        """Where layer ``index`` computes."""
+        return linear(self.layers[index], self.family.ffn_out).weight.device
+
+    def _call(self, index: int, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        kwargs = self._kwargs[(hidden_BTD.shape[0], hidden_BTD.shape[1])][index]
+        return hidden_BTD.to(self.device(index)), send_to_device(kwargs, self.device(index))
+
+    @torch.no_grad()
+    def layer(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """The output of layer ``index``, (B, T, D)."""
+        hidden, kwargs = self._call(index, hidden_BTD)
+        output = self.layers[index](hidden, **kwargs)
+        return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def attention_features(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """What enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
+        layer, (hidden, kwargs) = self.layers[index], self._call(index, hidden_BTD)
+        caught: list[torch.Tensor] = []
+        projection = linear(layer, self.family.attention_out)
+        handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            layer.get_submodule(self.family.attention)(hidden_states=layer.get_submodule(self.family.input_norm)(hidden), **kwargs)
+        finally:
+            handle.remove()
+        return caught[0]
+
+    @torch.no_grad()
+    def ffn_features(self, index: int, mid_BTD: torch.Tensor) -> torch.Tensor:
+        """What enters the FFN's output projection of layer ``index``, (B, T, F)."""
+        return ffn_activations(self.layers[index], self.family, mid_BTD.to(self.device(index)))
+
+    @torch.no_grad()
+    def finish(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the final norm."""
+        norm = self.model.get_submodule(self.family.final_norm)
+        return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch, kept: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The hidden states entering each kept layer in turn, and last those leaving the last."""
+        hidden = self.embed(batch)
+        yield hidden
+        for index in kept:
+            hidden = self.layer(index, hidden)
+            yield hidden

@@ -1,0 +1,196 @@
+"""Runs model-written Python against its tests, never in this process; only a secret proves a pass.
+
+Each run is a fresh ``python -s -S -B`` with an empty environment (a fixed hash seed, so that a verdict does
+not depend on the order of a set), limits on memory, CPU time, file size, processes and open files, no input,
+capped output, and at level ``namespaces`` the jail of ``jail``. A pass is a random token, new for each run,
+that the harness reads from a pipe after all tests returned and sends over its own channel; an exit code or
+printed text never counts.
+
+Stopped at level ``namespaces``: reading or writing the user's files, the network, signals to other processes,
+processes left behind, fork, memory, disk and output floods, sleeping and endless loops, ``exit`` in any form,
+guessing the token, replacing builtins that the tests use.
+
+Not stopped: a program that reads the harness's frames or open descriptors to forge the token, or returns
+objects that equal everything; a program that patches a standard-library module the tests import; reading
+``/usr`` and the interpreter's folder; kernel bugs; the sum over processes of memory and of CPU time, which
+only the limit on processes and the wall limit bound (for host root inside a user namespace the kernel does
+not apply the limit on processes). At level ``rlimits`` nothing but the limits, the fresh process, the token
+and the kill of the process group stands: files, network and other processes of the user are open to the
+program.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from flab.errors import SandboxError
+from flab.evaluate import harness, jail
+from flab.evaluate.process import Raw, execute
+from flab.progress import track
+
+Outcome = Literal["passed", "syntax", "name", "assertion", "exception", "timeout", "memory", "exit", "empty"]
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
+CPU_SECONDS = 5.0
+REFUSAL = (
+    "model-written code cannot be isolated on this machine ({reason}); allow user namespaces, run as root, "
+    "or accept resource limits only with --unsandboxed"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program with its tests; a ``check`` that ``test`` defines is called with the ``entry_point``."""
+
+    program: str
+    test: str
+    entry_point: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one run ended; ``detail`` is text of the program's making, ``cpu_seconds`` includes the launch."""
+
+    passed: bool
+    outcome: Outcome
+    detail: str = ""
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs jobs in isolation; make one with ``detect``."""
+
+    level: Literal["namespaces", "rlimits"]
+    launcher: jail.Launcher
+    memory_bytes: int = 2**30
+    wall_factor: float = (
+        4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
+    )
+    workers: int = 0  # 0: one for each core this process may use
+
+    @classmethod
+    def detect(cls, allow_unsandboxed: bool = False) -> Sandbox:
+        """Return the strongest sandbox that works here, each tried once; SandboxError rather than less."""
+        reason = "namespaces exist on Linux only"
+        for launcher in jail.launchers():
+            sandbox = cls("namespaces", launcher)
+            problem = probe(sandbox)
+            if problem is None:
+                return sandbox
+            reason = problem
+        if not allow_unsandboxed:
+            raise SandboxError(REFUSAL.format(reason=reason))
+        return cls("rlimits", jail.bare_launcher)
+
+    def run(self, program: str, test: str, entry_point: str, cpu_seconds: float = CPU_SECONDS) -> Verdict:
+        """Run one program once; raise SandboxError where the sandbox itself does not start."""
+        return self._attempt(Job(program, test, entry_point), cpu_seconds)[0]
+
+    def run_many(
+        self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
+    ) -> list[Verdict]:
+        """Run all jobs over all cores, in order; what met the wall limit gets one more try, alone."""
+        verdicts: dict[int, Verdict] = {}
+        again: list[int] = []
+        pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
+        try:
+            futures = {pool.submit(self._attempt, job, cpu_seconds): i for i, job in enumerate(jobs)}
+            for future in track(as_completed(futures), description, total=len(futures)):
+                index = futures[future]
+                verdicts[index], retry = future.result()
+                again += [index] if retry else []
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for index in track(sorted(again), f"{description}: time-outs again") if again else ():
+            verdicts[index] = self._attempt(jobs[index], cpu_seconds)[0]
+        return [verdicts[index] for index in range(len(jobs))]
+
+    def _attempt(self, job: Job, cpu_seconds: float) -> tuple[Verdict, bool]:
+        """Return the verdict of one run and whether the wall limit ended it."""
+        if not job.program.strip():
+            return Verdict(False, "empty", "the program is empty"), False
+        limits = _limits(self.memory_bytes, cpu_seconds)
+        payload = {"program": job.program, "test": job.test, "entry_point": job.entry_point, "limits": limits}
+        secret = secrets.token_hex(harness.SECRET_CHARS // 2)
+        wall_seconds = self.wall_factor * limits["RLIMIT_CPU"] + 1.0
+        raw = execute(self.launcher(), json.dumps(payload), secret, wall_seconds)
+        return _judge(raw, secret.encode(), limits["RLIMIT_CPU"], wall_seconds), raw.timed_out
+
+
+def probe(sandbox: Sandbox) -> str | None:
+    """Check that a trivial program passes and sees neither files nor network; return what is wrong."""
+    with tempfile.NamedTemporaryFile(prefix="flab-canary-") as canary:
+        test = (
+            f"import os, socket\nassert not os.path.exists({canary.name!r}), 'files are visible'\n"
+            "assert {name for _, name in socket.if_nameindex()} <= {'lo'}, 'the network is visible'\n"
+            "assert os.getppid() == 1, 'processes are visible'\n"
+            "try:\n    open('/flab', 'w')\nexcept OSError:\n    pass\n"
+            "else:\n    raise AssertionError('/ is writable')\n"
+        )
+        try:
+            verdict = sandbox.run("def ready(): pass\n", test, "ready")
+        except SandboxError as error:
+            return str(error)
+    return None if verdict.passed else f"self-test: {verdict.detail or verdict.outcome}"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _limits(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
+    """Resource limits of one process: 32 processes, 64 descriptors and 16 MiB files are plenty for a test."""
+    return {
+        "RLIMIT_AS": memory_bytes,
+        "RLIMIT_CPU": max(1, math.ceil(cpu_seconds)),
+        "RLIMIT_FSIZE": 16 * 2**20,
+        "RLIMIT_NPROC": 32,
+        "RLIMIT_NOFILE": 64,
+        "RLIMIT_CORE": 0,
+    }
+
+
+def _judge(raw: Raw, secret: bytes, limit_seconds: int, wall_seconds: float) -> Verdict:
+    """Turn what a process left into a verdict; raise SandboxError where the harness never began."""
+    if raw.report == [b"started", secret]:
+        return Verdict(True, "passed", "", raw.cpu_seconds)
+    if raw.timed_out:
+        return Verdict(
+            False, "timeout", f"no result within {wall_seconds:.0f} s of wall time", raw.cpu_seconds
+        )
+    if not raw.report:
+        raise SandboxError(
+            f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}"
+        )
+    outcome, _, detail = (raw.report[1:] or [b""])[0].decode("utf-8", "replace").partition(" ")
+    if outcome in OUTCOMES and outcome != "passed":
+        return Verdict(False, cast(Outcome, outcome), _printable(detail), raw.cpu_seconds)
+    return _judge_silence(raw, limit_seconds)
+
+
+def _judge_silence(raw: Raw, limit_seconds: int) -> Verdict:
+    """Name the end of a process that reported nothing believable: CPU limit, memory, or left early."""
+    code = (
+        raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code
+    )  # a shell reports signal s as 128 + s
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and raw.cpu_seconds >= limit_seconds):
+        return Verdict(False, "timeout", f"more than {limit_seconds} s of CPU time", raw.cpu_seconds)
+    if code == -signal.SIGKILL:
+        return Verdict(False, "memory", "killed by the system", raw.cpu_seconds)
+    end = f"signal {-code}" if code < 0 else f"code {code}"
+    return Verdict(False, "exit", f"ended with {end} before its tests were over", raw.cpu_seconds)
+
+
+def _printable(text: str | bytes) -> str:
+    """Make text of the program's making safe for a terminal, on one line."""
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return "".join(char if char.isprintable() else " " for char in text).strip()

@@ -1,0 +1,138 @@
+"""Where each architecture keeps its layers, FFN, embeddings: one row of data per family.
+
+All families here are sequential pre-norm decoders: ``h += attention(norm(h)); h += ffn(norm(h))``. Anything else is
+refused with what is missing. It does not cut anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from flab.budget import Shape
+from flab.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Paths of the parts inside a transformers model (``x.y`` from the model, the rest from a layer)."""
+
+    model_type: str
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    head: str = "lm_head"
+    final_norm: str = "model.norm"
+    input_norm: str = "input_layernorm"
+    attention: str = "self_attn"
+    attention_out: str = "self_attn.o_proj"
+    ffn_norm: str = "post_attention_layernorm"
+    ffn: str = "mlp"
+    ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    ffn_out: str = "mlp.down_proj"
+    layer_lists: tuple[str, ...] = ()  # config entries with one item per layer
+    depth_limits: tuple[str, ...] = ()  # config entries that may not exceed the number of layers
+
+
+_QWEN_LISTS = {"layer_lists": ("layer_types",), "depth_limits": ("max_window_layers",)}
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2", **_QWEN_LISTS),  # type: ignore[arg-type]
+        Family("qwen3", **_QWEN_LISTS),  # type: ignore[arg-type]
+        Family("starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj"),
+    )
+}
+
+_MISSING = {
+    "num_experts": "mixture-of-experts layers (routing and per-expert widths)",
+    "num_local_experts": "mixture-of-experts layers (routing and per-expert widths)",
+    "n_routed_experts": "mixture-of-experts layers (routing and per-expert widths)",
+    "linear_num_value_heads": "linear-attention layers",
+    "mamba_d_state": "state-space (mamba) layers",
+    "is_encoder_decoder": "encoder-decoder models",
+    "vision_config": "multimodal models (the text part is nested)",
+}
+
+
+def family_of(config: Any) -> Family:
+    """The family row of a transformers config.
+
+    Raises:
+        UnsupportedModelError: names the architecture, what is missing for it, and what is supported.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is not None:
+        return family
+    reason = next((what for key, what in _MISSING.items() if getattr(config, key, None)), "a family row and its contract test")
+    raise UnsupportedModelError(
+        f"model_type {config.model_type!r} cannot be cut: flab lacks {reason}. Supported: {', '.join(FAMILIES)}."
+    )
+
+
+def layers_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The list of decoder layers."""
+    layers = model.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def linear(module: nn.Module, path: str) -> nn.Linear:
+    """The linear layer at ``path``."""
+    found = module.get_submodule(path)
+    assert isinstance(found, nn.Linear), f"{path} is {type(found).__name__}"
+    return found
+
+
+def head_of(model: nn.Module, family: Family) -> nn.Linear:
+    """The output head."""
+    return linear(model, family.head)
+
+
+def embedding_of(model: nn.Module, family: Family) -> nn.Embedding:
+    """The input embedding."""
+    found = model.get_submodule(family.embedding)
+    assert isinstance(found, nn.Embedding)
+    return found
+
+
+def is_tied(model: nn.Module, family: Family) -> bool:
+    """Whether embedding and head are one parameter."""
+    return head_of(model, family).weight is embedding_of(model, family).weight
+
+
+def ffn_activations(layer: nn.Module, family: Family, mid: torch.Tensor) -> torch.Tensor:
+    """Input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D)."""
+    hidden = layer.get_submodule(family.ffn_norm)(mid)
+    act = layer.get_submodule(family.ffn).act_fn if len(family.ffn_in) == 2 else layer.get_submodule(family.ffn).act
+    first = act(linear(layer, family.ffn_in[0])(hidden))  # type: ignore[operator]
+    return first * linear(layer, family.ffn_in[1])(hidden) if len(family.ffn_in) == 2 else first  # type: ignore[no-any-return]
+
+
+def shape_of(model: nn.Module, family: Family) -> Shape:
+    """Sizes and unit costs of a model, read from its tensors (meta tensors do).
+
+    Raises:
+        UnsupportedModelError: when its layers are not all of one shape.
+    """
+    embedding, head, layers = embedding_of(model, family), head_of(model, family), layers_of(model, family)
+    sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers}
+    widths = {linear(layer, family.ffn_out).in_features for layer in layers}
+    if len(sizes) != 1 or len(widths) != 1:
+        raise UnsupportedModelError(
+            f"the layers of this model differ in size (widths {sorted(widths)}): flab cuts models of one uniform width."
+        )
+    hidden, width = embedding.embedding_dim, widths.pop()
+    ffn_in = [linear(layers[0], path) for path in family.ffn_in]
+    per_neuron = hidden + sum(hidden + (m.bias is not None) for m in ffn_in)
+    per_token = hidden if is_tied(model, family) else 2 * hidden
+    per_token += head.bias is not None
+    total = sum(p.numel() for p in model.parameters())
+    vocabulary = embedding.num_embeddings
+    per_layer = sizes.pop() - width * per_neuron
+    fixed = total - vocabulary * per_token - len(layers) * (per_layer + width * per_neuron)
+    return Shape(vocabulary, len(layers), width, per_token, per_layer, per_neuron, fixed, hidden)

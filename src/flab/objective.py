@@ -1,0 +1,54 @@
+"""The one currency: KL(p_0 || p) in nats per token, between two sets of final hidden states under one output head.
+
+Chunked over tokens, so that a tokens x V tensor in float32 exists for one chunk only. Reference and candidate share the
+head: the vocabulary is cut before either is computed, everything else leaves the head alone.
+Legend: N tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+CHUNK_ELEMENTS = 2**25  # float32 logits held at once: 128 MiB
+
+
+def _chunk(head: nn.Linear) -> int:
+    return max(1, CHUNK_ELEMENTS // head.out_features)
+
+
+@torch.no_grad()
+def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """KL(p_0 || p) of every token in nats, shape (N,), float32.
+
+    Args:
+        head: the output head of both models.
+        reference_ND: the original's hidden states after the final norm.
+        hidden_ND: the pruned model's, same tokens.
+    """
+    out = []
+    for start in range(0, reference_ND.shape[0], _chunk(head)):
+        window = slice(start, start + _chunk(head))
+        log_p0 = _log_probabilities(head, reference_ND[window])
+        log_p = _log_probabilities(head, hidden_ND[window])
+        out.append((log_p0.exp() * (log_p0 - log_p)).sum(-1))
+    return torch.cat(out) if out else torch.zeros(0)
+
+
+@torch.no_grad()
+def cut_mass_kl(head: nn.Linear, hidden_ND: torch.Tensor, kept: list[int]) -> torch.Tensor:
+    """KL of keeping only some tokens, exactly: ``-log(sum of p_0 over the kept)``, in nats, shape (N,)."""
+    index = torch.tensor(kept, device=head.weight.device)
+    out = []
+    for start in range(0, hidden_ND.shape[0], _chunk(head)):
+        logits = _logits(head, hidden_ND[start : start + _chunk(head)])
+        out.append(logits.logsumexp(-1) - logits[:, index].logsumexp(-1))
+    return torch.cat(out) if out else torch.zeros(0)
+
+
+def _logits(head: nn.Linear, hidden_ND: torch.Tensor) -> torch.Tensor:
+    return nn.functional.linear(hidden_ND.to(head.weight), head.weight, head.bias).float()
+
+
+def _log_probabilities(head: nn.Linear, hidden_ND: torch.Tensor) -> torch.Tensor:
+    return _logits(head, hidden_ND).log_softmax(-1)

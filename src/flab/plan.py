@@ -1,0 +1,151 @@
+"""The decisions as one JSON-able value: what stays, judged how, from which model and which data.
+
+``apply`` reads nothing but a plan (and the data the plan names). No torch here, and no choices: they are made elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from flab.errors import PlanError
+
+FORMAT = 1
+REFITS = ("residual", "simple", "none")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Sizes before and after of one component, and the indices that stay (original numbering, ascending)."""
+
+    before: int
+    after: int
+    kept: list[Any]
+
+    def sizes(self) -> dict[str, int]:
+        """``{before, after}``."""
+        return {"before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True)
+class Refit:
+    """How the remaining weights are corrected: the kind, and the ridge chosen for every layer.
+
+    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer, relative to the mean of the Gram's diagonal.
+    """
+
+    kind: str = "residual"
+    output_projection: bool = True
+    ridge_ffn: list[float] = field(default_factory=list)
+    ridge_attention: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that ``apply`` needs, and how it came about."""
+
+    remove: float
+    model: dict[str, Any]  # path, sha256, model_type, dtype
+    calibration: dict[str, Any]  # sources with path and sha256, tokens, max_length, seed, ...
+    vocabulary: Kept
+    layers: Kept
+    width: Kept  # kept: one list of neurons per kept layer
+    refit: Refit
+    parameters_before: int
+    parameters_after: int
+    body_before: int
+    body_after: int
+    kl_vocabulary: float
+    kl_nats_per_token: float
+    criteria: dict[str, str]
+    candidates: list[dict[str, Any]]
+    layer_path: list[dict[str, Any]]
+    warnings: list[str]
+    seconds: dict[str, float]
+    flab_version: str
+    format: int = FORMAT
+
+    @property
+    def removed_fraction(self) -> float:
+        """Share of all parameters that goes."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    @property
+    def body_removed_fraction(self) -> float:
+        """Share of the parameters outside embeddings and head that goes."""
+        return 1 - self.body_after / self.body_before
+
+    def summary(self) -> dict[str, Any]:
+        """The fields of ``flab prune --json`` that the plan knows, without the long lists."""
+        return {
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "removed_fraction": self.removed_fraction,
+            "body_removed_fraction": self.body_removed_fraction,
+            "vocabulary": self.vocabulary.sizes(),
+            "layers": self.layers.sizes() | {"kept": self.layers.kept},
+            "width": self.width.sizes(),
+            "kl_nats_per_token": self.kl_nats_per_token,
+            "kl_vocabulary": self.kl_vocabulary,
+            "refit": {"kind": self.refit.kind, "output_projection": self.refit.output_projection},
+            "criteria": self.criteria,
+            "candidates": self.candidates,
+            "calibration": self.calibration,
+            "warnings": self.warnings,
+            "plan_seconds": self.seconds,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write as JSON; the file appears whole or not at all."""
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: when the file is missing, not a plan, of another format, or does not add up.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}. Make one with `flab plan`.") from None
+        except ValueError as error:
+            raise PlanError(f"{path} is not JSON ({error}): expected a file written by `flab plan`.") from None
+        return _from_json(data, path)
+
+
+def _from_json(data: Any, path: Path) -> Plan:
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        got = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+        raise PlanError(f"{path}: plan format {got!r}, this flab reads {FORMAT}. Make the plan again with `flab plan`.")
+    names = {f.name for f in fields(Plan)}
+    if wrong := sorted(names ^ set(data)):
+        raise PlanError(f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`.")
+    try:
+        nested = {name: Kept(**data[name]) for name in ("vocabulary", "layers", "width")}
+        plan = Plan(**{**data, **nested, "refit": Refit(**data["refit"])})
+        _check_indices(plan)
+    except (TypeError, ValueError, KeyError) as error:
+        raise PlanError(f"{path} is damaged ({error}). Make the plan again with `flab plan`.") from None
+    return plan
+
+
+def _check_indices(plan: Plan) -> None:
+    """Every list of kept indices is ascending, in range and as long as stated."""
+    groups = [("vocabulary", plan.vocabulary.kept, plan.vocabulary), ("layers", plan.layers.kept, plan.layers)]
+    groups += [(f"width of layer {i}", kept, plan.width) for i, kept in zip(plan.layers.kept, plan.width.kept, strict=True)]
+    for name, kept, sizes in groups:
+        inside = all(isinstance(k, int) and 0 <= k < sizes.before for k in kept)
+        if len(kept) != sizes.after or not kept or not inside or any(b <= a for a, b in zip(kept, kept[1:], strict=False)):
+            raise ValueError(f"the kept indices of the {name} are not {sizes.after} ascending numbers below {sizes.before}")
+    if plan.refit.kind not in REFITS:
+        raise ValueError(f"unknown refit {plan.refit.kind!r}, allowed: {', '.join(REFITS)}")

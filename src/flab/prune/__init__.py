@@ -1,0 +1,1 @@
+"""The three cuts. In each: ``score_*`` reads the model, ``choose_*`` works on numbers, ``cut_*`` changes shapes."""

@@ -1,0 +1,273 @@
+"""The refit: closed-form corrections of what stays, layer by layer, each seeing the error of all that was cut before it.
+
+At kept layer i, whose next kept layer is j, the FFN's output projection is fitted to the *original's* residual stream where
+it enters layer j, so the contribution of removed layers is part of the target; the attention's output projection to the
+original's stream before the FFN of layer i. Only Gram and cross matrices are held, of one layer at a time, in float64.
+No bias appears where there was none, shapes stay standard, nothing is trained.
+
+Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, one more where the layer has a bias).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flab.calibrate import Batch, LayerRunner
+from flab.families import linear
+from flab.objective import kl_divergence
+from flab.prune.ffn import choose_neurons
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+ELIMINATION_RIDGE = 1e-3
+ELIMINATION_ROUNDS = 16
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to do: which layers stay, how wide they become, how neurons are chosen and weights refitted.
+
+    ``neurons`` (one list per kept layer) and the ridges replay a plan; without them they are chosen here. ``scores`` is
+    (L, F) over the original layers, or None for elimination.
+    """
+
+    kept_layers: Sequence[int]
+    width: int
+    kind: str = "residual"  # residual, simple or none
+    output_projection: bool = True
+    scores: torch.Tensor | None = None
+    neurons: Sequence[Sequence[int]] | None = None
+    ridge_ffn: Sequence[float] | None = None
+    ridge_attention: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class NewLayer:
+    """The decisions and new weights of one kept layer; ``None`` weights stay as they are."""
+
+    index: int
+    neurons: list[int]
+    ffn_out: torch.Tensor  # (D, P) in float64, the last column the bias where there is one
+    attention_out: torch.Tensor | None
+    ridge_ffn: float
+    ridge_attention: float
+
+
+class Gram:
+    """Sums over tokens for one least-squares problem: features x features and targets x features, fit and held-out."""
+
+    def __init__(self, weight_DP: torch.Tensor) -> None:
+        targets, features = weight_DP.shape
+        zeros = {"dtype": torch.float64, "device": weight_DP.device}
+        self.weight = weight_DP
+        self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
+        self.cross = [torch.zeros(targets, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
+
+    def add(self, features_NP: torch.Tensor, targets_ND: torch.Tensor, held_out: bool) -> None:
+        """Add the tokens of one micro-batch."""
+        x, y = features_NP.float(), targets_ND.float()
+        self.gram[held_out] += (x.T @ x).double()
+        self.cross[held_out] += (y.T @ x).double()
+
+    def solve(self, columns: Sequence[int], ridge: float | None) -> tuple[torch.Tensor, float]:
+        """Ridge regression towards the original columns; the ridge by held-out tokens where it is not given.
+
+        Returns the weights (D, P') of the chosen feature columns, and the ridge, relative to the mean of the diagonal.
+        """
+        index = torch.tensor(list(columns), device=self.weight.device)
+        fit, held = ([(g[index][:, index], c[:, index]) for g, c in [(self.gram[k], self.cross[k])]][0] for k in (0, 1))
+        prior = self.weight[:, index]
+        if ridge is None:
+            errors = {r: _squared_error(_ridge(*fit, prior, r), *held) for r in RIDGES}
+            ridge = min(errors, key=lambda r: (errors[r], -r))
+        return _ridge(fit[0] + held[0], fit[1] + held[1], prior, ridge), ridge
+
+    def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
+        """Backward elimination (optimal-brain-surgeon order) down to ``width`` columns, ascending; ``forced`` stay besides.
+
+        In each of about 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
+        """
+        gram, cross = self.gram[0] + self.gram[1], self.cross[0] + self.cross[1]
+        shift = ELIMINATION_RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        gram.diagonal().add_(shift)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        weights = (cross + shift * self.weight) @ inverse
+        alive = torch.arange(gram.shape[0], device=gram.device)
+        surplus = len(alive) - len(forced) - width
+        for round_ in range(ELIMINATION_ROUNDS):
+            count = surplus // (ELIMINATION_ROUNDS - round_)
+            surplus -= count
+            if count == 0:
+                continue
+            scores = weights.pow(2).sum(0) / inverse.diagonal()
+            scores[torch.isin(alive, torch.tensor(list(forced), device=alive.device, dtype=alive.dtype))] = float("inf")
+            order = torch.argsort(scores, stable=True)
+            gone, stay = order[:count], order[count:].sort().values
+            correction = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stay])
+            weights = weights[:, stay] - weights[:, gone] @ correction
+            inverse = inverse[stay][:, stay] - inverse[stay][:, gone] @ correction
+            alive = alive[stay]
+        return sorted(set(alive.tolist()) - set(forced))
+
+
+def _ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float) -> torch.Tensor:
+    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums."""
+    shift = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    left = gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve((cross + shift * prior).T, torch.linalg.cholesky(left)).T
+
+
+def _squared_error(weights: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor) -> float:
+    """sum ||y - W x||^2 less the constant sum ||y||^2."""
+    return float(((weights @ gram) * weights).sum() - 2 * (weights * cross).sum())
+
+
+def with_bias(module: nn.Linear) -> torch.Tensor:
+    """Weight (D, P) in float64, the bias as one more column where there is one."""
+    weight = module.weight.double()
+    return weight if module.bias is None else torch.cat([weight, module.bias.double()[:, None]], dim=1)
+
+
+def features_for(features: torch.Tensor, columns: int) -> torch.Tensor:
+    """The features, with a column of ones where the weights hold a bias."""
+    if features.shape[-1] == columns:
+        return features
+    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
+
+
+class Walk:
+    """One pass over the kept layers: the original's stream beside the pruned one's.
+
+    Iterating yields a :class:`NewLayer` per kept layer; when it is yielded the original layer is needed no more, so the
+    consumer may cut it in place. Afterwards :meth:`divergence` gives the KL.
+    """
+
+    def __init__(self, runner: LayerRunner, cut: Cut, fit: Sequence[Batch], compare: Sequence[Batch]) -> None:
+        self.runner, self.cut = runner, cut
+        self.batches, self.num_fit = [*fit, *compare], len(fit)
+        self.original = [runner.embed(batch) for batch in self.batches]
+        self.pruned = list(self.original)
+        self.clean = True  # both streams are still one
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[NewLayer]:
+        following = [*self.cut.kept_layers[1:], len(self.runner.layers)]
+        first = self.cut.kept_layers[0]
+        for index in range(first):
+            self._advance_original(index)
+            self.clean = False
+        for place, (index, after) in enumerate(zip(self.cut.kept_layers, following, strict=True)):
+            yield self._layer(place, index, after)
+
+    def _advance_original(self, index: int) -> None:
+        for n, hidden in enumerate(self.original):
+            self.original[n] = self.runner.layer(index, hidden)
+
+    def _layer(self, place: int, index: int, after: int) -> NewLayer:
+        attention, mid, attention_ridge = self._attention(place, index)
+        before = self.original
+        original_mid = [self._original_mid(index, h) for h in before] if self.cut.kind == "simple" else None
+        self.original = list(before)
+        for skipped in range(index, after):
+            self._advance_original(skipped)
+        untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
+        if untouched:
+            self.pruned = list(self.original)
+            return NewLayer(index, list(range(self.cut.width)), with_bias(self._ffn(index)), attention, 0.0, attention_ridge)
+        self.clean = False
+        gram = self._ffn_gram(index, mid, original_mid)
+        neurons = self._choose(place, index, gram)
+        weights, ridge = self._ffn_weights(place, index, neurons, gram)
+        self._advance_pruned(index, mid, neurons, weights)
+        return NewLayer(index, neurons, weights, attention, ridge, attention_ridge)
+
+    def _ffn(self, index: int) -> nn.Linear:
+        return linear(self.runner.layers[index], self.runner.family.ffn_out)
+
+    def _original_mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        projection = linear(self.runner.layers[index], self.runner.family.attention_out)
+        return hidden.to(projection.weight.device) + projection(self.runner.attention_features(index, hidden))
+
+    def _attention(self, place: int, index: int) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
+        """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
+        projection = linear(self.runner.layers[index], self.runner.family.attention_out)
+        if self.clean or not self.cut.output_projection or self.cut.kind != "residual":
+            return None, [self._original_mid(index, h) for h in self.pruned], 0.0
+        old, caught = with_bias(projection), []
+        gram = Gram(old)
+        for n, batch in enumerate(self.batches):
+            features = features_for(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
+            caught.append(features)
+            if n < self.num_fit:
+                target = self._original_mid(index, self.original[n]) - self.pruned[n].to(features.device)
+                _add(gram, batch, features, target)
+        ridge = self.cut.ridge_attention[place] if self.cut.ridge_attention else None
+        weights, ridge = gram.solve(range(old.shape[1]), ridge)
+        new = weights.to(projection.weight.dtype)
+        mid = [self.pruned[n].to(f.device) + nn.functional.linear(f, new) for n, f in enumerate(caught)]
+        return weights, mid, ridge
+
+    def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
+        """Statistics of the FFN's output projection, where anything needs them."""
+        old = with_bias(self._ffn(index))
+        decided = self.cut.neurons is not None or self.cut.scores is not None or self.cut.width == self._ffn(index).in_features
+        if self.cut.kind == "none" and decided:
+            return None
+        gram = Gram(old)
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            if original_mid is None:
+                features = features_for(self.runner.ffn_features(index, mid[n]), old.shape[1])
+                target = self.original[n].to(features.device) - mid[n].to(features.device)
+            else:
+                features = features_for(self.runner.ffn_features(index, original_mid[n]), old.shape[1])
+                target = nn.functional.linear(features, old.to(features.dtype))
+            _add(gram, batch, features, target)
+        return gram
+
+    def _choose(self, place: int, index: int, gram: Gram | None) -> list[int]:
+        if self.cut.neurons is not None:
+            return list(self.cut.neurons[place])
+        width = self._ffn(index).in_features
+        if self.cut.width == width:
+            return list(range(width))
+        if self.cut.scores is not None:
+            return choose_neurons(self.cut.scores[index], self.cut.width)
+        assert gram is not None
+        return gram.eliminate(self.cut.width, forced=range(width, gram.weight.shape[1]))
+
+    def _ffn_weights(self, place: int, index: int, neurons: list[int], gram: Gram | None) -> tuple[torch.Tensor, float]:
+        old, width = with_bias(self._ffn(index)), self._ffn(index).in_features
+        columns = [*neurons, *range(width, old.shape[1])]
+        if gram is None or self.cut.kind == "none":
+            return old[:, columns], 0.0
+        return gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
+
+    def _advance_pruned(self, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor) -> None:
+        new, kept = weights.to(self._ffn(index).weight.dtype), torch.tensor(neurons, device=weights.device)
+        for n, hidden in enumerate(mid):
+            features = features_for(self.runner.ffn_features(index, hidden)[..., kept], new.shape[1])
+            self.pruned[n] = hidden.to(features.device) + nn.functional.linear(features, new)
+
+    @torch.no_grad()
+    def divergence(self, head: nn.Linear) -> tuple[float, float]:
+        """KL in nats per token over the comparison batches: over all tokens, and over answer tokens (nan without any)."""
+        kls, answers = [], []
+        for n in range(self.num_fit, len(self.batches)):
+            valid = self.batches[n].valid
+            reference, hidden = (self.runner.finish(stream[n])[valid] for stream in (self.original, self.pruned))
+            kls.append(kl_divergence(head, reference, hidden).double().cpu())
+            answers.append(self.batches[n].answer[valid])
+        kl, answer = torch.cat(kls), torch.cat(answers)
+        return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
+
+
+def _add(gram: Gram, batch: Batch, features: torch.Tensor, targets: torch.Tensor) -> None:
+    """Add the real tokens of a batch, those of held-out rows apart."""
+    for held_out in (False, True):
+        chosen = (batch.valid & (batch.held_out == held_out)).to(features.device)
+        if bool(chosen.any()):
+            gram.add(features[chosen], targets[chosen], held_out)
+
