@@ -21,9 +21,9 @@ from flab.evaluate.generate import Generation, Generator
 from flab.evaluate.metrics import wilson_interval
 from flab.evaluate.sandbox import Job, Sandbox, Verdict
 
-# A body ends at the next line that starts in column 0, so a top-level statement can be cut there; an end token is
-# a stop of the generator's own. Not among them: "\n#", because a comment in column 0 may stand in a body; "\nif"
-# and "\nfor", for wrapped text in docstrings; "```" in the middle of a line.
+# A body ends at the next line that starts in column 0, so a top-level statement can be cut; the generator
+# stops at end tokens by itself. Not among them: "\n#", because such a comment may stand in a body; "\nif" and
+# "\nfor", for wrapped text in docstrings; "```" in the middle of a line.
 COMPLETION_STOP = (
     "\ndef ",
     "\nasync def ",
@@ -153,7 +153,7 @@ def _parse_problem(line: str, where: str) -> Problem:
         raise DataError(f"{where}: task_id is {type(task_id).__name__}; allowed are text and whole numbers")
     if solution is not None and not isinstance(solution, str):
         raise DataError(f"{where}: canonical_solution is {type(solution).__name__}, not text")
-    return Problem(str(task_id), row["prompt"], row["entry_point"], row["test"], solution)
+    return Problem(str(task_id), row["prompt"], row["entry_point"].strip(), row["test"], solution)
 
 
 def evaluate_code(

@@ -79,7 +79,7 @@ class _Prompt:
 class TransformersGenerator:
     """Greedy decoding with a Hugging Face causal LM and a raw ``tokenizers.Tokenizer``, in batches.
 
-    Results move with batch size and dtype where two tokens are nearly as likely: compare models under the same.
+    Results move with batch size and dtype where two tokens are nearly tied: compare models under the same.
     Of the model's generation settings only the end tokens apply (no repetition penalty, no temperature).
     """
 

@@ -11,7 +11,7 @@ Protocol, one line each on the report descriptor: ``started``, then either the s
 from __future__ import annotations
 
 import builtins
-import json
+import marshal
 import os
 import resource
 import sys
@@ -88,8 +88,8 @@ def run(program: str, test: str, entry_point: str) -> tuple[str, BaseException |
 def main(program_fd: int, secret_fd: int, report_fd: int) -> None:
     """Read the job, run it, report and leave at once, so that nothing the program registered still runs."""
     read, write, leave, process_id = os.read, os.write, os._exit, os.getpid
-    with open(program_fd, encoding="utf-8", errors="surrogatepass") as file:
-        job = json.load(file)
+    with open(program_fd, "rb") as file:
+        job = marshal.load(file)  # half the start-up time of json, and both ends are the same Python
     os.environ.clear()
     sys.path[:] = [folder for folder in sys.path if folder]
     sys.argv[:] = ["candidate"]

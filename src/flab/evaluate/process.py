@@ -52,14 +52,14 @@ def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
         yield read_end, write_end
 
 
-def execute(launcher: list[str], payload: str, secret: str, wall_seconds: float) -> Raw:
+def execute(launcher: list[str], payload: bytes, secret: str, wall_seconds: float) -> Raw:
     """Run one harness behind ``launcher`` until it reported, ended or met the wall limit, then kill it."""
     with (
         tempfile.TemporaryFile() as job_file,
         _pipe() as (secret_out, secret_in),
         _pipe() as (report, report_in),
     ):
-        job_file.write(payload.encode("utf-8", "surrogatepass"))
+        job_file.write(payload)
         job_file.seek(0)
         secret_in.write(secret.encode())
         secret_in.close()

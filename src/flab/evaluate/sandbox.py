@@ -21,7 +21,7 @@ program.
 
 from __future__ import annotations
 
-import json
+import marshal
 import math
 import os
 import secrets
@@ -122,7 +122,7 @@ class Sandbox:
         payload = {"program": job.program, "test": job.test, "entry_point": job.entry_point, "limits": limits}
         secret = secrets.token_hex(harness.SECRET_CHARS // 2)
         wall_seconds = self.wall_factor * limits["RLIMIT_CPU"] + 1.0
-        raw = execute(self.launcher(), json.dumps(payload), secret, wall_seconds)
+        raw = execute(self.launcher(), marshal.dumps(payload), secret, wall_seconds)
         return _judge(raw, secret.encode(), limits["RLIMIT_CPU"], wall_seconds), raw.timed_out
 
 

@@ -1,0 +1,168 @@
+"""From folder and files to what the cuts read: texts, a vocabulary-cut model, calibration batches.
+
+The same path serves the plan (which decides) and its replay (which does not). It measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
+from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_files
+from flab.errors import CheckpointError, DataError, PlanError
+from flab.families import Family, family_of
+from flab.prune.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
+from flab.recipe import Options, Recipe
+from flab.samples import Sample, Source, calibration_samples, files_under, general_samples, read_samples, sha256_of
+
+SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Everything that is read: what to do well (task), what not to lose (general), what to count besides (corpus)."""
+
+    task: list[Sample]
+    general: list[Sample]
+    corpus: list[Sample]
+    sources: list[Source]
+    corpus_sources: list[Source]
+
+    def counted(self) -> list[str]:
+        """The texts that the token counts read: prompts, answers, both joined, general text, corpus."""
+        parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
+        return list(dict.fromkeys([*parts, *(s.text for s in self.general), *(s.text for s in self.corpus)]))
+
+
+def read_texts(recipe: Recipe) -> Texts:
+    """Read and hash calibration, general and corpus text.
+
+    Raises:
+        DataError: missing, empty or malformed; names file and line.
+    """
+    task, source = calibration_samples(recipe.calibration)
+    general, general_source = general_samples() if recipe.general > 0 else ([], None)
+    corpus = [sample for path in recipe.corpus for sample in read_samples(path)]
+    corpus_sources = [Source(str(path.resolve()), sha256_of(files_under(path))) for path in recipe.corpus]
+    return Texts(task, general, corpus, [source] + ([general_source] if general_source else []), corpus_sources)
+
+
+def verify_sources(texts: Texts, planned: Sequence[dict[str, str]]) -> None:
+    """Demand the data that the plan names.
+
+    Raises:
+        PlanError: names the file that differs, and what to do.
+    """
+    got = {source.name: source.sha256 for source in texts.sources}
+    for item in planned:
+        if got.get(item["path"]) != item["sha256"]:
+            raise PlanError(
+                f"calibration data {item['path']} is not what the plan was made with (SHA-256 differs): "
+                "bring the same data, plan again, or pass --no-refit to cut alone."
+            )
+
+
+def compute_dtype(path: Path, options: Options) -> str:
+    """The precision to compute in: as asked; float32 for small models on a CPU; else as stored."""
+    if options.dtype != "auto":
+        return options.dtype
+    small = sum(f.stat().st_size for f in weight_files(path)) < SMALL_WEIGHTS_BYTES
+    return "float32" if options.device == "cpu" and small else "auto"
+
+
+def stored_dtype(path: Path) -> str:
+    """The dtype that the folder's config states, float32 where it states none."""
+    dtype = read_config(path).dtype
+    return str(dtype).removeprefix("torch.") if dtype is not None else "float32"
+
+
+def open_model(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+    """Load a model for cutting.
+
+    Raises:
+        CheckpointError, UnsupportedModelError
+    """
+    path = resolve(source)
+    checkpoint = load(path, dtype or compute_dtype(path, options), options.device, options.trust_remote_code)
+    if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
+        raise CheckpointError(f"{path} does not fit on the devices here: use a larger one, or --device cpu.")
+    return checkpoint, family_of(checkpoint.model.config)
+
+
+def new_tokenizer(checkpoint: Checkpoint, kept: list[int]) -> tuple[Tokenizer, dict[str, Any] | None]:
+    """The tokenizer of the kept tokens, and its JSON; the original and None where nothing is cut."""
+    if len(kept) >= checkpoint.model.get_input_embeddings().num_embeddings:
+        return checkpoint.tokenizer, None
+    data = rewrite_tokenizer(TokenizerModel(checkpoint.tokenizer), kept)
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    old = checkpoint.tokenizer
+    wrong = [i for i, k in enumerate(kept) if old.id_to_token(k) != tokenizer.id_to_token(i)]
+    if wrong:
+        raise CheckpointError(
+            f"the rewritten tokenizer renumbers token {wrong[0]} otherwise than planned: keep the vocabulary with --vocabulary "
+            f"{old.get_vocab_size()} and report this tokenizer."
+        )
+    return tokenizer, data
+
+
+def cut_to_vocabulary(checkpoint: Checkpoint, family: Family, kept: list[int]) -> None:
+    """Cut the rows in place, where any goes."""
+    if len(kept) < checkpoint.model.get_input_embeddings().num_embeddings:
+        cut_vocabulary(checkpoint.model, family, kept)
+
+
+def end_of_text(model: Any, kept: list[int]) -> int | None:
+    """The (new) id that ends an answer: the first eos of the generation config, else of the config."""
+    for config in (model.generation_config, model.config):
+        eos = getattr(config, "eos_token_id", None)
+        eos = eos[0] if isinstance(eos, list) and eos else eos
+        if isinstance(eos, int):
+            return kept.index(eos) if eos in kept else None
+    return None
+
+
+def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, settings: dict[str, Any]) -> list[Window]:
+    """The windows of the calibration tokens, shuffled by seed; general text carries sample -1.
+
+    ``settings`` holds tokens, max_length, general and seed.
+
+    Raises:
+        DataError: when fewer than two windows come out.
+    """
+    length = settings["max_length"]
+    task = windows_of(texts.task, tokenizer, length, eos)
+    general = [Window(w.ids, len(w.ids), -1) for w in windows_of(texts.general, tokenizer, length, None)]
+    windows = select_windows(task, general, settings["tokens"], settings["general"], settings["seed"])
+    if len(windows) < 2:
+        raise DataError("the calibration text gives fewer than two sequences of tokens: add more text.")
+    return windows
+
+
+def build_set(windows: list[Window], options: Options) -> CalibrationSet:
+    """Pack all windows."""
+    return calibration_set(windows, options.batch_tokens)
+
+
+def search_set(windows: list[Window], tokens: int, options: Options) -> CalibrationSet:
+    """Pack the first ``tokens`` tokens: what the search sees."""
+    used, count = 0, 0
+    for window in windows:
+        used += len(window.ids)
+        if used > tokens and count >= 2:
+            break
+        count += 1
+    return calibration_set(windows[:count], options.batch_tokens)
+
+
+def free(checkpoint: Checkpoint) -> None:
+    """Let go of a model before the next is loaded."""
+    checkpoint.model = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,100 @@
+"""What to do (:class:`Recipe`) and how (:class:`Options`): frozen, checked when made, no torch.
+
+Device, dtype, folders and batch sizes never change what is decided on one machine, so they are options.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flab.budget import Pins
+from flab.errors import OptionError
+from flab.plan import REFITS
+
+LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
+NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "magnitude", "random", "first")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to remove, judged on which data, by which criteria.
+
+    Attributes:
+        remove: fraction of all parameters to cut, tied ones counted once.
+        calibration: JSONL or source file(s) folder; None is the bundled instruction samples.
+        corpus: more text that only the token counts read.
+        general: share of calibration tokens from general code (the running Python's standard library).
+        vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
+        drop_layers: the layers to remove, original numbering; None lets the criterion choose.
+        tokens: calibration tokens for statistics and final comparison; search_tokens: those of the search.
+        finalists: candidates rebuilt on all tokens and decided by task success, or by KL without tests.
+    """
+
+    remove: float = 0.22
+    calibration: Path | None = None
+    corpus: tuple[Path, ...] = ()
+    general: float = 0.25
+    vocabulary: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    drop_layers: tuple[int, ...] | None = None
+    layer_criterion: str = "kl"
+    neuron_criterion: str = "elimination"
+    refit: str = "residual"
+    output_projection: bool = True
+    closure: bool = True
+    min_count: int = 1
+    tokens: int = 65_536
+    search_tokens: int = 16_384
+    max_length: int = 512
+    finalists: int = 3
+    judge_problems: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.remove < 1:
+            raise OptionError(f"--remove is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1.")
+        if not 0 <= self.general <= 0.9:
+            raise OptionError(f"--general is a share of the calibration tokens: got {self.general:g}, allowed 0 to 0.9.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)!r}, allowed {', '.join(allowed)}.")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")
+
+    @property
+    def pins(self) -> Pins:
+        """The sizes that the user fixed."""
+        return Pins(self.vocabulary, self.layers, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        values = asdict(self)
+        values["calibration"] = str(self.calibration) if self.calibration else None
+        values["corpus"] = [str(p) for p in self.corpus]
+        return values
+
+
+_CHOICES = {"layer_criterion": LAYER_CRITERION_NAMES, "neuron_criterion": NEURON_CRITERION_NAMES, "refit": REFITS}
+_LEAST = {"min_count": 1, "tokens": 256, "search_tokens": 256, "max_length": 16, "finalists": 1, "judge_problems": 1}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: where, in which precision, in which batches."""
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    batch_tokens: int = 4096
+    unsandboxed: bool = False
+    trust_remote_code: bool = False
+    overwrite: bool = False
+
+
+def as_path(value: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` expanded."""
+    return Path(value).expanduser()

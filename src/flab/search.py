@@ -1,0 +1,167 @@
+"""The joint search: build every feasible split with the refit, measure it, and let the finalists be decided by the task.
+
+Nothing is added up: a candidate's KL is measured on the model that it would be. It writes no file and cuts no saved model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from flab.budget import Shape, Split
+from flab.calibrate import CalibrationSet, LayerRunner
+from flab.errors import BudgetError
+from flab.families import Family, head_of
+from flab.progress import say, track
+from flab.prune.ffn import FFN_CRITERIA, NeuronSearch
+from flab.prune.layers import LAYER_CRITERIA, LayerSearch
+from flab.prune.refit import Cut, Walk
+from flab.recipe import Recipe
+
+PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
+
+
+@dataclass
+class Candidate:
+    """One split, built and measured."""
+
+    split: Split
+    kept_layers: list[int]
+    removed_fraction: float
+    flops_per_token: int
+    kl_search: float
+    kl: float | None = None
+    kl_answer: float | None = None
+    task_success: float | None = None
+    task_passed: int | None = None
+    task_total: int | None = None
+    chosen: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "vocabulary": self.split.vocabulary,
+            "layers": self.split.layers,
+            "width": self.split.width,
+            "kept_layers": self.kept_layers,
+            "parameters": self.split.parameters,
+            "removed_fraction": self.removed_fraction,
+            "flops_per_token": self.flops_per_token,
+            "kl_search": self.kl_search,
+            "kl": self.kl,
+            "kl_answer": self.kl_answer,
+            "task_success": self.task_success,
+            "task_passed": self.task_passed,
+            "task_total": self.task_total,
+            "chosen": self.chosen,
+        }
+
+
+@dataclass
+class Search:
+    """The model (vocabulary already cut), its data, and what the search found on the way."""
+
+    model: Any
+    family: Family
+    shape: Shape
+    recipe: Recipe
+    data: CalibrationSet
+    layer_path: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    scores: torch.Tensor | None = None
+
+    def score_neurons(self) -> None:
+        """Scores by the recipe's criterion, or None where elimination chooses during the walk."""
+        criterion, tokens = self.recipe.neuron_criterion, self.data.num_fit_tokens
+        if criterion == "elimination" and tokens < self.shape.width:
+            criterion = "activation"
+            self.warnings.append(
+                f"{tokens} calibration tokens are fewer than the {self.shape.width} neurons of a layer: "
+                "neurons are chosen by activation instead of elimination; give more text or raise --tokens."
+            )
+        if criterion != "elimination":
+            runner = LayerRunner(self.model, self.family)
+            self.scores = FFN_CRITERIA[criterion](NeuronSearch(runner, self.data.fit, self.recipe.seed))
+
+    def removals(self) -> Iterator[tuple[int, ...]]:
+        """The removed set for 0, 1, 2, ... layers."""
+        yield ()
+        search = LayerSearch(LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=self.layer_path)
+        yield from LAYER_CRITERIA[self.recipe.layer_criterion](search)
+
+    def cut_for(self, split: Split, removed: Sequence[int]) -> Cut:
+        """The instructions that build a split."""
+        kept = [i for i in range(self.shape.layers) if i not in set(removed)]
+        nothing = not removed and split.width == self.shape.width
+        return Cut(kept, split.width, "none" if nothing else self.recipe.refit, self.recipe.output_projection, self.scores)
+
+    def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
+        """Build a split without touching the model, and measure it."""
+        cut = self.cut_for(split, removed)
+        walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare)
+        for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers):
+            pass
+        kl, kl_answer = walk.divergence(head_of(self.model, self.family))
+        flops = self.shape.flops_per_token(split.vocabulary, split.layers, split.width)
+        fraction = 1 - split.parameters / self.shape.total
+        return Candidate(split, list(cut.kept_layers), fraction, flops, kl, kl_answer=_number(kl_answer))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
+    """Measure the feasible splits from the deepest on, until :data:`PATIENCE` in a row are worse than the best."""
+    search.score_neurons()
+    by_layers = {split.layers: split for split in splits}
+    if search.recipe.drop_layers is not None:
+        return [search.measure(_dropped_split(search, splits), search.recipe.drop_layers)]
+    candidates: list[Candidate] = []
+    for removed in search.removals():
+        split = by_layers.pop(search.shape.layers - len(removed), None)
+        if split is not None:
+            candidates.append(search.measure(split, removed))
+            say(f"  {split.layers} layers x {split.width}: KL {candidates[-1].kl_search:.4f}")
+        if not by_layers or _worsening(candidates):
+            break
+    if by_layers:
+        search.warnings.append(
+            f"{len(by_layers)} feasible splits of fewer layers were not built: {PATIENCE} in a row were worse than the best."
+        )
+    return candidates
+
+
+def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
+    layers = search.shape.layers - len(set(search.recipe.drop_layers or ()))
+    found = next((s for s in splits if s.layers == layers), None)
+    if found is None:
+        raise BudgetError(f"--drop-layers leaves {layers} layers, with which the budget cannot be met; drop more or remove less.")
+    return found
+
+
+def _worsening(candidates: Sequence[Candidate]) -> bool:
+    if len(candidates) <= PATIENCE:
+        return False
+    best = min(c.kl_search for c in candidates[:-PATIENCE])
+    return all(c.kl_search > best for c in candidates[-PATIENCE:])
+
+
+def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candidate], None]) -> Candidate:
+    """Let ``judge`` measure the best few on all tokens; task success decides, then KL on answers, then KL."""
+    best = sorted(candidates, key=lambda c: c.kl_search)[:finalists]
+    for candidate in best:
+        judge(candidate)
+    winner = min(best, key=_rank)
+    winner.chosen = True
+    return winner
+
+
+def _rank(candidate: Candidate) -> tuple[float, float]:
+    kl = candidate.kl if candidate.kl is not None else candidate.kl_search
+    if candidate.task_success is not None:
+        return (-candidate.task_success, kl)
+    return (candidate.kl_answer if candidate.kl_answer is not None else kl, kl)

@@ -1,0 +1,102 @@
+"""Pico models of every family, built from configs: no network, a second each, random weights of a lively scale."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from tokenizers import Regex
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 5,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+FAMILY_SETTINGS: dict[str, dict[str, object]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16},
+    "starcoder2": {"tie_word_embeddings": True, "sliding_window": None},
+}
+CODE = [
+    f"def {verb}_{noun}(values):\n    \"\"\"{verb.title()} the {noun}.\"\"\"\n    return [{verb}(v) for v in values if v != {n}]\n"
+    for n, (verb, noun) in enumerate((v, w) for v in ("add", "sort", "count", "join") for w in ("items", "words", "keys", "rows"))
+]
+OTHER = ["Der schnelle braune Fuchs springt über den faulen Hund.", "Быстрая лисица прыгает.", "素早い茶色の狐", "naïve café"] * 3
+
+
+@cache
+def tokenizer(vocabulary: int = 480) -> Tokenizer:
+    """A byte-level BPE like Qwen2's, trained on a few lines."""
+    tok = Tokenizer(models.BPE())
+    tok.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
+    tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIAL), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tok.train_from_iterator(CODE + OTHER, trainer)
+    tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    return tok
+
+
+def write_tokenizer(folder: Path) -> int:
+    """tokenizer.json, its config and a chat template; returns the number of tokens."""
+    tok = tokenizer()
+    tok.save(str(folder / "tokenizer.json"))
+    roles = {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "unk_token": None, "tokenizer_class": "Qwen2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "LICENSE").write_text("Apache-2.0\n")
+    return int(tok.get_vocab_size())
+
+
+def build(family: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: object) -> Path:
+    """A saved pico checkpoint of the family."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = write_tokenizer(folder)
+    end, pad = tokenizer().token_to_id(SPECIAL[2]), tokenizer().token_to_id(SPECIAL[0])
+    ids = {"eos_token_id": end, "pad_token_id": pad, "bos_token_id": None}
+    config = AutoConfig.for_model(family, vocab_size=vocabulary, **{**SIZES, **FAMILY_SETTINGS[family], **ids, **settings})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name:
+                parameter.mul_(4.0)  # or every layer is nearly the identity
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    model.generation_config.eos_token_id = [end, pad]
+    model.generation_config.pad_token_id = pad
+    model.save_pretrained(folder)
+    return folder
+
+
+def calibration_rows(count: int = 60) -> list[dict[str, str]]:
+    """Instruction rows over the pico grammar."""
+    rows = []
+    for number in range(count):
+        head, _, body = CODE[number % len(CODE)].partition('"""\n')
+        rows.append({"prompt": head + '"""\n', "completion": body + f"# {number}\n"})
+    return rows
+
+
+def write_calibration(path: Path, count: int = 60) -> Path:
+    """The rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in calibration_rows(count)))
+    return path
