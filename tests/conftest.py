@@ -10,7 +10,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pico  # noqa: E402
+import pico
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
-from tokenizers import Regex
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -33,10 +32,17 @@ FAMILY_SETTINGS: dict[str, dict[str, object]] = {
     "starcoder2": {"tie_word_embeddings": True, "sliding_window": None},
 }
 CODE = [
-    f"def {verb}_{noun}(values):\n    \"\"\"{verb.title()} the {noun}.\"\"\"\n    return [{verb}(v) for v in values if v != {n}]\n"
-    for n, (verb, noun) in enumerate((v, w) for v in ("add", "sort", "count", "join") for w in ("items", "words", "keys", "rows"))
+    f'def {verb}_{noun}(values):\n    """{verb.title()} the {noun}."""\n    return [{verb}(v) for v in values if v != {n}]\n'
+    for n, (verb, noun) in enumerate(
+        (v, w) for v in ("add", "sort", "count", "join") for w in ("items", "words", "keys", "rows")
+    )
 ]
-OTHER = ["Der schnelle braune Fuchs springt über den faulen Hund.", "Быстрая лисица прыгает.", "素早い茶色の狐", "naïve café"] * 3
+OTHER = [
+    "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "Быстрая лисица прыгает.",
+    "素早い茶色の狐",
+    "naïve café",
+] * 3
 
 
 @cache
@@ -45,10 +51,14 @@ def tokenizer(vocabulary: int = 480) -> Tokenizer:
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
-    tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(SPECIAL), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=vocabulary - len(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tok.train_from_iterator(CODE + OTHER, trainer)
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
@@ -59,7 +69,12 @@ def write_tokenizer(folder: Path) -> int:
     """tokenizer.json, its config and a chat template; returns the number of tokens."""
     tok = tokenizer()
     tok.save(str(folder / "tokenizer.json"))
-    roles = {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "unk_token": None, "tokenizer_class": "Qwen2Tokenizer"}
+    roles = {
+        "eos_token": SPECIAL[2],
+        "pad_token": SPECIAL[0],
+        "unk_token": None,
+        "tokenizer_class": "Qwen2Tokenizer",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(roles))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     (folder / "LICENSE").write_text("Apache-2.0\n")
@@ -72,7 +87,9 @@ def build(family: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.f
     vocabulary = write_tokenizer(folder)
     end, pad = tokenizer().token_to_id(SPECIAL[2]), tokenizer().token_to_id(SPECIAL[0])
     ids = {"eos_token_id": end, "pad_token_id": pad, "bos_token_id": None}
-    config = AutoConfig.for_model(family, vocab_size=vocabulary, **{**SIZES, **FAMILY_SETTINGS[family], **ids, **settings})
+    config = AutoConfig.for_model(
+        family, vocab_size=vocabulary, **{**SIZES, **FAMILY_SETTINGS[family], **ids, **settings}
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():

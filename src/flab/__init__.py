@@ -1,3 +1,37 @@
-"""flab."""
+"""flab: make code LLMs smaller under one parameter budget, and prove what was kept.
+
+>>> import flab
+>>> report = flab.prune("path/to/model", "path/to/smaller", flab.Recipe(remove=0.22))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flab.checking import check
+    from flab.pipeline import apply, evaluate, plan, prune
+    from flab.plans import Plan
+    from flab.recipe import Options, Recipe
+
+_HOMES = {
+    "check": "flab.checking",
+    "apply": "flab.pipeline",
+    "evaluate": "flab.pipeline",
+    "prune": "flab.pipeline",
+    "Plan": "flab.plans",
+    "Options": "flab.recipe",
+    "Recipe": "flab.recipe",
+}
+__all__ = ["Options", "Plan", "Recipe", "__version__", "apply", "check", "evaluate", "plan", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that ``import flab`` costs no torch."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -143,7 +143,8 @@ def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> st
     reachable = max(0.0, 1 - smallest / shape.total)
     floor = (
         f"{vocabulary} tokens{' (pinned)' if pins.vocabulary else ' (covered text and special tokens)'}, "
-        f"{layers} layer{'s' * (layers > 1)}{' (pinned)' if pins.layers else ''}, width {width}{' (pinned)' if pins.width else ''}"
+        f"{layers} layer{'s' * (layers > 1)}{' (pinned)' if pins.layers else ''}, "
+        f"width {width}{' (pinned)' if pins.width else ''}"
     )
     return (
         f"--remove {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "

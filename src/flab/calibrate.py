@@ -209,7 +209,9 @@ class LayerRunner:
         projection = linear(layer, self.family.attention_out)
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
-            layer.get_submodule(self.family.attention)(hidden_states=layer.get_submodule(self.family.input_norm)(hidden), **kwargs)
+            layer.get_submodule(self.family.attention)(
+                hidden_states=layer.get_submodule(self.family.input_norm)(hidden), **kwargs
+            )
         finally:
             handle.remove()
         return caught[0]

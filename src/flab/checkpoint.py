@@ -1,7 +1,6 @@
 """Stock Hugging Face folders in and out: the only module that touches model folders.
 
-Safetensors only; ``trust_remote_code`` is off unless the user asks. A folder is written under a temporary name and
-renamed when it is whole. It does not verify what was written: see :mod:`flab.check`.
+Safetensors only; ``trust_remote_code`` is off unless the user asks. It does not verify what was written: see :mod:`flab.verify`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +64,9 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         return path
     text = str(source)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(f"no model folder at {text}: give a folder with config.json and *.safetensors, or a hub id.")
+        raise CheckpointError(
+            f"no model folder at {text}: give a folder with config.json and *.safetensors, or a hub id."
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -89,7 +89,9 @@ def weight_files(path: Path) -> list[Path]:
     if index.is_file():
         names = sorted(set(_read_json(index).get("weight_map", {}).values()))
         if missing := [name for name in names if not (path / name).is_file()]:
-            raise CheckpointError(f"{path}: weight files named by the index are missing: {', '.join(missing)}. Fetch them again.")
+            raise CheckpointError(
+                f"{path}: weight files named by the index are missing: {', '.join(missing)}. Fetch them again."
+            )
         found = [path / name for name in names]
     if not found:
         pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
@@ -169,7 +171,9 @@ def load(
     tokenizer, named_ids, warnings = load_tokenizer(path, config)
     model = load_model(path, dtype, device, trust_remote_code)
     if tokenizer.get_vocab_size() > model.get_input_embeddings().num_embeddings:
-        raise CheckpointError(f"{path}: the tokenizer has more tokens than the embedding has rows. Fetch the model again.")
+        raise CheckpointError(
+            f"{path}: the tokenizer has more tokens than the embedding has rows. Fetch the model again."
+        )
     return Checkpoint(path, model, tokenizer, named_ids, warnings)
 
 
@@ -194,7 +198,9 @@ def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remot
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(map(str, info.get(kind, ()))):
             names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
-            raise CheckpointError(f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again.")
+            raise CheckpointError(
+                f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again."
+            )
     return model.eval().requires_grad_(False)
 
 
@@ -215,12 +221,18 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Tokenizer, set[int], list[s
         except Exception as error:
             return tokenizer, set(), [f"AutoTokenizer cannot load {path.name}: {_first_line(error)}"]
     named = {i for i in [*auto.all_special_ids, *auto.get_added_vocab().values()] if i is not None}
-    return tokenizer, {i for i in named if i < tokenizer.get_vocab_size()}, tokenizer_warnings(tokenizer, auto)
+    return (
+        tokenizer,
+        {i for i in named if i < tokenizer.get_vocab_size()},
+        tokenizer_warnings(tokenizer, auto),
+    )
 
 
 def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
     """One line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
-    differ = [p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids]
+    differ = [
+        p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids
+    ]
     if not differ:
         return []
     return [
@@ -243,56 +255,6 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling folder that becomes ``path`` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        OptionError: ``path`` exists and ``overwrite`` is off, or its parent cannot be written.
-    """
-    check_output(path, overwrite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise OptionError(f"cannot write beside {path} ({error.strerror}): choose another output folder.") from None
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        replace_folder(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path} ({error.strerror or error}): nothing was left behind. Free space and repeat.") from None
-    except Exception as error:
-        if _is_disk_full(error):
-            raise CheckpointError(f"cannot write {path} (no space left on device): nothing was left behind. Free space and repeat.") from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, SafetensorError) and ("No space left" in str(error) or "os error 28" in str(error).lower())
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Fail early, before hours of work, when the output is taken."""
-    if path.exists() and not overwrite:
-        raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
-    if path.exists() and path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise OptionError(f"{path} is a folder but no model: flab does not overwrite it. Choose another output.")
-
-
-def replace_folder(temporary: Path, path: Path) -> None:
-    """Rename ``temporary`` to ``path``; an old ``path`` goes only once the new one is whole."""
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent)) / "old"
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old.parent, ignore_errors=True)
-    else:
-        temporary.rename(path)
-
-
 def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None) -> None:
     """Write model, tokenizer and what else the source folder holds into ``folder``, all of it stock.
 
@@ -305,7 +267,16 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
         if file.is_file() and file.name not in NOT_COPIED and file.suffix in COPIED_SUFFIXES:
             shutil.copyfile(file, folder / file.name)
     if tokenizer_json is None:
-        for name in sorted(NOT_COPIED - {"config.json", "generation_config.json", "model.safetensors.index.json", "plan.json", "README.md"}):
+        for name in sorted(
+            NOT_COPIED
+            - {
+                "config.json",
+                "generation_config.json",
+                "model.safetensors.index.json",
+                "plan.json",
+                "README.md",
+            }
+        ):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         return
@@ -313,4 +284,6 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
     if (source / "tokenizer_config.json").is_file():
         config = _read_json(source / "tokenizer_config.json")
         config.pop("added_tokens_decoder", None)  # stale ids would win over tokenizer.json
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

@@ -68,7 +68,10 @@ def family_of(config: Any) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is not None:
         return family
-    reason = next((what for key, what in _MISSING.items() if getattr(config, key, None)), "a family row and its contract test")
+    reason = next(
+        (what for key, what in _MISSING.items() if getattr(config, key, None)),
+        "a family row and its contract test",
+    )
     raise UnsupportedModelError(
         f"model_type {config.model_type!r} cannot be cut: flab lacks {reason}. Supported: {', '.join(FAMILIES)}."
     )

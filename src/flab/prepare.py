@@ -18,9 +18,17 @@ from flab.calibrate import CalibrationSet, Window, calibration_set, select_windo
 from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_files
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
-from flab.prune.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
+from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.recipe import Options, Recipe
-from flab.samples import Sample, Source, calibration_samples, files_under, general_samples, read_samples, sha256_of
+from flab.samples import (
+    Sample,
+    Source,
+    calibration_samples,
+    files_under,
+    general_samples,
+    read_samples,
+    sha256_of,
+)
 
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from flab.budget import Pins
 from flab.errors import OptionError
-from flab.plan import REFITS
+from flab.plans import REFITS
 
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
 NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "magnitude", "random", "first")
@@ -56,12 +56,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.remove < 1:
-            raise OptionError(f"--remove is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1.")
+            raise OptionError(
+                f"--remove is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1."
+            )
         if not 0 <= self.general <= 0.9:
-            raise OptionError(f"--general is a share of the calibration tokens: got {self.general:g}, allowed 0 to 0.9.")
+            raise OptionError(
+                f"--general is a share of the calibration tokens: got {self.general:g}, allowed 0 to 0.9."
+            )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)!r}, allowed {', '.join(allowed)}.")
+                raise OptionError(
+                    f"--{name.replace('_', '-')}: got {getattr(self, name)!r}, allowed {', '.join(allowed)}."
+                )
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")
@@ -79,8 +85,19 @@ class Recipe:
         return values
 
 
-_CHOICES = {"layer_criterion": LAYER_CRITERION_NAMES, "neuron_criterion": NEURON_CRITERION_NAMES, "refit": REFITS}
-_LEAST = {"min_count": 1, "tokens": 256, "search_tokens": 256, "max_length": 16, "finalists": 1, "judge_problems": 1}
+_CHOICES = {
+    "layer_criterion": LAYER_CRITERION_NAMES,
+    "neuron_criterion": NEURON_CRITERION_NAMES,
+    "refit": REFITS,
+}
+_LEAST = {
+    "min_count": 1,
+    "tokens": 256,
+    "search_tokens": 256,
+    "max_length": 16,
+    "finalists": 1,
+    "judge_problems": 1,
+}
 
 
 @dataclass(frozen=True)

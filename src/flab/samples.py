@@ -17,8 +17,10 @@ from typing import Any
 from flab import assets
 from flab.errors import DataError
 
-SOURCE_SUFFIXES = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".jsx", ".ts", ".tsx", ".rs",
-                   ".rb", ".php", ".swift", ".kt", ".scala", ".sh", ".sql", ".lua", ".r", ".jl", ".pl", ".md", ".txt"}  # fmt: skip
+SOURCE_SUFFIXES = set(
+    ".py .pyi .c .h .cc .cpp .hpp .cs .go .java .js .jsx .ts .tsx .rs .rb .php .swift .kt .scala .sh .sql .lua .r .jl "
+    ".pl .md .txt".split()
+)
 BUNDLED = "bundled instruction samples"
 
 
@@ -118,7 +120,10 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or (not value and name != "completion"):
         got = "missing" if value is None else f"{value!r:.40}"
-        raise DataError(f"{where}: field {name!r} is {got}, expected text. Rows hold prompt + completion (or canonical_solution), or text.")
+        raise DataError(
+            f"{where}: field {name!r} is {got}, expected text. "
+            "Rows hold prompt + completion (or canonical_solution), or text."
+        )
     return value
 
 
@@ -132,6 +137,10 @@ def calibration_samples(path: Path | None) -> tuple[list[Sample], Source]:
 def general_samples() -> tuple[list[Sample], Source]:
     """The running Python's standard library, less the modules kept apart to measure on."""
     files = assets.train_stdlib()
-    samples = [Sample("", text, task_id=p.name) for p in files if (text := p.read_text(encoding="utf-8", errors="replace")).strip()]
+    samples = [
+        Sample("", text, task_id=p.name)
+        for p in files
+        if (text := p.read_text(encoding="utf-8", errors="replace")).strip()
+    ]
     version = ".".join(map(str, sys.version_info[:3]))
     return samples, Source(f"standard library of Python {version}", sha256_of(files))

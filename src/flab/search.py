@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from flab.calibrate import CalibrationSet, LayerRunner
 from flab.errors import BudgetError
 from flab.families import Family, head_of
 from flab.progress import say, track
-from flab.prune.ffn import FFN_CRITERIA, NeuronSearch
-from flab.prune.layers import LAYER_CRITERIA, LayerSearch
-from flab.prune.refit import Cut, Walk
+from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
+from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
+from flab.cuts.refit import Cut, Walk
 from flab.recipe import Recipe
 
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
@@ -41,23 +41,12 @@ class Candidate:
     task_total: int | None = None
     chosen: bool = False
 
+    removed: tuple[int, ...] = ()
+
     def to_json(self) -> dict[str, Any]:
-        return {
-            "vocabulary": self.split.vocabulary,
-            "layers": self.split.layers,
-            "width": self.split.width,
-            "kept_layers": self.kept_layers,
-            "parameters": self.split.parameters,
-            "removed_fraction": self.removed_fraction,
-            "flops_per_token": self.flops_per_token,
-            "kl_search": self.kl_search,
-            "kl": self.kl,
-            "kl_answer": self.kl_answer,
-            "task_success": self.task_success,
-            "task_passed": self.task_passed,
-            "task_total": self.task_total,
-            "chosen": self.chosen,
-        }
+        """All fields, the split's sizes among them."""
+        values = asdict(self)
+        return {**values.pop("split"), **values}
 
 
 @dataclass
@@ -89,14 +78,22 @@ class Search:
     def removals(self) -> Iterator[tuple[int, ...]]:
         """The removed set for 0, 1, 2, ... layers."""
         yield ()
-        search = LayerSearch(LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=self.layer_path)
+        search = LayerSearch(
+            LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=self.layer_path
+        )
         yield from LAYER_CRITERIA[self.recipe.layer_criterion](search)
 
     def cut_for(self, split: Split, removed: Sequence[int]) -> Cut:
         """The instructions that build a split."""
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
-        return Cut(kept, split.width, "none" if nothing else self.recipe.refit, self.recipe.output_projection, self.scores)
+        return Cut(
+            kept,
+            split.width,
+            "none" if nothing else self.recipe.refit,
+            self.recipe.output_projection,
+            self.scores,
+        )
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Build a split without touching the model, and measure it."""
@@ -107,7 +104,15 @@ class Search:
         kl, kl_answer = walk.divergence(head_of(self.model, self.family))
         flops = self.shape.flops_per_token(split.vocabulary, split.layers, split.width)
         fraction = 1 - split.parameters / self.shape.total
-        return Candidate(split, list(cut.kept_layers), fraction, flops, kl, kl_answer=_number(kl_answer))
+        return Candidate(
+            split,
+            list(cut.kept_layers),
+            fraction,
+            flops,
+            kl,
+            kl_answer=_number(kl_answer),
+            removed=tuple(removed),
+        )
 
 
 def _number(value: float) -> float | None:
@@ -139,7 +144,9 @@ def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
     layers = search.shape.layers - len(set(search.recipe.drop_layers or ()))
     found = next((s for s in splits if s.layers == layers), None)
     if found is None:
-        raise BudgetError(f"--drop-layers leaves {layers} layers, with which the budget cannot be met; drop more or remove less.")
+        raise BudgetError(
+            f"--drop-layers leaves {layers} layers, with which the budget cannot be met; drop more or remove less."
+        )
     return found
 
 

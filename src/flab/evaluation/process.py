@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 
 from flab.errors import SandboxError
-from flab.evaluate import harness, jail
+from flab.evaluation import harness, jail
 
 CHANNEL_CAP = 64 * 1024  # the end of what the program printed is kept; a report longer than this is no report
 EXIT_PATIENCE_S = 2.0
@@ -88,9 +88,7 @@ def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[byte
             start_new_session=True,
         )
     except OSError as error:
-        raise SandboxError(
-            f"the sandbox did not start: {(launcher or python)[0]}: {error.strerror}"
-        ) from error
+        raise SandboxError(f"the sandbox did not start: {(launcher or python)[0]}: {error.strerror}") from error
 
 
 def _listen(process: subprocess.Popen[bytes], report: FileIO, deadline: float) -> tuple[bytes, bytes, bool]:

@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from flab.errors import SandboxError
-from flab.evaluate import harness, jail
-from flab.evaluate.process import Raw, execute
+from flab.evaluation import harness, jail
+from flab.evaluation.process import Raw, execute
 from flab.progress import track
 
 Outcome = Literal["passed", "syntax", "name", "assertion", "exception", "timeout", "memory", "exit", "empty"]
@@ -72,9 +72,7 @@ class Sandbox:
     level: Literal["namespaces", "rlimits"]
     launcher: jail.Launcher
     memory_bytes: int = 2**30
-    wall_factor: float = (
-        4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
-    )
+    wall_factor: float = 4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
     workers: int = 0  # 0: one for each core this process may use
 
     @classmethod
@@ -164,13 +162,9 @@ def _judge(raw: Raw, secret: bytes, limit_seconds: int, wall_seconds: float) -> 
     if raw.report == [b"started", secret]:
         return Verdict(True, "passed", "", raw.cpu_seconds)
     if raw.timed_out:
-        return Verdict(
-            False, "timeout", f"no result within {wall_seconds:.0f} s of wall time", raw.cpu_seconds
-        )
+        return Verdict(False, "timeout", f"no result within {wall_seconds:.0f} s of wall time", raw.cpu_seconds)
     if not raw.report:
-        raise SandboxError(
-            f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}"
-        )
+        raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
     outcome, _, detail = (raw.report[1:] or [b""])[0].decode("utf-8", "replace").partition(" ")
     if outcome in OUTCOMES and outcome != "passed":
         return Verdict(False, cast(Outcome, outcome), _printable(detail), raw.cpu_seconds)
@@ -179,9 +173,7 @@ def _judge(raw: Raw, secret: bytes, limit_seconds: int, wall_seconds: float) -> 
 
 def _judge_silence(raw: Raw, limit_seconds: int) -> Verdict:
     """Name the end of a process that reported nothing believable: CPU limit, memory, or left early."""
-    code = (
-        raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code
-    )  # a shell reports signal s as 128 + s
+    code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and raw.cpu_seconds >= limit_seconds):
         return Verdict(False, "timeout", f"more than {limit_seconds} s of CPU time", raw.cpu_seconds)
     if code == -signal.SIGKILL:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flab.errors import DataError, OptionError, UnsupportedModelError
-from flab.evaluate.generate import evaluation_mode, untruncated
+from flab.evaluation.generate import evaluation_mode, untruncated
 from flab.progress import track
 
 if TYPE_CHECKING:
@@ -98,9 +98,7 @@ def _batch_nats(model: Any, batch: list[Window]) -> float:
     width = max(len(one.ids) for one in batch)
     ids = torch.tensor([one.ids + [0] * (width - len(one.ids)) for one in batch], device=model.device)
     mask = torch.tensor([[1] * len(w.ids) + [0] * (width - len(w.ids)) for w in batch], device=model.device)
-    counts = torch.tensor(
-        [[w.first <= at < len(w.ids) for at in range(1, width)] for w in batch], device=model.device
-    )
+    counts = torch.tensor([[w.first <= at < len(w.ids) for at in range(1, width)] for w in batch], device=model.device)
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     states_ND, targets_N = hidden[:, :-1][counts], ids[:, 1:][counts]
     head = model.get_output_embeddings()

@@ -34,9 +34,13 @@ class TokenizerModel:
         model = self.data["model"]
         self.kind = model.get("type", "BPE")
         if self.kind not in ("BPE", "Unigram"):
-            raise UnsupportedModelError(f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. Use --vocabulary to pin its size.")
+            raise UnsupportedModelError(
+                f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. Use --vocabulary to pin its size."
+            )
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-            raise UnsupportedModelError("BPE with word prefixes or suffixes is not supported: pin --vocabulary to the model's own size.")
+            raise UnsupportedModelError(
+                "BPE with word prefixes or suffixes is not supported: pin --vocabulary to the model's own size."
+            )
         if self.kind == "BPE":
             self.base: dict[str, int] = model["vocab"]
             self.merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
@@ -89,10 +93,10 @@ def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) ->
     return counts
 
 
-def required_tokens(folder: Path, tokenizer: Tokenizer, named_ids: Iterable[int]) -> set[int]:
+def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int]) -> set[int]:
     """Ids that must stay whatever the corpus says: symbols, added tokens, and all that the folder's files name."""
     model = TokenizerModel(tokenizer)
-    keep = model.alphabet() | set(model.added.values()) | set(named_ids)
+    keep = model.alphabet() | set(model.added.values()) | set(role_ids)
     if model.data["model"].get("unk_id") is not None:
         keep.add(int(model.data["model"]["unk_id"]))
     for token in (model.data["model"].get("unk_token"),):
@@ -101,7 +105,7 @@ def required_tokens(folder: Path, tokenizer: Tokenizer, named_ids: Iterable[int]
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             data = json.loads((folder / name).read_text(encoding="utf-8"))
-            keep.update(i for _, i in _named_ids(data))
+            keep.update(i for _, i in named_ids(data))
             keep.update(i for text in _strings(data) if (i := tokenizer.token_to_id(text)) is not None)
     for literal in _template_literals(folder):
         keep.update(tokenizer.encode(literal, add_special_tokens=False).ids)
@@ -120,17 +124,17 @@ def _template_literals(folder: Path) -> Iterator[str]:
     yield from re.split(r"\{[%{#].*?[%}#]\}", text, flags=re.DOTALL)
 
 
-def _named_ids(data: Any, key: str = "") -> Iterator[tuple[str, int]]:
+def named_ids(data: Any, key: str = "") -> Iterator[tuple[str, int]]:
     """(key, id) of every token id in a config: ``*_token_id``, lists of them, and the lists of suppressed tokens."""
     if isinstance(data, Mapping):
         for name, value in data.items():
-            yield from _named_ids(value, str(name))
+            yield from named_ids(value, str(name))
     elif key.endswith(("_token_id", "_token_ids")) or key in ID_LISTS:
         if isinstance(data, int) and not isinstance(data, bool):
             yield key, data
         elif isinstance(data, list):
             for item in data:
-                yield from _named_ids(item, key)
+                yield from named_ids(item, key)
 
 
 def _strings(data: Any) -> Iterator[str]:
@@ -149,13 +153,17 @@ def closed(model: TokenizerModel, ids: Iterable[int]) -> set[int]:
     return {piece for i in ids for piece in model.pieces(i)}
 
 
-def covered_tokens(model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], min_count: int = 1) -> set[int]:
+def covered_tokens(
+    model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], min_count: int = 1
+) -> set[int]:
     """The smallest closed set that segments the counted texts as before."""
     seen = (i for i, n in counts.items() if n >= min_count and i in model.text_of)
     return closed(model, {*required, *seen})
 
 
-def choose_vocabulary(model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], size: int) -> list[int]:
+def choose_vocabulary(
+    model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], size: int
+) -> list[int]:
     """Exactly ``size`` ids where that is possible, closed, the most frequent first: new id -> old id.
 
     Ties and unseen tokens go by original id, which in BPE is the order of training: the more general first.
@@ -166,7 +174,8 @@ def choose_vocabulary(model: TokenizerModel, counts: Mapping[int, int], required
     keep = closed(model, required)
     if len(keep) > size:
         raise BudgetError(
-            f"--vocabulary {size} is below the floor of {len(keep)} tokens (byte symbols, special and named tokens, and their pieces)."
+            f"--vocabulary {size} is below the floor of {len(keep)} tokens: byte symbols, special and named tokens, "
+            "and the pieces that derive them."
         )
     for token in sorted(model.text_of, key=lambda i: (-counts.get(i, 0), i)):
         missing = model.pieces(token) - keep
@@ -225,7 +234,7 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
             holder.vocab_size = len(kept)
     for config in (model.config, model.generation_config):
         for key, value in config.to_dict().items():
-            if any(True for _ in _named_ids({key: value})):
+            if any(True for _ in named_ids({key: value})):
                 setattr(config, key, _renumber_ids(value, new_of))
 
 
@@ -236,5 +245,5 @@ def _renumber_ids(value: Any, new_of: Mapping[int, int]) -> Any:
     return new_of.get(value) if isinstance(value, int) else value
 
 
-def _rows(weight: nn.Parameter, kept: list[int]) -> nn.Parameter:
+def _rows(weight: torch.Tensor, kept: list[int]) -> nn.Parameter:
     return nn.Parameter(weight.data[torch.tensor(kept, device=weight.device)].clone(), requires_grad=False)

@@ -129,7 +129,9 @@ def _from_json(data: Any, path: Path) -> Plan:
         raise PlanError(f"{path}: plan format {got!r}, this flab reads {FORMAT}. Make the plan again with `flab plan`.")
     names = {f.name for f in fields(Plan)}
     if wrong := sorted(names ^ set(data)):
-        raise PlanError(f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`.")
+        raise PlanError(
+            f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`."
+        )
     try:
         nested = {name: Kept(**data[name]) for name in ("vocabulary", "layers", "width")}
         plan = Plan(**{**data, **nested, "refit": Refit(**data["refit"])})
@@ -141,11 +143,23 @@ def _from_json(data: Any, path: Path) -> Plan:
 
 def _check_indices(plan: Plan) -> None:
     """Every list of kept indices is ascending, in range and as long as stated."""
-    groups = [("vocabulary", plan.vocabulary.kept, plan.vocabulary), ("layers", plan.layers.kept, plan.layers)]
-    groups += [(f"width of layer {i}", kept, plan.width) for i, kept in zip(plan.layers.kept, plan.width.kept, strict=True)]
+    groups = [
+        ("vocabulary", plan.vocabulary.kept, plan.vocabulary),
+        ("layers", plan.layers.kept, plan.layers),
+    ]
+    groups += [
+        (f"width of layer {i}", kept, plan.width) for i, kept in zip(plan.layers.kept, plan.width.kept, strict=True)
+    ]
     for name, kept, sizes in groups:
         inside = all(isinstance(k, int) and 0 <= k < sizes.before for k in kept)
-        if len(kept) != sizes.after or not kept or not inside or any(b <= a for a, b in zip(kept, kept[1:], strict=False)):
-            raise ValueError(f"the kept indices of the {name} are not {sizes.after} ascending numbers below {sizes.before}")
+        if (
+            len(kept) != sizes.after
+            or not kept
+            or not inside
+            or any(b <= a for a, b in zip(kept, kept[1:], strict=False))
+        ):
+            raise ValueError(
+                f"the kept indices of the {name} are not {sizes.after} ascending numbers below {sizes.before}"
+            )
     if plan.refit.kind not in REFITS:
         raise ValueError(f"unknown refit {plan.refit.kind!r}, allowed: {', '.join(REFITS)}")

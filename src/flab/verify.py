@@ -1,74 +1,32 @@
-"""Verify a saved folder in a fresh process: does it load as stock, and is it what the plan says?
+"""What a folder must hold to be called whole: run in a fresh process as ``python -m flab.verify FOLDER [ORIGINAL]``.
 
-:func:`check` starts ``python -m flab.check`` and reads its verdict, so nothing left over in memory can help the folder
-pass. It repairs nothing.
+Prints one line of JSON. :func:`flab.checking.check` starts it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flab.errors import CheckpointError, FlabError
+import torch
 
-PROOF = "proof.json"
+from flab.checking import PROOF, last_logits, loads_in, probe_ids
+from flab.checkpoint import PICKLED, PROBES, Checkpoint, load
+from flab.errors import FlabError
+from flab.families import family_of, layers_of, shape_of
+from flab.plans import Plan
+from flab.cuts.vocabulary import named_ids
+
 NUM_ROUND_TRIPS = 300
 STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}  # relative to the largest logit
-TENSOR_PARALLEL = (1, 2, 4, 8, 16)
-
-
-def check(folder: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """The verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
-
-    ``against`` is the original model: with it (and the folder's plan.json) the kept rows and untouched tensors are
-    compared bit for bit.
-
-    Raises:
-        CheckpointError: the folder is no model folder, or the process ended without a verdict.
-    """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} is no model folder (no config.json): give what `flab apply` or `flab prune` wrote.")
-    command = [sys.executable, "-m", "flab.check", str(path), *([str(against)] if against else [])]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    try:
-        verdict: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise CheckpointError(f"checking {path} ended without a verdict (exit {done.returncode}): {last}") from None
-    if "error" in verdict:
-        raise CheckpointError(verdict["error"])
-    return verdict
-
-
-def write_proof(model: Any, folder: Path, refit: str) -> None:
-    """Logits of the model in memory on fixed token ids, for the fresh process to compare with."""
-    ids = _probe_ids(model.config.vocab_size)
-    proof = {"dtype": str(model.dtype).removeprefix("torch."), "refit": refit, "ids": ids, "logits": _last_logits(model, ids)}
-    (folder / PROOF).write_text(json.dumps(proof) + "\n")
-
-
-def _probe_ids(vocabulary: int) -> list[list[int]]:
-    chooser = random.Random(0)
-    return [[chooser.randrange(vocabulary) for _ in range(length)] for length in (3, 12, 24)]
-
-
-def _last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
-    """The first 64 logits after each probe."""
-    import torch
-
-    with torch.no_grad():
-        device = model.get_input_embeddings().weight.device
-        return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
+Step = tuple[str, Callable[[], tuple[bool, str]]]
 
 
 @dataclass
@@ -95,7 +53,6 @@ class _Findings:
 
 def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     """Run every check in this process; the command behind :func:`check`."""
-    from flab.checkpoint import load
 
     findings = _Findings()
     checkpoint = load(folder)  # demands that no weight is missing, unexpected or of another shape
@@ -103,7 +60,7 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     findings.add("AutoTokenizer equals tokenizer.json", not checkpoint.warnings, "; ".join(checkpoint.warnings))
     if checkpoint.warnings:
         findings.lines[-1]["ok"] = None  # true of the original as well; said, not failed
-    steps: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
+    steps: list[Step] = [
         ("only safetensors, no stale tokenizer files", lambda: _files(folder)),
         ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
         ("logits equal those before saving", lambda: _proof(folder, checkpoint)),
@@ -119,32 +76,37 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     for name, step in steps:
         with findings.step(name):
             findings.add(name, *step())
-    return {"ok": findings.ok, "checks": findings.lines, "loads_in": loads_in(checkpoint.model.config, findings.ok, checkpoint.warnings)}
+    return {
+        "ok": findings.ok,
+        "checks": findings.lines,
+        "loads_in": loads_in(checkpoint.model.config, findings.ok, checkpoint.warnings),
+    }
 
 
 def _files(folder: Path) -> tuple[bool, str]:
-    from flab.checkpoint import PICKLED
 
     bad = [p.name for pattern in (*PICKLED, "*.py") for p in folder.glob(pattern)]
-    bad += [name for name in STALE if (folder / name).exists() and (folder / "kept_tokens.json").exists() and _is_cut(folder)]
+    bad += [
+        name
+        for name in STALE
+        if (folder / name).exists() and (folder / "kept_tokens.json").exists() and _is_cut(folder)
+    ]
     return not bad, ", ".join(bad)
 
 
 def _is_cut(folder: Path) -> bool:
-    from flab.plan import Plan
 
     vocabulary = Plan.read(folder / "plan.json").vocabulary
     return vocabulary.after < vocabulary.before
 
 
-def _ids(checkpoint: Any) -> tuple[bool, str]:
+def _ids(checkpoint: Checkpoint) -> tuple[bool, str]:
     """Ids named in the configs and produced by the tokenizer on hostile text."""
-    from flab.prune.vocabulary import _named_ids
 
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     configs = {"config": checkpoint.model.config, "generation_config": checkpoint.model.generation_config}
-    wrong = [f"{n}.{key}={i}" for n, c in configs.items() for key, i in _named_ids(c.to_dict()) if not 0 <= i < rows]
-    highest = max(i for text in _hostile_texts() for i in checkpoint.tokenizer.encode(text).ids + [0])
+    wrong = [f"{n}.{key}={i}" for n, c in configs.items() for key, i in named_ids(c.to_dict()) if not 0 <= i < rows]
+    highest = max(i for text in _hostile_texts() for i in [*checkpoint.tokenizer.encode(text).ids, 0])
     return not wrong and highest < rows, ", ".join(wrong)
 
 
@@ -159,32 +121,34 @@ def _hostile_texts() -> list[str]:
     return texts
 
 
-def _proof(folder: Path, checkpoint: Any) -> tuple[bool, str]:
+def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool, str]:
     file = folder / PROOF
     if not file.is_file():
         return True, "no proof.json: not written by flab"
     proof = json.loads(file.read_text())
-    now, then = _last_logits(checkpoint.model, proof["ids"]), proof["logits"]
+    now, then = last_logits(checkpoint.model, proof["ids"]), proof["logits"]
     largest = max(abs(x) for row in then for x in row)
     error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
     return error <= TOLERANCE[proof["dtype"]] * max(largest, 1.0), f"largest difference {error:.2g}"
 
 
-def _cache(checkpoint: Any) -> tuple[bool, str]:
+def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
     """Greedy tokens with the key-value cache against those without; a near-tie may differ below float32."""
-    import torch
 
     model = checkpoint.model
-    prompt = torch.tensor([_probe_ids(model.config.vocab_size)[1]])
-    plain: dict[str, Any] = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    prompt = torch.tensor([probe_ids(model.config.vocab_size)[1]])
+    plain: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "min_new_tokens": 12,
+        "do_sample": False,
+        "attention_mask": torch.ones_like(prompt),
+    }
     model.float()
     cached, uncached = (model.generate(prompt, use_cache=c, pad_token_id=0, **plain)[0].tolist() for c in (True, False))
     return cached == uncached, "" if cached == uncached else f"{cached} != {uncached}"
 
 
-def _sizes(checkpoint: Any, plan_file: Path) -> tuple[bool, str]:
-    from flab.families import family_of, shape_of
-    from flab.plan import Plan
+def _sizes(checkpoint: Checkpoint, plan_file: Path) -> tuple[bool, str]:
 
     plan, shape = Plan.read(plan_file), shape_of(checkpoint.model, family_of(checkpoint.model.config))
     got = (shape.vocabulary, shape.layers, shape.width, shape.total)
@@ -192,23 +156,29 @@ def _sizes(checkpoint: Any, plan_file: Path) -> tuple[bool, str]:
     return got == want, f"vocabulary, layers, width, parameters: got {got}, planned {want}"
 
 
-def _against_steps(folder: Path, checkpoint: Any, against: Path) -> list[tuple[str, Callable[[], tuple[bool, str]]]]:
+def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[Step]:
     """The comparisons with the original; it is loaded once, when the first of them runs."""
-    from flab.checkpoint import load
-    from flab.plan import Plan
 
     original, plan = load(against), Plan.read(folder / "plan.json")
     return [
         ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
-        ("tensors that no cut touches are the original's", lambda: _untouched_equal(checkpoint, original, plan)),
-        ("kept tokens have the same text, probes the same split", lambda: _tokens_equal(checkpoint, original, plan)),
+        (
+            "tensors that no cut touches are the original's",
+            lambda: _untouched_equal(checkpoint, original, plan),
+        ),
+        (
+            "kept tokens have the same text, probes the same split",
+            lambda: _tokens_equal(checkpoint, original, plan),
+        ),
         ("any text survives encode -> decode as before", lambda: _round_trips(checkpoint, original)),
-        ("special ids and chat template are intact", lambda: _roles_equal(folder, checkpoint, original, plan)),
+        (
+            "special ids and chat template are intact",
+            lambda: _roles_equal(folder, checkpoint, original, plan),
+        ),
     ]
 
 
-def _rows_equal(checkpoint: Any, original: Any, plan: Any) -> tuple[bool, str]:
-    import torch
+def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
 
     model, old, kept = checkpoint.model, original.model, torch.tensor(plan.vocabulary.kept)
     same = torch.equal(model.get_input_embeddings().weight, old.get_input_embeddings().weight[kept].to(model.dtype))
@@ -217,10 +187,7 @@ def _rows_equal(checkpoint: Any, original: Any, plan: Any) -> tuple[bool, str]:
     return same and tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
 
 
-def _untouched_equal(checkpoint: Any, original: Any, plan: Any) -> tuple[bool, str]:
-    import torch
-
-    from flab.families import family_of, layers_of
+def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
 
     family = family_of(checkpoint.model.config)
     touched = (*family.ffn_in, family.ffn_out, family.attention_out)
@@ -233,9 +200,8 @@ def _untouched_equal(checkpoint: Any, original: Any, plan: Any) -> tuple[bool, s
     return not wrong, ", ".join(wrong[:3])
 
 
-def _tokens_equal(checkpoint: Any, original: Any, plan: Any) -> tuple[bool, str]:
+def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
     """Same text for every kept id; and the same split of every probe whose tokens are all kept."""
-    from flab.checkpoint import PROBES
 
     kept = plan.vocabulary.kept
     new_of = {old: new for new, old in enumerate(kept)}
@@ -249,44 +215,32 @@ def _tokens_equal(checkpoint: Any, original: Any, plan: Any) -> tuple[bool, str]
     return not texts and not differ, f"{covered} probe lines covered"
 
 
-def _round_trips(checkpoint: Any, original: Any) -> tuple[bool, str]:
+def _round_trips(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
     def there_and_back(tokenizer: Any, text: str) -> str:
         return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False))
 
-    lost = [t for t in _hostile_texts() if there_and_back(checkpoint.tokenizer, t) != there_and_back(original.tokenizer, t)]
+    lost = [
+        t for t in _hostile_texts() if there_and_back(checkpoint.tokenizer, t) != there_and_back(original.tokenizer, t)
+    ]
     return not lost, f"{len(lost)} of {NUM_ROUND_TRIPS} texts differ" if lost else ""
 
 
-def _roles_equal(folder: Path, checkpoint: Any, original: Any, plan: Any) -> tuple[bool, str]:
+def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
     """Every id of the original's generation config, renumbered, in the same place; same template files."""
-    from flab.prune.vocabulary import _named_ids
 
     new_of = {old: new for new, old in enumerate(plan.vocabulary.kept)}
-    old_ids, ids = (list(_named_ids(c.model.generation_config.to_dict())) for c in (original, checkpoint))
+    old_ids, ids = (list(named_ids(c.model.generation_config.to_dict())) for c in (original, checkpoint))
     same = ids == [(key, new_of.get(i)) for key, i in old_ids if i in new_of]
-    templates = [p for p in original.path.glob("chat_template*") if not (folder / p.name).is_file() or p.read_bytes() != (folder / p.name).read_bytes()]
+    templates = [
+        p
+        for p in original.path.glob("chat_template*")
+        if not (folder / p.name).is_file() or p.read_bytes() != (folder / p.name).read_bytes()
+    ]
     return same and not templates, ", ".join(p.name for p in templates)
 
 
-def loads_in(config: Any, loaded: bool, warnings: list[str]) -> dict[str, Any]:
-    """Which programs take the folder as it is, and what each needs; sizes only, the programs are not run."""
-    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
-    sizes = [t for t in TENSOR_PARALLEL if heads % t == 0 and width % t == 0 and (kv_heads % t == 0 or t % kv_heads == 0)]
-    rows = {"hidden_size": config.hidden_size, "intermediate_size": width}
-    odd = [f"{name} {size}" for name, size in rows.items() if size % 256]
-    return {
-        "transformers": {"ok": loaded, "how": "AutoModelForCausalLM.from_pretrained, verified here", "tokenizer": "AutoTokenizer" if not warnings else "PreTrainedTokenizerFast"},
-        "vllm": {"tensor_parallel_sizes": sizes, "how": "by its divisibility rules, not run"},
-        "llama.cpp": {
-            "needs": "name the base model's pre-tokenizer when converting: its converter recognises BPE by a hash over ids, which are new",
-            "how": "by its converter's rules, not run",
-        },
-        "k-quants": {"ok": not odd, "why": f"row lengths not a multiple of 256: {', '.join(odd)}" if odd else "all row lengths are multiples of 256"},
-    }
-
-
 def main(arguments: list[str]) -> int:
-    """``python -m flab.check FOLDER [ORIGINAL]``: one line of JSON on stdout."""
+    """``python -m flab.verify FOLDER [ORIGINAL]``: one line of JSON on stdout."""
     folder, against = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None
     try:
         print(json.dumps(verify(folder, against)))

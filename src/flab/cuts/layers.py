@@ -114,7 +114,9 @@ def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
             hidden = states[place]
             for index in kept[place + 1 :]:
                 hidden = runner.layer(index, hidden)
-            logits = nn.functional.linear(runner.finish(hidden)[:, :-1][target].to(head.weight), head.weight, head.bias).float()
+            logits = nn.functional.linear(
+                runner.finish(hidden)[:, :-1][target].to(head.weight), head.weight, head.bias
+            ).float()
             labels = batch.ids[:, 1:][target].to(logits.device)
             total[place] += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
     yield from _one_shot(search, total)
@@ -130,7 +132,9 @@ def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> 
             chosen = batch.valid & ~torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))
         states = [h[chosen].float() for h in search.runner.forward(batch, range(search.num_layers))]
         for place in range(ends):
-            cosine = nn.functional.cosine_similarity(states[place], states[place + distance].to(states[place].device), dim=-1)
+            cosine = nn.functional.cosine_similarity(
+                states[place], states[place + distance].to(states[place].device), dim=-1
+            )
             total[place] += float(cosine.double().sum())
         count += int(chosen.sum())
     return [t / count for t in total]

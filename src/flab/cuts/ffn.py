@@ -1,7 +1,7 @@
 """Which FFN neurons stay: criteria that score every neuron of every layer, and the choice of the best.
 
 A neuron j is column j of the output projection with its rows of the input projections; ``a_tj`` is its activation at token
-t. ``elimination`` is not here: it needs the refit's statistics (:mod:`flab.prune.refit`). Legend: L layers, F neurons.
+t. ``elimination`` is not here: it needs the refit's statistics (:mod:`flab.cuts.refit`). Legend: L layers, F neurons.
 """
 
 from __future__ import annotations
@@ -63,9 +63,14 @@ def _caught_input(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def _score_gradient(search: NeuronSearch, loss_of: Callable[[torch.Tensor], torch.Tensor], power: int, title: str) -> torch.Tensor:
+def _score_gradient(
+    search: NeuronSearch, loss_of: Callable[[torch.Tensor], torch.Tensor], power: int, title: str
+) -> torch.Tensor:
     """(L, F): sum over tokens of ``|a_tj * d loss / d a_tj| ** power``, in float64."""
-    model, totals = search.runner.model, [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs]
+    model, totals = (
+        search.runner.model,
+        [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs],
+    )
     embedding = embedding_of(model, search.runner.family)
     for batch in track(search.batches, title):
         inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)

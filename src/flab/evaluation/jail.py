@@ -81,9 +81,7 @@ def script() -> str:
         folders=" ".join(name.replace("/", "./", 1) for name in names),
         links="\n".join(f"ln -s {shlex.quote(str(link.readlink()))} .{link}" for link in links),
         binds="\n".join(f"mount -o rbind,{READ_ONLY} {name} ./{name}" for name in names),
-        seals="\n".join(
-            f"mount -o remount,bind,{READ_ONLY} {shlex.quote(str(p))}" for p in mounts_below(folders)
-        ),
+        seals="\n".join(f"mount -o remount,bind,{READ_ONLY} {shlex.quote(str(p))}" for p in mounts_below(folders)),
         tmp_size=TMP_SIZE,
         tmp_inodes=TMP_INODES,
     )

@@ -19,7 +19,7 @@ from torch import nn
 from flab.calibrate import Batch, LayerRunner
 from flab.families import linear
 from flab.objective import kl_divergence
-from flab.prune.ffn import choose_neurons
+from flab.cuts.ffn import choose_neurons
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 ELIMINATION_RIDGE = 1e-3
@@ -78,7 +78,7 @@ class Gram:
         Returns the weights (D, P') of the chosen feature columns, and the ridge, relative to the mean of the diagonal.
         """
         index = torch.tensor(list(columns), device=self.weight.device)
-        fit, held = ([(g[index][:, index], c[:, index]) for g, c in [(self.gram[k], self.cross[k])]][0] for k in (0, 1))
+        fit, held = ((g[index][:, index], c[:, index]) for g, c in zip(self.gram, self.cross, strict=True))
         prior = self.weight[:, index]
         if ridge is None:
             errors = {r: _squared_error(_ridge(*fit, prior, r), *held) for r in RIDGES}
@@ -176,7 +176,14 @@ class Walk:
         untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
         if untouched:
             self.pruned = list(self.original)
-            return NewLayer(index, list(range(self.cut.width)), with_bias(self._ffn(index)), attention, 0.0, attention_ridge)
+            return NewLayer(
+                index,
+                list(range(self.cut.width)),
+                with_bias(self._ffn(index)),
+                attention,
+                0.0,
+                attention_ridge,
+            )
         self.clean = False
         gram = self._ffn_gram(index, mid, original_mid)
         neurons = self._choose(place, index, gram)
@@ -189,7 +196,8 @@ class Walk:
 
     def _original_mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        return hidden.to(projection.weight.device) + projection(self.runner.attention_features(index, hidden))
+        added: torch.Tensor = projection(self.runner.attention_features(index, hidden))
+        return hidden.to(added.device) + added
 
     def _attention(self, place: int, index: int) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
         """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
@@ -213,7 +221,11 @@ class Walk:
     def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
         """Statistics of the FFN's output projection, where anything needs them."""
         old = with_bias(self._ffn(index))
-        decided = self.cut.neurons is not None or self.cut.scores is not None or self.cut.width == self._ffn(index).in_features
+        decided = (
+            self.cut.neurons is not None
+            or self.cut.scores is not None
+            or self.cut.width == self._ffn(index).in_features
+        )
         if self.cut.kind == "none" and decided:
             return None
         gram = Gram(old)
@@ -270,4 +282,3 @@ def _add(gram: Gram, batch: Batch, features: torch.Tensor, targets: torch.Tensor
         chosen = (batch.valid & (batch.held_out == held_out)).to(features.device)
         if bool(chosen.any()):
             gram.add(features[chosen], targets[chosen], held_out)
-

@@ -14,9 +14,9 @@ from torch import nn
 from flab.calibrate import Batch, LayerRunner
 from flab.families import Family, layers_of, linear
 from flab.progress import track
-from flab.prune.ffn import cut_ffn
-from flab.prune.layers import cut_layers
-from flab.prune.refit import Cut, NewLayer, Walk
+from flab.cuts.ffn import cut_ffn
+from flab.cuts.layers import cut_layers
+from flab.cuts.refit import Cut, NewLayer, Walk
 
 
 def carve(

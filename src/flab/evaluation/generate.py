@@ -54,9 +54,7 @@ class FakeGenerator:
         """Cut each answer at the stop strings; one character counts as one token."""
         self.prompts.extend(prompts)
         answers = self.answers
-        texts = (
-            [answers[p] for p in prompts] if isinstance(answers, Mapping) else list(answers)[: len(prompts)]
-        )
+        texts = [answers[p] for p in prompts] if isinstance(answers, Mapping) else list(answers)[: len(prompts)]
         assert len(texts) == len(prompts), "a FakeGenerator needs one answer for each prompt"
         return [self._answer(text, max_new_tokens, stop) for text in texts]
 
@@ -198,9 +196,7 @@ def decode_after(tokenizer: Tokenizer, prompt_ids: list[int], ids: list[int]) ->
     """Decode ``ids`` as what follows the prompt, so that a decoder cannot strip a leading indentation."""
     before = tokenizer.decode(prompt_ids, skip_special_tokens=False)
     both = tokenizer.decode(prompt_ids + ids, skip_special_tokens=False)
-    return str(
-        both[len(before) :] if both.startswith(before) else tokenizer.decode(ids, skip_special_tokens=False)
-    )
+    return str(both[len(before) :] if both.startswith(before) else tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def untruncated(tokenizer: Tokenizer) -> Tokenizer:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError, OptionError
-from flab.evaluate.generate import Generation, Generator
-from flab.evaluate.metrics import wilson_interval
-from flab.evaluate.sandbox import Job, Sandbox, Verdict
+from flab.evaluation.generate import Generation, Generator
+from flab.evaluation.metrics import wilson_interval
+from flab.evaluation.sandbox import Job, Sandbox, Verdict
 
 # A body ends at the next line that starts in column 0, so a top-level statement can be cut; the generator
 # stops at end tokens by itself. Not among them: "\n#", because such a comment may stand in a body; "\nif" and
@@ -126,9 +126,7 @@ def read_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
         seen[problem.task_id] = number
         problems.append(problem)
     if not problems:
-        raise DataError(
-            f"{path}: holds no problem; give a JSONL file with {', '.join(TEXT_FIELDS)} on each line"
-        )
+        raise DataError(f"{path}: holds no problem; give a JSONL file with {', '.join(TEXT_FIELDS)} on each line")
     return problems
 
 
@@ -142,9 +140,7 @@ def _parse_problem(line: str, where: str) -> Problem:
         raise DataError(f"{where}: got {type(row).__name__}, not an object with {', '.join(TEXT_FIELDS)}")
     wrong = [name for name in TEXT_FIELDS if not isinstance(row.get(name), str) or not row[name].strip()]
     if wrong:
-        raise DataError(
-            f"{where}: {', '.join(wrong)} missing or not text; a problem has {', '.join(TEXT_FIELDS)}"
-        )
+        raise DataError(f"{where}: {', '.join(wrong)} missing or not text; a problem has {', '.join(TEXT_FIELDS)}")
     task_id, solution = row.get("task_id"), row.get("canonical_solution")
     if task_id is None:
         content = "\0".join(row[name] for name in TEXT_FIELDS).encode("utf-8", "surrogatepass")
@@ -160,9 +156,7 @@ def evaluate_code(
     generator: Generator, problems: Sequence[Problem], sandbox: Sandbox, max_new_tokens: int = 256
 ) -> CodeResult:
     """Complete every problem greedily and run its tests on prompt and completion, joined as they are."""
-    generations = generator.generate(
-        [problem.prompt for problem in problems], max_new_tokens, COMPLETION_STOP
-    )
+    generations = generator.generate([problem.prompt for problem in problems], max_new_tokens, COMPLETION_STOP)
     return _score(problems, generations, sandbox, "Running tests")
 
 
@@ -170,9 +164,7 @@ def gold_ceiling(problems: Sequence[Problem], sandbox: Sandbox) -> CodeResult:
     """Score the file's own reference solutions: what is below 100 % here no model can reach."""
     missing = [problem.task_id for problem in problems if problem.canonical_solution is None]
     if missing:
-        raise DataError(
-            f"no canonical_solution for {len(missing)} problems, {missing[0]} first: no gold ceiling"
-        )
+        raise DataError(f"no canonical_solution for {len(missing)} problems, {missing[0]} first: no gold ceiling")
     solutions = [Generation(problem.canonical_solution or "", 0, "eos") for problem in problems]
     return _score(problems, solutions, sandbox, "Running references")
 

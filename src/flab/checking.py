@@ -1,0 +1,101 @@
+"""Verify a saved folder in a fresh process: does it load as stock, and is it what the plan says?
+
+:func:`check` starts ``python -m flab.verify`` and reads its verdict, so nothing left over in memory can help the folder
+pass. It repairs nothing; what is verified stands
+in :mod:`flab.verify`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from flab.errors import CheckpointError
+
+PROOF = "proof.json"
+TENSOR_PARALLEL = (1, 2, 4, 8, 16)
+
+
+def check(folder: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """The verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
+
+    ``against`` is the original model: with it (and the folder's plan.json) the kept rows and untouched tensors are
+    compared bit for bit.
+
+    Raises:
+        CheckpointError: the folder is no model folder, or the process ended without a verdict.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is no model folder (no config.json): give what `flab apply` or `flab prune` wrote."
+        )
+    command = [sys.executable, "-m", "flab.verify", str(path), *([str(against)] if against else [])]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    try:
+        verdict: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise CheckpointError(f"checking {path} ended without a verdict (exit {done.returncode}): {last}") from None
+    if "error" in verdict:
+        raise CheckpointError(verdict["error"])
+    return verdict
+
+
+def write_proof(model: Any, folder: Path, refit: str) -> None:
+    """Logits of the model in memory on fixed token ids, for the fresh process to compare with."""
+    ids = probe_ids(model.config.vocab_size)
+    proof = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "refit": refit,
+        "ids": ids,
+        "logits": last_logits(model, ids),
+    }
+    (folder / PROOF).write_text(json.dumps(proof) + "\n")
+
+
+def probe_ids(vocabulary: int) -> list[list[int]]:
+    chooser = random.Random(0)
+    return [[chooser.randrange(vocabulary) for _ in range(length)] for length in (3, 12, 24)]
+
+
+def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
+    """The first 64 logits after each probe."""
+    import torch
+
+    with torch.no_grad():
+        device = model.get_input_embeddings().weight.device
+        return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
+
+
+def loads_in(config: Any, loaded: bool, warnings: list[str]) -> dict[str, Any]:
+    """Which programs take the folder as it is, and what each needs; sizes only, the programs are not run."""
+    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    sizes = [
+        t for t in TENSOR_PARALLEL if heads % t == 0 and width % t == 0 and (kv_heads % t == 0 or t % kv_heads == 0)
+    ]
+    rows = {"hidden_size": config.hidden_size, "intermediate_size": width}
+    odd = [f"{name} {size}" for name, size in rows.items() if size % 256]
+    return {
+        "transformers": {
+            "ok": loaded,
+            "how": "AutoModelForCausalLM.from_pretrained, verified here",
+            "tokenizer": "AutoTokenizer" if not warnings else "PreTrainedTokenizerFast",
+        },
+        "vllm": {"tensor_parallel_sizes": sizes, "how": "by its divisibility rules, not run"},
+        "llama.cpp": {
+            "needs": "the base model's pre-tokenizer named when converting: BPE is recognised by a hash over ids, which are new",
+            "how": "by its converter's rules, not run",
+        },
+        "k-quants": {
+            "ok": not odd,
+            "why": f"row lengths not a multiple of 256: {', '.join(odd)}"
+            if odd
+            else "all row lengths are multiples of 256",
+        },
+    }

@@ -1,0 +1,301 @@
+"""The command line: each command is one library function with its options. Tables on stderr, ``--json`` on stdout.
+
+Bad input is one line and exit code 2; ``--debug`` shows the trace. Heavy imports live inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from flab import __version__
+from flab.errors import FlabError
+from flab.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Options, Recipe, as_path
+
+app = typer.Typer(
+    name="flab",
+    help="Make code LLMs smaller under one parameter budget, and prove what was kept.",
+    epilog="Start with: flab demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")]
+Remove = Annotated[float, typer.Option(help="Fraction of all parameters to remove; tied ones count once.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help="JSONL (prompt + completion, optional test + entry_point; or text) or source code.")
+]
+Corpus = Annotated[list[Path] | None, typer.Option(help="More text for the token counts; repeat for several.")]
+General = Annotated[float, typer.Option(help="Share of calibration tokens from Python's standard library.")]
+Vocabulary = Annotated[int | None, typer.Option(help="Pin the number of tokens to keep.")]
+Layers = Annotated[int | None, typer.Option(help="Pin the number of layers to keep.")]
+Width = Annotated[int | None, typer.Option(help="Pin the FFN width to keep.")]
+DropLayers = Annotated[str | None, typer.Option(help="Drop exactly these layers, e.g. 3,5.")]
+LayerCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(LAYER_CRITERION_NAMES)}.")]
+NeuronCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(NEURON_CRITERION_NAMES)}.")]
+RefitKind = Annotated[str, typer.Option(help="residual, simple or none.")]
+OutputProjection = Annotated[bool, typer.Option(help="Refit the attention's output projection too.")]
+MinCount = Annotated[int, typer.Option(help="Keep tokens seen at least this often.")]
+Tokens = Annotated[int, typer.Option(help="Calibration tokens for the statistics.")]
+SearchTokens = Annotated[int, typer.Option(help="Calibration tokens that the search for the split sees.")]
+MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in tokens.")]
+Finalists = Annotated[int, typer.Option(help="Candidates that are built on all tokens and tried on the tests.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
+Unsandboxed = Annotated[bool, typer.Option(help="Allow running tests with resource limits only.")]
+Trust = Annotated[bool, typer.Option(help="Run code that the model folder brings.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+
+
+def planning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every option of a recipe; it receives them as ``recipe`` and ``options``."""
+    import inspect
+
+    def run(**given: Any) -> None:
+        recipe = Recipe(
+            calibration=_path(given.pop("calibration")),
+            corpus=tuple(as_path(p) for p in given.pop("corpus") or ()),
+            drop_layers=_numbers(given.pop("drop_layers")),
+            **{name: given.pop(name) for name in _RECIPE},
+        )
+        options = Options(**{name: given.pop(name) for name in _OPTIONS if name in given})
+        command(recipe=recipe, options=options, **given)
+
+    own = [p for n, p in inspect.signature(command).parameters.items() if n not in ("recipe", "options")]
+    extra = list(inspect.signature(_recipe_options).parameters.values())
+    names = {p.name for p in own}
+    run.__signature__ = inspect.Signature([*own, *(p for p in extra if p.name not in names)])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _recipe_options(
+    remove: Remove = Recipe.remove,
+    calibration: Calibration = None,
+    corpus: Corpus = None,
+    general: General = Recipe.general,
+    vocabulary: Vocabulary = None,
+    layers: Layers = None,
+    width: Width = None,
+    drop_layers: DropLayers = None,
+    layer_criterion: LayerCriterion = Recipe.layer_criterion,
+    neuron_criterion: NeuronCriterion = Recipe.neuron_criterion,
+    refit: RefitKind = Recipe.refit,
+    output_projection: OutputProjection = Recipe.output_projection,
+    min_count: MinCount = Recipe.min_count,
+    tokens: Tokens = Recipe.tokens,
+    search_tokens: SearchTokens = Recipe.search_tokens,
+    max_length: MaxLength = Recipe.max_length,
+    finalists: Finalists = Recipe.finalists,
+    seed: Seed = Recipe.seed,
+    device: Device = Options.device,
+    dtype: Dtype = Options.dtype,
+    unsandboxed: Unsandboxed = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """The options of ``flab plan`` and ``flab prune``; only the signature is read."""
+
+
+_RECIPE = (
+    "remove general vocabulary layers width layer_criterion neuron_criterion refit output_projection min_count tokens "
+    "search_tokens max_length finalists seed"
+).split()
+_OPTIONS = "device dtype unsandboxed trust_remote_code overwrite".split()
+
+
+def _path(value: Path | None) -> Path | None:
+    return as_path(value) if value is not None else None
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FlabError(f"--drop-layers: got {text!r}, expected numbers separated by commas, e.g. 3,5.") from None
+
+
+def _emit(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+@app.command(epilog="Example: flab demo -o demo/")
+def demo(
+    output: Output = Path("demo"),
+    remove: Annotated[list[float] | None, typer.Option(help="Budgets to show; repeat for several.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
+    json_: Json = False,
+) -> None:
+    """Prune the bundled model at 22, 40 and 60 %, beside the authors' recipe, and show what was kept."""
+    from flab.demo import run_demo
+    from flab.show import show_demo
+
+    report = run_demo(as_path(output), tuple(remove or (0.22, 0.40, 0.60)), limit)
+    _emit(report) if json_ else show_demo(report)
+
+
+@app.command(epilog="Example: flab plan MODEL --remove 0.22 --calibration rows.jsonl -o plan.json")
+@planning_options
+def plan(model: Model, recipe: Any, options: Any, output: Output = Path("plan.json"), json_: Json = False) -> None:
+    """Decide what to remove, and write the decisions as JSON; cuts nothing."""
+    from flab.pipeline import plan as make
+    from flab.show import announce, show_plan
+
+    _check_file(output)
+    announce(recipe)
+    decided = make(model, recipe, options)
+    decided.write(as_path(output))
+    _emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
+
+
+@app.command(epilog="Example: flab apply MODEL plan.json -o SMALLER")
+def apply(
+    model: Model,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by flab plan.")],
+    output: Output,
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Cut alone; needs no calibration data.")] = False,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+) -> None:
+    """Carry out a plan: cut, refit from the data that the plan names, save a stock folder."""
+    from flab.pipeline import apply as carry_out
+    from flab.plans import Plan
+    from flab.progress import say
+
+    options = Options(device=device, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    decided = Plan.read(as_path(plan_file))
+    folder = carry_out(model, decided, output, options, refit=not no_refit)
+    _emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
+
+
+@app.command(epilog="Example: flab prune MODEL --remove 0.22 --calibration rows.jsonl -o SMALLER")
+@planning_options
+def prune(
+    model: Model, recipe: Any, options: Any, output: Output, overwrite: Overwrite = False, json_: Json = False
+) -> None:
+    """Plan, apply and check in one: a smaller stock checkpoint, and what it lost."""
+    from flab.pipeline import prune as run
+    from flab.show import announce, show_check, show_plan
+
+    announce(recipe)
+    report = run(model, output, recipe, options)
+    if json_:
+        _emit(report)
+    else:
+        show_plan(report, f"saved {report['output']} in {report['seconds']['total']:.0f} s")
+        show_check(report["check"])
+    _exit_unless(report["check"]["ok"])
+
+
+@app.command(epilog="Example: flab check SMALLER --against MODEL")
+def check(
+    folder: Annotated[str, typer.Argument(help="The folder to verify.")],
+    against: Annotated[str | None, typer.Option(help="The original model, to compare bit for bit.")] = None,
+    json_: Json = False,
+) -> None:
+    """Reload a folder in a fresh process, verify it, and say what it loads in. Exit code 1 when a check fails."""
+    from flab.checking import check as verify
+    from flab.show import show_check
+
+    verdict = verify(folder, against)
+    _emit(verdict) if json_ else show_check(verdict)
+    _exit_unless(verdict["ok"])
+
+
+@app.command("eval", epilog="Example: flab eval MODEL --problems HumanEval.jsonl -o results.json --limit 20")
+def evaluate(
+    model: Model,
+    problems: Annotated[Path, typer.Option(help="HumanEval-like JSONL: prompt, entry_point, test.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write every row as JSON here.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest completion.", min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(help="Prompts generated together.", min=1)] = 32,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    unsandboxed: Unsandboxed = False,
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+) -> None:
+    """Greedy pass@1: complete every problem and run its tests in the sandbox."""
+    from flab.pipeline import evaluate as run
+    from flab.show import show_evaluation
+
+    options = Options(device=device, dtype=dtype, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code)
+    if output is not None:
+        _check_file(output)
+    result = run(model, problems, limit, options, max_new_tokens, batch_size)
+    if output is not None:
+        output.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    _emit(result.summary()) if json_ else show_evaluation(result.summary(), output)
+
+
+def _check_file(path: Path) -> None:
+    """Fail before the work, not after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
+        raise FlabError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+
+
+def _exit_unless(ok: bool) -> None:
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"flab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    """Make code LLMs smaller under one parameter budget, and prove what was kept."""
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for whatever is wrong with the input."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except FlabError as error:
+        code = _fail(str(error), error)
+    except typer.exceptions.TyperException as error:
+        code = _fail(error.format_message() if hasattr(error, "format_message") else str(error), error)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        code = _fail("interrupted: nothing was left behind", error)
+    except OSError as error:
+        code = _fail(f"{error.strerror or error}: {error.filename or ''}", error)
+    except MemoryError as error:
+        code = _fail("out of memory: use a smaller --tokens, or a machine with more", error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, error: BaseException) -> int:
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exception(error)
+    sys.stderr.write("flab: " + " ".join(message.split()) + "\n")
+    return 2

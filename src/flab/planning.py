@@ -1,0 +1,305 @@
+"""Planning: from a model, texts and a budget to a plan. Decides everything, writes nothing.
+
+The vocabulary is chosen and cut (in memory) first; then depth and width are searched together; then the finalists are
+built as the plan would build them and decided by their tests.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from flab import __version__
+from flab.budget import VOCABULARY_MULTIPLE, Pins, Shape, Split, feasible_splits, vocabulary_for
+from flab.calibrate import CalibrationSet, LayerRunner
+from flab.checkpoint import Checkpoint, fingerprint, resolve
+from flab.errors import OptionError, SandboxError
+from flab.evaluation.code import CodeResult, Problem, evaluate_code
+from flab.evaluation.generate import TransformersGenerator
+from flab.evaluation.sandbox import Sandbox
+from flab.families import Family, head_of, shape_of
+from flab.objective import cut_mass_kl
+from flab.plans import Kept, Plan, Refit
+from flab.prepare import (
+    Texts,
+    build_set,
+    calibration_windows,
+    compute_dtype,
+    cut_to_vocabulary,
+    end_of_text,
+    free,
+    new_tokenizer,
+    open_model,
+    read_texts,
+    search_set,
+    stored_dtype,
+)
+from flab.progress import say, track
+from flab.cuts.apply import carve
+from flab.cuts.refit import NewLayer
+from flab.cuts.vocabulary import (
+    TokenizerModel,
+    choose_vocabulary,
+    count_tokens,
+    covered_tokens,
+    required_tokens,
+)
+from flab.recipe import Options, Recipe
+from flab.search import Candidate, Search, decide, search_splits
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each named stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.start, 2)
+        self.start = now
+
+
+@dataclass
+class Bench:
+    """What planning works on: the source folder, its texts, the chosen vocabulary, the data and the feasible splits."""
+
+    source: Path
+    recipe: Recipe
+    options: Options
+    texts: Texts
+    family: Family
+    shape: Shape
+    kept: list[int]
+    tokenizer: Tokenizer
+    settings: dict[str, Any]
+    data: CalibrationSet
+    splits: list[Split]
+    search: Search
+    kl_vocabulary: float
+    sandbox: Sandbox | None = None
+    problems: list[Problem] = field(default_factory=list)
+    decisions: dict[int, list[NewLayer]] = field(default_factory=dict)  # by number of layers
+
+    def judge(self, candidate: Candidate) -> None:
+        """Build a finalist on all tokens, in a fresh copy of the model, and measure it."""
+        built, _ = open_model(self.source, self.options)
+        cut_to_vocabulary(built, self.family, self.kept)
+        cut = self.search.cut_for(candidate.split, candidate.removed)
+        decisions, walk = carve(built.model, self.family, cut, self.data.fit, self.data.compare)
+        candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
+        candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
+        if self.sandbox is not None:
+            built.tokenizer = self.tokenizer
+            result = run_problems(built, self.problems, self.sandbox)
+            candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
+            candidate.task_success = candidate.task_passed / candidate.task_total
+        self.decisions[candidate.split.layers] = decisions
+        free(built)
+
+
+def make_plan(model: str | Path, recipe: Recipe, options: Options) -> Plan:
+    """Decide what stays; the body of :func:`flab.plan`."""
+    clock = Clock()
+    bench, checkpoint = prepare_bench(model, recipe, options)
+    clock.lap("vocabulary")
+    candidates = search_splits(bench.search, bench.splits)
+    bench.search.model = None
+    free(checkpoint)
+    clock.lap("search")
+    bench.problems = judge_problems(bench.texts, bench.data, recipe)
+    if len(candidates) > 1 and bench.problems:
+        bench.sandbox = judge_sandbox(options, bench.search.warnings)
+    winner = decide(candidates, recipe.finalists, bench.judge)
+    clock.lap("finalists")
+    return record(bench, candidates, winner, clock)
+
+
+def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[Bench, Checkpoint]:
+    """Read everything, choose the vocabulary and cut it in memory."""
+    texts = read_texts(recipe)
+    checkpoint, family = open_model(model, options)
+    shape = shape_of(checkpoint.model, family)
+    pins = pins_of(recipe, shape)
+    kept = plan_vocabulary(checkpoint, family, recipe, pins, texts)
+    splits = feasible_splits(shape, recipe.remove, len(kept), pins)
+    tokenizer, _ = new_tokenizer(checkpoint, kept)
+    settings = window_settings(recipe, checkpoint.model)
+    windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
+    data, small = build_set(windows, options), search_set(windows, recipe.search_tokens, options)
+    kl_vocabulary = vocabulary_kl(checkpoint, family, kept, data)
+    cut_to_vocabulary(checkpoint, family, kept)
+    search = Search(checkpoint.model, family, shape, recipe, small, warnings=list(checkpoint.warnings))
+    if data.num_fit_tokens < 4 * shape.width:
+        search.warnings.append(
+            f"{data.num_fit_tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
+            "many; raise --tokens or give more text."
+        )
+    bench = Bench(
+        resolve(model),
+        recipe,
+        options,
+        texts,
+        family,
+        shape,
+        kept,
+        tokenizer,
+        settings,
+        data,
+        splits,
+        search,
+        kl_vocabulary,
+    )
+    return bench, checkpoint
+
+
+def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
+    """The decisions as a plan."""
+    shape, split, recipe = bench.shape, winner.split, bench.recipe
+    decisions = bench.decisions[split.layers]
+    kind = bench.search.cut_for(split, winner.removed).kind
+    ridges = [d.ridge_ffn for d in decisions], [d.ridge_attention for d in decisions]
+    return Plan(
+        remove=recipe.remove,
+        model=model_facts(bench.source, bench.family, bench.options),
+        calibration=calibration_facts(bench),
+        vocabulary=Kept(shape.vocabulary, len(bench.kept), bench.kept),
+        layers=Kept(shape.layers, split.layers, winner.kept_layers),
+        width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
+        refit=Refit(kind, recipe.output_projection, *ridges),
+        parameters_before=shape.total,
+        parameters_after=split.parameters,
+        body_before=shape.body(shape.layers, shape.width),
+        body_after=shape.body(split.layers, split.width),
+        kl_vocabulary=bench.kl_vocabulary,
+        kl_nats_per_token=winner.kl if winner.kl is not None else winner.kl_search,
+        criteria={"layers": recipe.layer_criterion, "neurons": recipe.neuron_criterion},
+        candidates=[c.to_json() for c in candidates],
+        layer_path=bench.search.layer_path,
+        warnings=bench.search.warnings,
+        seconds=clock.seconds,
+        flab_version=__version__,
+    )
+
+
+def model_facts(source: Path, family: Family, options: Options) -> dict[str, Any]:
+    """Which model the plan is for, and the precision it was made in."""
+    return {
+        "path": str(source.resolve()),
+        "sha256": fingerprint(source),
+        "model_type": family.model_type,
+        "stored_dtype": stored_dtype(source),
+        "compute_dtype": compute_dtype(source, options),
+    }
+
+
+def calibration_facts(bench: Bench) -> dict[str, Any]:
+    """Which data was read, and what decides the windows that come out of it."""
+    path = bench.recipe.calibration
+    return {
+        "sources": [s.to_json() for s in bench.texts.sources],
+        "corpus": [s.to_json() for s in bench.texts.corpus_sources],
+        "path": str(path.resolve()) if path else None,
+        "fit_tokens": bench.data.num_fit_tokens,
+        "compare_tokens": bench.data.num_compare_tokens,
+        "judge_problems": len(bench.problems) if bench.sandbox is not None else 0,
+        "sandbox": bench.sandbox.level if bench.sandbox is not None else None,
+        "batch_tokens": bench.options.batch_tokens,
+    } | bench.settings
+
+
+def run_problems(
+    checkpoint: Checkpoint,
+    problems: list[Problem],
+    sandbox: Sandbox,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+) -> CodeResult:
+    """Complete the problems greedily and run their tests."""
+    generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer, batch_size=batch_size)
+    return evaluate_code(generator, problems, sandbox, max_new_tokens)
+
+
+def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins: Pins, texts: Texts) -> list[int]:
+    """New id -> old id of the tokens to keep under the budget: all covered ones, and more where they are affordable."""
+    shape = shape_of(checkpoint.model, family)
+    everything = list(range(shape.vocabulary))
+    most = vocabulary_for(shape, recipe.remove, 0, pins)
+    if most >= shape.vocabulary:
+        return everything
+    model = TokenizerModel(checkpoint.tokenizer)
+    counts = count_tokens(checkpoint.tokenizer, texts.counted())
+    counts = Counter({i: n for i, n in counts.items() if n >= recipe.min_count})
+    required = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids)
+    if not recipe.closure:
+        return model.order({i for i in counts if i in model.text_of} | set(model.added.values()) | checkpoint.named_ids)
+    floor = min(_round_up(len(covered_tokens(model, counts, required)), VOCABULARY_MULTIPLE), len(model.text_of))
+    size = min(vocabulary_for(shape, recipe.remove, floor, pins), len(model.text_of))
+    return choose_vocabulary(model, counts, required, size)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:
+    """Mean over the comparison tokens of ``-log`` of the probability mass that stays; 0 where all tokens stay."""
+    head = head_of(checkpoint.model, family)
+    if len(kept) == head.out_features:
+        return 0.0
+    runner, old_of, total, count = LayerRunner(checkpoint.model, family), torch.tensor(kept), 0.0, 0
+    for batch in track(data.compare, "Mass of the cut tokens"):
+        last = None
+        for hidden in runner.forward(replace(batch, ids=old_of[batch.ids]), range(len(runner.layers))):
+            last = hidden
+        assert last is not None
+        kl = cut_mass_kl(head, runner.finish(last)[batch.valid], kept)
+        total, count = total + float(kl.double().sum()), count + len(kl)
+    return max(0.0, total / count)
+
+
+def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
+    """What decides which calibration windows come out."""
+    longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
+    length = min(recipe.max_length, longest)
+    return {"tokens": recipe.tokens, "max_length": length, "general": recipe.general, "seed": recipe.seed}
+
+
+def pins_of(recipe: Recipe, shape: Shape) -> Pins:
+    """The user's pins, checked; a list of layers to drop pins their number."""
+    pins = recipe.pins
+    if recipe.drop_layers is not None:
+        dropped = set(recipe.drop_layers)
+        if not dropped <= set(range(shape.layers)) or len(dropped) == shape.layers:
+            raise OptionError(
+                f"--drop-layers: got {sorted(dropped)}, allowed some but not all of 0 to {shape.layers - 1}."
+            )
+        pins = replace(pins, layers=shape.layers - len(dropped))
+    pins.check(shape)
+    return pins
+
+
+def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
+    """Calibration problems with tests that no fit has seen."""
+    samples = [texts.task[i] for i in data.compare_samples]
+    chosen = [s for s in samples if s.test and s.entry_point][: recipe.judge_problems]
+    return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]
+
+
+def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
+    """The sandbox for the finalists, or None (with a warning) where there is no isolation."""
+    try:
+        return Sandbox.detect(options.unsandboxed)
+    except SandboxError as error:
+        warnings.append(f"finalists were decided by KL, not by their tests: {error}")
+        say(warnings[-1])
+        return None
