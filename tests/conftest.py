@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,25 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pico
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _little_general_text() -> Iterator[None]:
+    """Bits per byte on 2 kB: the figure itself is tested where it is measured."""
+    import flab.generality
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flab.generality, "GENERAL_BYTES", 2000)
+        yield
+
+
+@pytest.fixture
+def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``prune`` verifies in this process: a fresh one takes seconds and has its own tests."""
+    import flab.pipeline
+    from flab.verify import verify
+
+    monkeypatch.setattr(flab.pipeline, "check", lambda folder, against: verify(Path(folder), Path(against)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,3 +56,20 @@ def pico_folder(tmp_path_factory: pytest.TempPathFactory):
 def calibration_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small instruction file in JSONL."""
     return pico.write_calibration(tmp_path_factory.mktemp("calibration") / "rows.jsonl")
+
+
+@pytest.fixture(scope="session")
+def recipe(calibration_file: Path):
+    """A recipe over the small instruction file that takes a second."""
+    from flab import Recipe
+
+    def give(**changes: object) -> Recipe:
+        return Recipe(**{"calibration": calibration_file, **pico.QUICK, **changes})
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A qwen2 pico model that has learned the calibration rows, so that its layers do real work."""
+    return pico.train(pico.build("qwen2", tmp_path_factory.mktemp("trained") / "model"))

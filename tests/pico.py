@@ -31,6 +31,7 @@ FAMILY_SETTINGS: dict[str, dict[str, object]] = {
     "qwen3": {"head_dim": 16},
     "starcoder2": {"tie_word_embeddings": True, "sliding_window": None},
 }
+QUICK = {"tokens": 4000, "search_tokens": 1000, "general": 0.0}  # settings of a recipe that takes a second
 CODE = [
     f'def {verb}_{noun}(values):\n    """{verb.title()} the {noun}."""\n    return [{verb}(v) for v in values if v != {n}]\n'
     for n, (verb, noun) in enumerate(
@@ -117,3 +118,23 @@ def write_calibration(path: Path, count: int = 60) -> Path:
     """The rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in calibration_rows(count)))
     return path
+
+
+def train(folder: Path, steps: int = 60) -> Path:
+    """Teach the saved model the rows of the pico grammar, in place; a few seconds."""
+    model = AutoModelForCausalLM.from_pretrained(folder).train()
+    tok = tokenizer()
+    rows = [tok.encode(r["prompt"] + r["completion"]).ids for r in calibration_rows()]
+    length = max(map(len, rows))
+    ids = torch.tensor([r + [0] * (length - len(r)) for r in rows])
+    labels = torch.tensor([r + [-100] * (length - len(r)) for r in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        part = slice(step % 4, None, 4)
+        loss = model(ids[part], labels=labels[part]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 2.0, f"the pico model learned nothing: loss {float(loss):.2f}"
+    model.save_pretrained(folder)
+    return folder

@@ -255,6 +255,13 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def cast_parameters(model: Any, dtype: str) -> None:
+    """Cast the parameters alone, in place: ``model.to`` would round buffers (rotary frequencies) that are not saved."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch_dtypes[dtype])
+    model.config.dtype = torch_dtypes[dtype]
+
+
 def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None) -> None:
     """Write model, tokenizer and what else the source folder holds into ``folder``, all of it stock.
 

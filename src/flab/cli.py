@@ -72,8 +72,8 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
         options = Options(**{name: given.pop(name) for name in _OPTIONS if name in given})
         command(recipe=recipe, options=options, **given)
 
-    own = [p for n, p in inspect.signature(command).parameters.items() if n not in ("recipe", "options")]
-    extra = list(inspect.signature(_recipe_options).parameters.values())
+    own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("recipe", "options")]
+    extra = list(inspect.signature(_recipe_options, eval_str=True).parameters.values())
     names = {p.name for p in own}
     run.__signature__ = inspect.Signature([*own, *(p for p in extra if p.name not in names)])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]

@@ -108,12 +108,23 @@ def is_tied(model: nn.Module, family: Family) -> bool:
     return head_of(model, family).weight is embedding_of(model, family).weight
 
 
-def ffn_activations(layer: nn.Module, family: Family, mid: torch.Tensor) -> torch.Tensor:
-    """Input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D)."""
-    hidden = layer.get_submodule(family.ffn_norm)(mid)
-    act = layer.get_submodule(family.ffn).act_fn if len(family.ffn_in) == 2 else layer.get_submodule(family.ffn).act
-    first = act(linear(layer, family.ffn_in[0])(hidden))  # type: ignore[operator]
-    return first * linear(layer, family.ffn_in[1])(hidden) if len(family.ffn_in) == 2 else first  # type: ignore[no-any-return]
+def ffn_activations(
+    layer: nn.Module, family: Family, mid: torch.Tensor, neurons: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D).
+
+    With ``neurons`` only those are computed.
+    """
+    hidden, ffn = layer.get_submodule(family.ffn_norm)(mid), layer.get_submodule(family.ffn)
+    act = ffn.act_fn if len(family.ffn_in) == 2 else ffn.act
+    parts: list[torch.Tensor] = []
+    for path in family.ffn_in:
+        module = linear(layer, path)
+        rows = slice(None) if neurons is None else neurons
+        bias = module.bias[rows] if module.bias is not None else None
+        parts.append(nn.functional.linear(hidden, module.weight[rows], bias))
+    first: torch.Tensor = act(parts[0])  # type: ignore[operator]
+    return first * parts[1] if len(parts) == 2 else first
 
 
 def shape_of(model: nn.Module, family: Family) -> Shape:

@@ -13,25 +13,27 @@ from typing import Any
 
 from flab.calibrate import CalibrationSet
 from flab.checking import check, write_proof
-from flab.checkpoint import Checkpoint, fingerprint, resolve, save, torch_dtypes
+from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, resolve, save
+from flab.cuts.apply import carve
+from flab.cuts.refit import Cut
 from flab.errors import PlanError
 from flab.evaluation.code import CodeResult, read_problems
 from flab.evaluation.sandbox import Sandbox
 from flab.folders import check_output, new_folder
-from flab.plans import Plan
+from flab.generality import GENERAL_TEXT, general_bits_per_byte
 from flab.planning import make_plan, run_problems
+from flab.plans import Plan
 from flab.prepare import (
     build_set,
     calibration_windows,
     cut_to_vocabulary,
     end_of_text,
+    free,
     new_tokenizer,
     open_model,
     read_texts,
     verify_sources,
 )
-from flab.cuts.apply import carve
-from flab.cuts.refit import Cut
 from flab.recipe import Options, Recipe, as_path
 
 PathLike = str | os.PathLike[str]
@@ -72,7 +74,7 @@ def apply(
     cut_to_vocabulary(checkpoint, family, plan.vocabulary.kept)
     if plan.layers.after < plan.layers.before or plan.width.after < plan.width.before:
         carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, [])
-    checkpoint.model.to(torch_dtypes[plan.model["stored_dtype"]])
+    cast_parameters(checkpoint.model, plan.model["stored_dtype"])
     with new_folder(out, options.overwrite) as folder:
         save(checkpoint, folder, tokenizer_json)
         plan.write(folder / "plan.json")
@@ -92,12 +94,24 @@ def prune(
     folder = apply(model, decided, out, options)
     applied = time.perf_counter()
     verdict = check(folder, resolve(model))
+    generality = compare_generality(os.fspath(model), folder, options)
     seconds = {"plan": planned - start, "apply": applied - planned, "check": time.perf_counter() - applied}
     return decided.summary() | {
         "output": str(folder),
         "check": verdict,
+        "generality": generality,
         "seconds": {"total": sum(seconds.values()), **seconds},
     }
+
+
+def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:
+    """Bits per byte on code that no calibration reads, before and after."""
+    values = {}
+    for name, source in (("before", model), ("after", folder)):
+        checkpoint, _ = open_model(source, options)
+        values[f"bits_per_byte_{name}"] = general_bits_per_byte(checkpoint)
+        free(checkpoint)
+    return {"text": GENERAL_TEXT, **values}
 
 
 def evaluate(

@@ -20,6 +20,15 @@ from flab import __version__
 from flab.budget import VOCABULARY_MULTIPLE, Pins, Shape, Split, feasible_splits, vocabulary_for
 from flab.calibrate import CalibrationSet, LayerRunner
 from flab.checkpoint import Checkpoint, fingerprint, resolve
+from flab.cuts.apply import carve
+from flab.cuts.refit import NewLayer
+from flab.cuts.vocabulary import (
+    TokenizerModel,
+    choose_vocabulary,
+    count_tokens,
+    covered_tokens,
+    required_tokens,
+)
 from flab.errors import OptionError, SandboxError
 from flab.evaluation.code import CodeResult, Problem, evaluate_code
 from flab.evaluation.generate import TransformersGenerator
@@ -42,15 +51,6 @@ from flab.prepare import (
     stored_dtype,
 )
 from flab.progress import say, track
-from flab.cuts.apply import carve
-from flab.cuts.refit import NewLayer
-from flab.cuts.vocabulary import (
-    TokenizerModel,
-    choose_vocabulary,
-    count_tokens,
-    covered_tokens,
-    required_tokens,
-)
 from flab.recipe import Options, Recipe
 from flab.search import Candidate, Search, decide, search_splits
 

@@ -6,6 +6,7 @@ The same path serves the plan (which decides) and its replay (which does not). I
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from tokenizers import Tokenizer
 
 from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
 from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_files
+from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
-from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.recipe import Options, Recipe
 from flab.samples import (
     Sample,
@@ -146,10 +147,28 @@ def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, set
     """
     length = settings["max_length"]
     task = windows_of(texts.task, tokenizer, length, eos)
-    general = [Window(w.ids, len(w.ids), -1) for w in windows_of(texts.general, tokenizer, length, None)]
+    general = _general_windows(texts.general, tokenizer, settings)
     windows = select_windows(task, general, settings["tokens"], settings["general"], settings["seed"])
     if len(windows) < 2:
         raise DataError("the calibration text gives fewer than two sequences of tokens: add more text.")
+    return windows
+
+
+def _general_windows(samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any]) -> list[Window]:
+    """Windows of whole general texts, taken in a seeded order until there are four times as many tokens as asked.
+
+    More than are used, so that the windows chosen from them come from many files.
+    """
+    order = list(samples)
+    random.Random(settings["seed"]).shuffle(order)
+    windows: list[Window] = []
+    tokens = 0
+    for sample in order:
+        if tokens > 4 * settings["tokens"] * settings["general"]:
+            break
+        found = windows_of([sample], tokenizer, settings["max_length"], None)
+        windows += [Window(w.ids, len(w.ids), -1) for w in found]
+        tokens += sum(len(w.ids) for w in found)
     return windows
 
 

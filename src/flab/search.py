@@ -14,12 +14,12 @@ import torch
 
 from flab.budget import Shape, Split
 from flab.calibrate import CalibrationSet, LayerRunner
-from flab.errors import BudgetError
-from flab.families import Family, head_of
-from flab.progress import say, track
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.cuts.refit import Cut, Walk
+from flab.errors import BudgetError
+from flab.families import Family, head_of
+from flab.progress import say, track
 from flab.recipe import Recipe
 
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built

@@ -18,10 +18,10 @@ import torch
 
 from flab.checking import PROOF, last_logits, loads_in, probe_ids
 from flab.checkpoint import PICKLED, PROBES, Checkpoint, load
+from flab.cuts.vocabulary import named_ids
 from flab.errors import FlabError
 from flab.families import family_of, layers_of, shape_of
 from flab.plans import Plan
-from flab.cuts.vocabulary import named_ids
 
 NUM_ROUND_TRIPS = 300
 STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from flab.calibrate import Batch, LayerRunner
-from flab.families import Family, layers_of, linear
-from flab.progress import track
 from flab.cuts.ffn import cut_ffn
 from flab.cuts.layers import cut_layers
 from flab.cuts.refit import Cut, NewLayer, Walk
+from flab.families import Family, layers_of, linear
+from flab.progress import track
 
 
 def carve(

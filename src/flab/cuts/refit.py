@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from flab.calibrate import Batch, LayerRunner
+from flab.cuts.ffn import choose_neurons
 from flab.families import linear
 from flab.objective import kl_divergence
-from flab.cuts.ffn import choose_neurons
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 ELIMINATION_RIDGE = 1e-3
@@ -157,35 +157,30 @@ class Walk:
         following = [*self.cut.kept_layers[1:], len(self.runner.layers)]
         first = self.cut.kept_layers[0]
         for index in range(first):
-            self._advance_original(index)
+            self._skip(index)
             self.clean = False
         for place, (index, after) in enumerate(zip(self.cut.kept_layers, following, strict=True)):
             yield self._layer(place, index, after)
 
-    def _advance_original(self, index: int) -> None:
+    def _skip(self, index: int) -> None:
+        """Take the original's stream through a layer that the pruned model does not have."""
         for n, hidden in enumerate(self.original):
             self.original[n] = self.runner.layer(index, hidden)
 
     def _layer(self, place: int, index: int, after: int) -> NewLayer:
-        attention, mid, attention_ridge = self._attention(place, index)
-        before = self.original
-        original_mid = [self._original_mid(index, h) for h in before] if self.cut.kind == "simple" else None
-        self.original = list(before)
-        for skipped in range(index, after):
-            self._advance_original(skipped)
+        original_mid = [self._mid(index, h) for h in self.original]
+        attention, mid, attention_ridge = self._attention(place, index, original_mid)
         untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
+        for n, hidden in enumerate(original_mid):
+            self.original[n] = hidden + self._ffn(index)(self.runner.ffn_features(index, hidden))
+        for skipped in range(index + 1, after):
+            self._skip(skipped)
         if untouched:
             self.pruned = list(self.original)
-            return NewLayer(
-                index,
-                list(range(self.cut.width)),
-                with_bias(self._ffn(index)),
-                attention,
-                0.0,
-                attention_ridge,
-            )
+            everything = list(range(self.cut.width))
+            return NewLayer(index, everything, with_bias(self._ffn(index)), attention, 0.0, attention_ridge)
         self.clean = False
-        gram = self._ffn_gram(index, mid, original_mid)
+        gram = self._ffn_gram(index, mid, original_mid if self.cut.kind == "simple" else None)
         neurons = self._choose(place, index, gram)
         weights, ridge = self._ffn_weights(place, index, neurons, gram)
         self._advance_pruned(index, mid, neurons, weights)
@@ -194,26 +189,31 @@ class Walk:
     def _ffn(self, index: int) -> nn.Linear:
         return linear(self.runner.layers[index], self.runner.family.ffn_out)
 
-    def _original_mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+    def _mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The stream before the FFN, with the attention as it is."""
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         added: torch.Tensor = projection(self.runner.attention_features(index, hidden))
         return hidden.to(added.device) + added
 
-    def _attention(self, place: int, index: int) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
+    def _attention(
+        self, place: int, index: int, original_mid: list[torch.Tensor]
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
         """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
+        if self.clean:
+            return None, original_mid, 0.0
+        if not self.cut.output_projection or self.cut.kind != "residual":
+            return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        if self.clean or not self.cut.output_projection or self.cut.kind != "residual":
-            return None, [self._original_mid(index, h) for h in self.pruned], 0.0
         old, caught = with_bias(projection), []
         gram = Gram(old)
         for n, batch in enumerate(self.batches):
             features = features_for(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
             caught.append(features)
             if n < self.num_fit:
-                target = self._original_mid(index, self.original[n]) - self.pruned[n].to(features.device)
-                _add(gram, batch, features, target)
-        ridge = self.cut.ridge_attention[place] if self.cut.ridge_attention else None
-        weights, ridge = gram.solve(range(old.shape[1]), ridge)
+                _add(gram, batch, features, original_mid[n] - self.pruned[n].to(features.device))
+        weights, ridge = gram.solve(
+            range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
+        )
         new = weights.to(projection.weight.dtype)
         mid = [self.pruned[n].to(f.device) + nn.functional.linear(f, new) for n, f in enumerate(caught)]
         return weights, mid, ridge
@@ -260,7 +260,7 @@ class Walk:
     def _advance_pruned(self, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor) -> None:
         new, kept = weights.to(self._ffn(index).weight.dtype), torch.tensor(neurons, device=weights.device)
         for n, hidden in enumerate(mid):
-            features = features_for(self.runner.ffn_features(index, hidden)[..., kept], new.shape[1])
+            features = features_for(self.runner.ffn_features(index, hidden, kept), new.shape[1])
             self.pruned[n] = hidden.to(features.device) + nn.functional.linear(features, new)
 
     @torch.no_grad()

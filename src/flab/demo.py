@@ -1,0 +1,113 @@
+"""The demonstration: the bundled model at several budgets, beside the recipe of the paper's public scripts.
+
+Nothing is trained. Both recipes read the same calibration text and cut to the same depth; the authors' vocabulary is not
+closed under derivation, their layers go by the last token's similarity, and the first N neurons stay.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flab import assets
+from flab.errors import CheckpointError
+from flab.evaluation.code import CodeResult, Problem, read_problems
+from flab.evaluation.metrics import mcnemar_exact, paired_counts
+from flab.evaluation.sandbox import Sandbox
+from flab.families import shape_of
+from flab.folders import check_output
+from flab.generality import GENERAL_TEXT, general_bits_per_byte
+from flab.pipeline import apply, plan
+from flab.planning import run_problems
+from flab.plans import Plan
+from flab.prepare import open_model
+from flab.progress import say
+from flab.recipe import Options, Recipe
+
+
+def authors_recipe(ours: Plan) -> Recipe:
+    """What the paper's public scripts do, at the depth of our plan: only the selection differs."""
+    return Recipe(
+        remove=ours.remove,
+        layers=ours.layers.after,
+        closure=False,
+        layer_criterion="last-token",
+        neuron_criterion="first",
+        refit="none",
+        output_projection=False,
+    )
+
+
+@dataclass
+class Bench:
+    """The problems and the original's outcome, against which every other model is paired."""
+
+    problems: list[Problem]
+    sandbox: Sandbox
+    original: CodeResult | None = None
+
+    def row(self, name: str, folder: Path, kl: float | None) -> dict[str, Any]:
+        """Measure one saved model."""
+        say(f"measuring {name}")
+        checkpoint, family = open_model(folder, Options())
+        result = run_problems(checkpoint, self.problems, self.sandbox)
+        self.original = self.original or result
+        summary, shape = result.summary(), shape_of(checkpoint.model, family)
+        pairs = paired_counts(self.original.passed, result.passed)
+        first = result is self.original
+        return {
+            "name": name,
+            "parameters": shape.total,
+            "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
+            "vocabulary": shape.vocabulary,
+            "layers": shape.layers,
+            "width": shape.width,
+            "kl_nats_per_token": kl,
+            "pass@1": summary["pass@1"],
+            "passed": summary["passed"],
+            "interval_95": summary["interval_95"],
+            "failures": summary["failures"],
+            "retention": None if first else summary["passed"] / max(1, sum(self.original.passed)),
+            "both": None if first else pairs.both,
+            "only_original": None if first else pairs.only_a,
+            "only_pruned": None if first else pairs.only_b,
+            "neither": None if first else pairs.neither,
+            "mcnemar_p": None if first else mcnemar_exact(pairs.only_a, pairs.only_b),
+            "bits_per_byte": general_bits_per_byte(checkpoint),
+        }
+
+
+def run_demo(output: Path, budgets: tuple[float, ...], limit: int | None = None) -> dict[str, Any]:
+    """Prune, save and measure at every budget; the report is also written to ``output/demo.json``.
+
+    Raises:
+        CheckpointError: the bundled model is not there.
+    """
+    start, model = time.perf_counter(), assets.model_path()
+    if not (model / "config.json").is_file():
+        raise CheckpointError(f"the bundled model is missing at {model}: run python scripts/train_reference.py.")
+    output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(read_problems(assets.problems_path(), limit), Sandbox.detect())
+    rows = [bench.row("original", model, None)]
+    for budget in budgets:
+        ours = plan(model, Recipe(remove=budget))
+        theirs = plan(model, authors_recipe(ours))
+        for name, decided in (("flab", ours), ("authors", theirs)):
+            folder = output / f"{name}-{budget:.0%}".replace("%", "")
+            check_output(folder, overwrite=True)
+            apply(model, decided, folder, Options(overwrite=True))
+            row = bench.row(f"{name} -{budget:.0%}", folder, decided.kl_nats_per_token)
+            rows.append(row | {"removed_fraction": decided.removed_fraction})
+    report = {
+        "rows": rows,
+        "problems": len(bench.problems),
+        "sandbox": bench.sandbox.level,
+        "text": GENERAL_TEXT,
+        "seconds": time.perf_counter() - start,
+        "output": str(output),
+    }
+    (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report

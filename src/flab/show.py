@@ -1,0 +1,153 @@
+"""Tables for people, on stderr. Reads only the JSON that the library functions return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flab.progress import console, say
+from flab.recipe import Recipe
+
+
+def announce(recipe: Recipe) -> None:
+    """Say which data will be read where the user named none."""
+    if recipe.calibration is None:
+        say("no --calibration: using the bundled instruction samples")
+    if recipe.general > 0:
+        say(
+            f"{recipe.general:.0%} of the calibration tokens come from Python's standard library (--general 0 for none)"
+        )
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def show_plan(report: Mapping[str, Any], closing: str) -> None:
+    """Candidates, before and after, KL, warnings."""
+    show_candidates(report["candidates"])
+    table = _table("Before and after", ["", "before", "after", "removed"])
+    body = report["body_removed_fraction"]
+    table.add_row(
+        "parameters",
+        f"{report['parameters_before']:,}",
+        f"{report['parameters_after']:,}",
+        f"{report['removed_fraction']:.1%} (body {body:.1%})",
+    )
+    for name in ("vocabulary", "layers", "width"):
+        before, after = report[name]["before"], report[name]["after"]
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
+    console.print(table)
+    say(
+        f"KL of the cut and refit: {report['kl_nats_per_token']:.4f} nats per token; "
+        f"of the vocabulary: {report['kl_vocabulary']:.5f}"
+    )
+    if "generality" in report:
+        show_generality(report["generality"])
+    for warning in report["warnings"]:
+        say(f"warning: {warning}")
+    say(closing)
+
+
+def show_generality(generality: Mapping[str, Any]) -> None:
+    """Bits per byte of other code, before and after."""
+    before, after = generality["bits_per_byte_before"], generality["bits_per_byte_after"]
+    say(f"other code ({generality['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
+
+
+def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
+    """Every split that was built, the chosen one marked."""
+    columns = ["layers x width", "parameters", "removed", "MFLOP/token", "KL (search)", "KL", "KL (answers)", "tests"]
+    table = _table("Candidates", columns)
+    for row in candidates:
+        tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
+        table.add_row(
+            f"{row['layers']} x {row['width']}" + (" <- chosen" if row["chosen"] else ""),
+            f"{row['parameters']:,}",
+            f"{row['removed_fraction']:.1%}",
+            f"{row['flops_per_token'] / 1e6:,.2f}",
+            f"{row['kl_search']:.4f}",
+            _number(row["kl"]),
+            _number(row["kl_answer"]),
+            tests,
+            style="bold" if row["chosen"] else None,
+        )
+    console.print(table)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def show_check(verdict: Mapping[str, Any]) -> None:
+    """Every check with its outcome, then the table of programs the folder loads in."""
+    table = _table("Checks in a fresh process", ["check", "outcome", "detail"])
+    for line in verdict["checks"]:
+        outcome = {True: "ok", False: "FAILED", None: "note"}[line["ok"]]
+        table.add_row(line["name"], outcome, line["detail"])
+    console.print(table)
+    loads, table = verdict["loads_in"], _table("Loads in", ["program", "", "how"])
+    transformers, sizes = loads["transformers"], loads["vllm"]["tensor_parallel_sizes"]
+    table.add_row(
+        "transformers", "yes" if transformers["ok"] else "no", f"{transformers['how']}; {transformers['tokenizer']}"
+    )
+    table.add_row("vLLM", f"tensor parallel {', '.join(map(str, sizes))}", loads["vllm"]["how"])
+    table.add_row("llama.cpp", "needs", f"{loads['llama.cpp']['needs']} ({loads['llama.cpp']['how']})")
+    table.add_row("k-quants", "yes" if loads["k-quants"]["ok"] else "no", loads["k-quants"]["why"])
+    console.print(table)
+
+
+def show_evaluation(summary: Mapping[str, Any], output: Path | None) -> None:
+    """pass@1 with its interval and the classes of failure."""
+    low, high = summary["interval_95"]
+    say(
+        f"pass@1 {summary['pass@1']:.3f} ({summary['passed']}/{summary['total']}), 95 % interval {low:.3f} to {high:.3f}"
+    )
+    if summary["failures"]:
+        say("failures: " + ", ".join(f"{kind} {count}" for kind, count in summary["failures"].items()))
+    if summary["num_truncated"]:
+        say(f"{summary['num_truncated']} completions met the token limit")
+    say(f"sandbox: {summary['sandbox_level']}" + (f"; rows in {output}" if output else ""))
+
+
+def show_demo(report: Mapping[str, Any]) -> None:
+    """One row for each model: size, KL, pass@1, paired counts, bits per byte."""
+    columns = [
+        "model",
+        "parameters",
+        "MB",
+        "layers x width",
+        "tokens",
+        "KL",
+        "pass@1 (95 %)",
+        "kept",
+        "lost/won",
+        "bits/byte",
+    ]
+    table = _table("Bundled model, untrained", columns)
+    for row in report["rows"]:
+        low, high = row["interval_95"]
+        table.add_row(
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['layers']} x {row['width']}",
+            f"{row['vocabulary']:,}",
+            _number(row["kl_nats_per_token"]),
+            f"{row['pass@1']:.3f} ({low:.2f}-{high:.2f})",
+            "-" if row["retention"] is None else f"{row['retention']:.3f}",
+            "-" if row["only_original"] is None else f"{row['only_original']}/{row['only_pruned']}",
+            f"{row['bits_per_byte']:.3f}",
+        )
+    console.print(table)
+    say("kept: pass@1 over the original's. lost/won: problems that only the original / only the pruned model solves.")
+    say(f"bits/byte: on {report['text']}, which no model was calibrated on. authors: the paper's public scripts.")
+    say(
+        f"{report['problems']} problems, sandbox {report['sandbox']}; {report['seconds']:.0f} s; models in {report['output']}"
+    )
