@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/flab-reference"), help="checkpoints go here")
     parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens per step")
+    parser.add_argument("--note", default="", help="a paragraph for the model card")
     args = parser.parse_args()
     set_seed(SEED)
     tokenizer = kept_tokenizer(args.work / "tokenizer")
@@ -75,6 +76,7 @@ def facts(
     split_sizes = {split: len(grammar.compositions(split)) for split, _ in grammar.SPLIT_PERCENT}
     return {
         "unused": vocabulary.unused_share(tokenizer, [*samples, *corpus.library_texts()]),
+        "note": args.note,
         "tests": split_sizes["test"],
         "compositions": sum(split_sizes.values()),
         "training": {

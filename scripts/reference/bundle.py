@@ -11,7 +11,7 @@ from reference import grammar, samples
 from reference.samples import Row
 
 SEED = 7
-CALIBRATION = {"code": 500, "thought": 150, "output": 250}
+CALIBRATION = {"code": 1500, "thought": 450, "output": 750}
 RECOVERY = {"code": 800, "thought": 250, "output": 450}
 
 

@@ -54,6 +54,8 @@ Greedy, on compositions that were never trained on; `python scripts/measure_refe
 |---|---|
 {training}
 
+{note}
+
 ## Files
 
 | file | sha256 |

@@ -17,7 +17,8 @@ IGNORED = -100
 # (sequences, token share of each kind): steps and code are learned early, running code in the head is not.
 PHASES = (
     (25_600, {"code": 0.33, "thought": 0.12, "output": 0.40, "library": 0.15}),
-    (25_600, {"code": 0.24, "thought": 0.04, "output": 0.66, "library": 0.06}),
+    (12_800, {"code": 0.24, "thought": 0.04, "output": 0.66, "library": 0.06}),
+    (12_800, {"code": 0.12, "thought": 0.02, "output": 0.82, "library": 0.04}),
 )
 SINGLES = 0.25  # of the drawn tasks are one operation alone
 OPEN_BINS = 64

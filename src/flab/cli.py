@@ -46,8 +46,9 @@ OutputProjection = Annotated[bool, typer.Option(help="Refit the attention's outp
 MinCount = Annotated[int, typer.Option(help="Keep tokens seen at least this often.")]
 Tokens = Annotated[int, typer.Option(help="Calibration tokens for the statistics.")]
 SearchTokens = Annotated[int, typer.Option(help="Calibration tokens that the search for the split sees.")]
+FinalistTokens = Annotated[int, typer.Option(help="Calibration tokens that the finalists are built on.")]
 MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in tokens.")]
-Finalists = Annotated[int, typer.Option(help="Candidates that are built on all tokens and tried on the tests.")]
+Finalists = Annotated[int, typer.Option(help="Candidates that are built on more tokens and tried on the tests.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
@@ -97,6 +98,7 @@ def _recipe_options(
     min_count: MinCount = Recipe.min_count,
     tokens: Tokens = Recipe.tokens,
     search_tokens: SearchTokens = Recipe.search_tokens,
+    finalist_tokens: FinalistTokens = Recipe.finalist_tokens,
     max_length: MaxLength = Recipe.max_length,
     finalists: Finalists = Recipe.finalists,
     seed: Seed = Recipe.seed,
@@ -110,7 +112,7 @@ def _recipe_options(
 
 _RECIPE = (
     "remove general vocabulary layers width layer_criterion neuron_criterion refit output_projection min_count tokens "
-    "search_tokens max_length finalists seed"
+    "search_tokens finalist_tokens max_length finalists seed"
 ).split()
 _OPTIONS = "device dtype unsandboxed trust_remote_code overwrite".split()
 

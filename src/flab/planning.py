@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from flab import __version__
 from flab.budget import VOCABULARY_MULTIPLE, Pins, Shape, Split, feasible_splits, vocabulary_for
-from flab.calibrate import CalibrationSet, LayerRunner
+from flab.calibrate import CalibrationSet, LayerRunner, Window
 from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
 from flab.cuts.refit import NewLayer
@@ -43,11 +43,11 @@ from flab.prepare import (
     compute_dtype,
     cut_to_vocabulary,
     end_of_text,
+    first_tokens,
     free,
     new_tokenizer,
     open_model,
     read_texts,
-    search_set,
     stored_dtype,
 )
 from flab.progress import say, track
@@ -82,28 +82,33 @@ class Bench:
     kept: list[int]
     tokenizer: Tokenizer
     settings: dict[str, Any]
+    windows: list[Window]
     data: CalibrationSet
     splits: list[Split]
     search: Search
     kl_vocabulary: float
     sandbox: Sandbox | None = None
     problems: list[Problem] = field(default_factory=list)
-    decisions: dict[int, list[NewLayer]] = field(default_factory=dict)  # by number of layers
+    decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
 
-    def judge(self, candidate: Candidate) -> None:
-        """Build a finalist on all tokens, in a fresh copy of the model, and measure it."""
+    def build(self, candidate: Candidate, data: CalibrationSet) -> Checkpoint:
+        """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
         built, _ = open_model(self.source, self.options)
         cut_to_vocabulary(built, self.family, self.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed)
-        decisions, walk = carve(built.model, self.family, cut, self.data.fit, self.data.compare)
+        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare)
         candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
+        built.tokenizer = self.tokenizer
+        return built
+
+    def judge(self, candidate: Candidate) -> None:
+        """Build a finalist and try it on the tests, where there are any."""
+        built = self.build(candidate, first_tokens(self.windows, self.recipe.finalist_tokens, self.options))
         if self.sandbox is not None:
-            built.tokenizer = self.tokenizer
             result = run_problems(built, self.problems, self.sandbox)
             candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
             candidate.task_success = candidate.task_passed / candidate.task_total
-        self.decisions[candidate.split.layers] = decisions
         free(built)
 
 
@@ -121,6 +126,8 @@ def make_plan(model: str | Path, recipe: Recipe, options: Options) -> Plan:
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
     winner = decide(candidates, recipe.finalists, bench.judge)
     clock.lap("finalists")
+    free(bench.build(winner, bench.data))
+    clock.lap("winner")
     return record(bench, candidates, winner, clock)
 
 
@@ -135,7 +142,7 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
     tokenizer, _ = new_tokenizer(checkpoint, kept)
     settings = window_settings(recipe, checkpoint.model)
     windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
-    data, small = build_set(windows, options), search_set(windows, recipe.search_tokens, options)
+    data, small = build_set(windows, options), first_tokens(windows, recipe.search_tokens, options)
     kl_vocabulary = vocabulary_kl(checkpoint, family, kept, data)
     cut_to_vocabulary(checkpoint, family, kept)
     search = Search(checkpoint.model, family, shape, recipe, small, warnings=list(checkpoint.warnings))
@@ -154,6 +161,7 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
         kept,
         tokenizer,
         settings,
+        windows,
         data,
         splits,
         search,
@@ -165,7 +173,7 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
 def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
     """The decisions as a plan."""
     shape, split, recipe = bench.shape, winner.split, bench.recipe
-    decisions = bench.decisions[split.layers]
+    decisions = bench.decisions
     kind = bench.search.cut_for(split, winner.removed).kind
     ridges = [d.ridge_ffn for d in decisions], [d.ridge_attention for d in decisions]
     return Plan(
@@ -230,25 +238,29 @@ def run_problems(
 
 
 def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins: Pins, texts: Texts) -> list[int]:
-    """New id -> old id of the tokens to keep under the budget: all covered ones, and more where they are affordable."""
+    """New id -> old id of the tokens to keep: all that the task's text is covered by, and more where they are affordable.
+
+    Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does.
+    """
     shape = shape_of(checkpoint.model, family)
-    everything = list(range(shape.vocabulary))
-    most = vocabulary_for(shape, recipe.remove, 0, pins)
-    if most >= shape.vocabulary:
-        return everything
+    if vocabulary_for(shape, recipe.remove, 0, pins) >= shape.vocabulary:
+        return list(range(shape.vocabulary))
     model = TokenizerModel(checkpoint.tokenizer)
-    counts = count_tokens(checkpoint.tokenizer, texts.counted())
-    counts = Counter({i: n for i, n in counts.items() if n >= recipe.min_count})
+    task = count_tokens(checkpoint.tokenizer, texts.task_texts())
+    task = Counter({i: n for i, n in task.items() if n >= recipe.min_count})
+    counts = task + count_tokens(checkpoint.tokenizer, [s.text for s in texts.general])
     required = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids)
     if not recipe.closure:
         return model.order({i for i in counts if i in model.text_of} | set(model.added.values()) | checkpoint.named_ids)
-    floor = min(_round_up(len(covered_tokens(model, counts, required)), VOCABULARY_MULTIPLE), len(model.text_of))
-    size = min(vocabulary_for(shape, recipe.remove, floor, pins), len(model.text_of))
-    return choose_vocabulary(model, counts, required, size)
+    covered = covered_tokens(model, task, required)
+    affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
+    wanted = max(_round_up(len(covered)), _round_up(affordable))
+    size = min(vocabulary_for(shape, recipe.remove, wanted, pins), len(model.text_of))
+    return choose_vocabulary(model, counts, covered if len(covered) <= size else required, size)
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _round_up(value: int) -> int:
+    return -(-value // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:

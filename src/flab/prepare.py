@@ -44,10 +44,10 @@ class Texts:
     sources: list[Source]
     corpus_sources: list[Source]
 
-    def counted(self) -> list[str]:
-        """The texts that the token counts read: prompts, answers, both joined, general text, corpus."""
+    def task_texts(self) -> list[str]:
+        """The texts that must stay covered: prompts, answers, both joined, and the corpus."""
         parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
-        return list(dict.fromkeys([*parts, *(s.text for s in self.general), *(s.text for s in self.corpus)]))
+        return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
 
 
 def read_texts(recipe: Recipe) -> Texts:
@@ -177,8 +177,8 @@ def build_set(windows: list[Window], options: Options) -> CalibrationSet:
     return calibration_set(windows, options.batch_tokens)
 
 
-def search_set(windows: list[Window], tokens: int, options: Options) -> CalibrationSet:
-    """Pack the first ``tokens`` tokens: what the search sees."""
+def first_tokens(windows: list[Window], tokens: int, options: Options) -> CalibrationSet:
+    """Pack the first ``tokens`` tokens: what the search and the finalists see."""
     used, count = 0, 0
     for window in windows:
         used += len(window.ids)

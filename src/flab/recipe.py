@@ -29,8 +29,8 @@ class Recipe:
         general: share of calibration tokens from general code (the running Python's standard library).
         vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
         drop_layers: the layers to remove, original numbering; None lets the criterion choose.
-        tokens: calibration tokens for statistics and final comparison; search_tokens: those of the search.
-        finalists: candidates rebuilt on all tokens and decided by task success, or by KL without tests.
+        tokens: calibration tokens for the statistics of the winner; search_tokens and finalist_tokens: of the search before.
+        finalists: candidates rebuilt on more tokens and decided by task success, or by KL without tests.
     """
 
     remove: float = 0.22
@@ -47,8 +47,9 @@ class Recipe:
     output_projection: bool = True
     closure: bool = True
     min_count: int = 1
-    tokens: int = 65_536
+    tokens: int = 131_072
     search_tokens: int = 16_384
+    finalist_tokens: int = 49_152
     max_length: int = 512
     finalists: int = 3
     judge_problems: int = 100
@@ -94,6 +95,7 @@ _LEAST = {
     "min_count": 1,
     "tokens": 256,
     "search_tokens": 256,
+    "finalist_tokens": 256,
     "max_length": 16,
     "finalists": 1,
     "judge_problems": 1,

@@ -158,8 +158,11 @@ def _worsening(candidates: Sequence[Candidate]) -> bool:
 
 
 def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candidate], None]) -> Candidate:
-    """Let ``judge`` measure the best few on all tokens; task success decides, then KL on answers, then KL."""
+    """Let ``judge`` measure the best few on more tokens; task success decides, then KL on answers, then KL."""
     best = sorted(candidates, key=lambda c: c.kl_search)[:finalists]
+    if len(best) == 1:
+        best[0].chosen = True
+        return best[0]
     for candidate in best:
         judge(candidate)
     winner = min(best, key=_rank)

@@ -25,7 +25,7 @@ from flab.plans import Plan
 
 NUM_ROUND_TRIPS = 300
 STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}  # relative to the largest logit
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
 Step = tuple[str, Callable[[], tuple[bool, str]]]
 
 

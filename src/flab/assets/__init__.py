@@ -13,10 +13,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 HELD_OUT_PERCENT = 20
 LARGEST_MODULE = 120_000  # bytes; above it are generated tables
-SKIPPED_FOLDERS = frozenset(
-    "test tests idlelib idle_test lib2to3 turtledemo site-packages dist-packages pydoc_data encodings "
-    "ensurepip __pycache__".split()
-)
+SKIPPED_FOLDERS = {
+    *("test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "site-packages", "dist-packages"),
+    *("pydoc_data", "encodings", "ensurepip", "__pycache__"),
+}
 
 
 def model_path() -> Path:

@@ -1,0 +1,142 @@
+"""What each criterion and each form of the refit does on the bundled model: python benchmarks/criteria.py
+
+One process, one calibration set, nothing trained: KL on comparison tokens, greedy pass@1 on the 200 test problems and
+bits per byte of other code. Prints Markdown (and writes it where --output says).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flab import assets
+from flab.calibrate import CalibrationSet, LayerRunner
+from flab.cuts.apply import carve
+from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
+from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
+from flab.cuts.refit import Cut
+from flab.evaluation.code import read_problems
+from flab.evaluation.sandbox import Sandbox
+from flab.families import head_of
+from flab.generality import general_bits_per_byte
+from flab.planning import prepare_bench, run_problems
+from flab.prepare import cut_to_vocabulary, open_model
+from flab.recipe import Options, Recipe
+
+REFITS = {
+    "none": ("none", False),
+    "simple": ("simple", False),
+    "residual": ("residual", False),
+    "residual + projection": ("residual", True),
+}
+
+
+@dataclass
+class Table:
+    """Rows of Markdown, printed as they come."""
+
+    lines: list[str]
+
+    def add(self, *cells: object) -> None:
+        line = "| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells) + " |"
+        self.lines.append(line)
+        print(line, flush=True)
+
+    def head(self, title: str, *columns: str) -> None:
+        self.lines += ["", f"### {title}", ""]
+        print("\n".join(self.lines[-3:]))
+        self.add(*columns)
+        self.add(*["---"] * len(columns))
+
+
+class Lab:
+    """The bundled model with its vocabulary cut once, ready to be carved again and again."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.bench, checkpoint = prepare_bench(assets.model_path(), recipe, Options())
+        self.model, self.data = checkpoint.model, self.bench.data
+        self.problems, self.sandbox = read_problems(assets.problems_path()), Sandbox.detect()
+
+    def measure(self, cut: Cut, data: CalibrationSet | None = None) -> tuple[float, float, float]:
+        """KL, pass@1 and bits per byte of one cut."""
+        data = data or self.data
+        built, family = open_model(assets.model_path(), Options())
+        cut_to_vocabulary(built, family, self.bench.kept)
+        _, walk = carve(built.model, family, cut, data.fit, data.compare)
+        built.tokenizer = self.bench.tokenizer
+        result = run_problems(built, self.problems, self.sandbox)
+        kl, _ = walk.divergence(head_of(built.model, family))
+        return kl, sum(result.passed) / len(result.rows), general_bits_per_byte(built)
+
+    def removals(self, criterion: str, count: int) -> list[tuple[int, ...]]:
+        """The removed sets for 1 .. count layers."""
+        path = LAYER_CRITERIA[criterion](LayerSearch(LayerRunner(self.model, self.bench.family), self.data.fit))
+        return [next(path) for _ in range(count)]
+
+    def scores(self, criterion: str) -> torch.Tensor | None:
+        """Scores of all neurons, None for elimination."""
+        if criterion == "elimination":
+            return None
+        return FFN_CRITERIA[criterion](NeuronSearch(LayerRunner(self.model, self.bench.family), self.data.fit))
+
+    def without(self, removed: tuple[int, ...]) -> list[int]:
+        return [i for i in range(self.bench.shape.layers) if i not in removed]
+
+
+def neurons(lab: Lab, table: Table) -> None:
+    """Half of the width, all layers: every criterion under every refit."""
+    width = lab.bench.shape.width // 2
+    table.head(
+        f"Neurons: width {width} of {lab.bench.shape.width}, all layers",
+        "criterion",
+        "refit",
+        "KL",
+        "pass@1",
+        "bits/byte",
+    )
+    for criterion in (*FFN_CRITERIA, "elimination"):
+        scores = lab.scores(criterion)
+        for name, (kind, projection) in REFITS.items():
+            cut = Cut(range(lab.bench.shape.layers), width, kind, projection, scores)
+            table.add(criterion, name, *lab.measure(cut))
+
+
+def layers(lab: Lab, table: Table) -> None:
+    """One to three layers out: every criterion, cut alone and with the refit."""
+    table.head("Layers", "criterion", "removed", "KL (cut alone)", "KL (refit)", "pass@1 (refit)")
+    for criterion in LAYER_CRITERIA:
+        for removed in lab.removals(criterion, 3):
+            kept, width = lab.without(removed), lab.bench.shape.width
+            alone = lab.measure(Cut(kept, width, "none", False))
+            refitted = lab.measure(Cut(kept, width))
+            table.add(criterion, removed, alone[0], refitted[0], refitted[1])
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="also write the Markdown here")
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens)
+    arguments = parser.parse_args()
+    start, table = time.time(), Table([])
+    lab = Lab(Recipe(remove=0.22, tokens=arguments.tokens))
+    table.head("Vocabulary cut only", "tokens", "KL of the cut", "pass@1", "bits/byte")
+    kl, success, bits = lab.measure(Cut(range(lab.bench.shape.layers), lab.bench.shape.width, "none", False))
+    table.add(len(lab.bench.kept), lab.bench.kl_vocabulary, success, bits)
+    neurons(lab, table)
+    layers(lab, table)
+    closing = f"\n{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+    closing += f"torch {torch.__version__}, {lab.data.num_fit_tokens} tokens fitted, {time.time() - start:.0f} s"
+    table.lines.append(closing)
+    print(closing)
+    if arguments.output:
+        arguments.output.write_text("\n".join(table.lines).lstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
