@@ -34,8 +34,9 @@ def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Pico models gain nothing from more, and threads that wait for a busy core make them crawl."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ _HOMES = {
     "check": "flab.checking",
     "apply": "flab.pipeline",
     "evaluate": "flab.pipeline",
+    "plan": "flab.pipeline",
     "prune": "flab.pipeline",
     "Plan": "flab.plans",
     "Options": "flab.recipe",

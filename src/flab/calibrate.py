@@ -41,6 +41,7 @@ class Batch:
     valid: torch.Tensor  # a real token stands here
     answer: torch.Tensor  # the *next* token belongs to an answer
     held_out: torch.Tensor  # kept from the fit, to choose the ridge
+    weight: torch.Tensor  # in the least squares: 1, less on prompts that have an answer
 
     @property
     def num_tokens(self) -> int:
@@ -99,16 +100,17 @@ def select_windows(task: list[Window], general: list[Window], tokens: int, share
     return chosen
 
 
-def calibration_set(windows: list[Window], batch_tokens: int = 4096) -> CalibrationSet:
+def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weight: float = 1.0) -> CalibrationSet:
     """Split the windows in two parts and pack each into micro-batches of about ``batch_tokens`` padded tokens."""
     compare = [w for i, w in enumerate(windows) if i % COMPARE_EVERY == 0]
     fit = [w for i, w in enumerate(windows) if i % COMPARE_EVERY] or compare
     seen = {w.sample for w in fit}
     samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
-    return CalibrationSet(_batches(fit, batch_tokens), _batches(compare, batch_tokens), samples)
+    fitted, compared = (_batches(part, batch_tokens, prompt_weight) for part in (fit, compare))
+    return CalibrationSet(fitted, compared, samples)
 
 
-def _batches(windows: list[Window], batch_tokens: int) -> list[Batch]:
+def _batches(windows: list[Window], batch_tokens: int, prompt_weight: float) -> list[Batch]:
     rows = sorted(enumerate(windows), key=lambda item: (len(item[1].ids), item[0]))
     batches: list[Batch] = []
     start = 0
@@ -116,7 +118,7 @@ def _batches(windows: list[Window], batch_tokens: int) -> list[Batch]:
         stop = start + 1
         while stop < len(rows) and _padded(len(rows[stop][1].ids)) * (stop + 1 - start) <= batch_tokens:
             stop += 1
-        batches.append(_batch(rows[start:stop]))
+        batches.append(_batch(rows[start:stop], prompt_weight))
         start = stop
     return batches
 
@@ -125,17 +127,20 @@ def _padded(length: int) -> int:
     return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
-def _batch(rows: list[tuple[int, Window]]) -> Batch:
+def _batch(rows: list[tuple[int, Window]], prompt_weight: float) -> Batch:
     longest = _padded(max(len(w.ids) for _, w in rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     valid, answer, held_out = (torch.zeros(len(rows), longest, dtype=torch.bool) for _ in range(3))
+    weight = torch.ones(len(rows), longest)
     for row, (index, window) in enumerate(rows):
         n = len(window.ids)
         ids[row, :n] = torch.tensor(window.ids)
         valid[row, :n] = True
         answer[row, max(0, window.answer_from - 1) : max(0, n - 1)] = window.answer_from < n
         held_out[row] = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    return Batch(ids, valid, answer, held_out)
+        if window.answer_from < n:
+            weight[row, : max(0, window.answer_from - 1)] = prompt_weight
+    return Batch(ids, valid, answer, held_out, weight)
 
 
 class _Recorder(nn.Module):

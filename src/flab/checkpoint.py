@@ -269,6 +269,8 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
     """
     with _quiet():
         checkpoint.model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
     source = checkpoint.path
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name not in NOT_COPIED and file.suffix in COPIED_SUFFIXES:

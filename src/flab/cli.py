@@ -35,6 +35,7 @@ Calibration = Annotated[
 ]
 Corpus = Annotated[list[Path] | None, typer.Option(help="More text for the token counts; repeat for several.")]
 General = Annotated[float, typer.Option(help="Share of calibration tokens from Python's standard library.")]
+PromptWeight = Annotated[float, typer.Option(help="Weight of prompt tokens in the refit; answers weigh 1.")]
 Vocabulary = Annotated[int | None, typer.Option(help="Pin the number of tokens to keep.")]
 Layers = Annotated[int | None, typer.Option(help="Pin the number of layers to keep.")]
 Width = Annotated[int | None, typer.Option(help="Pin the FFN width to keep.")]
@@ -87,6 +88,7 @@ def _recipe_options(
     calibration: Calibration = None,
     corpus: Corpus = None,
     general: General = Recipe.general,
+    prompt_weight: PromptWeight = Recipe.prompt_weight,
     vocabulary: Vocabulary = None,
     layers: Layers = None,
     width: Width = None,
@@ -111,8 +113,8 @@ def _recipe_options(
 
 
 _RECIPE = (
-    "remove general vocabulary layers width layer_criterion neuron_criterion refit output_projection min_count tokens "
-    "search_tokens finalist_tokens max_length finalists seed"
+    "remove general prompt_weight vocabulary layers width layer_criterion neuron_criterion refit output_projection min_count "
+    "tokens search_tokens finalist_tokens max_length finalists seed"
 ).split()
 _OPTIONS = "device dtype unsandboxed trust_remote_code overwrite".split()
 

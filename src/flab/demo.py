@@ -96,10 +96,10 @@ def run_demo(output: Path, budgets: tuple[float, ...], limit: int | None = None)
         ours = plan(model, Recipe(remove=budget))
         theirs = plan(model, authors_recipe(ours))
         for name, decided in (("flab", ours), ("authors", theirs)):
-            folder = output / f"{name}-{budget:.0%}".replace("%", "")
+            folder = output / f"{name}-{100 * budget:g}"
             check_output(folder, overwrite=True)
             apply(model, decided, folder, Options(overwrite=True))
-            row = bench.row(f"{name} -{budget:.0%}", folder, decided.kl_nats_per_token)
+            row = bench.row(f"{name} -{100 * budget:g} %", folder, decided.kl_nats_per_token)
             rows.append(row | {"removed_fraction": decided.removed_fraction})
     report = {
         "rows": rows,

@@ -51,10 +51,14 @@ def _is_disk_full(error: BaseException) -> bool:
     return isinstance(error, SafetensorError) and ("No space left" in str(error) or "os error 28" in str(error).lower())
 
 
-def check_output(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, overwrite: bool, source: Path | None = None) -> None:
     """Fail early, before hours of work, when the output is taken."""
     if path.exists() and not overwrite:
         raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
+    if source is not None and path.exists() and path.resolve() == source.resolve():
+        raise OptionError(
+            f"the output {path} is the source model itself: flab never changes it. Choose another output."
+        )
     if path.exists() and path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
         raise OptionError(f"{path} is a folder but no model: flab does not overwrite it. Choose another output.")
 

@@ -61,8 +61,8 @@ def apply(
     """
     options, out = options or Options(), as_path(out)
     plan = plan if isinstance(plan, Plan) else Plan.read(as_path(plan))
-    check_output(out, options.overwrite)
     source = resolve(model)
+    check_output(out, options.overwrite, source)
     if fingerprint(source) != plan.model["sha256"]:
         raise PlanError(
             f"the plan was made for another model ({plan.model['path']}): {source} has other files. Plan again."
@@ -88,7 +88,7 @@ def prune(
 ) -> dict[str, Any]:
     """Plan, apply and check in one; returns what ``flab prune --json`` prints."""
     options, start = options or Options(), time.perf_counter()
-    check_output(as_path(out), options.overwrite)
+    check_output(as_path(out), options.overwrite, resolve(model))
     decided = plan(model, recipe, options)
     planned = time.perf_counter()
     folder = apply(model, decided, out, options)
@@ -152,4 +152,4 @@ def _replay_data(plan: Plan, tokenizer: Any, checkpoint: Checkpoint) -> Calibrat
     verify_sources(texts, settings["sources"])
     eos = end_of_text(checkpoint.model, plan.vocabulary.kept)
     windows = calibration_windows(texts, tokenizer, eos, settings)
-    return build_set(windows, Options(batch_tokens=settings["batch_tokens"]))
+    return build_set(windows, Options(batch_tokens=settings["batch_tokens"]), settings["prompt_weight"])

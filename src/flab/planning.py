@@ -104,7 +104,9 @@ class Bench:
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and try it on the tests, where there are any."""
-        built = self.build(candidate, first_tokens(self.windows, self.recipe.finalist_tokens, self.options))
+        built = self.build(
+            candidate, first_tokens(self.windows, self.recipe.finalist_tokens, self.options, self.recipe.prompt_weight)
+        )
         if self.sandbox is not None:
             result = run_problems(built, self.problems, self.sandbox)
             candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
@@ -122,7 +124,7 @@ def make_plan(model: str | Path, recipe: Recipe, options: Options) -> Plan:
     free(checkpoint)
     clock.lap("search")
     bench.problems = judge_problems(bench.texts, bench.data, recipe)
-    if len(candidates) > 1 and bench.problems:
+    if min(len(candidates), recipe.finalists) > 1 and bench.problems:
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
     winner = decide(candidates, recipe.finalists, bench.judge)
     clock.lap("finalists")
@@ -142,7 +144,9 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
     tokenizer, _ = new_tokenizer(checkpoint, kept)
     settings = window_settings(recipe, checkpoint.model)
     windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
-    data, small = build_set(windows, options), first_tokens(windows, recipe.search_tokens, options)
+    weight = recipe.prompt_weight
+    data = build_set(windows, options, weight)
+    small = first_tokens(windows, recipe.search_tokens, options, weight)
     kl_vocabulary = vocabulary_kl(checkpoint, family, kept, data)
     cut_to_vocabulary(checkpoint, family, kept)
     search = Search(checkpoint.model, family, shape, recipe, small, warnings=list(checkpoint.warnings))
@@ -283,7 +287,13 @@ def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
     """What decides which calibration windows come out."""
     longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
     length = min(recipe.max_length, longest)
-    return {"tokens": recipe.tokens, "max_length": length, "general": recipe.general, "seed": recipe.seed}
+    return {
+        "tokens": recipe.tokens,
+        "max_length": length,
+        "general": recipe.general,
+        "seed": recipe.seed,
+        "prompt_weight": recipe.prompt_weight,
+    }
 
 
 def pins_of(recipe: Recipe, shape: Shape) -> Pins:

@@ -172,12 +172,12 @@ def _general_windows(samples: list[Sample], tokenizer: Tokenizer, settings: dict
     return windows
 
 
-def build_set(windows: list[Window], options: Options) -> CalibrationSet:
+def build_set(windows: list[Window], options: Options, prompt_weight: float) -> CalibrationSet:
     """Pack all windows."""
-    return calibration_set(windows, options.batch_tokens)
+    return calibration_set(windows, options.batch_tokens, prompt_weight)
 
 
-def first_tokens(windows: list[Window], tokens: int, options: Options) -> CalibrationSet:
+def first_tokens(windows: list[Window], tokens: int, options: Options, prompt_weight: float) -> CalibrationSet:
     """Pack the first ``tokens`` tokens: what the search and the finalists see."""
     used, count = 0, 0
     for window in windows:
@@ -185,7 +185,7 @@ def first_tokens(windows: list[Window], tokens: int, options: Options) -> Calibr
         if used > tokens and count >= 2:
             break
         count += 1
-    return calibration_set(windows[:count], options.batch_tokens)
+    return calibration_set(windows[:count], options.batch_tokens, prompt_weight)
 
 
 def free(checkpoint: Checkpoint) -> None:

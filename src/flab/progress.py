@@ -20,7 +20,11 @@ from rich.progress import (
 
 T = TypeVar("T")
 
+PIPE_WIDTH = 140  # columns where stderr is no terminal, so that tables do not break words
+
 console = Console(stderr=True)
+if not console.is_terminal:
+    console = Console(stderr=True, width=PIPE_WIDTH)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -36,4 +40,4 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 def say(message: str) -> None:
     """Print one line for the human, on stderr."""
-    console.print(message, highlight=False)
+    console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -27,6 +27,7 @@ class Recipe:
         calibration: JSONL or source file(s) folder; None is the bundled instruction samples.
         corpus: more text that only the token counts read.
         general: share of calibration tokens from general code (the running Python's standard library).
+        prompt_weight: weight of prompt tokens in the least squares, where the sample has an answer (1).
         vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
         drop_layers: the layers to remove, original numbering; None lets the criterion choose.
         tokens: calibration tokens for the statistics of the winner; search_tokens and finalist_tokens: of the search before.
@@ -37,6 +38,7 @@ class Recipe:
     calibration: Path | None = None
     corpus: tuple[Path, ...] = ()
     general: float = 0.25
+    prompt_weight: float = 0.25
     vocabulary: int | None = None
     layers: int | None = None
     width: int | None = None
@@ -47,9 +49,9 @@ class Recipe:
     output_projection: bool = True
     closure: bool = True
     min_count: int = 1
-    tokens: int = 131_072
+    tokens: int = 65_536
     search_tokens: int = 16_384
-    finalist_tokens: int = 49_152
+    finalist_tokens: int = 32_768
     max_length: int = 512
     finalists: int = 3
     judge_problems: int = 100
@@ -64,6 +66,8 @@ class Recipe:
             raise OptionError(
                 f"--general is a share of the calibration tokens: got {self.general:g}, allowed 0 to 0.9."
             )
+        if not 0 < self.prompt_weight <= 1:
+            raise OptionError(f"--prompt-weight: got {self.prompt_weight:g}, allowed more than 0, at most 1.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise OptionError(

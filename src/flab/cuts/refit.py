@@ -281,4 +281,5 @@ def _add(gram: Gram, batch: Batch, features: torch.Tensor, targets: torch.Tensor
     for held_out in (False, True):
         chosen = (batch.valid & (batch.held_out == held_out)).to(features.device)
         if bool(chosen.any()):
-            gram.add(features[chosen], targets[chosen], held_out)
+            weight = batch.weight.to(chosen.device)[chosen].sqrt()[:, None]
+            gram.add(features[chosen] * weight, targets[chosen] * weight, held_out)

@@ -1,0 +1,44 @@
+# Everything a developer types. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fix check test demo docs reference clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv and install flab with its developer tools, once
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+fix: setup  ## Repair style and format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: setup  ## Style, format, types, and the docs against the program
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/check_help.py
+
+test: setup  ## Run the tests (offline)
+	$(BIN)/pytest
+
+demo: setup  ## Prune the bundled model at 22, 40 and 60 % and show what was kept
+	$(BIN)/flab demo -o demo
+
+docs: setup  ## Check help texts, options, examples and links in the docs (docs/check_help.py --write renews the help)
+	$(BIN)/python docs/check_help.py
+
+reference: setup  ## Train the bundled model and its data files again from nothing (hours on two cores)
+	$(BIN)/python scripts/train_reference.py
+
+clean:  ## Remove caches, builds and the demo's output; .venv stays
+	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests scripts docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

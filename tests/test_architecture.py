@@ -1,0 +1,180 @@
+"""The house rules that a machine can check: which way imports go, what may load torch, how long things get."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import flab
+
+ROOT = Path(flab.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# A module imports only from ranks below its own; within a rank only where SAME_RANK says so.
+RANKS = {
+    "__init__": 0,
+    "errors": 0,
+    "progress": 1,
+    "assets": 1,
+    "budget": 1,
+    "plans": 1,
+    "samples": 2,
+    "folders": 2,
+    "recipe": 2,
+    "families": 3,
+    "objective": 3,
+    "calibrate": 4,
+    "checkpoint": 4,
+    "cuts": 5,
+    "evaluation": 5,
+    "checking": 5,
+    "generality": 6,
+    "verify": 6,
+    "prepare": 6,
+    "search": 6,
+    "planning": 7,
+    "pipeline": 8,
+    "show": 8,
+    "demo": 9,
+    "cli": 10,
+    "__main__": 11,
+}
+INSIDE = {"cuts": {"cuts"}, "evaluation": {"evaluation"}}  # packages whose modules may import each other
+SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
+    {"cli"},
+    {"pipeline", "demo", "show"},
+    {"planning"},
+    {"search", "prepare"},
+    {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families"},
+    {"plans", "recipe", "budget", "samples", "assets", "progress", "folders"},
+    {"errors"},
+]
+NO_TORCH = {
+    "errors",
+    "recipe",
+    "plans",
+    "budget",
+    "samples",
+    "assets",
+    "progress",
+    "folders",
+    "cli",
+    "show",
+    "__init__",
+}
+HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors"}
+MAX_FILE, MAX_FUNCTION = 400, 60
+
+
+def home(path: Path) -> str:
+    """The top-level module or package a file belongs to."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path, inside_functions: bool = True) -> list[str]:
+    """Full names of everything a file imports; those for type checkers only are left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inside_functions:
+            return
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
+            assert node.module
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def inner_imports(path: Path) -> set[str]:
+    """Top-level flab modules that a file imports from."""
+    known = set(RANKS)
+    names = [n.split(".") for n in imports(path) if n == "flab" or n.startswith("flab.")]
+    return {n[1] if len(n) > 1 and n[1] in known else "__init__" for n in names}
+
+
+def test_every_module_has_a_rank():
+    assert {home(p) for p in FILES} == set(RANKS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downwards(path):
+    own = home(path)
+    wrong = {name for name in inner_imports(path) if RANKS[name] >= RANKS[own] and name not in INSIDE.get(own, set())}
+    assert not wrong, f"{own} (rank {RANKS[own]}) imports {sorted(wrong)}"
+
+
+def test_ranks_agree_with_the_design():
+    level = {name: number for number, names in enumerate(SKETCH) for name in names}
+    for path in FILES:
+        own = level.get(home(path))
+        above = {n for n in inner_imports(path) if own is not None and level.get(n, 99) < own}
+        assert not above, f"{path.name} imports {sorted(above)} from above"
+
+
+def test_cuts_and_evaluation_do_not_know_each_other():
+    for own, other in (("cuts", "evaluation"), ("evaluation", "cuts")):
+        files = [p for p in FILES if home(p) == own]
+        assert files
+        assert all(other not in inner_imports(p) for p in files)
+
+
+def test_the_import_walk_sees_imports():
+    """Shows that the tests above can fail: the walk finds those at the top and those inside functions."""
+    assert {"planning", "folders", "cuts"} <= inner_imports(ROOT / "pipeline.py")
+    assert {"pipeline", "show"} <= inner_imports(ROOT / "cli.py")
+    assert "flab.pipeline.prune" not in imports(ROOT / "cli.py", inside_functions=False)
+
+
+def heavy_when_imported(module: str) -> set[str]:
+    """Heavy packages that importing the module loads, through other flab modules too; read, not run."""
+    todo, seen, heavy = [module], set(), set()
+    while todo:
+        name = todo.pop()
+        path = ROOT / f"{name}.py" if (ROOT / f"{name}.py").is_file() else ROOT / name / "__init__.py"
+        if name in seen:
+            continue
+        seen.add(name)
+        for full in imports(path, inside_functions=False):
+            head, _, rest = full.partition(".")
+            if head == "flab" and (inner := rest.split(".")[0]) in RANKS:
+                todo.append(inner)
+            elif head in HEAVY:
+                heavy.add(head)
+    return heavy
+
+
+@pytest.mark.parametrize("module", sorted(NO_TORCH))
+def test_light_modules_import_nothing_heavy(module):
+    allowed = {"safetensors"} if module == "folders" else set()
+    assert heavy_when_imported(module) <= allowed
+
+
+def test_the_heavy_walk_finds_torch():
+    assert "torch" in heavy_when_imported("pipeline")
+    assert {"torch", "transformers"} <= heavy_when_imported("checkpoint")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_FILE
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, kinds)]
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION}
+    assert not long
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

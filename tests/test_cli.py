@@ -1,0 +1,460 @@
+"""The command line: one line and exit code 2 for bad input, nothing left behind, one JSON object on stdout."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+import pico
+from flab import __version__, cli
+
+QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0", "--finalists", "1"]
+FIELDS = {
+    "parameters_before",
+    "parameters_after",
+    "removed_fraction",
+    "body_removed_fraction",
+    "vocabulary",
+    "layers",
+    "width",
+    "kl_nats_per_token",
+    "kl_vocabulary",
+    "candidates",
+    "check",
+    "seconds",
+}
+
+
+@pytest.fixture
+def flab(monkeypatch, capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flab", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        code = caught.value.code
+        out, err = capsys.readouterr()
+        return (code if isinstance(code, int) else 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """An empty folder that stays empty when a command fails."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    return folder
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> str:
+    """Exit code 2 and exactly one line that starts with ``flab: `` and holds the words."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2, err
+    assert out == ""
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("flab: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+    return lines[0]
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target))
+
+
+# --- bad models ---
+
+
+def truncated(source: Path, folder: Path) -> Path:
+    weights = copy_of(source, folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return folder
+
+
+def pickled(source: Path, folder: Path) -> Path:
+    (copy_of(source, folder) / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return folder
+
+
+def without(name: str):
+    def make(source: Path, folder: Path) -> Path:
+        (copy_of(source, folder) / name).unlink()
+        return folder
+
+    return make
+
+
+def foreign(source: Path, folder: Path) -> Path:
+    AutoConfig.for_model("mixtral", num_local_experts=4).save_pretrained(copy_of(source, folder))
+    return folder
+
+
+def with_own_code(source: Path, folder: Path) -> Path:
+    config = json.loads((copy_of(source, folder) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}))
+    return folder
+
+
+def broken_json(source: Path, folder: Path) -> Path:
+    (copy_of(source, folder) / "config.json").write_text("{")
+    return folder
+
+
+def missing_shard(source: Path, folder: Path) -> Path:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (copy_of(source, folder) / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def bad_tokenizer(source: Path, folder: Path) -> Path:
+    (copy_of(source, folder) / "tokenizer.json").write_text("{}")
+    return folder
+
+
+BAD_MODELS = {
+    "missing": (lambda source, folder: folder, "no model folder at"),
+    "truncated": (truncated, "model.safetensors is truncated or damaged"),
+    "pickled": (pickled, "only pickled weights (pytorch_model.bin)"),
+    "no weights": (without("model.safetensors"), "no *.safetensors weights"),
+    "no config": (without("config.json"), "config.json is missing"),
+    "no tokenizer": (without("tokenizer.json"), "has no tokenizer.json"),
+    "bad tokenizer": (bad_tokenizer, "tokenizer.json is damaged"),
+    "another family": (foreign, "model_type 'mixtral' cannot be cut: flab lacks mixture-of-experts"),
+    "own code": (with_own_code, "--trust-remote-code"),
+    "broken config": (broken_json, "cannot be read as JSON"),
+    "missing shard": (missing_shard, "model-00001-of-00002.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD_MODELS))
+def test_bad_models(kind, flab, pico_folder, calibration_file, tmp_path, place):
+    make, words = BAD_MODELS[kind]
+    model = make(pico_folder("qwen2"), tmp_path / "model")
+    result = flab("prune", model, "--calibration", calibration_file, "-o", place / "out", *QUICK)
+    assert_refused(result, words)
+    assert not list(place.iterdir())
+
+
+# --- bad data and options ---
+
+BAD_ROWS = {
+    "empty": ("", ["rows.jsonl is empty"]),
+    "no JSON": ('{"text": "a"}\n{"text": "b"}\n{oops\n', ["rows.jsonl, line 3: not JSON"]),
+    "no answer": ('{"prompt": "a"}\n', ["rows.jsonl, line 1", "canonical_solution"]),
+    "number": ('{"text": "a"}\n{"text": 5}\n', ["rows.jsonl, line 2: field 'text' is 5"]),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD_ROWS))
+def test_bad_calibration(kind, flab, pico_folder, tmp_path, place):
+    text, words = BAD_ROWS[kind]
+    (tmp_path / "rows.jsonl").write_text(text)
+    result = flab("prune", pico_folder(), "--calibration", tmp_path / "rows.jsonl", "-o", place / "out", *QUICK)
+    assert_refused(result, *words)
+    assert not list(place.iterdir())
+
+
+def test_calibration_that_is_not_text(flab, pico_folder, tmp_path, place):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    result = flab("plan", pico_folder(), "--calibration", tmp_path / "rows.jsonl", "-o", place / "plan.json", *QUICK)
+    assert_refused(result, "is not UTF-8 text (byte 10)")
+    assert not list(place.iterdir())
+
+
+def test_missing_calibration(flab, pico_folder, tmp_path, place):
+    result = flab("prune", pico_folder(), "--calibration", tmp_path / "none.jsonl", "-o", place / "out", *QUICK)
+    assert_refused(result, "none.jsonl does not exist")
+    assert not list(place.iterdir())
+
+
+BAD_OPTIONS = {
+    "negative": (["--remove", "-0.1"], ["--remove", "got -0.1", "0 <= x < 1"]),
+    "one": (["--remove", "1"], ["--remove", "got 1,"]),
+    "above": (["--remove", "1.5"], ["--remove", "got 1.5"]),
+    "no number": (["--remove", "abc"], ["--remove", "abc"]),
+    "not a number": (["--remove", "nan"], ["--remove", "nan"]),
+    "unreachable": (["--remove", "0.95"], ["cannot be reached: the floor is 384 tokens", "at most 0."]),
+    "vocabulary floor": (["--vocabulary", "100"], ["below the floor of"]),
+    "pinned layers": (["--layers", "9"], ["--layers is the size to keep: got 9, allowed 1 to 5"]),
+    "pinned width": (["--width", "0"], ["--width", "allowed 1 to 64"]),
+    "unknown": (["--frobnicate"], ["--frobnicate"]),
+    "layers rubbish": (["--drop-layers", "1,x"], ["--drop-layers: got '1,x'", "e.g. 3,5"]),
+    "layers outside": (["--drop-layers", "9"], ["--drop-layers: got [9]"]),
+    "criterion": (["--neuron-criterion", "vibes"], ["--neuron-criterion: got 'vibes', allowed elimination"]),
+    "refit": (["--refit", "magic"], ["--refit: got 'magic'"]),
+    "tokens": (["--tokens", "3"], ["--tokens: got 3, allowed 256 or more"]),
+    "dtype": (["--dtype", "int4"], ["--dtype: got 'int4', allowed auto"]),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD_OPTIONS))
+def test_bad_options(kind, flab, pico_folder, calibration_file, place):
+    options, words = BAD_OPTIONS[kind]
+    fixed = ["prune", pico_folder(), "--calibration", calibration_file, "-o", place / "out"]
+    assert_refused(flab(*fixed, *QUICK, *options), *words)
+    assert not list(place.iterdir())
+
+
+def test_nothing_but_what_was_asked_is_needed(flab):
+    assert_refused(flab("prune"), "MODEL")
+    assert_refused(flab("frobnicate"), "frobnicate")
+
+
+def test_an_existing_output_is_not_touched(flab, pico_folder, calibration_file, place):
+    (place / "out").mkdir()
+    (place / "out" / "config.json").write_text("mine")
+    result = flab("prune", pico_folder(), "--calibration", calibration_file, "-o", place / "out", *QUICK)
+    assert_refused(result, "out exists: pass --overwrite")
+    assert (place / "out" / "config.json").read_text() == "mine"
+    assert [p.name for p in place.iterdir()] == ["out"]
+
+
+def test_a_plan_has_somewhere_to_go_before_the_work(flab, pico_folder, place):
+    assert_refused(flab("plan", pico_folder(), "-o", place), "is a folder")
+    assert_refused(flab("plan", pico_folder(), "-o", place / "no" / "plan.json"), "no folder")
+    assert not list(place.iterdir())
+
+
+def test_bad_plans(flab, pico_folder, place, tmp_path):
+    assert_refused(flab("apply", pico_folder(), tmp_path / "plan.json", "-o", place / "out"), "cannot read the plan")
+    (tmp_path / "plan.json").write_text("[1, 2]")
+    assert_refused(flab("apply", pico_folder(), tmp_path / "plan.json", "-o", place / "out"), "plan format 'list'")
+    assert not list(place.iterdir())
+
+
+def test_bad_problems(flab, pico_folder, place, tmp_path):
+    (tmp_path / "problems.jsonl").write_text('{"prompt": "x"}\n')
+    result = flab("eval", pico_folder(), "--problems", tmp_path / "problems.jsonl", "-o", place / "results.json")
+    assert_refused(result, "problems.jsonl")
+    result = flab("eval", pico_folder(), "--problems", tmp_path / "none.jsonl", "-o", place / "results.json")
+    assert_refused(result, "none.jsonl")
+    assert not list(place.iterdir())
+
+
+def test_checking_no_folder(flab, place):
+    assert_refused(flab("check", place), "no model folder")
+
+
+def test_debug_shows_the_trace(flab, place):
+    code, _, err = flab("--debug", "check", place)
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("flab: ")
+
+
+# --- disk and interrupts ---
+
+
+@pytest.fixture(scope="module")
+def plan_file(pico_folder, recipe, tmp_path_factory) -> Path:
+    from flab.pipeline import plan
+
+    path = tmp_path_factory.mktemp("plans") / "plan.json"
+    plan(pico_folder(), recipe(remove=0.3, finalists=1)).write(path)
+    return path
+
+
+DISK_FULL = {
+    "by the system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "by safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(DISK_FULL))
+def test_a_full_disk(kind, flab, pico_folder, plan_file, place, monkeypatch):
+    import transformers.modeling_utils
+
+    def fail(*_, **__):
+        raise DISK_FULL[kind]
+
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", fail)
+    result = flab("apply", pico_folder(), plan_file, "-o", place / "out")
+    assert_refused(result, "No space left" if "system" in kind else "no space left", "nothing was left behind")
+    assert not list(place.iterdir())
+
+
+def test_a_full_disk_for_the_plan(flab, pico_folder, calibration_file, place, monkeypatch):
+    def fail(self, text, *_, **__):
+        self.touch()
+        raise DISK_FULL["by the system"]
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    result = flab("plan", pico_folder(), "--calibration", calibration_file, "-o", place / "plan.json", *QUICK)
+    assert result[0] == 2
+    assert result[2].splitlines()[-1].startswith("flab: No space left on device")
+    assert not list(place.iterdir())
+
+
+STAGES = {
+    "reading": "flab.planning.read_texts",
+    "vocabulary": "flab.planning.plan_vocabulary",
+    "search": "flab.planning.search_splits",
+    "finalists": "flab.planning.decide",
+    "applying": "flab.pipeline.carve",
+    "saving": "flab.pipeline.save",
+    "proof": "flab.pipeline.write_proof",
+    "renaming": "flab.folders.replace_folder",
+}
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("old", [False, True], ids=["new", "overwrite"])
+def test_an_interrupt_leaves_nothing(stage, old, flab, pico_folder, calibration_file, place, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(STAGES[stage], interrupt)
+    if old:
+        copy_of(pico_folder(), place / "out")
+    arguments = ["--calibration", calibration_file, "-o", place / "out", *QUICK, *(["--overwrite"] if old else [])]
+    code, out, err = flab("prune", pico_folder(), "--width", 32, "--layers", 4, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.splitlines()[-1] == "flab: interrupted: nothing was left behind"
+    assert [p.name for p in place.iterdir()] == (["out"] if old else [])
+    if old:
+        assert {p.name for p in (place / "out").iterdir()} == {p.name for p in pico_folder().iterdir()}
+
+
+def test_an_interrupt_while_checking_leaves_the_whole_output(flab, pico_folder, calibration_file, place, monkeypatch):
+    """The folder is whole by then: it stays, and the message may not claim that nothing did."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flab.checking.subprocess.run", interrupt)
+    code, out, err = flab("prune", pico_folder(), "--calibration", calibration_file, "-o", place / "out", *QUICK)
+    assert code == 2
+    assert out == ""
+    assert err.splitlines()[-1].startswith("flab: interrupted")
+    assert [p.name for p in place.iterdir()] in ([], ["out"])
+    if (place / "out").exists():
+        assert (place / "out" / "model.safetensors").is_file()
+        assert "nothing was left behind" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_ends_a_real_process(number, pico_folder, calibration_file, place):
+    command = [sys.executable, "-m", "flab", "prune", str(pico_folder()), "--calibration", str(calibration_file)]
+    process = subprocess.Popen(
+        [*command, "-o", str(place / "out"), "--layers", "4"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1.0)  # the interpreter is up, and anything may be going on
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (2, -number), err  # the latter: before main() ran
+    assert out == ""
+    assert not list(place.iterdir())
+    if process.returncode == 2:
+        assert err.splitlines()[-1].startswith("flab: interrupted")
+        assert "Traceback" not in err
+
+
+# --- what works ---
+
+
+def test_prune_prints_one_json_object(flab, pico_folder, calibration_file, place):
+    arguments = ["--calibration", calibration_file, "-o", place / "out", "--remove", "0.3", "--json", *QUICK]
+    code, out, err = flab("prune", pico_folder(), *arguments)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    report = json.loads(out)
+    assert set(report) >= FIELDS
+    assert report["check"]["ok"] is True
+    assert "loads_in" in report["check"]
+    for name in ("vocabulary", "layers", "width"):
+        assert set(report[name]) >= {"before", "after"}
+    assert report["removed_fraction"] == pytest.approx(1 - report["parameters_after"] / report["parameters_before"])
+    assert report["removed_fraction"] >= 0.3
+    assert [p.name for p in place.iterdir()] == ["out"]
+    assert report["candidates"]
+
+
+def test_plan_then_apply(flab, pico_folder, calibration_file, place):
+    arguments = ["--calibration", calibration_file, "-o", place / "plan.json", "--remove", "0.3", *QUICK]
+    code, out, err = flab("plan", pico_folder(), *arguments)
+    assert (code, out) == (0, ""), err
+    assert "chosen" in err
+    code, out, err = flab("apply", pico_folder(), place / "plan.json", "-o", place / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["output"] == str(place / "out")
+    code, out, err = flab("apply", pico_folder(), place / "plan.json", "-o", place / "out")
+    assert_refused((code, out, err), "--overwrite")
+    code, _, err = flab("apply", pico_folder(), place / "plan.json", "-o", place / "out", "--overwrite", "--no-refit")
+    assert code == 0, err
+    assert json.loads((place / "out" / "proof.json").read_text())["refit"] == "none"
+
+
+def test_a_failed_check_is_exit_code_1(flab, pico_folder, plan_file, place, monkeypatch):
+    verdict = {"ok": False, "checks": [{"name": "x", "ok": False, "detail": "y"}], "loads_in": {}}
+    monkeypatch.setattr("flab.checking.check", lambda *_: verdict)
+    code, out, _ = flab("check", pico_folder(), "--json")
+    assert code == 1
+    assert json.loads(out) == verdict
+
+
+def test_eval_prints_one_json_object(flab, pico_folder, place):
+    prompt = "def one(x):\n    return 1\n#"
+    row = {"task_id": "0", "prompt": prompt, "entry_point": "one", "test": "def check(f):\n    assert f(0) == 1\n"}
+    (place / "problems.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ["--problems", place / "problems.jsonl", "-o", place / "results.json", "--max-new-tokens", "3"]
+    code, out, err = flab("eval", pico_folder(), *arguments, "--json")
+    if code == 2 and "--unsandboxed" in err:
+        pytest.skip("no namespaces on this machine")
+    assert code == 0, err
+    assert out.count("\n") == 1
+    summary = json.loads(out)
+    assert {"pass@1", "interval_95", "passed", "total", "sandbox_level"} <= set(summary)
+    assert summary["total"] == 1
+    results = json.loads((place / "results.json").read_text())
+    assert len(results["rows"]) == 1
+
+
+def test_version(flab):
+    code, out, err = flab("--version")
+    assert (code, out, err) == (0, f"flab {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["demo", "plan", "apply", "prune", "check", "eval"])
+def test_every_command_has_help_with_an_example(command, flab):
+    code, out, _ = flab(command, "--help")
+    assert code == 0
+    assert f"Example: flab {command}" in out
+
+
+def test_no_command_shows_help(flab):
+    code, out, err = flab()
+    assert code in (0, 2)
+    assert "prune" in out + err
+    assert "Traceback" not in err
+
+
+def test_the_bundled_samples_are_announced(flab, pico_folder, place, monkeypatch):
+    monkeypatch.setattr("flab.pipeline.make_plan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    _, _, err = flab("plan", pico_folder(), "-o", place / "plan.json")
+    assert "bundled instruction samples" in err
+    assert "standard library" in err
+
+
+def test_pico_helper_rows_are_valid_calibration(calibration_file):
+    rows = [json.loads(line) for line in calibration_file.read_text().splitlines()]
+    assert rows == pico.calibration_rows()
