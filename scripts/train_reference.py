@@ -53,9 +53,7 @@ def main() -> None:
     card.write(args.output, ASSETS, facts(tokenizer, packed, args), scores)
 
 
-def trained(
-    tokenizer: PreTrainedTokenizerBase, packed: corpus.Packed, args: argparse.Namespace
-) -> Qwen2ForCausalLM:
+def trained(tokenizer: PreTrainedTokenizerBase, packed: corpus.Packed, args: argparse.Namespace) -> Qwen2ForCausalLM:
     """The model after all steps; what an earlier run left in the work folder is not done again."""
     done = get_last_checkpoint(args.work)
     if done != str(args.work / f"checkpoint-{args.steps}"):
@@ -66,9 +64,7 @@ def trained(
     return Qwen2ForCausalLM.from_pretrained(args.work / f"checkpoint-{args.steps}")
 
 
-def facts(
-    tokenizer: PreTrainedTokenizerBase, packed: corpus.Packed, args: argparse.Namespace
-) -> dict[str, Any]:
+def facts(tokenizer: PreTrainedTokenizerBase, packed: corpus.Packed, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of the run that the model card states."""
     checkpoint, tokens = args.work / f"checkpoint-{args.steps}", args.steps * args.batch * corpus.LENGTH
     rng = random.Random(SEED)

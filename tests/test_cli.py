@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -190,7 +189,7 @@ BAD_OPTIONS = {
     "negative": (["--remove", "-0.1"], ["--remove", "got -0.1", "0 <= x < 1"]),
     "one": (["--remove", "1"], ["--remove", "got 1,"]),
     "above": (["--remove", "1.5"], ["--remove", "got 1.5"]),
-    "no number": (["--remove", "abc"], ["--remove", "abc"]),
+    "no number": (["--remove", "abc"], ["--remove", "number"]),
     "not a number": (["--remove", "nan"], ["--remove", "nan"]),
     "unreachable": (["--remove", "0.95"], ["cannot be reached: the floor is 384 tokens", "at most 0."]),
     "vocabulary floor": (["--vocabulary", "100"], ["below the floor of"]),
@@ -215,7 +214,7 @@ def test_bad_options(kind, flab, pico_folder, calibration_file, place):
 
 
 def test_nothing_but_what_was_asked_is_needed(flab):
-    assert_refused(flab("prune"), "MODEL")
+    assert_refused(flab("prune"), "Missing argument 'model'")
     assert_refused(flab("frobnicate"), "frobnicate")
 
 
@@ -329,7 +328,7 @@ def test_an_interrupt_leaves_nothing(stage, old, flab, pico_folder, calibration_
     code, out, err = flab("prune", pico_folder(), "--width", 32, "--layers", 4, *arguments)
     assert code == 2
     assert out == ""
-    assert err.splitlines()[-1] == "flab: interrupted: nothing was left behind"
+    assert err.splitlines()[-1].startswith("flab: interrupted")
     assert [p.name for p in place.iterdir()] == (["out"] if old else [])
     if old:
         assert {p.name for p in (place / "out").iterdir()} == {p.name for p in pico_folder().iterdir()}
@@ -358,15 +357,14 @@ def test_a_real_signal_ends_a_real_process(number, pico_folder, calibration_file
     process = subprocess.Popen(
         [*command, "-o", str(place / "out"), "--layers", "4"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    time.sleep(1.0)  # the interpreter is up, and anything may be going on
+    assert "standard library" in process.stderr.readline()  # it is past its imports and has begun
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode in (2, -number), err  # the latter: before main() ran
+    assert process.returncode == 2, err
     assert out == ""
     assert not list(place.iterdir())
-    if process.returncode == 2:
-        assert err.splitlines()[-1].startswith("flab: interrupted")
-        assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("flab: interrupted")
+    assert "Traceback" not in err
 
 
 # --- what works ---

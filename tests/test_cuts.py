@@ -115,8 +115,8 @@ def by_tokens(model, family, batch, loss_of, power):
     total = torch.zeros(len(outs), outs[0].in_features, dtype=torch.float64)
     for row in range(batch.ids.shape[0]):
         ids = batch.ids[row : row + 1, : int(batch.valid[row].sum())]
-        caught = []
-        handles = [o.register_forward_pre_hook(lambda _, args: caught.append(args[0])) for o in outs]
+        caught: list[torch.Tensor] = []
+        handles = [o.register_forward_pre_hook(lambda _, args, to=caught: to.append(args[0])) for o in outs]
         inputs = model.get_input_embeddings()(ids).detach().requires_grad_(True)
         logits = model(inputs_embeds=inputs, use_cache=False).logits[0]
         [h.remove() for h in handles]

@@ -24,7 +24,7 @@ def batch_of(vocabulary: int, lengths: tuple[int, ...] = (16, 11, 5)) -> Batch:
     ids = torch.randint(vocabulary, (len(lengths), max(lengths)), generator=generator)
     valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     none = torch.zeros_like(valid)
-    return Batch(ids * valid, valid, none, none)
+    return Batch(ids * valid, valid, none, none, torch.ones(ids.shape))
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -30,9 +30,7 @@ def write_tests(folder: Path, split: str) -> None:
     write_rows(folder / "output_test.jsonl", draw(split, f"{label}/output/", 200, samples.output_row))
 
 
-def draw(
-    split: str, prefix: str, count: int, make: Callable[[grammar.Task, str, random.Random], Row]
-) -> list[Row]:
+def draw(split: str, prefix: str, count: int, make: Callable[[grammar.Task, str, random.Random], Row]) -> list[Row]:
     """`count` different rows; the compositions of the split take turns in random order."""
     rng = random.Random(f"{SEED} {split} {prefix}")
     order = list(grammar.compositions(split))

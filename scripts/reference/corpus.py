@@ -63,9 +63,7 @@ MAKERS: dict[str, Callable[[random.Random], list[Segment]]] = {
 
 def build(tokenizer: PreTrainedTokenizerBase, seed: int, phases: tuple = PHASES) -> Packed:
     """The packed sequences of all phases, in the order of training."""
-    parts = [
-        _phase(tokenizer, sequences, shares, f"{seed} {i}") for i, (sequences, shares) in enumerate(phases)
-    ]
+    parts = [_phase(tokenizer, sequences, shares, f"{seed} {i}") for i, (sequences, shares) in enumerate(phases)]
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 

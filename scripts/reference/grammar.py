@@ -68,10 +68,7 @@ def compositions(split: str) -> tuple[tuple[str, ...], ...]:
     """The compositions of one split. Single operations all belong to train: only pairs are held out."""
     singles = [(name,) for name in OPERATIONS]
     pairs = [
-        (a.name, b.name)
-        for a in OPERATIONS.values()
-        for b in OPERATIONS.values()
-        if a.gives == b.takes and a is not b
+        (a.name, b.name) for a in OPERATIONS.values() for b in OPERATIONS.values() if a.gives == b.takes and a is not b
     ]
     return tuple(names for names in (*singles, *pairs) if split_of(names) == split)
 
@@ -96,9 +93,7 @@ def draw_task(names: tuple[str, ...], rng: random.Random) -> Task:
 
 def describe(task: Task, rng: random.Random) -> str:
     """The docstring sentence: one phrasing for every step, joined in order."""
-    parts = [
-        rng.choice(op.phrases).replace("{k}", str(k)) for op, k in zip(task.operations, task.ks, strict=True)
-    ]
+    parts = [rng.choice(op.phrases).replace("{k}", str(k)) for op, k in zip(task.operations, task.ks, strict=True)]
     if len(parts) == 1:
         return f"{_capital(parts[0])}."
     first, second = parts

@@ -37,9 +37,7 @@ class Greedy:
             chosen = order[start : start + BATCH]
             inputs = self.tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True)
             made = self.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
-            texts = self.tokenizer.batch_decode(
-                made[:, inputs.input_ids.shape[1] :], skip_special_tokens=True
-            )
+            texts = self.tokenizer.batch_decode(made[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
             answers |= dict(zip(chosen, texts, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
@@ -95,9 +93,7 @@ def output_prompt(row: Row) -> str:
 def output_results(model: Greedy, rows: list[Row]) -> list[bool]:
     """Whether the rest of the assert line is the right output."""
     answers = model.complete([output_prompt(row) for row in rows], 60)
-    return [
-        answer.split("\n")[0].strip() == row["output"] for answer, row in zip(answers, rows, strict=True)
-    ]
+    return [answer.split("\n")[0].strip() == row["output"] for answer, row in zip(answers, rows, strict=True)]
 
 
 KINDS = {"problems": code_results, "cot_test": thought_results, "output_test": output_results}

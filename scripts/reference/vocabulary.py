@@ -68,9 +68,7 @@ def disagreements(folder: Path) -> list[str]:
     from transformers import AutoTokenizer
 
     auto, raw = AutoTokenizer.from_pretrained(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return [
-        text for text in PROBES if auto(text).input_ids != raw.encode(text).ids or raw.get_vocab_size() != SIZE
-    ]
+    return [text for text in PROBES if auto(text).input_ids != raw.encode(text).ids or raw.get_vocab_size() != SIZE]
 
 
 def unused_share(tokenizer: PreTrainedTokenizerBase, code: list[str]) -> float:

@@ -274,6 +274,9 @@ def _root(
     """Make code LLMs smaller under one parameter budget, and prove what was kept."""
 
 
+TYPER_INTERRUPTED = 130  # what typer returns for Ctrl-C when it is not the one to exit
+
+
 def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -288,11 +291,13 @@ def main() -> None:
     except typer.exceptions.TyperException as error:
         code = _fail(error.format_message() if hasattr(error, "format_message") else str(error), error)
     except (KeyboardInterrupt, typer.Abort) as error:
-        code = _fail("interrupted: nothing was left behind", error)
+        code = _fail("interrupted: no unfinished output is left", error)
     except OSError as error:
         code = _fail(f"{error.strerror or error}: {error.filename or ''}", error)
     except MemoryError as error:
         code = _fail("out of memory: use a smaller --tokens, or a machine with more", error)
+    if code == TYPER_INTERRUPTED:
+        code = _fail("interrupted: no unfinished output is left", KeyboardInterrupt())
     sys.exit(code if isinstance(code, int) else 0)
 
 
