@@ -357,9 +357,12 @@ def test_a_real_signal_ends_a_real_process(number, pico_folder, calibration_file
     process = subprocess.Popen(
         [*command, "-o", str(place / "out"), "--layers", "4"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert "standard library" in process.stderr.readline()  # it is past its imports and has begun
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert "standard library" in process.stderr.readline()  # it is past its imports and has begun
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 2, err
     assert out == ""
     assert not list(place.iterdir())

@@ -38,7 +38,7 @@ class Recipe:
     calibration: Path | None = None
     corpus: tuple[Path, ...] = ()
     general: float = 0.25
-    prompt_weight: float = 0.25
+    prompt_weight: float = 1.0
     vocabulary: int | None = None
     layers: int | None = None
     width: int | None = None
