@@ -17,8 +17,9 @@ from flab.calibrate import CalibrationSet, LayerRunner, calibration_set, windows
 from flab.checkpoint import load
 from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
+from flab.cuts.gram import RIDGES, Gram
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states
-from flab.cuts.refit import RIDGES, Cut, Gram, Walk
+from flab.cuts.refit import Cut, Walk
 from flab.families import family_of, head_of, layers_of, linear
 from flab.objective import kl_divergence
 from flab.pipeline import plan
@@ -308,7 +309,7 @@ def cost_of(gram: Gram, columns: list[int], shift: float) -> float:
 @pytest.mark.parametrize("forced", [(), (8,)])
 def test_elimination_equals_brute_force_greedy(forced):
     """With fewer columns to go than rounds, one goes at a time: the one whose loss costs least, all else refitted."""
-    from flab.cuts.refit import ELIMINATION_RIDGE
+    from flab.cuts.gram import ELIMINATION_RIDGE
 
     gram, _, _ = random_gram(seed=5)
     shift = float(ELIMINATION_RIDGE * (gram.gram[0] + gram.gram[1]).diagonal().mean())

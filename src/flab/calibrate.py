@@ -222,9 +222,11 @@ class LayerRunner:
         return caught[0]
 
     @torch.no_grad()
-    def ffn_features(self, index: int, mid_BTD: torch.Tensor, neurons: torch.Tensor | None = None) -> torch.Tensor:
-        """What enters the FFN's output projection of layer ``index``, (B, T, F): all neurons or the given ones."""
-        return ffn_activations(self.layers[index], self.family, mid_BTD.to(self.device(index)), neurons)
+    def ffn_features(
+        self, index: int, mid_BTD: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """What enters the FFN's output projection of layer ``index``, (B, T, F), by its own or the given input projections."""
+        return ffn_activations(self.layers[index], self.family, mid_BTD.to(self.device(index)), inputs)
 
     @torch.no_grad()
     def finish(self, hidden_BTD: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,8 @@ from flab.evaluation.code import CodeResult, Problem, read_problems
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
 from flab.evaluation.sandbox import Sandbox
 from flab.families import shape_of
-from flab.folders import check_output
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
-from flab.pipeline import apply, plan
+from flab.pipeline import build
 from flab.planning import run_problems
 from flab.plans import Plan
 from flab.prepare import open_model
@@ -93,12 +92,11 @@ def run_demo(output: Path, budgets: tuple[float, ...], limit: int | None = None)
     bench = Bench(read_problems(assets.problems_path(), limit), Sandbox.detect())
     rows = [bench.row("original", model, None)]
     for budget in budgets:
-        ours = plan(model, Recipe(remove=budget))
-        theirs = plan(model, authors_recipe(ours))
-        for name, decided in (("flab", ours), ("authors", theirs)):
+        recipe = Recipe(remove=budget)
+        for name in ("flab", "authors"):
             folder = output / f"{name}-{100 * budget:g}"
-            check_output(folder, overwrite=True)
-            apply(model, decided, folder, Options(overwrite=True))
+            decided = build(model, folder, recipe, Options(overwrite=True))
+            recipe = authors_recipe(decided)
             row = bench.row(f"{name} -{100 * budget:g} %", folder, decided.kl_nats_per_token)
             rows.append(row | {"removed_fraction": decided.removed_fraction})
     report = {

@@ -6,6 +6,7 @@ refused with what is missing. It does not cut anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,22 +109,41 @@ def is_tied(model: nn.Module, family: Family) -> bool:
     return head_of(model, family).weight is embedding_of(model, family).weight
 
 
+def with_bias(module: nn.Linear) -> torch.Tensor:
+    """The weight (outputs, inputs), the bias as one more column where there is one."""
+    return module.weight if module.bias is None else torch.cat([module.weight, module.bias[:, None]], dim=1)
+
+
+def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
+    """The features (..., inputs), with a column of ones where the weights that meet them hold a bias."""
+    if features.shape[-1] == columns:
+        return features
+    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
+
+
+def activation_of(layer: nn.Module, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The FFN's activation function."""
+    ffn = layer.get_submodule(family.ffn)
+    return ffn.act_fn if len(family.ffn_in) == 2 else ffn.act  # type: ignore[return-value]
+
+
+def ffn_inputs(layer: nn.Module, family: Family, neurons: Sequence[int] | None = None) -> list[torch.Tensor]:
+    """The FFN's input projections, (F, D) each or (F, D + 1) with a bias: all neurons or the given ones."""
+    matrices = [with_bias(linear(layer, path)) for path in family.ffn_in]
+    return matrices if neurons is None else [m[torch.tensor(neurons, device=m.device)] for m in matrices]
+
+
 def ffn_activations(
-    layer: nn.Module, family: Family, mid: torch.Tensor, neurons: torch.Tensor | None = None
+    layer: nn.Module, family: Family, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None
 ) -> torch.Tensor:
     """Input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D).
 
-    With ``neurons`` only those are computed.
+    ``inputs`` stand in for the layer's own input projections.
     """
-    hidden, ffn = layer.get_submodule(family.ffn_norm)(mid), layer.get_submodule(family.ffn)
-    act = ffn.act_fn if len(family.ffn_in) == 2 else ffn.act
-    parts: list[torch.Tensor] = []
-    for path in family.ffn_in:
-        module = linear(layer, path)
-        rows = slice(None) if neurons is None else neurons
-        bias = module.bias[rows] if module.bias is not None else None
-        parts.append(nn.functional.linear(hidden, module.weight[rows], bias))
-    first: torch.Tensor = act(parts[0])  # type: ignore[operator]
+    hidden = layer.get_submodule(family.ffn_norm)(mid)
+    matrices = ffn_inputs(layer, family) if inputs is None else inputs
+    parts = [nn.functional.linear(extended(hidden, m.shape[1]), m) for m in matrices]
+    first = activation_of(layer, family)(parts[0])
     return first * parts[1] if len(parts) == 2 else first
 
 

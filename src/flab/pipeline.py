@@ -45,7 +45,9 @@ def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None 
     Raises:
         FlabError: one of its kinds for anything wrong with the model, the data or the budget.
     """
-    return make_plan(os.fspath(model), recipe or Recipe(), options or Options())
+    decided, built, _ = make_plan(os.fspath(model), recipe or Recipe(), options or Options())
+    free(built)
+    return decided
 
 
 def apply(
@@ -74,6 +76,23 @@ def apply(
     cut_to_vocabulary(checkpoint, family, plan.vocabulary.kept)
     if plan.layers.after < plan.layers.before or plan.width.after < plan.width.before:
         carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, [])
+    return _save(checkpoint, tokenizer_json, plan, kind, out, options)
+
+
+def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
+    """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
+    options, out = options or Options(), as_path(out)
+    check_output(out, options.overwrite, resolve(model))
+    decided, built, tokenizer_json = make_plan(os.fspath(model), recipe or Recipe(), options)
+    _save(built, tokenizer_json, decided, decided.refit.kind, out, options)
+    free(built)
+    return decided
+
+
+def _save(
+    checkpoint: Checkpoint, tokenizer_json: dict[str, Any] | None, plan: Plan, kind: str, out: Path, options: Options
+) -> Path:
+    """Write the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
     cast_parameters(checkpoint.model, plan.model["stored_dtype"])
     with new_folder(out, options.overwrite) as folder:
         save(checkpoint, folder, tokenizer_json)
@@ -88,14 +107,12 @@ def prune(
 ) -> dict[str, Any]:
     """Plan, apply and check in one; returns what ``flab prune --json`` prints."""
     options, start = options or Options(), time.perf_counter()
-    check_output(as_path(out), options.overwrite, resolve(model))
-    decided = plan(model, recipe, options)
-    planned = time.perf_counter()
-    folder = apply(model, decided, out, options)
-    applied = time.perf_counter()
+    folder = as_path(out)
+    decided = build(model, folder, recipe, options)
+    built = time.perf_counter()
     verdict = check(folder, resolve(model))
     generality = compare_generality(os.fspath(model), folder, options)
-    seconds = {"plan": planned - start, "apply": applied - planned, "check": time.perf_counter() - applied}
+    seconds = {"build": built - start, "check": time.perf_counter() - built}
     return decided.summary() | {
         "output": str(folder),
         "check": verdict,
@@ -139,7 +156,7 @@ def replay_cut(plan: Plan, kind: str) -> Cut:
     refit = plan.refit
     return Cut(
         plan.layers.kept, plan.width.after, kind, refit.output_projection, None,
-        plan.width.kept, refit.ridge_ffn, refit.ridge_attention,
+        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps,
     )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ class Bench:
     shape: Shape
     kept: list[int]
     tokenizer: Tokenizer
+    tokenizer_json: dict[str, Any] | None
     settings: dict[str, Any]
     windows: list[Window]
     data: CalibrationSet
@@ -114,8 +115,8 @@ class Bench:
         free(built)
 
 
-def make_plan(model: str | Path, recipe: Recipe, options: Options) -> Plan:
-    """Decide what stays; the body of :func:`flab.plan`."""
+def make_plan(model: str | Path, recipe: Recipe, options: Options) -> tuple[Plan, Checkpoint, dict[str, Any] | None]:
+    """Decide what stays; returns the decisions, the model that they make as ``apply`` would cut it, and its tokenizer.json."""
     clock = Clock()
     bench, checkpoint = prepare_bench(model, recipe, options)
     clock.lap("vocabulary")
@@ -128,9 +129,9 @@ def make_plan(model: str | Path, recipe: Recipe, options: Options) -> Plan:
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
     winner = decide(candidates, recipe.finalists, bench.judge)
     clock.lap("finalists")
-    free(bench.build(winner, bench.data))
+    built = bench.build(winner, bench.data)
     clock.lap("winner")
-    return record(bench, candidates, winner, clock)
+    return record(bench, candidates, winner, clock), built, bench.tokenizer_json
 
 
 def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[Bench, Checkpoint]:
@@ -141,7 +142,7 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
     pins = pins_of(recipe, shape)
     kept = plan_vocabulary(checkpoint, family, recipe, pins, texts)
     splits = feasible_splits(shape, recipe.remove, len(kept), pins)
-    tokenizer, _ = new_tokenizer(checkpoint, kept)
+    tokenizer, tokenizer_json = new_tokenizer(checkpoint, kept)
     settings = window_settings(recipe, checkpoint.model)
     windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
     weight = recipe.prompt_weight
@@ -164,6 +165,7 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
         shape,
         kept,
         tokenizer,
+        tokenizer_json,
         settings,
         windows,
         data,
@@ -179,7 +181,7 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
     shape, split, recipe = bench.shape, winner.split, bench.recipe
     decisions = bench.decisions
     kind = bench.search.cut_for(split, winner.removed).kind
-    ridges = [d.ridge_ffn for d in decisions], [d.ridge_attention for d in decisions]
+    solved = [[getattr(d, name) for d in decisions] for name in ("ridge_ffn", "ridge_attention", "newton_steps")]
     return Plan(
         remove=recipe.remove,
         model=model_facts(bench.source, bench.family, bench.options),
@@ -187,7 +189,7 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
         vocabulary=Kept(shape.vocabulary, len(bench.kept), bench.kept),
         layers=Kept(shape.layers, split.layers, winner.kept_layers),
         width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
-        refit=Refit(kind, recipe.output_projection, *ridges),
+        refit=Refit(kind, recipe.output_projection, *solved),
         parameters_before=shape.total,
         parameters_after=split.parameters,
         body_before=shape.body(shape.layers, shape.width),

@@ -14,7 +14,7 @@ from typing import Any
 from flab.errors import PlanError
 
 FORMAT = 1
-REFITS = ("residual", "simple", "none")
+REFITS = ("newton", "residual", "simple", "none")
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Kept:
 class Refit:
     """How the remaining weights are corrected: the kind, and the ridge chosen for every layer.
 
-    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer, relative to the mean of the Gram's diagonal.
+    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer, relative to the mean of the Gram's diagonal;
+    ``newton_steps`` how many Gauss-Newton steps each layer took.
     """
 
-    kind: str = "residual"
+    kind: str = "newton"
     output_projection: bool = True
     ridge_ffn: list[float] = field(default_factory=list)
     ridge_attention: list[float] = field(default_factory=list)
+    newton_steps: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

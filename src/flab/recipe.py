@@ -45,7 +45,7 @@ class Recipe:
     drop_layers: tuple[int, ...] | None = None
     layer_criterion: str = "kl"
     neuron_criterion: str = "elimination"
-    refit: str = "residual"
+    refit: str = "newton"
     output_projection: bool = True
     closure: bool = True
     min_count: int = 1

@@ -1,86 +1,45 @@
-"""Problems from files, the stop list, and scoring with known answers."""
+"""The stop list, and scoring by tests with known answers."""
 
 import json
 
 import pytest
 
-from flab.errors import DataError, OptionError
 from flab.evaluation.code import (
     COMPLETION_STOP,
-    CodeResult,
-    Problem,
     evaluate_code,
     gold_ceiling,
     read_problems,
+    score_code,
 )
-from flab.evaluation.generate import FakeGenerator, cut_at_stop
+from flab.evaluation.generate import FakeGenerator, Generation, cut_at_stop
+from flab.evaluation.metrics import pass_at_k, wilson_interval
+from flab.evaluation.sandbox import Verdict
+from flab.evaluation.tasks import Problem, make_task, read_task
 
-ROW = {
-    "task_id": "T/0",
-    "prompt": "def one():\n",
-    "entry_point": "one",
-    "canonical_solution": "    return 1\n",
-    "test": "def check(candidate):\n    assert candidate() == 1\n",
-}
+TEST = "def check(candidate):\n    assert candidate() == 1\n"
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write_rows(*rows):
-        file = tmp_path / "problems.jsonl"
-        file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-        return file
+class CountingSandbox:
+    """A sandbox that runs nothing: a program passes if it returns 1; it notes what it was given."""
 
-    return write_rows
+    level = "counting"
 
+    def __init__(self):
+        self.programs = []
 
-def without(*names):
-    return {name: value for name, value in ROW.items() if name not in names}
-
-
-def test_reads_problems(write):
-    file = write(ROW, "", {**ROW, "task_id": 7, "entry_point": "one "}, without("task_id", "canonical_solution"))
-    first, second, third = read_problems(file)
-    assert first == Problem("T/0", ROW["prompt"], "one", ROW["test"], ROW["canonical_solution"])
-    assert (second.task_id, second.entry_point) == ("7", "one")
-    assert third.canonical_solution is None
-    assert third.task_id == read_problems(write(without("task_id")))[0].task_id
-    assert third.task_id != read_problems(write({**without("task_id"), "prompt": "def one() :\n"}))[0].task_id
+    def run_many(self, jobs, description="", cpu_seconds=5.0):
+        self.programs += [job.program for job in jobs]
+        return [Verdict("return 1" in job.program, "passed" if "return 1" in job.program else "name") for job in jobs]
 
 
-def test_limit_reads_the_first(write):
-    rows = [{**ROW, "task_id": number} for number in range(5)]
-    assert [one.task_id for one in read_problems(write(*rows), limit=2)] == ["0", "1"]
-    with pytest.raises(OptionError, match="1 or more"):
-        read_problems(write(ROW), limit=0)
+def made(text, reason="stop"):
+    return Generation(text, len(text), reason)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([ROW, "{broken"], r"problems\.jsonl:2: not JSON"),
-        ([ROW, "[1]"], r":2: got list"),
-        ([without("test")], r":1: .*test"),
-        ([{**ROW, "prompt": 3}], r":1: .*prompt"),
-        ([{**ROW, "entry_point": ""}], r":1: .*entry_point"),
-        ([{**ROW, "task_id": 1.5}], r":1: task_id is float"),
-        ([{**ROW, "task_id": True}], r":1: task_id is bool"),
-        ([{**ROW, "canonical_solution": 1}], r":1: canonical_solution is int"),
-        ([ROW, {**ROW, "task_id": 3}, ROW], r":3: task_id 'T/0' is on line 1 too"),
-        ([{**ROW, "task_id": 3}, {**ROW, "task_id": "3"}], r":2: task_id '3' is on line 1 too"),
-        ([], "holds no problem"),
-        (["", " "], "holds no problem"),
-    ],
-)
-def test_malformed_files_name_the_line(write, rows, message):
-    with pytest.raises(DataError, match=message) as caught:
-        read_problems(write(*rows))
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
-        read_problems(tmp_path / "none.jsonl")
+def task_of(*names, solution="    return 1\n"):
+    return make_task(
+        "t", "code", [Problem(name, f"def {name}():\n", name, TEST, solution) for name in names], "t.jsonl"
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,55 +61,127 @@ def test_the_stop_list_cuts_after_the_body_only(completion, kept):
     assert cut_at_stop(completion, COMPLETION_STOP) == (completion if kept is None else kept)
 
 
-def problems_for(*names):
-    return [Problem(name, f"def {name}():\n", name, ROW["test"], "    return 1\n") for name in names]
-
-
 def test_scores_known_answers(sandbox):
     answers = {
-        "def right():\n": "    return 1\n\n\ndef junk(:",
-        "def wrong():\n": "    return 2\n",
-        "def broken():\n": "    return (\n",
-        "def unknown():\n": "    return missing\n",
-        "def blank():\n": "\n",
-        "def endless():\n": "    return 0" + " + 0" * 80,
+        "right": made("    return 1\n\n"),
+        "wrong": made("    return 2\n"),
+        "broken": made("    return (\n"),
+        "unknown": made("    return missing\n"),
+        "blank": made("\n", "length"),
+        "endless": made("    return 0" + " + 0" * 80, "length"),
     }
-    problems = problems_for("right", "wrong", "broken", "unknown", "blank", "endless")
-    fake = FakeGenerator(answers)
-    result = evaluate_code(fake, problems, sandbox, max_new_tokens=100)
-    assert fake.prompts == list(answers)
-    assert result.passed == [True, False, False, False, False, False]
-    outcomes = [row.outcome for row in result.rows]
-    assert outcomes[:5] == ["passed", "assertion", "syntax", "name", "empty"]
-    assert result.rows[0].completion == "    return 1\n\n"
-    assert (result.rows[0].finish_reason, result.rows[5].finish_reason) == ("stop", "length")
-    summary = result.summary()
-    assert (summary["passed"], summary["total"], summary["num_truncated"]) == (1, 6, 1)
+    score = score_code(task_of(*answers), [[one] for one in answers.values()], sandbox)
+    assert score.passed == [True, False, False, False, False, False]
+    assert [row["outcome"] for row in score.rows] == ["passed", "assertion", "syntax", "name", "empty", "length"]
+    assert [row["verdict"] for row in score.rows[3:]] == ["name", "syntax", "assertion"]
+    assert "missing" in score.rows[3]["detail"]
+    assert score.rows[0] | {"detail": ""} == {
+        "task_id": "right",
+        "sample": 0,
+        "passed": True,
+        "outcome": "passed",
+        "text": "    return 1\n\n",
+        "finish_reason": "stop",
+        "num_tokens": 14,
+        "verdict": "passed",
+        "detail": "",
+    }
+    summary = score.summary
+    assert (summary["passed"], summary["total"], summary["num_truncated"]) == (1, 6, 2)
     assert summary["pass@1"] == pytest.approx(1 / 6)
-    assert summary["interval_95"][0] < 1 / 6 < summary["interval_95"][1]
-    assert sum(summary["failures"].values()) == 5
-    assert summary["sandbox_level"] == "namespaces"
+    assert summary["interval_95"] == list(wilson_interval(1, 6))
+    assert summary["failures"] == {"assertion": 1, "empty": 1, "length": 1, "name": 1, "syntax": 1}
+    assert summary["sandbox_level"] == sandbox.level
+    assert json.loads(json.dumps(score.to_json()))["rows"] == score.rows
 
 
-def test_results_survive_json(sandbox):
-    result = evaluate_code(FakeGenerator(["    return 1"]), problems_for("one"), sandbox)
-    assert CodeResult.from_json(json.loads(json.dumps(result.to_json()))) == result
-    with pytest.raises(DataError, match="not a code result"):
-        CodeResult.from_json({"rows": [{"task": 1}], "sandbox_level": "namespaces"})
+def test_several_samples_give_unbiased_pass_at_k():
+    right, wrong = "    return 1", "    return 2"
+    samples = [[right] * 2 + [wrong] * 8, [wrong] * 10, [right] * 10]
+    score = score_code(task_of("a", "b", "c"), [[made(text) for text in texts] for texts in samples], CountingSandbox())
+    for k in (1, 2, 5, 10):
+        expected = sum(pass_at_k(10, correct, k) for correct in (2, 0, 10)) / 3
+        assert score.summary[f"pass@{k}"] == pytest.approx(expected)
+    assert "pass@20" not in score.summary
+    assert (score.summary["passed"], score.summary["total"]) == (12, 30)
+    assert (score.summary["num_items"], score.summary["num_samples"]) == (3, 10)
+    low, high = score.summary["interval_95"]
+    assert 0 <= low <= 0.4 <= high <= 1
+    assert score.passed == [True, False, True]
 
 
-def test_gold_ceiling(sandbox):
-    bad = Problem("bad", "def bad():\n", "bad", ROW["test"], "    return 3\n")
-    assert gold_ceiling([*problems_for("one"), bad], sandbox).passed == [True, False]
-    with pytest.raises(DataError, match="no canonical_solution for 1 problems, none first"):
-        gold_ceiling([Problem("none", "x", "x", "x")], sandbox)
+def test_equal_programs_of_a_problem_run_once():
+    sandbox = CountingSandbox()
+    texts = ["    return 1", "    return 1", "    return 3"]
+    score = score_code(task_of("a", "b"), [[made(one) for one in texts]] * 2, sandbox)
+    assert sandbox.programs == [f"def {name}():\n    return {n}" for name in "ab" for n in (1, 3)]
+    assert [row["passed"] for row in score.rows] == [True, True, False] * 2
 
 
-def test_humaneval_references_all_pass(sandbox, data_folder):
-    file = data_folder / "HumanEval.jsonl"
-    if not file.is_file():
-        pytest.skip(f"{file} is not there")
-    problems = read_problems(file)
-    result = gold_ceiling(problems, sandbox)
-    assert [row for row in result.rows if not row.passed] == []
-    assert len(result.rows) == 164
+def test_one_text_keeps_the_end_of_each_of_its_samples():
+    score = score_code(task_of("a"), [[made("    x"), made("    x", "length")]], CountingSandbox())
+    assert [row["outcome"] for row in score.rows] == ["name", "length"]
+
+
+def test_a_passing_program_is_never_called_cut_off_or_empty():
+    task = make_task("t", "code", [Problem("a", "def a():\n    return 1\n", "a", TEST)], "t")
+    score = score_code(task, [[made("", "length")]], CountingSandbox())
+    assert (score.rows[0]["outcome"], score.summary["num_truncated"]) == ("passed", 1)
+
+
+def test_unequal_numbers_of_samples_are_a_mistake():
+    with pytest.raises(AssertionError):
+        score_code(task_of("a", "b"), [[made("x")], [made("x")] * 2], CountingSandbox())
+
+
+def test_gold_ceiling_counts_missing_and_failing_references(sandbox):
+    items = [
+        *task_of("one").items,
+        *task_of("bad", solution="    return 3\n").items,
+        *task_of("none", solution=None).items,
+    ]
+    score = gold_ceiling(make_task("t", "code", items, "t"), sandbox)
+    assert score.passed == [True, False, False]
+    assert score.summary == {
+        "passed": 1,
+        "total": 3,
+        "failures": {"assertion": 1, "no reference": 1},
+        "failed": {"bad": "assertion", "none": "no reference"},
+        "sandbox_level": sandbox.level,
+    }
+    assert score.rows[2]["outcome"] == "no reference"
+
+
+def test_the_older_names_still_serve(tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps(vars(task_of("one", "two").items[0])))
+    problems = read_problems(tmp_path / "p.jsonl")
+    fake = FakeGenerator({"def one():\n": "    return 1\n\n\ndef junk(:"})
+    result = evaluate_code(fake, problems, CountingSandbox(), max_new_tokens=50)
+    assert (result.passed, result.summary()["passed"]) == ([True], 1)
+    assert result.rows[0]["text"] == "    return 1\n\n"
+    assert result.to_json()["rows"] == result.rows
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "passed", "total"),
+    [("HumanEval.jsonl", None, 164, 164), ("recode_nlaugmenter.jsonl", None, 136, 164)],
+)
+def test_references_of_public_files(sandbox, data_folder, name, kind, passed, total):
+    if not (data_folder / name).is_file():
+        pytest.skip(f"{data_folder / name} is not there")
+    summary = gold_ceiling(read_task(data_folder / name, kind), sandbox).summary
+    assert (summary["passed"], summary["total"]) == (passed, total)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "passed", "total"),
+    [
+        ("MBPP_test.jsonl", None, 500, 500),
+        ("CodeHarmony_test.jsonl", "code", 153, 153),
+        ("CodeHarmony_valid.jsonl", "code", 196, 200),
+        ("recode_format.jsonl", None, 164, 164),
+    ],
+)
+def test_references_of_more_public_files(sandbox, data_folder, name, kind, passed, total):
+    test_references_of_public_files(sandbox, data_folder, name, kind, passed, total)

@@ -1,69 +1,26 @@
-"""Greedy generation in batches: equal to one at a time, cut exactly, nothing of the model changed."""
+"""Requests and batches without a model: order, limits, stop strings, the fake."""
+
+import random
 
 import pytest
-import torch
 
-from flab.errors import DataError
+from flab.errors import DataError, OptionError
 from flab.evaluation.generate import (
+    Decoding,
     FakeGenerator,
     Generation,
-    StopStrings,
-    TransformersGenerator,
+    Request,
+    batches,
     cut_at_stop,
-    model_eos_ids,
+    decode_after,
+    encode_requests,
+    finish_rows,
+    generate_all,
 )
 
 
-def greedy_by_hand(model, tokenizer, prompt, num_tokens):
-    """Greedy decoding without a cache, padding, or any of transformers' generation code."""
-    ids = tokenizer.encode(prompt).ids
-    made = []
-    with torch.no_grad():
-        for _ in range(num_tokens):
-            logits = model(torch.tensor([ids + made])).logits[0, -1]
-            made.append(int(logits.argmax()))
-            if made[-1] == 0:
-                break
-    return made
-
-
-def test_batches_equal_one_at_a_time(model, tokenizer, prompts):
-    prompts = prompts[:5]
-    together = TransformersGenerator(model, tokenizer, batch_size=2).generate(prompts, 14, [])
-    for prompt, generation in zip(prompts, together, strict=True):
-        made = greedy_by_hand(model, tokenizer, prompt, 14)
-        ended = made[-1] == 0
-        assert generation.num_tokens == len(made)
-        assert generation.finish_reason == ("eos" if ended else "length")
-        text = tokenizer.decode(made[:-1] if ended else made, skip_special_tokens=False)
-        assert generation.text == text
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_stop_strings_cut_exactly(model, tokenizer, prompts, batch_size):
-    free = TransformersGenerator(model, tokenizer).generate(prompts, 24, [])
-    pieces = {made.text[at : at + 2] for made in free for at in (9, 14)}
-    stop = sorted(piece for piece in pieces if len(piece) == 2 and piece.isascii())[:3]
-    cut = TransformersGenerator(model, tokenizer, batch_size).generate(prompts, 24, stop)
-    assert any(made.finish_reason == "stop" for made in cut)
-    for without, made in zip(free, cut, strict=True):
-        assert made.text == cut_at_stop(without.text, stop)
-        if made.text == without.text:
-            assert made == without
-        else:
-            assert made.finish_reason == "stop"
-            assert made.num_tokens <= without.num_tokens
-
-
-def test_rows_stop_early_and_by_themselves(tokenizer):
-    prompt, row = tokenizer.encode("x").ids, tokenizer.encode("ab\ndef c").ids
-    other = tokenizer.encode("zzzzzzzzzzzzzzz").ids
-    stopper = StopStrings(tokenizer, ["\ndef "], len(prompt), 2)
-    length = min(len(row), len(other))
-    seen = [stopper(torch.tensor([prompt + row[:n], prompt + other[:n]]), None).tolist() for n in range(1, length + 1)]
-    done_at = next(n for n in range(1, len(row) + 1) if "\ndef " in tokenizer.decode(row[:n]))
-    assert stopper.lengths == [done_at, None]
-    assert [first for first, _ in seen] == [n >= done_at for n in range(1, length + 1)]
+def ask(*prompts, stop=()):
+    return [Request(prompt, stop) for prompt in prompts]
 
 
 def test_the_earliest_stop_wins():
@@ -72,72 +29,92 @@ def test_the_earliest_stop_wins():
     assert cut_at_stop("abc", []) == "abc"
 
 
-def test_end_tokens_come_from_the_model(model):
-    assert model_eos_ids(model) == [0]
-    model.generation_config.eos_token_id = [3, 4]
-    assert model_eos_ids(model) == [3, 4]
-    model.generation_config.eos_token_id = None
-    model.config.eos_token_id = None
-    assert model_eos_ids(model) == []
+@pytest.mark.parametrize(
+    ("setting", "flag"),
+    [
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"temperature": -0.1}, "--temperature"),
+        ({"temperature": float("nan")}, "--temperature"),
+        ({"temperature": float("inf")}, "--temperature"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"top_p": 1.1}, "--top-p"),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
+)
+def test_decoding_outside_its_limits_names_the_flag(setting, flag):
+    with pytest.raises(OptionError, match=f"^{flag}: got .*, allowed .*") as caught:
+        Decoding(**setting)
+    assert "\n" not in str(caught.value)
 
 
-def test_an_end_token_ends_the_row(model, tokenizer, prompts):
-    free = TransformersGenerator(model, tokenizer, eos_ids=[]).generate(prompts[:1], 8, [])[0]
-    made = greedy_by_hand(model, tokenizer, prompts[0], 8)
-    end = made[3]
-    ended = TransformersGenerator(model, tokenizer, eos_ids=[end]).generate(prompts[:1], 8, [])[0]
-    assert ended.finish_reason == "eos"
-    assert ended.num_tokens == made.index(end) + 1
-    assert free.text.startswith(ended.text)
+def test_batches_are_of_like_length_and_hold_each_request_once():
+    rng = random.Random(1)
+    requests = ask(*("x" * rng.randint(1, 50) for _ in range(23)))
+    found = batches(requests, Decoding(batch_size=5))
+    assert [len(batch) for batch in found] == [5, 5, 5, 5, 3]
+    lengths = [len(requests[index].prompt) for batch in found for index in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert sorted(index for batch in found for index in batch) == list(range(23))
+    assert found == batches(list(requests), Decoding(batch_size=5, max_new_tokens=9))
+    assert batches([], Decoding()) == []
 
 
-def test_model_and_settings_come_back(model, tokenizer, prompts):
-    model.train()
-    model.model.layers[0].eval()
-    settings = model.generation_config
-    settings.repetition_penalty = 5.0
-    made = TransformersGenerator(model, tokenizer).generate(prompts[:2], 12, [])
-    assert model.training
-    assert not model.model.layers[0].training
-    assert model.generation_config is settings
-    assert settings.repetition_penalty == 5.0
-    model.eval()
-    assert [one.num_tokens for one in made] == [
-        len(greedy_by_hand(model, tokenizer, prompt, 12)) for prompt in prompts[:2]
-    ]
+def test_generate_all_keeps_the_order_of_the_requests():
+    requests = ask("a", "bbb", "cc", "dddd", "e")
+    fake = FakeGenerator(lambda request: request.prompt.upper())
+    made = generate_all(fake, requests, Decoding(batch_size=2))
+    assert [one.text for one in made] == ["A", "BBB", "CC", "DDDD", "E"]
+    assert fake.prompts == ["dddd", "bbb", "cc", "a", "e"]
 
 
-def test_a_prompt_longer_than_the_context_raises(model, tokenizer):
-    with pytest.raises(DataError, match=r"prompt 1 has \d+ tokens, the context is 256"):
-        TransformersGenerator(model, tokenizer).generate(["ok", "z" * 300], 4, [])
-
-
-def test_a_truncating_tokenizer_does_not_truncate(model, tokenizer, prompts):
-    cutting = type(tokenizer).from_str(tokenizer.to_str())
-    cutting.enable_truncation(3)
-    cutting.enable_padding()
-    plain = TransformersGenerator(model, tokenizer).generate(prompts, 4, [])
-    assert TransformersGenerator(model, cutting).generate(prompts, 4, []) == plain
-    assert cutting.truncation is not None
-
-
-def test_the_budget_ends_at_the_context(model, tokenizer):
-    long = "z" * (256 - 3)
-    assert len(tokenizer.encode(long).ids) == 253
-    made = TransformersGenerator(model, tokenizer, eos_ids=[]).generate([long, "z"], 10, [])
-    assert [one.num_tokens for one in made] == [3, 10]
-    assert {one.finish_reason for one in made} == {"length"}
-
-
-def test_nothing_in_nothing_out(model, tokenizer):
-    assert TransformersGenerator(model, tokenizer).generate([], 4, ["x"]) == []
-    with pytest.raises(DataError, match="prompt 0 is empty"):
-        TransformersGenerator(model, tokenizer).generate([""], 4, [])
-
-
-def test_fake_generator():
+def test_the_fake_takes_a_mapping_a_sequence_or_a_function():
     fake = FakeGenerator({"a": "one\ndef two", "b": "three"})
-    made = fake.generate(["b", "a"], 100, ["\ndef "])
+    made = fake.generate(ask("b", "a", stop=("\ndef ",)), Decoding())
     assert made == [Generation("three", 5, "eos"), Generation("one", 3, "stop")]
     assert fake.prompts == ["b", "a"]
-    assert FakeGenerator(["long"]).generate(["a"], 2, []) == [Generation("lo", 2, "length")]
+    row = FakeGenerator(["first", "second"])
+    assert row.generate(ask("x"), Decoding())[0].text == "first"
+    assert row.generate(ask("x"), Decoding(max_new_tokens=2)) == [Generation("se", 2, "length")]
+    with pytest.raises(AssertionError, match="one answer for each request"):
+        row.generate(ask("x"), Decoding())
+
+
+def test_each_request_has_stop_strings_of_its_own():
+    fake = FakeGenerator(["ab", "ab"])
+    made = fake.generate([Request("x", ("a",)), Request("y", ("b",))], Decoding())
+    assert [one.text for one in made] == ["", "a"]
+
+
+def test_prompts_are_cut_only_where_the_request_says_so(tokenizer):
+    cut, whole = encode_requests(tokenizer, [Request("zzzz", (), 0, 2), Request("zzzz", ())], 9, context=8)
+    assert (len(cut.ids), cut.budget) == (2, 6)
+    assert (len(whole.ids), whole.budget) == (4, 4)
+    assert whole.ids[:2] == cut.ids
+    with pytest.raises(DataError, match=r"'zzzz.* has 8 tokens, the context is 8; prompts are not cut"):
+        encode_requests(tokenizer, ask("z" * 8), 9, context=8)
+    with pytest.raises(DataError, match="'' is empty"):
+        encode_requests(tokenizer, ask("a", ""), 9, context=None)
+
+
+def test_leading_indentation_survives_a_decoder_that_strips_it():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["<unk>", "▁", "▁a", "▁b", "é"]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    assert tokenizer.decode([1, 3]) == " b"
+    assert decode_after(tokenizer, [[2], [2, 2]], [[1, 3], [3]]) == ["  b", " b"]
+
+
+def test_rows_are_finished_at_what_ended_them(tokenizer):
+    def finish(text, stop, eos=(), budget=50):
+        row = encode_requests(tokenizer, [Request("x", stop)], budget, None)
+        ids = tokenizer.encode(text).ids
+        return finish_rows(tokenizer, row, [[*ids, *eos]], [0])[0], len(ids)
+
+    made, count = finish("ab\ndef ", ("\ndef ", "q"))
+    assert made == Generation("ab", count, "stop")
+    made, count = finish("ab", (), eos=[0, 7])
+    assert made == Generation("ab", count + 1, "eos")
+    made, count = finish("ab", (), budget=len(tokenizer.encode("ab").ids))
+    assert made == Generation("ab", count, "length")

@@ -3,13 +3,21 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
 
 from flab.evaluation.metrics import (
     PairedCounts,
+    bootstrap_bleu_difference,
+    bootstrap_mean,
+    bootstrap_mean_difference,
+    corpus_bleu_of_counts,
     mcnemar_exact,
+    mean_pass_at_k,
     paired_counts,
     pass_at_k,
     retention,
@@ -110,3 +118,104 @@ def test_retention_interval_is_near_the_normal_one():
     sd = math.sqrt(100 / (460 * 440))
     assert kept.low == pytest.approx(kept.ratio * math.exp(-1.96 * sd), abs=0.005)
     assert kept.high == pytest.approx(kept.ratio * math.exp(1.96 * sd), abs=0.005)
+
+
+@given(counts, counts)
+@settings(deadline=None)
+def test_mcnemar_is_scipys_binomial_test(only_a, only_b):
+    p = binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    assert mcnemar_exact(only_a, only_b) == pytest.approx(p, abs=1e-12)
+
+
+@given(counts, counts)
+@settings(deadline=None)
+def test_wilson_is_scipys(passed, failed):
+    if passed + failed:
+        found = binomtest(passed, passed + failed).proportion_ci(0.95, method="wilson")
+        assert wilson_interval(passed, passed + failed) == pytest.approx((found.low, found.high), abs=1e-9)
+
+
+@given(st.integers(1, 200), st.data())
+def test_pass_at_k_equals_the_product_form(num_samples, data):
+    """Chen et al.'s own code: 1 - prod(1 - k / i) for i from n - c + 1 to n."""
+    num_correct = data.draw(st.integers(0, num_samples))
+    k = data.draw(st.integers(1, num_samples))
+    left = num_samples - num_correct
+    product = 1.0 if left < k else 1.0 - np.prod(1.0 - k / np.arange(left + 1, num_samples + 1))
+    assert pass_at_k(num_samples, num_correct, k) == pytest.approx(product, abs=1e-9)
+
+
+def test_mean_pass_at_k():
+    assert mean_pass_at_k([0, 10, 5], 10, 1) == pytest.approx(0.5)
+    assert mean_pass_at_k([0, 10, 5], 10, 2) == pytest.approx((0 + 1 + 1 - 10 / 45) / 3)
+
+
+def test_bootstrap_of_a_mean_is_scipys():
+    values = np.random.default_rng(1).integers(0, 11, 164) / 10
+    low, high = bootstrap_mean(values)
+    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(2))
+    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
+    assert (low, high) == bootstrap_mean(values)
+    assert (low, high) == bootstrap_mean(values[::-1])
+    assert bootstrap_mean([0.5] * 20) == (0.5, 0.5)
+
+
+def test_bootstrap_of_a_difference_is_paired():
+    rng = np.random.default_rng(3)
+    a = rng.random(200)
+    b = a - 0.1 + rng.normal(0, 0.05, 200)
+    found = bootstrap_mean_difference(a, b)
+    half = 1.96 * np.std(b - a) / math.sqrt(200)
+    assert found.value == pytest.approx(np.mean(b - a))
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.002)
+    same = bootstrap_mean_difference(a, a)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert bootstrap_mean_difference(b, a).value == pytest.approx(-found.value)
+
+
+METRIC = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True)
+sentences = st.lists(st.lists(st.sampled_from("abcde"), max_size=12).map(" ".join), min_size=1, max_size=8)
+
+
+def counts_of(texts, references):
+    found = [METRIC.sentence_score(text, [one]) for text, one in zip(texts, references, strict=True)]
+    return [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in found]
+
+
+@given(sentences, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_bleu_of_counts_is_sacrebleus(texts, random):
+    references = [text.replace("a", random.choice("ab"), 1) + random.choice(["", " e", " b c"]) for text in texts]
+    sums = np.array(counts_of(texts, references), dtype=float).sum(axis=0)
+    expected = METRIC.corpus_score(texts, [references]).score
+    assert corpus_bleu_of_counts(sums) == pytest.approx(expected, abs=1e-9)
+
+
+def test_bootstrap_of_a_bleu_difference():
+    rng = np.random.default_rng(0)
+    references = [" ".join(rng.choice(list("abcdefgh"), 15)) for _ in range(60)]
+    good = [text if rng.random() < 0.8 else text[::-1] for text in references]
+    bad = [text if rng.random() < 0.3 else text[::-1] for text in references]
+    a, b = counts_of(good, references), counts_of(bad, references)
+    found = bootstrap_bleu_difference(a, b, num_resamples=1200)
+    scores = [METRIC.corpus_score(texts, [references]).score for texts in (good, bad)]
+    assert found.value == pytest.approx(scores[1] - scores[0])
+    assert found.low < found.value < found.high < 0
+    assert found == bootstrap_bleu_difference(a, b, num_resamples=1200)
+    drawn = rng.integers(0, 60, (300, 60))
+    naive = [
+        METRIC.corpus_score([bad[i] for i in one], [[references[i] for i in one]]).score
+        - METRIC.corpus_score([good[i] for i in one], [[references[i] for i in one]]).score
+        for one in drawn
+    ]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=4)
+
+
+def test_bootstraps_are_fast():
+    import time
+
+    start = time.perf_counter()
+    rows = np.random.default_rng(0).integers(1, 40, (1000, 10)).tolist()
+    bootstrap_bleu_difference(rows, rows)
+    bootstrap_mean(np.random.default_rng(0).random(5000))
+    assert time.perf_counter() - start < 15

@@ -1,6 +1,7 @@
-"""The sandbox: honest programs get the right verdict, hostile ones neither pass nor reach anything of ours.
+"""The sandbox: verdicts, limits, what a program can reach at each level, refusal, and what is left behind.
 
-Attacks aim only at canaries that the tests make themselves. No test asserts a wall-clock time.
+Each test runs at every isolating level there is here. Attacks are in ``test_attacks``, correct programs in
+``test_correct``; both aim only at canaries that they make themselves. No test asserts a wall-clock time.
 """
 
 import fcntl
@@ -16,11 +17,19 @@ import pytest
 from flab.errors import SandboxError
 from flab.evaluation import jail
 from flab.evaluation import sandbox as sandbox_module
-from flab.evaluation.sandbox import OUTCOMES, Job, Sandbox, Verdict, probe
+from flab.evaluation.sandbox import Job, Sandbox, Verdict, probe
 
 GOOD = "def add(a, b):\n    return a + b\n"
 TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(2, 2) == 4\n"
 WRONG = "\ndef add(a, b):\n    return 0\n"
+
+
+@pytest.fixture(scope="module", params=jail.launchers(), ids=lambda pair: pair[1].__name__)
+def sandbox(request):
+    found = Sandbox(*request.param)
+    if (problem := probe(found)) is not None:
+        pytest.skip(problem)
+    return found
 
 
 @pytest.fixture
@@ -69,14 +78,13 @@ def test_verdicts(sandbox, program, outcome, detail):
     assert verdict.cpu_seconds > 0 or outcome == "empty"
 
 
-def test_both_launchers_and_bare_agree():
+def test_all_levels_agree():
     programs = [GOOD, GOOD + WRONG, "def add(a, b):\n    import os\n    os._exit(0)\n"]
     jobs = [Job(program, TEST, "add") for program in programs]
-    for launcher in [*jail.launchers(), jail.bare_launcher]:
-        tried = Sandbox("namespaces", launcher)
-        if launcher is not jail.bare_launcher and probe(tried) is not None:
-            continue
-        assert [one.outcome for one in tried.run_many(jobs)] == ["passed", "assertion", "exit"]
+    for level, launcher in [*jail.launchers(), ("rlimits", jail.bare_launcher)]:
+        tried = Sandbox(level, launcher)
+        if level == "rlimits" or probe(tried) is None:
+            assert [one.outcome for one in tried.run_many(jobs)] == ["passed", "assertion", "exit"]
 
 
 def test_programs_keep_what_honest_code_needs(sandbox):
@@ -101,58 +109,20 @@ def test_tests_without_check_run_as_they_are(sandbox):
     assert run(sandbox, GOOD + "check = print\n", "assert add(1, 1) == 3").outcome == "assertion"
 
 
+def test_a_name_that_nobody_defines(sandbox):
+    verdict = run(sandbox, GOOD, "def check(candidate):\n    assert candidate(1, 2) == helper(3)\n")
+    assert (verdict.outcome, "helper" in verdict.detail) == ("name", True)
+
+
+def test_chance_is_the_same_in_every_run(sandbox):
+    program = "import random\ndef add(a, b):\n    raise ValueError(random.random())\n"
+    test = "import random\ndef check(candidate):\n    candidate(random.random(), 0)\n"
+    assert len({run(sandbox, program, test).detail for _ in range(3)}) == 1
+
+
 def test_set_order_is_fixed(sandbox):
     program = "def add(a, b):\n    raise ValueError(list({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}))\n"
     assert len({run(sandbox, program).detail for _ in range(4)}) == 1
-
-
-FORGERIES = {
-    "os._exit": "import os\ndef add(a, b):\n    os._exit(0)\n",
-    "os._exit at import": "import os\nos._exit(0)\n",
-    "sys.exit": "import sys\nsys.exit(0)\n",
-    "atexit": "import atexit, os\natexit.register(print, 'passed')\n" + WRONG,
-    "printing": "print('started', 'passed', sep='\\n')\n" + WRONG,
-    "guessing": (
-        "import os\nfor fd in range(1, 64):\n    try:\n"
-        "        os.write(fd, b'passed\\n' + b'0' * 32 + b'\\n')\n"
-        "    except OSError:\n        pass\nos._exit(0)\n"
-    ),
-    "stderr guess then crash": "import os\nos.write(2, b'0' * 32)\nos.abort()\n",
-    "segfault": "import ctypes\ndef add(a, b):\n    ctypes.string_at(0)\n",
-    "builtins": (
-        "import builtins\nbuiltins.AssertionError = type('A', (), {})\n"
-        "builtins.isinstance = lambda *a: True\n"
-        "builtins.exec = builtins.compile = lambda *a, **k: None\n"
-        "builtins.all = builtins.any = lambda x: True\n"
-        "builtins.BaseException = KeyError\nbuiltins.type = None\n" + WRONG
-    ),
-    "patched harness": (
-        "import __main__, os\n__main__.run = __main__.describe = lambda *a: ('passed', None)\n"
-        "os._exit = lambda code: None\nos.write = os.read = lambda *a: b''\n" + WRONG
-    ),
-    "own check": WRONG + "def check(candidate):\n    pass\n",
-    "fork and leave": "import os\nif os.fork():\n    os._exit(0)\n" + GOOD,
-    "exec another": "import os, sys\nos.execv(sys.executable, ['python', '-c', 'print(1)'])\n",
-    "hostile error": (
-        "class E(Exception):\n    def __str__(self):\n        raise SystemExit(0)\n\n\ndef add(a, b):\n    raise E\n"
-    ),
-    "closed channels": "import os\nos.closerange(0, 64)\n" + GOOD,
-    "exit in a thread": (
-        "import os, threading\nthreading.Thread(target=os._exit, args=(0,)).start()\nwhile True: pass\n"
-    ),
-    "kill everyone": "import os\ntry:\n    os.kill(-1, 9)\nexcept OSError:\n    pass\n" + WRONG,
-    "kill the parent": "import os\ntry:\n    os.kill(os.getppid(), 9)\nexcept OSError:\n    pass\n" + WRONG,
-    "kill itself": "import os\nos.kill(os.getpid(), 9)\n",
-}
-
-
-@pytest.mark.parametrize("program", FORGERIES.values(), ids=FORGERIES.keys())
-def test_forgeries_do_not_pass(sandbox, program):
-    test = "def check(candidate):\n    assert all([candidate(1, 2) == 3])\n"
-    verdict = run(sandbox, program, test)
-    assert not verdict.passed
-    assert verdict.outcome in OUTCOMES
-    assert run(sandbox, GOOD).passed
 
 
 TOUCHES = {
@@ -187,7 +157,7 @@ def test_the_system_is_read_only(sandbox, folder):
 
 def test_the_home_shows_at_most_the_way_to_the_interpreter(sandbox):
     home = str(Path.home())
-    test = f"import os\nfound = os.listdir({home!r}) if os.path.exists({home!r}) else []\n"
+    test = f"import os\ntry:\n    found = os.listdir({home!r})\nexcept (FileNotFoundError, PermissionError):\n    found = []\n"
     interpreter = [part for part in jail.interpreter().parts if part not in Path(home).parts]
     assert run(sandbox, GOOD, test + f"assert set(found) <= set({interpreter!r}), found").passed
 
@@ -223,7 +193,7 @@ def test_a_file_cannot_outgrow_its_limit(sandbox):
 def test_the_network_is_out_of_reach(sandbox, address):
     verdict = run(sandbox, f"import socket\nsocket.create_connection({address}, 2)\n{GOOD}")
     assert verdict.outcome == "exception"
-    assert "unreachable" in verdict.detail
+    assert "unreachable" in verdict.detail or "refused" in verdict.detail  # bubblewrap has a loopback of its own
 
 
 def test_the_environment_is_empty(sandbox, monkeypatch):
@@ -257,7 +227,8 @@ def test_endless_loops_meet_the_cpu_limit(sandbox):
     deaf = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n" + plain
     for program in (plain, deaf):
         verdict = run(sandbox, program, cpu_seconds=1)
-        assert (verdict.outcome, verdict.detail) == ("timeout", "more than 1 s of CPU time")
+        assert verdict.outcome == "timeout"
+        assert verdict.detail.startswith("more than 1 s of CPU time at: assert candidate(1, 2)")
         assert verdict.cpu_seconds >= 0.9
 
 
@@ -297,7 +268,7 @@ def test_fork_bombs(sandbox):
     )
     verdict = run(sandbox, program)
     assert verdict.outcome in ("exception", "assertion")
-    if os.geteuid() != 0 or sandbox.launcher is jail.root_launcher:
+    if os.geteuid() != 0 or sandbox.launcher.__name__.endswith("as_root"):
         assert verdict.detail.startswith("ValueError: limit")
 
 
@@ -365,7 +336,7 @@ def test_refuses_without_namespaces(monkeypatch):
     weaker = Sandbox.detect(allow_unsandboxed=True)
     assert weaker.level == "rlimits"
     assert weaker.run(GOOD, TEST, "add").passed
-    assert not weaker.run(FORGERIES["builtins"], TEST, "add").passed
+    assert not weaker.run(WRONG, TEST, "add").passed
 
 
 def test_refuses_off_linux(monkeypatch):
@@ -386,9 +357,13 @@ def test_a_sandbox_that_does_not_isolate_fails_its_probe():
     assert "visible" in probe(Sandbox("namespaces", jail.bare_launcher))
 
 
-def test_detected_level(sandbox):
-    assert sandbox.level == "namespaces"
-    assert sandbox.run_many([]) == []
+def test_detects_the_best_level():
+    works = [level for level, launcher in jail.launchers() if probe(Sandbox(level, launcher)) is None]
+    if not works:
+        pytest.skip("nothing isolates here")
+    found = Sandbox.detect()
+    assert found.level == works[0]
+    assert found.run_many([]) == []
     assert Verdict(True, "passed") == Verdict(True, "passed", "", 0.0)
 
 

@@ -6,6 +6,7 @@ It makes no choice. Layers are cut as the walk passes them, so that no second co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def carve(
     layers, decisions = layers_of(model, family), []
     for new in track(walk, "Cutting and refitting layers", total=len(cut.kept_layers)):
         replace_weights(layers[new.index], family, new)
-        decisions.append(NewLayer(new.index, new.neurons, new.ffn_out[:0], None, new.ridge_ffn, new.ridge_attention))
+        decisions.append(replace(new, ffn_out=new.ffn_out[:0], attention_out=None, ffn_in=None))
     if len(cut.kept_layers) < len(layers):
         cut_layers(model, family, cut.kept_layers)
     model.config.intermediate_size = cut.width
@@ -43,6 +44,8 @@ def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     if len(new.neurons) < out.in_features:
         cut_ffn(layer, family, new.neurons)
     _copy(out, new.ffn_out)
+    for path, weights in zip(family.ffn_in, new.ffn_in or (), strict=False):
+        _copy(linear(layer, path), weights)
     if new.attention_out is not None:
         _copy(linear(layer, family.attention_out), new.attention_out)
 

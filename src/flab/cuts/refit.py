@@ -18,12 +18,10 @@ from torch import nn
 
 from flab.calibrate import Batch, LayerRunner
 from flab.cuts.ffn import choose_neurons
-from flab.families import linear
+from flab.cuts.gram import Gram
+from flab.cuts.newton import FfnProblem, Tokens, newton_refit
+from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
 from flab.objective import kl_divergence
-
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
-ELIMINATION_RIDGE = 1e-3
-ELIMINATION_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,13 @@ class Cut:
 
     kept_layers: Sequence[int]
     width: int
-    kind: str = "residual"  # residual, simple or none
+    kind: str = "residual"  # newton (which starts from residual), residual, simple or none
     output_projection: bool = True
     scores: torch.Tensor | None = None
     neurons: Sequence[Sequence[int]] | None = None
     ridge_ffn: Sequence[float] | None = None
     ridge_attention: Sequence[float] | None = None
+    newton_steps: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,88 +53,8 @@ class NewLayer:
     attention_out: torch.Tensor | None
     ridge_ffn: float
     ridge_attention: float
-
-
-class Gram:
-    """Sums over tokens for one least-squares problem: features x features and targets x features, fit and held-out."""
-
-    def __init__(self, weight_DP: torch.Tensor) -> None:
-        targets, features = weight_DP.shape
-        zeros = {"dtype": torch.float64, "device": weight_DP.device}
-        self.weight = weight_DP
-        self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
-        self.cross = [torch.zeros(targets, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
-
-    def add(self, features_NP: torch.Tensor, targets_ND: torch.Tensor, held_out: bool) -> None:
-        """Add the tokens of one micro-batch."""
-        x, y = features_NP.float(), targets_ND.float()
-        self.gram[held_out] += (x.T @ x).double()
-        self.cross[held_out] += (y.T @ x).double()
-
-    def solve(self, columns: Sequence[int], ridge: float | None) -> tuple[torch.Tensor, float]:
-        """Ridge regression towards the original columns; the ridge by held-out tokens where it is not given.
-
-        Returns the weights (D, P') of the chosen feature columns, and the ridge, relative to the mean of the diagonal.
-        """
-        index = torch.tensor(list(columns), device=self.weight.device)
-        fit, held = ((g[index][:, index], c[:, index]) for g, c in zip(self.gram, self.cross, strict=True))
-        prior = self.weight[:, index]
-        if ridge is None:
-            errors = {r: _squared_error(_ridge(*fit, prior, r), *held) for r in RIDGES}
-            ridge = min(errors, key=lambda r: (errors[r], -r))
-        return _ridge(fit[0] + held[0], fit[1] + held[1], prior, ridge), ridge
-
-    def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
-        """Backward elimination (optimal-brain-surgeon order) down to ``width`` columns, ascending; ``forced`` stay besides.
-
-        In each of about 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
-        """
-        gram, cross = self.gram[0] + self.gram[1], self.cross[0] + self.cross[1]
-        shift = ELIMINATION_RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        gram.diagonal().add_(shift)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        weights = (cross + shift * self.weight) @ inverse
-        alive = torch.arange(gram.shape[0], device=gram.device)
-        surplus = len(alive) - len(forced) - width
-        for round_ in range(ELIMINATION_ROUNDS):
-            count = surplus // (ELIMINATION_ROUNDS - round_)
-            surplus -= count
-            if count == 0:
-                continue
-            scores = weights.pow(2).sum(0) / inverse.diagonal()
-            scores[torch.isin(alive, torch.tensor(list(forced), device=alive.device, dtype=alive.dtype))] = float("inf")
-            order = torch.argsort(scores, stable=True)
-            gone, stay = order[:count], order[count:].sort().values
-            correction = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stay])
-            weights = weights[:, stay] - weights[:, gone] @ correction
-            inverse = inverse[stay][:, stay] - inverse[stay][:, gone] @ correction
-            alive = alive[stay]
-        return sorted(set(alive.tolist()) - set(forced))
-
-
-def _ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float) -> torch.Tensor:
-    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums."""
-    shift = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    left = gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve((cross + shift * prior).T, torch.linalg.cholesky(left)).T
-
-
-def _squared_error(weights: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor) -> float:
-    """sum ||y - W x||^2 less the constant sum ||y||^2."""
-    return float(((weights @ gram) * weights).sum() - 2 * (weights * cross).sum())
-
-
-def with_bias(module: nn.Linear) -> torch.Tensor:
-    """Weight (D, P) in float64, the bias as one more column where there is one."""
-    weight = module.weight.double()
-    return weight if module.bias is None else torch.cat([weight, module.bias.double()[:, None]], dim=1)
-
-
-def features_for(features: torch.Tensor, columns: int) -> torch.Tensor:
-    """The features, with a column of ones where the weights hold a bias."""
-    if features.shape[-1] == columns:
-        return features
-    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
+    ffn_in: list[torch.Tensor] | None = None  # input projections, each (F', D) or (F', D + 1)
+    newton_steps: int = 0
 
 
 class Walk:
@@ -178,13 +97,16 @@ class Walk:
         if untouched:
             self.pruned = list(self.original)
             everything = list(range(self.cut.width))
-            return NewLayer(index, everything, with_bias(self._ffn(index)), attention, 0.0, attention_ridge)
+            return NewLayer(index, everything, with_bias(self._ffn(index)).double(), attention, 0.0, attention_ridge)
         self.clean = False
         gram = self._ffn_gram(index, mid, original_mid if self.cut.kind == "simple" else None)
         neurons = self._choose(place, index, gram)
         weights, ridge = self._ffn_weights(place, index, neurons, gram)
-        self._advance_pruned(index, mid, neurons, weights)
-        return NewLayer(index, neurons, weights, attention, ridge, attention_ridge)
+        inputs, steps = None, 0
+        if self.cut.kind == "newton":
+            inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
+        self._advance_pruned(index, mid, neurons, weights, inputs)
+        return NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps)
 
     def _ffn(self, index: int) -> nn.Linear:
         return linear(self.runner.layers[index], self.runner.family.ffn_out)
@@ -201,13 +123,13 @@ class Walk:
         """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
         if self.clean:
             return None, original_mid, 0.0
-        if not self.cut.output_projection or self.cut.kind != "residual":
+        if not self.cut.output_projection or self.cut.kind not in ("newton", "residual"):
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        old, caught = with_bias(projection), []
+        old, caught = with_bias(projection).double(), []
         gram = Gram(old)
         for n, batch in enumerate(self.batches):
-            features = features_for(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
+            features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
             caught.append(features)
             if n < self.num_fit:
                 _add(gram, batch, features, original_mid[n] - self.pruned[n].to(features.device))
@@ -220,7 +142,7 @@ class Walk:
 
     def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
         """Statistics of the FFN's output projection, where anything needs them."""
-        old = with_bias(self._ffn(index))
+        old = with_bias(self._ffn(index)).double()
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
@@ -231,10 +153,10 @@ class Walk:
         gram = Gram(old)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             if original_mid is None:
-                features = features_for(self.runner.ffn_features(index, mid[n]), old.shape[1])
+                features = extended(self.runner.ffn_features(index, mid[n]), old.shape[1])
                 target = self.original[n].to(features.device) - mid[n].to(features.device)
             else:
-                features = features_for(self.runner.ffn_features(index, original_mid[n]), old.shape[1])
+                features = extended(self.runner.ffn_features(index, original_mid[n]), old.shape[1])
                 target = nn.functional.linear(features, old.to(features.dtype))
             _add(gram, batch, features, target)
         return gram
@@ -251,16 +173,49 @@ class Walk:
         return gram.eliminate(self.cut.width, forced=range(width, gram.weight.shape[1]))
 
     def _ffn_weights(self, place: int, index: int, neurons: list[int], gram: Gram | None) -> tuple[torch.Tensor, float]:
-        old, width = with_bias(self._ffn(index)), self._ffn(index).in_features
+        old, width = with_bias(self._ffn(index)).double(), self._ffn(index).in_features
         columns = [*neurons, *range(width, old.shape[1])]
         if gram is None or self.cut.kind == "none":
             return old[:, columns], 0.0
         return gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
 
-    def _advance_pruned(self, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor) -> None:
-        new, kept = weights.to(self._ffn(index).weight.dtype), torch.tensor(neurons, device=weights.device)
+    def _newton(
+        self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
+        """Move the kept neurons too; returns the input projections, the output projection and the steps taken."""
+        layer, family = self.runner.layers[index], self.runner.family
+        start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
+        act = activation_of(layer, family)
+        fit, held = (FfnProblem(act, self._tokens(index, mid, held_out)) for held_out in (False, True))
+        steps = self.cut.newton_steps[place] if self.cut.newton_steps else None
+        moved, taken = newton_refit(start, fit, held, steps)
+        return moved[:-1], moved[-1].double(), taken
+
+    def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool) -> list[Tokens]:
+        """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
+        norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            chosen = (batch.valid & (batch.held_out == held_out)).to(mid[n].device)
+            if bool(chosen.any()):
+                here, wanted = mid[n][chosen], self.original[n].to(mid[n].device)[chosen]
+                weight = batch.weight.to(chosen.device)[chosen].sqrt()[:, None]
+                found.append(Tokens(norm(here).float(), (wanted - here).float(), weight))
+        return found
+
+    def _advance_pruned(
+        self,
+        index: int,
+        mid: list[torch.Tensor],
+        neurons: list[int],
+        weights: torch.Tensor,
+        inputs: list[torch.Tensor] | None,
+    ) -> None:
+        dtype = self._ffn(index).weight.dtype
+        new = weights.to(dtype)
+        made = inputs or ffn_inputs(self.runner.layers[index], self.runner.family, neurons)
+        made = [m.to(dtype) for m in made]
         for n, hidden in enumerate(mid):
-            features = features_for(self.runner.ffn_features(index, hidden, kept), new.shape[1])
+            features = extended(self.runner.ffn_features(index, hidden, made), new.shape[1])
             self.pruned[n] = hidden.to(features.device) + nn.functional.linear(features, new)
 
     @torch.no_grad()

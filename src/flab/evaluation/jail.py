@@ -1,12 +1,12 @@
-"""The command that puts a fresh interpreter into Linux namespaces, with the tools of util-linux only.
+"""The command that puts a fresh interpreter into Linux namespaces: by bubblewrap, or by the tools of util-linux.
 
-The new root is an empty read-only tmpfs with ``/usr`` (and ``/lib*``, ``/bin``), the interpreter's folder and
-``/dev/null`` bound read-only, a small private ``/tmp``, and nothing else: no home, no project, no ``/proc``,
-no ``/etc``, no sockets. The old root is detached, capabilities are dropped, and a shell stays process 1 of
+Either way the new root is an empty read-only tmpfs with ``/usr`` (and ``/lib*``, ``/bin``), the interpreter's
+folder and ``/dev/null`` bound read-only, a small private ``/tmp``, and nothing else: no home, no project, no
+``/proc``, no ``/etc``, no sockets. Capabilities are dropped, and a process of the launcher's stays process 1 of
 the process namespace: when it or its parent ends, the kernel ends everything that the program left behind.
 
-It does not run anything and decides nothing: ``sandbox`` does. It needs unshare, mount, umount, pivot_root
-and setpriv, and either root or unprivileged user namespaces.
+It does not run anything and decides nothing: ``sandbox`` does. It needs bwrap, or unshare, umount and
+pivot_root; either way mount and setpriv, and root or unprivileged user namespaces.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 TMP_SIZE = "32m"
 TMP_INODES = 4096
@@ -25,6 +26,11 @@ LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "P
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store")
 READ_ONLY = "ro,nosuid,nodev"
 Launcher = Callable[[], list[str]]
+Level = Literal["bubblewrap", "namespaces", "rlimits"]
+LIMIT_TMP = f"""umask 022
+mount -i -n -t tmpfs -o remount,nosuid,nodev,size={TMP_SIZE},nr_inodes={TMP_INODES} none /tmp || exit 1
+exec "$@"
+"""
 
 SCRIPT = """set -e
 umask 022
@@ -87,31 +93,86 @@ def script() -> str:
     )
 
 
-def _jail(unshare: list[str], drop: list[str]) -> list[str]:
+PRIVILEGES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
+
+
+def _random_user() -> list[str]:
+    """Draw a user id for one run, as which a launcher of root's goes on: NPROC counts that run only."""
+    user = str(20_000 + secrets.randbelow(40_000))
+    return [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+
+
+def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str]) -> list[str]:
+    """Join bwrap, the last touch to /tmp and setpriv into the command before the interpreter."""
+    keep = [word for name in capabilities for word in ("--cap-add", name)]
+    return [
+        "bwrap",
+        *spaces,
+        *bubblewrap_root(),
+        *keep,
+        "--",
+        "sh",
+        "-c",
+        LIMIT_TMP,
+        "sh",
+        "setpriv",
+        *drop,
+        *PRIVILEGES,
+    ]
+
+
+@lru_cache(maxsize=1)
+def bubblewrap_root() -> list[str]:
+    """List bwrap's arguments that make the same root as ``script``."""
+    words = "--unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try --die-with-parent".split()
+    for folder in bound_folders():
+        for parent in reversed(folder.parents[:-1]):  # bwrap's own would be closed where the real one is: /root
+            words += ["--perms", "0755", "--dir", str(parent)]
+        words += ["--ro-bind", str(folder), str(folder)]
+    for link in map(Path, SYSTEM_FOLDERS):
+        words += ["--symlink", str(link.readlink()), str(link)] if link.is_symlink() else []
+    words += "--dir /dev --dev-bind /dev/null /dev/null --perms 1777 --tmpfs /tmp --remount-ro / --chdir /tmp".split()
+    return words
+
+
+def bubblewrap_as_root() -> list[str]:
+    """For root: no user namespace, and a user id drawn for this run."""
+    return _by_bubblewrap([], ["CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SETUID", "CAP_SETGID"], _random_user())
+
+
+def bubblewrap_as_user() -> list[str]:
+    """For everyone else: be root of a new user namespace, which is worth nothing outside it."""
+    spaces = ["--unshare-user", "--uid", "0", "--gid", "0"]
+    return _by_bubblewrap(spaces, ["CAP_SYS_ADMIN", "CAP_SETPCAP"], [])
+
+
+def _by_unshare(unshare: list[str], drop: list[str]) -> list[str]:
     """Join unshare, the script and setpriv into the command before the interpreter."""
     spaces = ["--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"]
-    privileges = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
-    return ["unshare", *unshare, *spaces, "sh", "-c", script(), "sh", "setpriv", *drop, *privileges]
+    return ["unshare", *unshare, *spaces, "sh", "-c", script(), "sh", "setpriv", *drop, *PRIVILEGES]
 
 
-def root_launcher() -> list[str]:
-    """For root: build as root, then become a user id drawn for this run: NPROC counts this run only."""
-    user = str(20_000 + secrets.randbelow(40_000))
-    return _jail([], [f"--reuid={user}", f"--regid={user}", "--clear-groups"])
+def unshare_as_root() -> list[str]:
+    """For root: build as root, and go on as a user id drawn for this run."""
+    return _by_unshare([], _random_user())
 
 
-def user_launcher() -> list[str]:
+def unshare_as_user() -> list[str]:
     """For everyone else: be root of a new user namespace, which is worth nothing outside it."""
-    return _jail(["--user", "--map-root-user"], [])
+    return _by_unshare(["--user", "--map-root-user"], [])
 
 
 def bare_launcher() -> list[str]:
-    """No isolation: the resource limits, the fresh process and the secret are all there is."""
+    """No isolation: the resource limits, the two processes and the secret are all there is."""
     return []
 
 
-def launchers() -> list[Launcher]:
+def launchers() -> list[tuple[Level, Launcher]]:
     """List the isolating launchers to try here, the better one first."""
     if not sys.platform.startswith("linux"):
         return []
-    return [root_launcher, user_launcher] if os.geteuid() == 0 else [user_launcher]
+    by_user: list[tuple[Level, Launcher]] = [("bubblewrap", bubblewrap_as_user), ("namespaces", unshare_as_user)]
+    by_root: list[tuple[Level, Launcher]] = [("bubblewrap", bubblewrap_as_root), ("namespaces", unshare_as_root)]
+    if os.geteuid() != 0:
+        return by_user
+    return [launcher for pair in zip(by_root, by_user, strict=True) for launcher in pair]

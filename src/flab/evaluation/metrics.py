@@ -1,7 +1,8 @@
 """Numbers on pass or fail: pass@k, Wilson intervals, and the paired comparison of two models.
 
 It reads no files and knows no models. An interval here covers the drawing of the problems, not the noise of
-sampling or of batch size.
+sampling or of batch size. Bootstrap intervals are percentile intervals over problems (Efron & Tibshirani 1993),
+paired where two models are compared, and seeded.
 """
 
 from __future__ import annotations
@@ -11,8 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+NUM_RESAMPLES = 10_000
+CHUNK = 500  # resamples whose weights exist at once: 500 x 5000 problems are 20 MB
+BLEU_ORDER = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,15 @@ class Retention:
     """What the second model kept of the first: ratio of their pass counts, and its 95 % interval."""
 
     ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first, and its 95 % interval."""
+
+    value: float
     low: float
     high: float
 
@@ -75,7 +91,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
-def retention(counts: PairedCounts, num_resamples: int = 10_000, seed: int = 0) -> Retention | None:
+def retention(counts: PairedCounts, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Retention | None:
     """Ratio of pass counts, second to first, percentile bootstrap over problems; None if the first has none.
 
     Problems are drawn with both models' results together: one multinomial draw of the four counts. Draws
@@ -90,3 +106,62 @@ def retention(counts: PairedCounts, num_resamples: int = 10_000, seed: int = 0) 
     low, high = np.quantile(ratios, [0.025, 0.975])
     ratio = (counts.both + counts.only_b) / (counts.both + counts.only_a)
     return Retention(ratio, float(low), float(high))
+
+
+def mean_pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
+    """Mean over problems of the unbiased pass@k; every problem has ``num_samples`` samples."""
+    return sum(pass_at_k(num_samples, correct, k) for correct in num_correct) / len(num_correct)
+
+
+def bootstrap_mean(values: Sequence[float], num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean over problems: equal values are drawn together, one multinomial for each resample."""
+    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    total = counts.sum()
+    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=num_resamples)
+    low, high = np.quantile(draws @ distinct / total, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_mean_difference(
+    a: Sequence[float], b: Sequence[float], num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Difference:
+    """Mean of ``b`` minus mean of ``a`` over the same problems; pairs are drawn together."""
+    assert len(a) == len(b)
+    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    return Difference(float(differences.mean()), *bootstrap_mean(differences.tolist(), num_resamples, seed))
+
+
+def corpus_bleu_of_counts(counts_RC: Floats) -> Floats:
+    """BLEU-4 without smoothing (Papineni et al. 2002), 0 to 100, of sums of sentence counts.
+
+    Each row is system length, reference length, four numbers of matched n-grams, four of all n-grams.
+    """
+    system, reference = counts_RC[..., 0], counts_RC[..., 1]
+    matched, total = counts_RC[..., 2 : 2 + BLEU_ORDER], counts_RC[..., 2 + BLEU_ORDER :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(total > 0, matched / total, 0.0)
+        brevity = np.where(system < reference, np.exp(1 - reference / system), 1.0)
+        score = 100 * brevity * np.exp(np.log(precision).mean(axis=-1))
+    return np.where((system > 0) & (precision > 0).all(axis=-1), score, 0.0)
+
+
+def bootstrap_bleu_difference(
+    counts_a: Sequence[Sequence[float]],
+    counts_b: Sequence[Sequence[float]],
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """Corpus BLEU of ``b`` minus that of ``a``, problems drawn with both models' counts (Koehn 2004)."""
+    a, b = np.asarray(counts_a, dtype=float), np.asarray(counts_b, dtype=float)
+    assert a.shape == b.shape
+    both = np.concatenate([a, b], axis=1)
+    generator, found = np.random.default_rng(seed), []
+    for start in range(0, num_resamples, CHUNK):
+        size = min(CHUNK, num_resamples - start)
+        drawn = generator.integers(0, len(a), size=(size, len(a))) + len(a) * np.arange(size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=size * len(a)).reshape(size, len(a))
+        sums = weights.astype(float) @ both
+        found.append(corpus_bleu_of_counts(sums[:, a.shape[1] :]) - corpus_bleu_of_counts(sums[:, : a.shape[1]]))
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    value = corpus_bleu_of_counts(b.sum(axis=0)) - corpus_bleu_of_counts(a.sum(axis=0))
+    return Difference(float(value), float(low), float(high))

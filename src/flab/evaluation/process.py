@@ -1,4 +1,4 @@
-"""One harness process behind a launcher: start it, listen to its two channels, end it and all it started.
+"""One run of the harness behind a launcher: start it, listen to its two channels, end it and all it started.
 
 It does not judge what came back: ``sandbox`` does. It sets no limits: ``harness`` does, from the job it is
 given.
@@ -7,6 +7,7 @@ given.
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
 import selectors
 import signal
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from flab.errors import SandboxError
 from flab.evaluation import harness, jail
@@ -25,23 +27,38 @@ from flab.evaluation import harness, jail
 CHANNEL_CAP = 64 * 1024  # the end of what the program printed is kept; a report longer than this is no report
 EXIT_PATIENCE_S = 2.0
 NUM_REPORT_LINES = 2
+BOOTSTRAP = """import marshal, sys
+with open(int(sys.argv[1]), "rb") as file:
+    modules, job = marshal.load(file)
+Module, package = type(sys), "flab.evaluation"
+sys.modules["flab"], sys.modules[package] = Module("flab"), Module(package)
+for name, code in modules:
+    module = sys.modules[f"{package}.{name}"] = Module(f"{package}.{name}")
+    setattr(sys.modules[package], name, module)
+    exec(code, vars(module))
+module.main(job, int(sys.argv[2]), int(sys.argv[3]))
+"""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """What one process left: complete report lines, the end of its output, and how it ended."""
+    """What one run left: complete report lines, the end of its output, how it ended, and the time it took."""
 
     report: list[bytes]
     output: bytes
     timed_out: bool
     exit_code: int
-    cpu_seconds: float
+    wall_seconds: float
 
 
 @lru_cache(maxsize=1)
-def harness_source() -> str:
-    """Read the program that runs inside."""
-    return Path(harness.__file__).read_text(encoding="utf-8")
+def harness_code() -> list[tuple[str, Any]]:
+    """Compile the modules that run inside: the interpreter there is the same, and need not do it for each run."""
+    paths = [Path(harness.__file__).parent / f"{name}.py" for name in harness.MODULES]
+    return [
+        (path.stem, compile(path.read_text(encoding="utf-8"), path.name, "exec", dont_inherit=True, optimize=2))
+        for path in paths
+    ]
 
 
 @contextlib.contextmanager
@@ -52,31 +69,36 @@ def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
         yield read_end, write_end
 
 
-def execute(launcher: list[str], payload: bytes, secret: str, wall_seconds: float) -> Raw:
-    """Run one harness behind ``launcher`` until it reported, ended or met the wall limit, then kill it."""
-    with (
-        tempfile.TemporaryFile() as job_file,
-        _pipe() as (secret_out, secret_in),
-        _pipe() as (report, report_in),
-    ):
-        job_file.write(payload)
-        job_file.seek(0)
-        secret_in.write(secret.encode())
-        secret_in.close()
-        process = _start(launcher, [job_file.fileno(), secret_out.fileno(), report_in.fileno()])
+@contextlib.contextmanager
+def _file(content: Any) -> Iterator[int]:
+    """Yield a nameless file that holds ``content``."""
+    with tempfile.TemporaryFile() as file:
+        file.write(marshal.dumps(content))  # half the start-up time of json; only our own side writes it
+        file.seek(0)
+        yield file.fileno()
+
+
+def execute(launcher: list[str], job: dict[str, Any], tests: dict[str, str], wall_seconds: float) -> Raw:
+    """Run one harness behind ``launcher`` until it reported, ended or met the wall limit, then kill it.
+
+    ``tests``, with the secret, lie in a file of their own: the program's process never holds it.
+    """
+    with _file((harness_code(), job)) as job_fd, _file(tests) as tests_fd, _pipe() as (report, report_in):
+        began = time.monotonic()
+        process = _start(launcher, [job_fd, tests_fd, report_in.fileno()])
         report_in.close()
         heard, output, timed_out = b"", b"", True
         try:
-            heard, output, timed_out = _listen(process, report, time.monotonic() + wall_seconds)
+            heard, output, timed_out = _listen(process, report, began + wall_seconds)
         finally:
-            exit_code, cpu_seconds = _end(process, 0.0 if timed_out else EXIT_PATIENCE_S)
+            exit_code = _end(process, 0.0 if timed_out else EXIT_PATIENCE_S)
             output = (output + _rest(process))[-CHANNEL_CAP:]
-        return Raw(heard.split(b"\n")[:-1], output, timed_out, exit_code, cpu_seconds)
+        return Raw(heard.split(b"\n")[:-1], output, timed_out, exit_code, time.monotonic() - began)
 
 
 def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
     """Start the interpreter in a session of its own, with three descriptors and an environment of ours."""
-    python = [str(jail.interpreter()), "-s", "-S", "-B", "-c", harness_source()]
+    python = [str(jail.interpreter()), "-s", "-S", "-B", "-c", BOOTSTRAP]
     try:
         return subprocess.Popen(
             [*launcher, *python, *map(str, descriptors)],
@@ -114,8 +136,8 @@ def _listen(process: subprocess.Popen[bytes], report: FileIO, deadline: float) -
     return heard[report.fileno()], heard[process.stdout.fileno()], False
 
 
-def _end(process: subprocess.Popen[bytes], patience_s: float) -> tuple[int, float]:
-    """Wait a little for the process to end, kill its whole group, and return exit code and CPU seconds.
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> int:
+    """Wait a little for the process to end, kill its whole group, and return the exit code.
 
     The group is killed before the leader is reaped, so that its number cannot have gone to anyone else.
     """
@@ -126,9 +148,7 @@ def _end(process: subprocess.Popen[bytes], patience_s: float) -> tuple[int, floa
         time.sleep(0.001)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_utime + usage.ru_stime
+    return process.wait()
 
 
 def _rest(process: subprocess.Popen[bytes]) -> bytes:

@@ -21,11 +21,9 @@ program.
 
 from __future__ import annotations
 
-import marshal
 import math
 import os
 import secrets
-import signal
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -33,13 +31,16 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from flab.errors import SandboxError
-from flab.evaluation import harness, jail
-from flab.evaluation.process import Raw, execute
+from flab.evaluation import jail
+from flab.evaluation.harness import GRACE_S, name_end
+from flab.evaluation.process import NUM_REPORT_LINES, Raw, execute
 from flab.progress import track
 
 Outcome = Literal["passed", "syntax", "name", "assertion", "exception", "timeout", "memory", "exit", "empty"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 CPU_SECONDS = 5.0
+SECRET_CHARS = 32
+ALONE = 1.2  # wall seconds for a CPU second, below which a program had a core to itself
 REFUSAL = (
     "model-written code cannot be isolated on this machine ({reason}); allow user namespaces, run as root, "
     "or accept resource limits only with --unsandboxed"
@@ -57,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one run ended; ``detail`` is text of the program's making, ``cpu_seconds`` includes the launch."""
+    """How one run ended; ``detail`` may be of the program's making, ``cpu_seconds`` are both processes' where known."""
 
     passed: bool
     outcome: Outcome
@@ -69,7 +70,7 @@ class Verdict:
 class Sandbox:
     """Runs jobs in isolation; make one with ``detect``."""
 
-    level: Literal["namespaces", "rlimits"]
+    level: jail.Level
     launcher: jail.Launcher
     memory_bytes: int = 2**30
     wall_factor: float = 4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
@@ -79,8 +80,8 @@ class Sandbox:
     def detect(cls, allow_unsandboxed: bool = False) -> Sandbox:
         """Return the strongest sandbox that works here, each tried once; SandboxError rather than less."""
         reason = "namespaces exist on Linux only"
-        for launcher in jail.launchers():
-            sandbox = cls("namespaces", launcher)
+        for level, launcher in jail.launchers():
+            sandbox = cls(level, launcher)
             problem = probe(sandbox)
             if problem is None:
                 return sandbox
@@ -96,7 +97,7 @@ class Sandbox:
     def run_many(
         self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
     ) -> list[Verdict]:
-        """Run all jobs over all cores, in order; what met the wall limit gets one more try, alone."""
+        """Run all jobs over all cores, in order; a time-out that the machine may share in is tried once more, alone."""
         verdicts: dict[int, Verdict] = {}
         again: list[int] = []
         pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
@@ -113,15 +114,18 @@ class Sandbox:
         return [verdicts[index] for index in range(len(jobs))]
 
     def _attempt(self, job: Job, cpu_seconds: float) -> tuple[Verdict, bool]:
-        """Return the verdict of one run and whether the wall limit ended it."""
+        """Return the verdict of one run, and whether it is a time-out of a program that had no core to itself."""
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
         limits = _limits(self.memory_bytes, cpu_seconds)
-        payload = {"program": job.program, "test": job.test, "entry_point": job.entry_point, "limits": limits}
-        secret = secrets.token_hex(harness.SECRET_CHARS // 2)
-        wall_seconds = self.wall_factor * limits["RLIMIT_CPU"] + 1.0
-        raw = execute(self.launcher(), marshal.dumps(payload), secret, wall_seconds)
-        return _judge(raw, secret.encode(), limits["RLIMIT_CPU"], wall_seconds), raw.timed_out
+        secret = secrets.token_hex(SECRET_CHARS // 2)
+        tests = {"test": job.test, "entry_point": job.entry_point, "secret": secret}
+        own_seconds = limits["RLIMIT_CPU"] + GRACE_S
+        wall_seconds = self.wall_factor * own_seconds + 1.0
+        raw = execute(self.launcher(), {"program": job.program, "limits": limits}, tests, wall_seconds)
+        verdict = _judge(raw, secret, limits["RLIMIT_CPU"], wall_seconds)
+        alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
+        return verdict, verdict.outcome == "timeout" and not alone
 
 
 def probe(sandbox: Sandbox) -> str | None:
@@ -129,8 +133,9 @@ def probe(sandbox: Sandbox) -> str | None:
     with tempfile.NamedTemporaryFile(prefix="flab-canary-") as canary:
         test = (
             f"import os, socket\nassert not os.path.exists({canary.name!r}), 'files are visible'\n"
+            f"assert os.path.realpath(os.__file__) == {os.path.realpath(os.__file__)!r}, 'another library is used'\n"
             "assert {name for _, name in socket.if_nameindex()} <= {'lo'}, 'the network is visible'\n"
-            "assert os.getppid() == 1, 'processes are visible'\n"
+            "assert os.getppid() == 1 and not os.path.exists('/proc/1'), 'processes are visible'\n"
             "try:\n    open('/flab', 'w')\nexcept OSError:\n    pass\n"
             "else:\n    raise AssertionError('/ is writable')\n"
         )
@@ -157,29 +162,23 @@ def _limits(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
     }
 
 
-def _judge(raw: Raw, secret: bytes, limit_seconds: int, wall_seconds: float) -> Verdict:
-    """Turn what a process left into a verdict; raise SandboxError where the harness never began."""
-    if raw.report == [b"started", secret]:
-        return Verdict(True, "passed", "", raw.cpu_seconds)
-    if raw.timed_out:
-        return Verdict(False, "timeout", f"no result within {wall_seconds:.0f} s of wall time", raw.cpu_seconds)
-    if not raw.report:
+def _judge(raw: Raw, secret: str, limit_seconds: int, wall_seconds: float) -> Verdict:
+    """Turn what a run left into a verdict; raise SandboxError where the harness never began."""
+    if not raw.report and not raw.timed_out:
         raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
-    outcome, _, detail = (raw.report[1:] or [b""])[0].decode("utf-8", "replace").partition(" ")
-    if outcome in OUTCOMES and outcome != "passed":
-        return Verdict(False, cast(Outcome, outcome), _printable(detail), raw.cpu_seconds)
-    return _judge_silence(raw, limit_seconds)
-
-
-def _judge_silence(raw: Raw, limit_seconds: int) -> Verdict:
-    """Name the end of a process that reported nothing believable: CPU limit, memory, or left early."""
+    last = raw.report[1].decode("utf-8", "replace") if len(raw.report) == NUM_REPORT_LINES else ""
+    word, _, rest = last.partition(" ")
+    microseconds, _, detail = rest.partition(" ")
+    cpu_seconds = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else 0.0
+    if word == secret:
+        return Verdict(True, "passed", "", cpu_seconds)
+    if word in OUTCOMES and word != "passed":
+        return Verdict(False, cast(Outcome, word), _printable(detail), cpu_seconds)
+    if raw.timed_out:
+        return Verdict(False, "timeout", f"no result within {wall_seconds:.0f} s of wall time")
     code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
-    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and raw.cpu_seconds >= limit_seconds):
-        return Verdict(False, "timeout", f"more than {limit_seconds} s of CPU time", raw.cpu_seconds)
-    if code == -signal.SIGKILL:
-        return Verdict(False, "memory", "killed by the system", raw.cpu_seconds)
-    end = f"signal {-code}" if code < 0 else f"code {code}"
-    return Verdict(False, "exit", f"ended with {end} before its tests were over", raw.cpu_seconds)
+    outcome, detail = name_end(code, 0.0, limit_seconds)
+    return Verdict(False, cast(Outcome, outcome), detail)
 
 
 def _printable(text: str | bytes) -> str:

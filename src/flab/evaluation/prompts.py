@@ -1,0 +1,180 @@
+"""Presets: how an item of a task becomes the text that a model continues, and what ends the answer.
+
+``completion`` uses prompts as the file has them. ``chat`` puts one user message into the model's chat template and
+opens the answer itself, so that code follows the prompt as in a completion. ``paper`` repeats the convention of the
+paper's scripts with its known faults: it strips the prompt, which moves the token boundary before the indentation;
+it cuts prompts at 512 tokens, so that the end of a long one, the task itself, is lost; it stops at comments and
+conditions in column 0; and its scoring drops all before the first triple quote of an answer. It is for comparing
+with published figures only. The store keeps answers as they were made: ``postprocess`` is applied when scoring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from flab.errors import OptionError
+from flab.evaluation.generate import Generation, Request
+
+if TYPE_CHECKING:
+    from flab.evaluation.store import Key
+    from flab.evaluation.tasks import Explanation, Kind, Prediction, Problem, TaskFile
+
+Message = dict[str, str]
+Render = Callable[[Sequence[Message]], str]  # messages -> text that ends where the assistant's answer begins
+
+CUE = "How to solve:"
+END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|fim_")  # for models whose settings name no end token
+# A body ends at the next line that starts in column 0, so a top-level statement can be cut; the generator
+# stops at end tokens by itself. Not among them: "\n#", because such a comment may stand in a body; "\nif" and
+# "\nfor", for wrapped text in docstrings; "```" in the middle of a line.
+COMPLETION_STOP = (
+    "\ndef ",
+    "\nasync def ",
+    "\nclass ",
+    "\n@",
+    "\nif __name__",
+    "\nprint(",
+    "\nassert ",
+    "\n```",
+    *END_MARKS,
+)
+STEPS_STOP = ("\n\n", *COMPLETION_STOP)  # steps hold no blank line: 2 of the 317 references that we have seen do
+LINE_STOP = ("\n", *END_MARKS)
+FENCE_STOP = ("\n```", *END_MARKS)
+PAPER_STOP = ("\nclass", "\ndef", "\nuser", "\n#", "\nif", "\nprint", "'''\n```python", "```")
+PAPER_PROMPT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The text that the model continues, and its stop strings."""
+
+    prompt: str
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One convention: how to ask for each kind, whether prompts are cut, and what scoring does to an answer first."""
+
+    ask: dict[Kind, Callable[..., Asked]]  # (item, render) -> Asked
+    needs_template: bool = False
+    max_prompt_tokens: int | None = None
+    postprocess: Callable[[str], str] | None = None
+
+
+def complete_code(item: Problem, render: Render | None) -> Asked:
+    """The prompt as it is; the answer is the body."""
+    return Asked(item.prompt, COMPLETION_STOP)
+
+
+def complete_steps(item: Explanation, render: Render | None) -> Asked:
+    """The prompt as it is: where the file's prompts end with a cue, its references begin after it."""
+    return Asked(item.prompt, STEPS_STOP)
+
+
+def complete_output(item: Prediction, render: Render | None) -> Asked:
+    """The code and the left side of an assertion; no space at the end, because tokens begin with theirs."""
+    return Asked(f"{item.code}\n\nassert {item.entry_point}({item.input}) ==", LINE_STOP)
+
+
+def chat_code(item: Problem, render: Render | None) -> Asked:
+    """Ask for the function; the answer is opened with a fence and the prompt's own code, as EvalPlus does."""
+    question = f"Complete this Python function. Answer with the whole function.\n```python\n{item.prompt.rstrip()}\n```"
+    return _ask(render, question, f"```python\n{item.prompt}", FENCE_STOP)
+
+
+def chat_steps(item: Explanation, render: Render | None) -> Asked:
+    """Ask for numbered steps under the cue; the answer is opened with the cue where the file's prompt ends with it."""
+    code = item.prompt.rstrip()
+    opening = f"{CUE}\n" if code.endswith(CUE) else ""
+    question = (
+        "Explain step by step how to write this Python function. Write no code. "
+        f'Begin with the line "{CUE}"; begin each further line with its number, as in "Step 1.".\n'
+        f"```python\n{code.removesuffix(CUE).rstrip()}\n```"
+    )
+    return _ask(render, question, opening, FENCE_STOP)
+
+
+def chat_output(item: Prediction, render: Render | None) -> Asked:
+    """Ask for the value; the answer is opened with a fence and the left side of the assertion."""
+    assertion = f"assert {item.entry_point}({item.input}) =="
+    question = (
+        "What does this Python function return? Complete the assertion with a literal.\n"
+        f"```python\n{item.code}\n\n{assertion}\n```"
+    )
+    return _ask(render, question, f"```python\n{assertion}", LINE_STOP)
+
+
+def _ask(render: Render | None, question: str, opening: str, stop: tuple[str, ...]) -> Asked:
+    assert render is not None
+    return Asked(render([{"role": "user", "content": question}]) + opening, stop)
+
+
+def paper_text(item: Problem | Explanation, render: Render | None) -> Asked:
+    """The stripped prompt, and the scripts' stop strings."""
+    return Asked(item.prompt.strip(), PAPER_STOP)
+
+
+def paper_output(item: Prediction, render: Render | None) -> Asked:
+    """The assertion as ``completion`` asks for it (the scripts' own wording is not known), stripped."""
+    return Asked(complete_output(item, render).prompt.strip(), ("\n", *PAPER_STOP))
+
+
+def after_docstring(text: str) -> str:
+    """Drop all up to and with the first triple quote, if there is one: an answer can then close no docstring."""
+    return text.split('"""', 1)[-1]
+
+
+PRESETS: dict[str, Preset] = {
+    "completion": Preset({"code": complete_code, "cot": complete_steps, "output": complete_output}),
+    "chat": Preset({"code": chat_code, "cot": chat_steps, "output": chat_output}, needs_template=True),
+    "paper": Preset(
+        {"code": paper_text, "cot": paper_text, "output": paper_output},
+        max_prompt_tokens=PAPER_PROMPT_TOKENS,
+        postprocess=after_docstring,
+    ),
+}
+
+
+def requests_for(
+    task: TaskFile, preset: str, samples: int = 1, seed: int = 0, render: Render | None = None
+) -> list[tuple[Key, Request]]:
+    """Every sample of every item, items in the file's order: its key in the store, and what to generate.
+
+    Raises:
+        OptionError: an unknown preset, samples below 1, or ``chat`` for a model without a chat template.
+    """
+    if preset not in PRESETS:
+        raise OptionError(f"--preset: got {preset}, allowed {', '.join(PRESETS)}.")
+    if samples < 1:
+        raise OptionError(f"--samples: got {samples}, allowed 1 or more.")
+    chosen = PRESETS[preset]
+    if chosen.needs_template and render is None:
+        raise OptionError(
+            f"--preset {preset}: the model has no chat template; use completion, or add chat_template.jinja."
+        )
+    asked = [(item, chosen.ask[task.kind](item, render)) for item in task.items]
+    return [
+        (
+            (task.name, item.task_id, sample),
+            Request(one.prompt, one.stop, sample_seed(seed, task.name, item.task_id, sample), chosen.max_prompt_tokens),
+        )
+        for item, one in asked
+        for sample in range(samples)
+    ]
+
+
+def sample_seed(seed: int, task: str, task_id: str, sample: int) -> int:
+    """The seed of one sample, 63 bits: the same on every machine, and for the item whatever else is in the file."""
+    text = "\0".join((str(seed), task, task_id, str(sample)))
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def answer_for(preset: str, made: Generation) -> Generation:
+    """What scoring takes instead of the stored generation under this preset."""
+    postprocess = PRESETS[preset].postprocess
+    return made if postprocess is None else replace(made, text=postprocess(made.text))

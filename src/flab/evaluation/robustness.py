@@ -1,0 +1,95 @@
+"""Perturbations of a problem file, after ReCode's classes (Wang et al. 2023), and what they cost.
+
+Each perturbation keeps what the function computes: prompt, reference, tests and entry point change together and the
+reference still passes. One that finds nothing to change leaves the problem out, and the task file counts it. The
+draws depend on the seed, the perturbation and the task id alone. It reads no natural language beyond that: no
+paraphrase, no translation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from flab.errors import DataError, OptionError
+from flab.evaluation.docstrings import docstring_format, docstring_noise
+from flab.evaluation.metrics import mcnemar_exact, paired_counts
+from flab.evaluation.partial import dead_code, loop_form
+from flab.evaluation.programs import read_program
+from flab.evaluation.renaming import rename_arguments, rename_function
+from flab.evaluation.score import Score
+from flab.evaluation.tasks import Problem, TaskFile, make_task
+
+PERTURBATIONS: dict[str, Callable[[Problem, Random], Problem | None]] = {
+    "docstring-format": docstring_format,
+    "docstring-noise": docstring_noise,
+    "rename-function": rename_function,
+    "rename-arguments": rename_arguments,
+    "dead-code": dead_code,
+    "loop-form": loop_form,
+}
+
+
+def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
+    """Perturb every problem that ``name`` applies to; ``skipped`` counts the others.
+
+    Raises:
+        OptionError: an unknown perturbation, or a task that is not code.
+        DataError: it applies to no problem of the file.
+    """
+    if name not in PERTURBATIONS:
+        raise OptionError(f"the perturbation is {name!r}; allowed are {', '.join(PERTURBATIONS)}")
+    if task.kind != "code":
+        raise OptionError(f"{task.name} is a task of kind {task.kind}; perturbations are for kind code")
+    made = [_perturbed(problem, name, seed) for problem in task.problems]
+    items = [problem for problem in made if problem is not None]
+    if not items:
+        raise DataError(f"{task.name}: {name} applies to none of {len(made)} problems; choose another perturbation")
+    return make_task(f"{task.name}~{name}", "code", items, task.source, name, len(made) - len(items))
+
+
+def random_for(seed: int, name: str, task_id: str) -> Random:
+    """A generator of its own for each problem, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{name}\0{task_id}".encode()).digest()
+    return Random(int.from_bytes(digest[:8], "big"))
+
+
+def _perturbed(problem: Problem, name: str, seed: int) -> Problem | None:
+    """The perturbed problem if there is one, it differs, and it is still a program with the function."""
+    made = PERTURBATIONS[name](problem, random_for(seed, name, problem.task_id))
+    return made if made is not None and made != problem and read_program(made) is not None else None
+
+
+def robustness_summary(clean: Score, perturbed: Score) -> dict[str, Any]:
+    """Compare the two on the problems that both hold: pass@1, drop, paired counts and exact McNemar p.
+
+    pass@1 is over all samples; counts and p are of each problem's first sample, the only pairing there is.
+    """
+    before, after = _by_id(clean), _by_id(perturbed)
+    ids = [task_id for task_id in before if task_id in after]
+    if not ids:
+        raise DataError(f"{clean.name} and {perturbed.name} share no problem; compare runs on files of one origin")
+    rates = [sum(sum(one[i]) / len(one[i]) for i in ids) / len(ids) for one in (before, after)]
+    counts = paired_counts([before[i][0] for i in ids], [after[i][0] for i in ids])
+    return {
+        "shared": len(ids),
+        "pass@1_clean": rates[0],
+        "pass@1_perturbed": rates[1],
+        "drop": rates[0] - rates[1],
+        "relative_drop": (rates[0] - rates[1]) / rates[0] if rates[0] else None,
+        "both": counts.both,
+        "only_clean": counts.only_a,
+        "only_perturbed": counts.only_b,
+        "neither": counts.neither,
+        "mcnemar_p": mcnemar_exact(counts.only_a, counts.only_b),
+    }
+
+
+def _by_id(score: Score) -> dict[str, list[bool]]:
+    """Pass or fail of each problem's samples."""
+    found: dict[str, list[bool]] = {}
+    for row in score.rows:
+        found.setdefault(row["task_id"], []).append(bool(row["passed"]))
+    return found

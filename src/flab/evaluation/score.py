@@ -1,0 +1,81 @@
+"""What a scorer returns, and what all scorers do alike: rows, rates with intervals, classes of failure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flab.evaluation.generate import Generation
+from flab.evaluation.metrics import bootstrap_mean, wilson_interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task scored: figures for readers, and one row for each sample of each item, in order."""
+
+    name: str
+    kind: str
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def passed(self) -> list[bool]:
+        """Pass or fail of each item's first sample: what a paired comparison takes."""
+        return [bool(row["passed"]) for row in self.rows if row["sample"] == 0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``."""
+        return asdict(self)
+
+
+def row_for(task_id: str, sample: int, made: Generation, passed: bool, outcome: str, **more: Any) -> dict[str, Any]:
+    """One row: what every kind records, then what the kind adds."""
+    common = {"task_id": task_id, "sample": sample, "passed": passed, "outcome": outcome, "text": made.text}
+    return common | {"finish_reason": made.finish_reason, "num_tokens": made.num_tokens} | more
+
+
+def check_shape(num_items: int, generations: Sequence[Sequence[Generation]]) -> None:
+    """Every item has the same number of samples, at least one."""
+    assert len(generations) == num_items
+    assert len({len(samples) for samples in generations}) == 1, "unequal numbers of samples"
+    assert generations[0], "no sample"
+
+
+def failure_class(text: str, finish_reason: str, otherwise: str) -> str:
+    """Class of a failed sample: ``empty``, cut off by ``length``, or what the scorer found."""
+    if not text.strip():
+        return "empty"
+    return "length" if finish_reason == "length" else otherwise
+
+
+def passes_by_item(rows: Sequence[dict[str, Any]], name: str = "passed") -> list[int]:
+    """How many samples of each item have ``name`` true, items in order of appearance."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["task_id"]] = counts.get(row["task_id"], 0) + bool(row[name])
+    return list(counts.values())
+
+
+def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:
+    """95 % interval of a rate: Wilson for one sample, bootstrap over items for several."""
+    if num_samples == 1:
+        return list(wilson_interval(sum(passes), len(passes)))
+    return list(bootstrap_mean([count / num_samples for count in passes]))
+
+
+def base_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures that all kinds report: samples that passed of all, interval, failures by class, cut-offs."""
+    passes, num_samples = passes_by_item(rows), max(row["sample"] for row in rows) + 1
+    failures = Counter(row["outcome"] for row in rows if not row["passed"])
+    return {
+        "pass@1": sum(passes) / len(rows),
+        "passed": sum(passes),
+        "total": len(rows),
+        "num_items": len(passes),
+        "num_samples": num_samples,
+        "interval_95": rate_interval(passes, num_samples),
+        "failures": dict(sorted(failures.items(), key=lambda pair: (-pair[1], pair[0]))),
+        "num_truncated": sum(row["finish_reason"] == "length" for row in rows),
+    }

@@ -1,0 +1,235 @@
+"""Task files: what a model is asked and what decides, read from JSONL, CSV or a hub data set.
+
+The kind is found from the fields of the first row, see ``FIELDS``; a file that fits several kinds needs the
+kind named. Prompts are used as the file has them. It makes no prompts and runs nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Callable, Container, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Literal, get_args
+
+from flab.errors import DataError, OptionError
+from flab.evaluation.mbpp import MBPP_FIELDS, is_mbpp, problem_fields
+from flab.evaluation.rows import Row, is_hub_id, read_rows
+
+Kind = Literal["code", "cot", "output"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FIELDS: dict[Kind, tuple[str, ...]] = {
+    "code": ("prompt", "entry_point", "test"),
+    "cot": ("prompt", "cot"),
+    "output": ("code", "input", "output"),
+}
+ID_FIELDS = ("task_id", "id")
+FORMATS = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in FIELDS.items()) + f"; MBPP: {MBPP_FIELDS}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One function to complete, the tests that decide, and the reference solution if there is one."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    test: str
+    canonical_solution: str | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One prompt and the chain of thought that is expected."""
+
+    task_id: str
+    prompt: str
+    cot: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One function, the arguments of a call, and the ``repr`` of what it returns."""
+
+    task_id: str
+    code: str
+    input: str
+    output: str
+    entry_point: str
+
+
+Item = Problem | Explanation | Prediction
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """The items of one task and where they came from; ``skipped`` counts those a perturbation left out."""
+
+    name: str
+    kind: Kind
+    items: tuple[Item, ...]
+    source: str
+    sha256: str
+    perturbation: str | None = None
+    skipped: int = 0
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The items of a task of kind code."""
+        return tuple(item for item in self.items if isinstance(item, Problem))
+
+
+def make_task(
+    name: str, kind: Kind, items: Sequence[Item], source: str, perturbation: str | None = None, skipped: int = 0
+) -> TaskFile:
+    """Join items into a task; the digest is of the items, in order."""
+    content = json.dumps([asdict(item) for item in items], ensure_ascii=True, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return TaskFile(name, kind, tuple(items), source, digest, perturbation, skipped)
+
+
+def parse_task_argument(argument: str) -> tuple[Kind | None, str]:
+    """Split ``KIND:SOURCE``; any other text is a source (``C:\\x.jsonl``, ``ID:CONFIG``, ``./code:x.jsonl``)."""
+    head, colon, rest = argument.partition(":")
+    for kind in KINDS:
+        if colon and head == kind:
+            if not rest.strip():
+                raise OptionError(f"--task {argument}: no file after the kind; give --task {kind}:FILE")
+            return kind, rest
+    if not argument.strip():
+        raise OptionError("--task: got nothing; give FILE, KIND:FILE or a hub data set id")
+    return None, argument
+
+
+def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = None, split: str = "test") -> TaskFile:
+    """Read at most ``limit`` items of a file or data set; ``split`` is for hub data sets and folders.
+
+    Raises:
+        OptionError: a limit below 1, an unknown kind, or fields that fit several kinds and no kind named.
+        DataError: nothing there, empty, malformed, or ids that are not unique; names file and line.
+    """
+    source = str(source)
+    if limit is not None and limit < 1:
+        raise OptionError(f"the limit on problems is {limit}; it must be 1 or more, or left out for all")
+    if kind is not None and kind not in KINDS:
+        raise OptionError(f"the kind of {source} is {kind!r}; allowed are {', '.join(KINDS)}")
+    rows = read_rows(source, split, limit)
+    if not rows:
+        raise DataError(f"{source}: holds no problem; give rows with one of: {FORMATS}")
+    fitting = _kinds_of(rows[0][1])
+    chosen = _choose_kind(source, kind, fitting, rows[0])
+    items = _items(rows, chosen)
+    return make_task(_name_of(source, split, chosen, fitting), chosen, items, source)
+
+
+def _kinds_of(row: Row) -> list[Kind]:
+    """Kinds whose fields the row has, in the order of ``KINDS``."""
+    found = {kind for kind, names in FIELDS.items() if all(row.get(name) is not None for name in names)}
+    return [kind for kind in KINDS if kind in found or (kind == "code" and is_mbpp(row))]
+
+
+def _choose_kind(source: str, kind: Kind | None, fitting: list[Kind], first: tuple[str, Row]) -> Kind:
+    if kind is None and len(fitting) > 1:
+        forms = " or ".join(f"--task {one}:{source}" for one in fitting)
+        raise OptionError(f"{source}: the fields fit {' and '.join(fitting)}; name the kind with {forms}")
+    if kind is None and not fitting:
+        where, row = first
+        raise DataError(f"{where}: the fields {', '.join(map(str, row)) or '(none)'} fit no task; needed: {FORMATS}")
+    return kind or fitting[0]
+
+
+def _name_of(source: str, split: str, kind: Kind, fitting: list[Kind]) -> str:
+    """The file's stem, or the hub id's last part; the kind is added where the file holds several."""
+    if Path(source).exists() or not is_hub_id(source):
+        name = Path(source).stem if Path(source).is_file() else Path(source).name
+    else:
+        name = source.rpartition("/")[2].replace(":", "-") + ("" if split == "test" else f"-{split}")
+    return f"{name}-{kind}" if len(fitting) > 1 else name
+
+
+def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
+    """Read the rows; an id that is missing becomes a hash of the content, numbered where rows are equal."""
+    items: list[Item] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        item, given = READERS[kind](row, where), _given_id(row, where)
+        if given in seen:
+            first = seen[given].removeprefix(where.rpartition(":")[0] + ":")
+            raise DataError(f"{where}: task_id {given!r} is on line {first} too; ids are unique")
+        name = given or _hash_id(item, kind, seen)
+        seen[name] = where
+        items.append(replace(item, task_id=name))
+    return items
+
+
+def _given_id(row: Row, where: str) -> str | None:
+    """The row's ``task_id`` or ``id``, None where it is missing or blank."""
+    value = next((row[name] for name in ID_FIELDS if row.get(name) is not None), None)
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise DataError(f"{where}: task_id is {type(value).__name__}; allowed are text and whole numbers")
+    if isinstance(value, str):
+        check_text(value, "task_id", where)
+    return str(value).strip() or None if value is not None else None
+
+
+def _hash_id(item: Item, kind: Kind, taken: Container[str]) -> str:
+    """Twelve hex digits of the item's content, the same on every run."""
+    content = "\0".join(getattr(item, name) for name in FIELDS[kind])
+    name = hashlib.sha256(content.encode()).hexdigest()[:12]
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
+
+
+def check_text(value: object, name: str, where: str, blank: bool = False) -> str:
+    """Return the value if it is text that UTF-8 can hold, and more than blanks unless ``blank``."""
+    if not isinstance(value, str):
+        got = "missing" if value is None else f"{type(value).__name__}, not text"
+        raise DataError(f"{where}: {name} is {got}; give text, or name another kind with --task KIND:FILE")
+    if not blank and not value.strip():
+        raise DataError(f"{where}: {name} is blank; give text")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise DataError(f"{where}: {name} holds half of a surrogate pair, which is no character; repair the file")
+    return value
+
+
+def _problem(row: Row, where: str) -> Problem:
+    """A problem in HumanEval's or MBPP's form; a blank reference is none."""
+    if "entry_point" not in row and is_mbpp(row):
+        row = problem_fields(row, where)
+    prompt, entry_point, test = (check_text(row.get(name), name, where) for name in FIELDS["code"])
+    solution = row.get("canonical_solution")
+    if solution is not None:
+        solution = check_text(solution, "canonical_solution", where, blank=True)
+    has_reference = solution is not None and solution.strip()
+    return Problem("", prompt, entry_point.strip(), test, solution if has_reference else None)
+
+
+def _explanation(row: Row, where: str) -> Explanation:
+    prompt, cot = (check_text(row.get(name), name, where) for name in FIELDS["cot"])
+    return Explanation("", prompt, cot)
+
+
+def _prediction(row: Row, where: str) -> Prediction:
+    """A call's input and output; without ``entry_point`` it is the last function that the code defines."""
+    code, output = (check_text(row.get(name), name, where) for name in ("code", "output"))
+    arguments = check_text(row.get("input") or "", "input", where, blank=True)
+    entry_point = row.get("entry_point")
+    if entry_point is None:
+        entry_point = _last_function(code, where)
+    return Prediction("", code, arguments, output, check_text(entry_point, "entry_point", where).strip())
+
+
+def _last_function(code: str, where: str) -> str:
+    try:
+        names = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{where}: code is not Python ({error}); repair it or give entry_point") from error
+    if not names:
+        raise DataError(f"{where}: code defines no function at the top level; give entry_point")
+    return names[-1]
+
+
+READERS: dict[Kind, Callable[[Row, str], Item]] = {"code": _problem, "cot": _explanation, "output": _prediction}

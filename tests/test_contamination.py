@@ -1,0 +1,159 @@
+"""Overlap of problems and texts: copies are found, boilerplate and idioms are not."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from flab.contamination import MAX_SHARED, overlaps, tokens_of
+from flab.errors import DataError, OptionError
+from flab.evaluation.tasks import read_task
+
+PROBLEM = '''import re
+
+
+def pass_validity(p):
+    """Return true if the password is long enough, has a digit, and holds one of the special characters.
+    """
+    if len(p) < 6 or not re.search("[0-9]", p):
+        return False
+    return any(symbol in p for symbol in "$#@")
+'''
+OTHER = '''def largest_prime_below(number):
+    """Find the greatest prime that is strictly smaller than the number given by the caller.
+    """
+    return next(n for n in range(number - 1, 1, -1) if all(n % d for d in range(2, n)))
+'''
+
+
+def words(seed, count):
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(count))
+
+
+def test_tokens_are_words_and_symbols():
+    assert tokens_of('Def  f_1(x):\n\t"a – B’s"') == [
+        "def",
+        "f_1",
+        "(",
+        "x",
+        ")",
+        ":",
+        "'",
+        "a",
+        "-",
+        "b",
+        "'",
+        "s",
+        "'",
+    ]
+    assert tokens_of("") == []
+    assert tokens_of("ﬁ Ä ß") == tokens_of("fi ä SS")
+
+
+def test_exact_copies_are_found_whatever_their_spacing():
+    copy = "x = 1\n" + PROBLEM.upper().replace("    ", "\t").replace('"""', "'''").replace("\n", "\r\n") + "\n# end"
+    found = overlaps([("a", PROBLEM), ("b", OTHER)], [words(0, 50), copy])
+    assert [match.task_id for match in found.matches] == ["a"]
+    match = found.matches[0]
+    assert (match.exact, match.shared, match.text_index) == (True, match.total, 1)
+    assert (found.num_problems, found.num_texts, found.exact_ids) == (2, 2, ["a"])
+    assert "1 of 2 problems" in found.warning()
+
+
+def test_part_of_a_problem_is_found_and_counted():
+    half = PROBLEM[len(PROBLEM) // 3 :]
+    found = overlaps([("a", PROBLEM)], [words(1, 30) + half])
+    match = found.matches[0]
+    assert not match.exact
+    assert match.flagged
+    assert 0 < match.shared < match.total
+
+
+def test_an_idiom_is_reported_and_not_flagged():
+    short = "return true if the password is long enough, has a digit, and"
+    found = overlaps([("a", PROBLEM)], [short])
+    assert [match.shared for match in found.matches] == [2]
+    assert not found.flagged_ids
+    assert found.warning() is None
+    assert found.to_json()["flagged"] == []
+
+
+def test_thirteen_tokens_are_the_least():
+    tokens = tokens_of(PROBLEM)[11:]
+    assert overlaps([("a", PROBLEM)], [" ".join(tokens[:12])]).matches == ()
+    assert overlaps([("a", PROBLEM)], [" ".join(tokens[:13])]).matches[0].shared == 1
+    assert overlaps([("a", PROBLEM)], [" ".join(tokens[:12])], n=12).matches[0].shared == 1
+
+
+def test_what_many_problems_have_is_no_evidence():
+    boilerplate = (
+        "from typing import List Dict Tuple Optional Any Union Callable Iterable Sequence Mapping Iterator Set\n"
+    )
+    problems = [(str(n), boilerplate + words(n, 30)) for n in range(MAX_SHARED + 2)]
+    assert overlaps(problems, [boilerplate]).matches == ()
+    few = overlaps(problems[:MAX_SHARED], [boilerplate])
+    assert len(few.matches) == MAX_SHARED
+
+
+def test_symbols_and_repeated_words_are_no_evidence():
+    table = "[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] for i in range(n): for i in range(n): for i in range(n)"
+    assert overlaps([("a", f"def f(n): {table}")], [table]).matches == ()
+
+
+def test_copies_within_many_equal_problems_stay_exact():
+    problems = [(str(n), PROBLEM) for n in range(10)]
+    assert len(overlaps(problems, [PROBLEM]).exact_ids) == 10
+
+
+def test_short_problems_compare_whole():
+    found = overlaps([("a", "def f(x): return x"), ("b", "")], ["def f(x): return x + 1", "  DEF f(x):\n  return x"])
+    assert [(match.task_id, match.exact, match.text_index) for match in found.matches] == [("a", True, 1)]
+
+
+def test_the_text_with_most_in_common_is_named():
+    texts = [PROBLEM[:120], PROBLEM[:280], PROBLEM[:120]]
+    assert overlaps([("a", PROBLEM)], texts).matches[0].text_index == 1
+
+
+def test_texts_are_read_once_as_a_stream():
+    found = overlaps([("a", PROBLEM)], (text for text in [PROBLEM, "", "x"]))
+    assert found.num_texts == 3
+    json.dumps(found.to_json())
+
+
+def test_refusals():
+    with pytest.raises(OptionError, match="2 or more"):
+        overlaps([("a", PROBLEM)], [], n=1)
+    with pytest.raises(DataError, match="no problem"):
+        overlaps([], ["x"])
+
+
+def test_a_million_tokens_take_seconds():
+    problems = [(str(n), words(n, 150)) for n in range(500)]
+    texts = [words(1000 + n, 1000) for n in range(500)] + [problems[7][1]]
+    start = time.perf_counter()
+    found = overlaps(problems, texts)
+    assert time.perf_counter() - start < 20
+    assert found.exact_ids == ["7"]
+
+
+def test_public_sets():
+    folder = Path(os.environ.get("FLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+    def read(name, kind=None):
+        file = folder / name
+        if not file.is_file():
+            pytest.skip(f"{file} is not there")
+        return [(one.task_id, one.prompt + (one.canonical_solution or "")) for one in read_task(file, kind).problems]
+
+    humaneval, mbpp = read("HumanEval.jsonl"), read("MBPP_test.jsonl")
+    assert len(overlaps(humaneval, [text for _, text in humaneval]).exact_ids) == 164
+    apart = overlaps(humaneval, [text for _, text in mbpp])
+    assert (apart.flagged_ids, len(apart.matches)) == ([], 5)
+    near = overlaps(mbpp, [text for _, text in read("CodeHarmony_valid.jsonl", "code")])
+    assert "MBPP/427" in near.flagged_ids
+    assert len(near.flagged_ids) == 24
