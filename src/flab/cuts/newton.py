@@ -14,7 +14,7 @@ Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ MAX_STEPS = 2
 CG_ITERATIONS = 12
 DAMPING = 1e-3  # relative to the mean of the curvature's diagonal, for each matrix
 SHORTEST_STEP = 1 / 16
+KEPT_ELEMENTS = 2**27  # of the features and slopes of one linearisation: 512 MiB
 
 Theta = list[torch.Tensor]  # the input projections (F, D or D + 1), last the output projection (D, F or F + 1)
 
@@ -38,13 +39,25 @@ class Tokens:
     weight: torch.Tensor  # (N, 1), square root of the token's weight
 
 
+Linear = tuple[Tokens, torch.Tensor, Theta]  # a micro-batch, its features (N, F or F + 1) and slopes (N, F)
+
+
 class FfnProblem:
-    """The least-squares problem of one FFN over some micro-batches, in float32; nothing of N x F outlives its micro-batch."""
+    """The least-squares problem of one FFN over some micro-batches, in float32.
+
+    What is N x F large is made anew for every micro-batch, or kept for one linearisation where it is small.
+    """
 
     def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[Tokens]) -> None:
         self.act, self.tokens = act, tokens
 
-    def _features(self, theta: Theta, tokens: Tokens) -> tuple[torch.Tensor, Theta]:
+    def linearise(self, theta: Theta) -> Iterable[Linear]:
+        """The micro-batches with features and slopes at ``theta``, to be gone through many times."""
+        elements = sum(len(t.inputs) for t in self.tokens) * theta[0].shape[0] * len(theta)
+        remade = _Remade(self, theta)
+        return list(remade) if elements <= KEPT_ELEMENTS else remade
+
+    def features(self, theta: Theta, tokens: Tokens) -> tuple[torch.Tensor, Theta]:
         """The neurons' activations (N, F or F + 1), and their slopes by each input projection's output (N, F)."""
         before = [extended(tokens.inputs, w.shape[1]) @ w.T for w in theta[:-1]]
         value, slope = torch.func.jvp(self.act, (before[0],), (torch.ones_like(before[0]),))  # type: ignore[misc]
@@ -65,16 +78,15 @@ class FfnProblem:
         """sum_t w_t ||target_t - W_out a_t||^2."""
         total = 0.0
         for tokens in self.tokens:
-            missing = tokens.targets - self._features(theta, tokens)[0] @ theta[-1].T
+            missing = tokens.targets - self.features(theta, tokens)[0] @ theta[-1].T
             total += float((tokens.weight * missing).pow(2).sum().double())
         return total
 
-    def descent(self, theta: Theta) -> tuple[Theta, Theta]:
+    def descent(self, theta: Theta, linear: Iterable[Linear]) -> tuple[Theta, Theta]:
         """J^T (target - output), and the diagonal of J^T J (columns of the input projections taken as of mean size)."""
         down, diagonal = [torch.zeros_like(w) for w in theta], [torch.zeros_like(w) for w in theta]
         norms = theta[-1].pow(2).sum(0)
-        for tokens in self.tokens:
-            features, slopes = self._features(theta, tokens)
+        for tokens, features, slopes in linear:
             missing = tokens.weight * (tokens.targets - features @ theta[-1].T)
             _add(down, self._pull_back(theta, tokens, features, slopes, missing))
             size = (tokens.weight.pow(2) * tokens.inputs.pow(2)).mean(1, keepdim=True)
@@ -83,17 +95,28 @@ class FfnProblem:
             diagonal[-1] += (tokens.weight * features).pow(2).sum(0)
         return down, diagonal
 
-    def curvature(self, theta: Theta, direction: Theta) -> Theta:
+    def curvature(self, theta: Theta, linear: Iterable[Linear], direction: Theta) -> Theta:
         """J^T J direction."""
         product = [torch.zeros_like(w) for w in theta]
-        for tokens in self.tokens:
-            features, slopes = self._features(theta, tokens)
-            moved = torch.stack(
-                [s * (extended(tokens.inputs, v.shape[1]) @ v.T) for s, v in zip(slopes, direction[:-1], strict=True)]
-            ).sum(0)
+        for tokens, features, slopes in linear:
+            moved = torch.zeros_like(slopes[0])
+            for slope, v in zip(slopes, direction[:-1], strict=True):
+                moved.addcmul_(slope, extended(tokens.inputs, v.shape[1]) @ v.T)
             change = moved @ theta[-1][:, : slopes[0].shape[1]].T + features @ direction[-1].T
             _add(product, self._pull_back(theta, tokens, features, slopes, tokens.weight * change))
         return product
+
+
+@dataclass(frozen=True)
+class _Remade:
+    """A linearisation that keeps nothing: each pass computes it anew."""
+
+    problem: FfnProblem
+    theta: Theta
+
+    def __iter__(self) -> Iterator[Linear]:
+        for tokens in self.problem.tokens:
+            yield (tokens, *self.problem.features(self.theta, tokens))
 
 
 @torch.no_grad()
@@ -103,13 +126,13 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
     Without ``steps``, up to :data:`MAX_STEPS`, as long as the error on the held-out tokens falls; with it (a plan's
     replay) exactly so many.
     """
-    theta, taken = start, 0
-    best = held_out.error(theta)
-    for moved in _path(start, fit):
-        error = held_out.error(moved) if steps is None else 0.0
-        if taken == (MAX_STEPS if steps is None else steps) or (steps is None and not error < best):
+    theta, taken, best, path = start, 0, held_out.error(start), _path(start, fit)
+    for _ in range(MAX_STEPS if steps is None else steps):
+        moved = next(path, None)
+        if moved is None or (steps is None and not (error := held_out.error(moved)) < best):
             break
-        theta, best, taken = moved, error, taken + 1
+        theta, taken = moved, taken + 1
+        best = error if steps is None else best
     return theta, taken
 
 
@@ -132,7 +155,8 @@ def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
 
 def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> Theta:
     """One damped Gauss-Newton step by preconditioned conjugate gradients from zero."""
-    down, diagonal = problem.descent(theta)
+    linear = problem.linearise(theta)
+    down, diagonal = problem.descent(theta, linear)
     shifts = [DAMPING * d.mean() + torch.finfo(torch.float32).tiny for d in diagonal]
     scale = [d + shift for d, shift in zip(diagonal, shifts, strict=True)]
     rest = [g - shift * (w - w0) for g, shift, w, w0 in zip(down, shifts, theta, start, strict=True)]
@@ -141,7 +165,7 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> Theta:
     for _ in range(CG_ITERATIONS):
         if size <= 0:
             break
-        bent = problem.curvature(theta, direction)
+        bent = problem.curvature(theta, linear, direction)
         _add(bent, [shift * d for shift, d in zip(shifts, direction, strict=True)])
         length = size / _dot(direction, bent)
         _add(step, [length * d for d in direction])
