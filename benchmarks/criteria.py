@@ -20,8 +20,8 @@ from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.cuts.refit import Cut
-from flab.evaluation.code import read_problems
 from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.tasks import read_task
 from flab.families import head_of
 from flab.generality import general_bits_per_byte
 from flab.planning import prepare_bench, run_problems
@@ -60,7 +60,7 @@ class Lab:
     def __init__(self, recipe: Recipe) -> None:
         self.bench, checkpoint = prepare_bench(assets.model_path(), recipe, Options())
         self.model, self.data = checkpoint.model, self.bench.data
-        self.problems, self.sandbox = read_problems(assets.problems_path()), Sandbox.detect()
+        self.problems, self.sandbox = read_task(assets.problems_path(), "code").problems, Sandbox.detect()
 
     def measure(self, cut: Cut, data: CalibrationSet | None = None) -> tuple[float, float, float]:
         """KL, pass@1 and bits per byte of one cut."""

@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "progress": 1,
     "assets": 1,
+    "contamination": 1,
     "budget": 1,
     "plans": 1,
     "samples": 2,
@@ -33,21 +34,26 @@ RANKS = {
     "verify": 6,
     "prepare": 6,
     "search": 6,
+    "measuring": 7,
     "planning": 7,
     "pipeline": 8,
     "show": 8,
+    "show_eval": 8,
+    "arguments": 8,
     "demo": 9,
+    "cli_eval": 9,
     "cli": 10,
     "__main__": 11,
 }
 INSIDE = {"cuts": {"cuts"}, "evaluation": {"evaluation"}}  # packages whose modules may import each other
 SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
     {"cli"},
-    {"pipeline", "demo", "show"},
-    {"planning"},
+    {"cli_eval"},
+    {"arguments", "pipeline", "demo", "show", "show_eval"},
+    {"measuring", "planning"},
     {"search", "prepare"},
     {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families"},
-    {"plans", "recipe", "budget", "samples", "assets", "progress", "folders"},
+    {"plans", "recipe", "budget", "samples", "assets", "contamination", "progress", "folders"},
     {"errors"},
 ]
 NO_TORCH = {
@@ -59,8 +65,12 @@ NO_TORCH = {
     "assets",
     "progress",
     "folders",
+    "contamination",
+    "arguments",
     "cli",
+    "cli_eval",
     "show",
+    "show_eval",
     "__init__",
 }
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors"}

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -413,21 +414,167 @@ def test_a_failed_check_is_exit_code_1(flab, pico_folder, plan_file, place, monk
     assert json.loads(out) == verdict
 
 
-def test_eval_prints_one_json_object(flab, pico_folder, place):
-    prompt = "def one(x):\n    return 1\n#"
-    row = {"task_id": "0", "prompt": prompt, "entry_point": "one", "test": "def check(f):\n    assert f(0) == 1\n"}
-    (place / "problems.jsonl").write_text(json.dumps(row) + "\n")
-    arguments = ["--problems", place / "problems.jsonl", "-o", place / "results.json", "--max-new-tokens", "3"]
-    code, out, err = flab("eval", pico_folder(), *arguments, "--json")
-    if code == 2 and "--unsandboxed" in err:
+# --- eval and compare ---
+
+
+@pytest.fixture
+def problems(place) -> Path:
+    """Three problems with references: one right, one wrong, one without."""
+    test = "def check(f):\n    assert f(0) == 1\n"
+    rows = [
+        {"prompt": f"def f{n}(x):\n    return 1\n#", "entry_point": f"f{n}", "test": test, "canonical_solution": end}
+        for n, end in enumerate([" a\n", " b\n    return )\n", None])
+    ]
+    path = place / "problems.jsonl"
+    path.write_text("".join(json.dumps({"task_id": f"t/{n}"} | row) + "\n" for n, row in enumerate(rows)))
+    return path
+
+
+@pytest.fixture
+def predictions(place) -> Path:
+    """Many predictions of outputs, which need no sandbox."""
+    path = place / "outputs.jsonl"
+    rows = [{"code": f"def f(x):\n    return x + {n}", "input": f"{n}", "output": f"{2 * n}"} for n in range(24)]
+    path.write_text("".join(json.dumps({"id": n} | row) + "\n" for n, row in enumerate(rows)))
+    return path
+
+
+def skip_without_sandbox(result: tuple[int, str, str]) -> None:
+    if result[0] == 2 and "--unsandboxed" in result[2]:
         pytest.skip("no namespaces on this machine")
+
+
+SHORT = ["--max-new-tokens", "4"]
+
+
+def test_eval_prints_one_json_object(flab, pico_folder, problems, place):
+    arguments = ["--problems", problems, "-o", place / "results.json", *SHORT]
+    code, out, err = flab("eval", pico_folder(), *arguments, "--json")
+    skip_without_sandbox((code, out, err))
     assert code == 0, err
     assert out.count("\n") == 1
     summary = json.loads(out)
     assert {"pass@1", "interval_95", "passed", "total", "sandbox_level"} <= set(summary)
-    assert summary["total"] == 1
+    assert summary["total"] == 3
+    assert "rows" not in summary["tasks"][0]
     results = json.loads((place / "results.json").read_text())
-    assert len(results["rows"]) == 1
+    assert len(results["tasks"][0]["rows"]) == 3
+    assert {path.name for path in place.iterdir()} == {"problems.jsonl", "results.json"}
+
+
+def test_eval_writes_a_run_with_perturbations_exports_and_a_table(flab, pico_folder, problems, place):
+    arguments = ["--task", problems, "--perturb", "rename-function", "--export", "-o", place / "run", *SHORT]
+    code, out, err = flab("eval", pico_folder(), *arguments)
+    skip_without_sandbox((code, out, err))
+    assert (code, out) == (0, ""), err
+    assert "problems~rename-function" in err
+    assert "Robustness" in err
+    exports = place / "run" / "exports"
+    assert {path.name for path in exports.iterdir()} == {"lm_eval", "problems.samples.jsonl"}
+    assert (exports / "lm_eval" / "problems.yaml").is_file()
+    results = json.loads((place / "run" / "results.json").read_text())
+    assert [task["name"] for task in results["tasks"]] == ["problems", "problems~rename-function"]
+    assert results["tasks"][0]["gold"]["passed"] == 1
+    assert flab("eval", pico_folder(), *arguments)[0] == 0
+    code, out, err = flab("compare", place / "run", place / "run", "--json")
+    assert code == 0, err
+    assert [task["mcnemar_p"] for task in json.loads(out)["tasks"]] == [1.0, 1.0]
+    assert "Drop under perturbation" in flab("compare", place / "run", place / "run")[2]
+
+
+def test_gold_needs_no_model(flab, problems):
+    result = code, out, err = flab("eval", "--gold", "--task", problems, "--json")
+    skip_without_sandbox(result)
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["passed"], report["total"]) == (1, 3)
+    assert report["failures"] == {"t/1": "syntax", "t/2": "no reference"}
+    assert "1/3 references pass" in flab("eval", "--gold", "--task", problems)[2]
+
+
+def test_contamination_is_shown(flab, pico_folder, predictions, place, tmp_path):
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    (tmp_path / "seen.jsonl").write_text(json.dumps({"text": rows[3]["code"]}) + "\n")
+    model = copy_of(pico_folder(), tmp_path / "model")
+    arguments = [model, "--task", predictions, "-o", place / "r.json", *SHORT]
+    code, _, err = flab("eval", *arguments, "--against-data", tmp_path / "seen.jsonl")
+    assert code == 0, err
+    assert "warning: outputs and" in err
+    assert "1 of 24 problems share text" in err
+    (model / "plan.json").write_text(json.dumps({"calibration": {"path": str(tmp_path / "seen.jsonl")}}))
+    code, _, err = flab("eval", *arguments)
+    assert code == 0, err
+    assert "1 of 24 problems share text" in err
+    found = json.loads((place / "r.json").read_text())["contamination"]
+    assert [(row["task"], row["flagged"]) for row in found] == [("outputs", ["3"])]
+    (tmp_path / "seen.jsonl").unlink()
+    assert "name it with --against-data" in flab("eval", *arguments)[2]
+
+
+def test_a_killed_run_goes_on_to_the_same_results(flab, pico_folder, predictions, place):
+    arguments = ["eval", pico_folder(), "--task", predictions, "--samples", "2", "--temperature", "1"]
+    arguments = [*map(str, arguments), "--batch-size", "4", "--max-new-tokens", "40"]
+    assert flab(*arguments, "-o", place / "whole")[0] == 0
+    lines = place / "run" / "generations.jsonl"
+    for wanted in (1, 17):
+        command = [sys.executable, "-m", "flab", *arguments, "-o", str(place / "run")]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not lines.exists() or lines.read_bytes().count(b"\n") < wanted):
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    assert flab(*arguments, "-o", place / "run")[0] == 0
+    for name in ("results.json", "generations.jsonl"):
+        assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes()
+
+
+def test_a_changed_setting_is_said_and_keeps_the_lines(flab, pico_folder, predictions, place):
+    arguments = ["eval", pico_folder(), "--task", predictions, "--limit", "2", "-o", place / "run"]
+    assert flab(*arguments, *SHORT)[0] == 0
+    before = (place / "run" / "generations.jsonl").read_text()
+    code, _, err = flab(*arguments, "--max-new-tokens", "5")
+    assert code == 0
+    assert "differs in max_new_tokens" in err
+    assert (place / "run" / "generations.jsonl").read_text().startswith(before)
+
+
+def test_names_with_markup_are_shown_as_they_are(flab, pico_folder, predictions, place):
+    odd = predictions.rename(place / "[bold]x[y].jsonl")
+    code, _, err = flab("eval", pico_folder(), "--task", odd, "--limit", "2", *SHORT)
+    assert code == 0, err
+    assert "[bold]x[y]" in err
+
+
+BAD_EVALS = {
+    "no task": ([], ["--task: got none"]),
+    "no model": (["--task", "P"], ["no MODEL", "--gold"]),
+    "two of a name": (["M", "--task", "P", "--task", "P"], ["2 tasks are called outputs"]),
+    "missing file": (["M", "--task", "none.jsonl"], ["none.jsonl"]),
+    "bad kind": (["M", "--task", "code:P"], ["prompt"]),
+    "perturbed output": (["M", "--task", "P", "--perturb", "all"], ["--perturb", "kind code"]),
+    "gold output": (["--gold", "--task", "P"], ["--gold", "outputs"]),
+    "gold with a folder": (["--gold", "--task", "P", "-o", "run"], ["--gold makes no run"]),
+    "samples": (["M", "--task", "P", "--samples", "3"], ["--temperature 0"]),
+    "preset": (["M", "--task", "P", "--preset", "x"], ["--preset: got x"]),
+    "backend": (["M", "--task", "P", "--backend", "x"], ["--backend: got x"]),
+    "export to a file": (["M", "--task", "P", "--export", "-o", "r.json"], ["--export: needs a folder"]),
+    "foreign folder": (["M", "--task", "P", "-o", "."], ["holds no run"]),
+    "missing data": (["M", "--task", "P", "--against-data", "none"], ["none does not exist"]),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD_EVALS))
+def test_bad_evals(kind, flab, pico_folder, predictions, place, monkeypatch):
+    monkeypatch.chdir(place)
+    arguments, words = BAD_EVALS[kind]
+    given = [a.replace("P", "outputs.jsonl") if a in ("P", "code:P") else a for a in arguments]
+    given = [str(pico_folder()) if a == "M" else a for a in given or [str(pico_folder())]]
+    assert_refused(flab("eval", *given), *words)
+    assert [path.name for path in place.iterdir()] == ["outputs.jsonl"]
+
+
+def test_compare_refuses_what_is_no_run(flab, place):
+    assert_refused(flab("compare", place, place), "results.json does not exist")
 
 
 def test_version(flab):
@@ -435,7 +582,7 @@ def test_version(flab):
     assert (code, out, err) == (0, f"flab {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["demo", "plan", "apply", "prune", "check", "eval"])
+@pytest.mark.parametrize("command", ["demo", "plan", "apply", "prune", "check", "eval", "compare"])
 def test_every_command_has_help_with_an_example(command, flab):
     code, out, _ = flab(command, "--help")
     assert code == 0

@@ -17,7 +17,7 @@ from flab import Options, Recipe, apply, evaluate, prune
 from flab.checkpoint import load
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
 from flab.evaluation.sandbox import Sandbox
-from flab.pipeline import plan
+from flab.pipeline import build, plan
 from flab.plans import Plan
 from flab.search import PATIENCE, Candidate, Split, _worsening, decide
 
@@ -173,6 +173,16 @@ def test_applying_twice_is_byte_identical(applied, decided, pico_folder, tmp_pat
     assert {"model.safetensors", "plan.json", "kept_tokens.json", "tokenizer.json", "LICENSE"} <= set(first)
 
 
+@pytest.mark.parametrize("refit", ["newton", "residual", "none"])
+def test_build_writes_what_plan_and_apply_write(refit, pico_folder, recipe, tmp_path):
+    """One walk instead of two; only the seconds in the plan may differ."""
+    source = pico_folder("starcoder2")
+    decided = build(source, tmp_path / "built", recipe(remove=0.3, refit=refit))
+    built, applied = files_of(tmp_path / "built"), files_of(apply(source, decided, tmp_path / "applied"))
+    assert [name for name in applied if built.get(name) != applied[name]] == []
+    assert built.keys() == applied.keys()
+
+
 def test_the_output_is_stock(applied, decided):
     model = AutoModelForCausalLM.from_pretrained(applied)
     tokenizer = AutoTokenizer.from_pretrained(applied)
@@ -189,9 +199,9 @@ def test_the_output_is_stock(applied, decided):
 def test_apply_measures_what_the_plan_promised(applied, decided, pico_folder):
     """The saved model's KL on covered text is that of the plan's order: the weights are really refitted."""
     cut_alone = decided.refit.kind
-    assert cut_alone == "residual"
+    assert cut_alone == "newton"
     proof = json.loads((applied / "proof.json").read_text())
-    assert proof["refit"] == "residual"
+    assert proof["refit"] == "newton"
 
 
 def test_no_refit_is_the_cut_alone(decided, pico_folder, tmp_path):

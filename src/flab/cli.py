@@ -5,7 +5,6 @@ Bad input is one line and exit code 2; ``--debug`` shows the trace. Heavy import
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flab import __version__
+from flab.arguments import Device, Dtype, Json, Trust, Unsandboxed, check_file, emit
+from flab.cli_eval import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.errors import FlabError
 from flab.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Options, Recipe, as_path
 
@@ -51,12 +52,7 @@ FinalistTokens = Annotated[int, typer.Option(help="Calibration tokens that the f
 MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in tokens.")]
 Finalists = Annotated[int, typer.Option(help="Candidates that are built on more tokens and tried on the tests.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
-Unsandboxed = Annotated[bool, typer.Option(help="Allow running tests with resource limits only.")]
-Trust = Annotated[bool, typer.Option(help="Run code that the model folder brings.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 
 
@@ -132,10 +128,6 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         raise FlabError(f"--drop-layers: got {text!r}, expected numbers separated by commas, e.g. 3,5.") from None
 
 
-def _emit(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-
-
 @app.command(epilog="Example: flab demo -o demo/")
 def demo(
     output: Output = Path("demo"),
@@ -148,7 +140,7 @@ def demo(
     from flab.show import show_demo
 
     report = run_demo(as_path(output), tuple(remove or (0.22, 0.40, 0.60)), limit)
-    _emit(report) if json_ else show_demo(report)
+    emit(report) if json_ else show_demo(report)
 
 
 @app.command(epilog="Example: flab plan MODEL --remove 0.22 --calibration rows.jsonl -o plan.json")
@@ -158,11 +150,11 @@ def plan(model: Model, recipe: Any, options: Any, output: Output = Path("plan.js
     from flab.pipeline import plan as make
     from flab.show import announce, show_plan
 
-    _check_file(output)
+    check_file(output)
     announce(recipe)
     decided = make(model, recipe, options)
     decided.write(as_path(output))
-    _emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
+    emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
 
 
 @app.command(epilog="Example: flab apply MODEL plan.json -o SMALLER")
@@ -184,7 +176,7 @@ def apply(
     options = Options(device=device, overwrite=overwrite, trust_remote_code=trust_remote_code)
     decided = Plan.read(as_path(plan_file))
     folder = carry_out(model, decided, output, options, refit=not no_refit)
-    _emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
+    emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
 
 
 @app.command(epilog="Example: flab prune MODEL --remove 0.22 --calibration rows.jsonl -o SMALLER")
@@ -199,7 +191,7 @@ def prune(
     announce(recipe)
     report = run(model, output, recipe, options)
     if json_:
-        _emit(report)
+        emit(report)
     else:
         show_plan(report, f"saved {report['output']} in {report['seconds']['total']:.0f} s")
         show_check(report["check"])
@@ -217,42 +209,12 @@ def check(
     from flab.show import show_check
 
     verdict = verify(folder, against)
-    _emit(verdict) if json_ else show_check(verdict)
+    emit(verdict) if json_ else show_check(verdict)
     _exit_unless(verdict["ok"])
 
 
-@app.command("eval", epilog="Example: flab eval MODEL --problems HumanEval.jsonl -o results.json --limit 20")
-def evaluate(
-    model: Model,
-    problems: Annotated[Path, typer.Option(help="HumanEval-like JSONL: prompt, entry_point, test.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write every row as JSON here.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest completion.", min=1)] = 256,
-    batch_size: Annotated[int, typer.Option(help="Prompts generated together.", min=1)] = 32,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    unsandboxed: Unsandboxed = False,
-    trust_remote_code: Trust = False,
-    json_: Json = False,
-) -> None:
-    """Greedy pass@1: complete every problem and run its tests in the sandbox."""
-    from flab.pipeline import evaluate as run
-    from flab.show import show_evaluation
-
-    options = Options(device=device, dtype=dtype, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code)
-    if output is not None:
-        _check_file(output)
-    result = run(model, problems, limit, options, max_new_tokens, batch_size)
-    if output is not None:
-        output.write_text(json.dumps(result.to_json(), indent=1) + "\n")
-    _emit(result.summary()) if json_ else show_evaluation(result.summary(), output)
-
-
-def _check_file(path: Path) -> None:
-    """Fail before the work, not after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
-        raise FlabError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+app.command("eval", epilog=EVAL_EXAMPLE)(evaluate)
+app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 
 
 def _exit_unless(ok: bool) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flab import assets
 from flab.errors import CheckpointError
-from flab.evaluation.code import CodeResult, Problem, read_problems
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
 from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.score import Score
+from flab.evaluation.tasks import Problem, read_task
 from flab.families import shape_of
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
 from flab.pipeline import build
@@ -44,9 +46,9 @@ def authors_recipe(ours: Plan) -> Recipe:
 class Bench:
     """The problems and the original's outcome, against which every other model is paired."""
 
-    problems: list[Problem]
+    problems: Sequence[Problem]
     sandbox: Sandbox
-    original: CodeResult | None = None
+    original: Score | None = None
 
     def row(self, name: str, folder: Path, kl: float | None) -> dict[str, Any]:
         """Measure one saved model."""
@@ -54,7 +56,7 @@ class Bench:
         checkpoint, family = open_model(folder, Options())
         result = run_problems(checkpoint, self.problems, self.sandbox)
         self.original = self.original or result
-        summary, shape = result.summary(), shape_of(checkpoint.model, family)
+        summary, shape = result.summary, shape_of(checkpoint.model, family)
         pairs = paired_counts(self.original.passed, result.passed)
         first = result is self.original
         return {
@@ -89,7 +91,7 @@ def run_demo(output: Path, budgets: tuple[float, ...], limit: int | None = None)
     if not (model / "config.json").is_file():
         raise CheckpointError(f"the bundled model is missing at {model}: run python scripts/train_reference.py.")
     output.mkdir(parents=True, exist_ok=True)
-    bench = Bench(read_problems(assets.problems_path(), limit), Sandbox.detect())
+    bench = Bench(read_task(assets.problems_path(), "code", limit).problems, Sandbox.detect())
     rows = [bench.row("original", model, None)]
     for budget in budgets:
         recipe = Recipe(remove=budget)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from flab.checking import check, write_proof
 from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, resolve, save
 from flab.cuts.apply import carve
 from flab.cuts.refit import Cut
-from flab.errors import PlanError
-from flab.evaluation.code import CodeResult, read_problems
-from flab.evaluation.sandbox import Sandbox
+from flab.errors import OptionError, PlanError
+from flab.evaluation.code import gold_ceiling
+from flab.evaluation.record import check_run_folder, write_json
+from flab.evaluation.runs import Settings, run_tasks
+from flab.evaluation.tasks import TaskFile
 from flab.folders import check_output, new_folder
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
-from flab.planning import make_plan, run_problems
+from flab.measuring import export_run, find_overlaps, open_subject, read_tasks, sandbox_for
+from flab.planning import make_plan
 from flab.plans import Plan
 from flab.prepare import (
     build_set,
@@ -133,22 +137,76 @@ def compare_generality(model: str, folder: Path, options: Options) -> dict[str, 
 
 def evaluate(
     model: PathLike,
-    problems: PathLike,
-    limit: int | None = None,
+    tasks: PathLike | TaskFile | Sequence[PathLike | TaskFile],
+    out: PathLike | None = None,
+    settings: Settings | None = None,
     options: Options | None = None,
-    max_new_tokens: int = 256,
-    batch_size: int = 32,
-) -> CodeResult:
-    """Greedy pass@1 on a file of problems, the tests run in the sandbox.
+    limit: int | None = None,
+    perturbations: Sequence[str] = (),
+    backend: str = "transformers",
+    against_data: Sequence[PathLike] = (),
+    gold: bool = True,
+    export: bool = False,
+) -> dict[str, Any]:
+    """Measure a model on task files; returns what ``results.json`` holds.
+
+    ``out`` is a run's folder, where a stopped run goes on, or a file that ends in ``.json``.
 
     Raises:
         SandboxError: no isolation here and ``options.unsandboxed`` is off.
-        DataError, CheckpointError
+        DataError, CheckpointError, OptionError
     """
-    options = options or Options()
-    rows, sandbox = read_problems(as_path(problems), limit), Sandbox.detect(options.unsandboxed)
-    checkpoint, _ = open_model(os.fspath(model), options)
-    return run_problems(checkpoint, rows, sandbox, max_new_tokens, batch_size)
+    settings, options = settings or Settings(), options or Options()
+    files = read_tasks(tasks, limit, perturbations, settings.seed)
+    sandbox = sandbox_for(files, options)
+    target = as_path(out) if out is not None else None
+    folder = target if target is not None and target.suffix != ".json" else None
+    if folder is not None:
+        check_run_folder(folder)
+    elif export:
+        raise OptionError("--export: needs a folder for the run; give -o RUN, a name that does not end in .json")
+    overlap = find_overlaps(model, files, against_data)
+    subject = open_subject(model, options, backend)
+    report = run_tasks(
+        subject.generator,
+        files,
+        settings,
+        folder,
+        subject.identity,
+        sandbox,
+        subject.render,
+        gold,
+        {"contamination": overlap},
+    )
+    if export and folder is not None:
+        export_run(folder, files, report, settings.max_new_tokens)
+    if target is not None and folder is None:
+        write_json(target, report)
+    return report
+
+
+def evaluate_references(
+    tasks: PathLike | TaskFile | Sequence[PathLike | TaskFile],
+    options: Options | None = None,
+    limit: int | None = None,
+    perturbations: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The gold ceiling alone: run the references of code tasks, without a model.
+
+    Raises:
+        OptionError: a task of another kind.
+        SandboxError, DataError
+    """
+    files, options = read_tasks(tasks, limit, perturbations, seed), options or Options()
+    if wrong := [task.name for task in files if task.kind != "code"]:
+        raise OptionError(f"--gold runs the references of code tasks; {', '.join(wrong)} has none: leave it out")
+    sandbox = sandbox_for(files, options)
+    assert sandbox is not None
+    rows = [{"name": task.name, "sha256": task.sha256} | gold_ceiling(task, sandbox).summary for task in files]
+    failures = {(i if len(rows) == 1 else f"{row['name']}:{i}"): c for row in rows for i, c in row["failed"].items()}
+    passed, total = sum(row["passed"] for row in rows), sum(row["total"] for row in rows)
+    return {"passed": passed, "total": total, "failures": failures, "sandbox_level": sandbox.level, "tasks": rows}
 
 
 def replay_cut(plan: Plan, kind: str) -> Cut:

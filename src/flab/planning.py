@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,13 @@ from flab.cuts.vocabulary import (
     required_tokens,
 )
 from flab.errors import OptionError, SandboxError
-from flab.evaluation.code import CodeResult, Problem, evaluate_code
-from flab.evaluation.generate import TransformersGenerator
+from flab.evaluation.backend import TransformersGenerator
+from flab.evaluation.code import score_code
+from flab.evaluation.generate import Decoding, Request, generate_all
+from flab.evaluation.prompts import COMPLETION_STOP
 from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.score import Score
+from flab.evaluation.tasks import Problem, make_task
 from flab.families import Family, head_of, shape_of
 from flab.objective import cut_mass_kl
 from flab.plans import Kept, Plan, Refit
@@ -233,14 +238,16 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
 
 def run_problems(
     checkpoint: Checkpoint,
-    problems: list[Problem],
+    problems: Sequence[Problem],
     sandbox: Sandbox,
     max_new_tokens: int = 256,
-    batch_size: int = 32,
-) -> CodeResult:
+    batch_size: int = 64,
+) -> Score:
     """Complete the problems greedily and run their tests."""
-    generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer, batch_size=batch_size)
-    return evaluate_code(generator, problems, sandbox, max_new_tokens)
+    generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer)
+    requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
+    made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
+    return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)
 
 
 def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins: Pins, texts: Texts) -> list[int]:

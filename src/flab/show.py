@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -101,19 +100,6 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     table.add_row("llama.cpp", "needs", f"{loads['llama.cpp']['needs']} ({loads['llama.cpp']['how']})")
     table.add_row("k-quants", "yes" if loads["k-quants"]["ok"] else "no", loads["k-quants"]["why"])
     console.print(table)
-
-
-def show_evaluation(summary: Mapping[str, Any], output: Path | None) -> None:
-    """pass@1 with its interval and the classes of failure."""
-    low, high = summary["interval_95"]
-    say(
-        f"pass@1 {summary['pass@1']:.3f} ({summary['passed']}/{summary['total']}), 95 % interval {low:.3f} to {high:.3f}"
-    )
-    if summary["failures"]:
-        say("failures: " + ", ".join(f"{kind} {count}" for kind, count in summary["failures"].items()))
-    if summary["num_truncated"]:
-        say(f"{summary['num_truncated']} completions met the token limit")
-    say(f"sandbox: {summary['sandbox_level']}" + (f"; rows in {output}" if output else ""))
 
 
 def show_demo(report: Mapping[str, Any]) -> None:

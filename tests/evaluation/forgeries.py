@@ -117,6 +117,20 @@ FORGERIES = {
         in_test("assert math.isclose(candidate(1, 2), 3)"),
     ),
     "own abs": ("def abs(x):\n    return 0\n" + WRONG, in_test("assert abs(candidate(1, 2) - 3) < 1e-6")),
+    "eval under a helper's name": (
+        "from builtins import eval as decode\ndef add(a, b):\n"
+        "    return \"__import__('sys').modules['tests'].ANSWER\"\n",
+        "ANSWER = 3\n" + in_test("assert decode(candidate(1, 2)) == ANSWER"),
+    ),
+    "pickle under json's name": (
+        "import json\nimport pickle as json\nclass R:\n    def __reduce__(self):\n        return eval, ('3',)\n"
+        "def add(a, b):\n    return json.dumps(R())\n",
+        in_test("assert json.loads(candidate(1, 2)) == 3"),
+    ),
+    "another module's name": (
+        "import math, os\nimport os as math\nos.fabs = lambda x: 0.0\n" + WRONG,
+        in_test("assert math.fabs(candidate(1, 2) - 3) < 1e-6"),
+    ),
     "own check": WRONG + "def check(candidate):\n    pass\n",
     "patched harness": (
         "import __main__, os, sys\nfor name, module in list(sys.modules.items()):\n"

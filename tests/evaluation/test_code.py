@@ -4,15 +4,10 @@ import json
 
 import pytest
 
-from flab.evaluation.code import (
-    COMPLETION_STOP,
-    evaluate_code,
-    gold_ceiling,
-    read_problems,
-    score_code,
-)
-from flab.evaluation.generate import FakeGenerator, Generation, cut_at_stop
+from flab.evaluation.code import gold_ceiling, score_code
+from flab.evaluation.generate import Generation, cut_at_stop
 from flab.evaluation.metrics import pass_at_k, wilson_interval
+from flab.evaluation.prompts import COMPLETION_STOP
 from flab.evaluation.sandbox import Verdict
 from flab.evaluation.tasks import Problem, make_task, read_task
 
@@ -150,16 +145,6 @@ def test_gold_ceiling_counts_missing_and_failing_references(sandbox):
         "sandbox_level": sandbox.level,
     }
     assert score.rows[2]["outcome"] == "no reference"
-
-
-def test_the_older_names_still_serve(tmp_path):
-    (tmp_path / "p.jsonl").write_text(json.dumps(vars(task_of("one", "two").items[0])))
-    problems = read_problems(tmp_path / "p.jsonl")
-    fake = FakeGenerator({"def one():\n": "    return 1\n\n\ndef junk(:"})
-    result = evaluate_code(fake, problems, CountingSandbox(), max_new_tokens=50)
-    assert (result.passed, result.summary()["passed"]) == ([True], 1)
-    assert result.rows[0]["text"] == "    return 1\n\n"
-    assert result.to_json()["rows"] == result.rows
 
 
 @pytest.mark.parametrize(

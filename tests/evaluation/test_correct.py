@@ -50,9 +50,9 @@ def test_these_hold_in_one_process(name):
         ("HumanEval", 0),
         ("MBPP_test", 0),
         ("CodeHarmony_test", 0),
-        ("CodeHarmony_valid", 0),  # 4 fail: three import packages that are not here, one is no Python
+        ("CodeHarmony_valid", 1),  # of all, 4: three import packages that are not here, one is no Python
         ("recode_format", 0),
-        ("recode_nlaugmenter", 1),  # 28 docstrings have no end
+        ("recode_nlaugmenter", 6),  # of all, 28: their docstrings have no end
     ],
 )
 def test_references_pass(data_folder, name, failing):

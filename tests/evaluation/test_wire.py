@@ -1,11 +1,13 @@
 """The wire: what is written is read again, and whatever bytes come, the judge gets data, a stand-in or an exception."""
 
+import ast
 import math
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -49,7 +51,7 @@ def kinds(value):
 
 
 @given(VALUES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_is_written_is_read(value):
     read = round_trip(value)
     assert read == value
@@ -76,7 +78,7 @@ def messages():
     """Honest messages with one of everything, as the program's side writes them."""
     peer = Peer(Channel(-1, -1, lambda: False), Policy(), lambda error: Broken("exit", str(error)))
 
-    class Own(Exception):
+    class OwnError(Exception):
         pass
 
     class Text(str):
@@ -86,9 +88,9 @@ def messages():
         [1, "a", b"b", None],
         {1: {2.5: {3}}},
         [0] * 20,
-        Own("x"),
+        OwnError("x"),
         ValueError(1),
-        Own,
+        OwnError,
         Text("t"),
         len,
         iter([]),
@@ -118,7 +120,7 @@ def test_damaged_messages_do_no_harm():
     rng = random.Random(0)
     honest = list(messages())
     read = 0
-    for _ in range(30000):
+    for _ in range(6000):
         data = bytearray(rng.choice(honest))
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(len(data))
@@ -130,11 +132,12 @@ def test_damaged_messages_do_no_harm():
             continue
         read += 1
         assert is_harmless(value), data
-    assert read > 1000
+    assert read > 500
 
 
 @pytest.mark.parametrize(
-    "name", ["os:system", "builtins:eval", "builtins:type", "flab.errors:", "sys:modules", "torch:", "math:sqrt"]
+    "name",
+    ["os:system", "builtins:eval", "builtins:type", "flab.errors:", "sys:modules", "torch:", "math:", "math:sqrt"],
 )
 def test_names_the_judge_refuses(name):
     writer = Writer(None)
@@ -160,7 +163,23 @@ def test_the_judge_lends_no_way_to_the_tests():
             guard.allow("getattr", target, ("f_globals",))
 
 
-def test_the_modules_inside_import_nothing_slow():
-    """They and their imports are all that a run loads before the program."""
-    lines = [name for name, _ in __import__("flab.evaluation.process", fromlist=["x"]).harness_code()]
-    assert lines == list(harness.MODULES)
+def test_what_runs_inside_imports_little():
+    """Every run of a program pays for it; typing alone would take a tenth of the time."""
+    cheap = {
+        "_ctypes",
+        "_operator",
+        "_signal",
+        "_thread",
+        "builtins",
+        "marshal",
+        "os",
+        "resource",
+        "select",
+        "struct",
+        "sys",
+    }
+    for name in harness.MODULES:
+        tree = ast.parse(Path(harness.__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+        found = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert {one for one in found if not one.startswith("flab.evaluation")} <= cheap | {"__future__"}

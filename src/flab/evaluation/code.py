@@ -9,27 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from flab.evaluation.generate import Decoding, Generation, Generator, Request, generate_all
+from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import mean_pass_at_k
-from flab.evaluation.prompts import COMPLETION_STOP
 from flab.evaluation.sandbox import Job, Sandbox, Verdict
 from flab.evaluation.score import Score, base_summary, check_shape, failure_class, passes_by_item, row_for
-from flab.evaluation.tasks import Problem, TaskFile, make_task, read_task
-
-__all__ = [
-    "COMPLETION_STOP",
-    "CodeResult",
-    "Problem",
-    "Score",
-    "evaluate_code",
-    "gold_ceiling",
-    "read_problems",
-    "score_code",
-]
+from flab.evaluation.tasks import Problem, TaskFile
 
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)
 NO_REFERENCE = "no reference"
@@ -95,50 +81,3 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary, passes = base_summary(rows), passes_by_item(rows)
     samples = summary["num_samples"]
     return summary | {f"pass@{k}": mean_pass_at_k(passes, samples, k) for k in PASS_AT if k <= samples}
-
-
-# What follows serves callers that score problems without a run; they move to ``read_task`` and ``score_code``.
-
-
-@dataclass(frozen=True)
-class CodeResult:
-    """A score with the older names."""
-
-    score: Score
-
-    @property
-    def passed(self) -> list[bool]:
-        """Pass or fail of each problem, in order."""
-        return self.score.passed
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One row for each problem."""
-        return self.score.rows
-
-    def summary(self) -> dict[str, Any]:
-        """The figures."""
-        return self.score.summary
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dump``."""
-        return {"sandbox_level": self.summary()["sandbox_level"], "summary": self.summary(), "rows": self.rows}
-
-
-def read_problems(path: str | Path, limit: int | None = None) -> list[Problem]:
-    """Read at most ``limit`` problems of a file."""
-    return list(read_task(path, "code", limit).problems)
-
-
-def evaluate_code(
-    generator: Generator,
-    problems: Sequence[Problem],
-    sandbox: Sandbox,
-    max_new_tokens: int = 256,
-    batch_size: int = 32,
-) -> CodeResult:
-    """Complete every problem greedily and run its tests on prompt and completion."""
-    requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
-    made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
-    task = make_task("problems", "code", problems, "memory")
-    return CodeResult(score_code(task, [[one] for one in made], sandbox))

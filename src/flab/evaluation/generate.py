@@ -213,12 +213,3 @@ def evaluation_mode(model: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def __getattr__(name: str) -> Any:
-    """Keep ``from generate import TransformersGenerator`` alive until ``planning.run_problems`` takes the new one."""
-    if name != "TransformersGenerator":
-        raise AttributeError(name)
-    from flab.evaluation.backend import TransformersGenerator
-
-    return lambda model, tokenizer, batch_size=32: TransformersGenerator(model, tokenizer)

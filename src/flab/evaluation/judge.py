@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 TREE_ONLY = 0x400  # ast.PyCF_ONLY_AST; the module ast is slow to import
+PURE = "bisect collections copy datetime decimal fractions functools heapq itertools math operator random re".split()
+PURE += "statistics string typing".split()
 OPAQUE = "function method generator coroutine async_generator frame traceback code module".split()
 FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "memory"),
@@ -27,12 +29,12 @@ FAILURES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 class Guard(Policy):
-    """Takes only data and standard modules by name, and lends nothing that leads to what the tests know."""
+    """Takes only classes of data by name, and lends nothing that leads to what the tests know."""
 
     def name(self, value: Any) -> str | None:
         """Name what the standard library has, so that the program uses its own."""
         if isinstance(value, type(sys)):
-            return super().name(value)
+            return f"{value.__name__}:" if is_standard(value.__name__) else None
         owner = value if isinstance(getattr(value, "__module__", None), str) else getattr(value, "__objclass__", None)
         name = f"{getattr(owner, '__module__', '')}:{getattr(value, '__qualname__', '<')}"
         try:
@@ -41,8 +43,8 @@ class Guard(Policy):
             return None
 
     def named(self, name: str) -> Any:
-        """Take no function by name: called by a test with the program's data, it could do anything here."""
-        if name not in SHARED and not (name.endswith(":") and is_standard(name[:-1])):
+        """Take no function or module by name: called by a test with the program's data, it could do anything here."""
+        if name not in SHARED:
             raise WireError("a name is not allowed")
         found = find(name)
         return self.caught(found) if isinstance(found, type) and issubclass(found, BaseException) else found
@@ -79,21 +81,35 @@ class Names(dict):  # type: ignore[type-arg]  # no typing at run time
 def imported_from(program: str, name: str) -> str | None:
     """Say what a top-level import of the standard library in the program's text binds to a name, if any does.
 
-    The running program cannot be asked: what it calls ``math`` may be anything.
+    The running program cannot be asked: what it calls ``math`` may be anything. Its text is not believed far either,
+    or it would import ``eval`` as the name of a helper that the tests call with its answers: a module counts under its
+    own name, something in a module only in modules that run nothing, and only a module there under another name.
     """
     tree = compile(program, "<program>", "exec", TREE_ONLY, dont_inherit=True)
     for node in tree.body:
         kind, module = type(node).__name__, getattr(node, "module", None)
         for alias in node.names if kind in ("Import", "ImportFrom") else ():
-            if kind == "Import" and is_standard(alias.name):
-                __import__(alias.name)  # a.b.c binds a, and a has b then
-                if name == (alias.asname or alias.name.partition(".")[0]):
-                    return f"{alias.name if alias.asname else name}:"
-            elif module and not node.level and is_standard(module):
-                own = name if alias.name == "*" and hasattr(find(f"{module}:"), name) else alias.name
-                if name in (alias.asname, own) and (name == alias.asname or not alias.asname):
-                    return f"{module}:{own}"
+            if kind == "Import":
+                found = imported_module(alias.name, alias.asname, name)
+            elif module not in PURE or node.level or alias.asname not in (None, alias.name):
+                found = None
+            else:
+                star = alias.name == "*" and not name.startswith("_") and hasattr(find(f"{module}:"), name)
+                found = f"{module}:{name}" if star or alias.name == name else None
+            if found is not None:
+                return found
     return None
+
+
+def imported_module(module: str, other_name: str | None, name: str) -> str | None:
+    """Say which module a plain import binds to ``name``: ``import a.b`` binds ``a``, which has ``b`` from then on."""
+    bound = module.partition(".")[0]
+    if other_name not in (None, bound):
+        return f"{module}:" if other_name == name and module in PURE else None
+    if name != bound or not is_standard(module):
+        return None
+    __import__(module)
+    return f"{bound}:"
 
 
 def run_tests(peer: Peer, program: str, tests: dict[str, str]) -> None:

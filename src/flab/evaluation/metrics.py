@@ -108,6 +108,20 @@ def retention(counts: PairedCounts, num_resamples: int = NUM_RESAMPLES, seed: in
     return Retention(ratio, float(low), float(high))
 
 
+def retention_of_rates(
+    a: Sequence[float], b: Sequence[float], num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Retention | None:
+    """The same for problems with several samples each: ratio of the mean pass rates; None if the first is 0."""
+    if not any(a):
+        return None
+    pairs, counts = np.unique(np.array([a, b], dtype=float).T, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=num_resamples)
+    sums = draws @ pairs
+    ratios = sums[sums[:, 0] > 0, 1] / sums[sums[:, 0] > 0, 0]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Retention(sum(b) / sum(a), float(low), float(high))
+
+
 def mean_pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
     """Mean over problems of the unbiased pass@k; every problem has ``num_samples`` samples."""
     return sum(pass_at_k(num_samples, correct, k) for correct in num_correct) / len(num_correct)

@@ -218,7 +218,7 @@ def _has(kind: type, ability: str) -> bool:
 
 def overridden(kind: type, base: type) -> tuple[str, ...]:
     """List the attributes of a plain class that a class derived from it has otherwise: a field named count."""
-    names = [name for name in dir(base) if not name.startswith("__")]
+    names = [name for name in dir(base) if not name.startswith("_")]
     return tuple(name for name in names if getattr(kind, name, None) is not getattr(base, name))
 
 
@@ -240,7 +240,7 @@ def build_proxy_class(peer: Peer, name: str, look: str, abilities: int) -> type[
 
 def build_value_class(peer: Peer, name: str, base: type, others: tuple[str, ...]) -> type:
     """Make a class of values that are plain here and know the program's attributes: a named tuple's fields."""
-    if any(other.startswith("__") for other in others):
+    if any(other.startswith("_") for other in others):
         raise ValueError("a special method cannot be the program's")
     own: dict[str, Any] = {other: _attribute(other) for other in others}
     return type(name, (base, Remote), {**own, **_common(peer), **{method: ask(method) for method in ALWAYS}})

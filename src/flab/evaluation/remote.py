@@ -45,12 +45,10 @@ class Broken(BaseException):
 
 
 class Policy:
-    """What a side allows; this one, the program's, allows everything and sends only what is data by name."""
+    """What a side allows; this one, the program's, allows everything and sends only classes of data by name."""
 
     def name(self, value: Any) -> str | None:
         """Return the name under which the other side has the same thing, or None."""
-        if isinstance(value, type(sys)):
-            return f"{value.__name__}:" if is_standard(value.__name__) else None
         name = f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else ""
         return name if name in SHARED and find(name) is value else None
 
@@ -147,7 +145,7 @@ class Peer:
                 writer.text(operation)
                 writer.number(number)
                 writer.sequence(args)
-                writer.write(kwargs)
+                writer.write(kwargs or None)  # a dictionary would have to be watched for changes
             self._send(writer.out)
             try:
                 return self.answer(writer.containers)
@@ -205,7 +203,7 @@ class Peer:
         try:
             target = self.exports[number]
             self.policy.allow(operation, target, args)
-            kind, value = b"A", OPERATIONS[operation](target, *args, **kwargs)
+            kind, value = b"A", OPERATIONS[operation](target, *args, **(kwargs or {}))
         except Broken:
             raise
         except BaseException as error:

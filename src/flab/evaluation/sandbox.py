@@ -1,22 +1,23 @@
 """Runs model-written Python against its tests, never in this process; only a secret proves a pass.
 
-Each run is a fresh ``python -s -S -B`` with an empty environment (a fixed hash seed, so that a verdict does
-not depend on the order of a set), limits on memory, CPU time, file size, processes and open files, no input,
-capped output, and at level ``namespaces`` the jail of ``jail``. A pass is a random token, new for each run,
-that the harness reads from a pipe after all tests returned and sends over its own channel; an exit code or
-printed text never counts.
+Each run is a fresh ``python -s -S -B`` with an empty environment, a fixed hash seed and a fixed seed of ``random``,
+limits on memory, CPU time, file size, processes and open files, no input, capped output, and at the levels
+``bubblewrap`` and ``namespaces`` the jail of ``jail``. Inside, the program and its tests are two processes: the
+program's is forked off before the tests and the secret are read, the judge's never executes a line of the program,
+and plain data is all that crosses. A pass is a random token, new for each run, that the judge sends over a channel of
+its own after all tests returned; an exit code, printed text or a message of the program never counts.
 
-Stopped at level ``namespaces``: reading or writing the user's files, the network, signals to other processes,
-processes left behind, fork, memory, disk and output floods, sleeping and endless loops, ``exit`` in any form,
-guessing the token, replacing builtins that the tests use.
+Stopped at both isolating levels: reading or writing the user's files, the network, signals to other processes,
+processes left behind, fork, memory, disk and output floods, sleeping and endless loops. Stopped at every level:
+``exit`` in any form, guessing the token, replacing builtins or modules that the tests use, objects that equal
+everything, walking frames or memory for the tests, answers that are malformed or made to exhaust the judge.
 
-Not stopped: a program that reads the harness's frames or open descriptors to forge the token, or returns
-objects that equal everything; a program that patches a standard-library module the tests import; reading
-``/usr`` and the interpreter's folder; kernel bugs; the sum over processes of memory and of CPU time, which
-only the limit on processes and the wall limit bound (for host root inside a user namespace the kernel does
-not apply the limit on processes). At level ``rlimits`` nothing but the limits, the fresh process, the token
-and the kill of the process group stands: files, network and other processes of the user are open to the
-program.
+Not stopped: what a test asks of the program, it answers: a helper of the program's that the tests call, a method of
+an object that it returned, an argument that it changes before the tests read it, the length of what it yields. Nor
+reading ``/usr`` and the interpreter's folder, kernel bugs, or the sum over processes of memory and of CPU time,
+which only the limit on processes and the wall limit bound (for host root inside a user namespace the kernel does not
+apply the limit on processes). At level ``rlimits`` files, network and other processes of the user, this one too, are
+open to the program.
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+"""Arguments that several commands take, and how commands print: one JSON object on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flab.errors import FlabError
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
+Unsandboxed = Annotated[bool, typer.Option(help="Allow running tests with resource limits only.")]
+Trust = Annotated[bool, typer.Option(help="Run code that the model folder brings.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """Print one object on stdout."""
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def check_file(path: Path) -> None:
+    """Fail before the work, not after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
+        raise FlabError(f"--output {path} {problem}: give the name of a file in a folder that exists.")

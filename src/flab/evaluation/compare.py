@@ -1,0 +1,167 @@
+"""Two runs, paired: for each task that both measured, what the second kept of the first, and whether it is more than chance.
+
+Counts and McNemar's p are of each item's first sample, the only pairing there is; rates, retention and differences are
+over all samples, their intervals over items. It reads ``results.json`` alone and generates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flab.errors import DataError
+from flab.evaluation.metrics import (
+    bootstrap_bleu_difference,
+    bootstrap_mean_difference,
+    mcnemar_exact,
+    paired_counts,
+    retention,
+    retention_of_rates,
+)
+from flab.evaluation.record import RESULTS, RUN, read_json
+
+Task = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+MUST_AGREE = {"identity": ("dtype", "device")}  # of the identity; of settings and versions all must
+
+
+def compare_runs(run_a: Path, run_b: Path) -> dict[str, Any]:
+    """Compare the second run with the first; ``differences`` lists what was not the same besides the model.
+
+    Raises:
+        DataError: a run that is missing or unfinished, or two that share no task.
+    """
+    a, b = read_run(run_a), read_run(run_b)
+    ours = {(task["kind"], task["sha256"]): task for task in b["tasks"]}
+    shared = [
+        (task, ours[task["kind"], task["sha256"]]) for task in a["tasks"] if (task["kind"], task["sha256"]) in ours
+    ]
+    if not shared:
+        raise DataError(f"{run_a} and {run_b} share no task (the same items, by SHA-256); run both on the same files")
+    return {
+        "a": {"run": str(run_a), "identity": a["identity"], "fingerprint": a["fingerprint"]},
+        "b": {"run": str(run_b), "identity": b["identity"], "fingerprint": b["fingerprint"]},
+        "differences": differences(a, b) + [d for pair in shared for d in _prompt_differences(*pair)],
+        "tasks": [compare_task(*pair) for pair in shared],
+        "only_in_a": _names_without(a, [pair[0]["name"] for pair in shared]),
+        "only_in_b": _names_without(b, [pair[1]["name"] for pair in shared]),
+        "robustness": _robustness(a, b, {one["name"]: two["name"] for one, two in shared}),
+    }
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The results of a run's folder, or of a file of results."""
+    file = run / RESULTS if run.is_dir() else run
+    if not file.is_file():
+        hint = "run flab eval again to finish it" if (run / RUN).is_file() else "give the folder of a run"
+        raise DataError(f"{file} does not exist; {hint}")
+    results = read_json(file)
+    if missing := {"fingerprint", "settings", "identity", "tasks", "robustness"} - set(results):
+        raise DataError(f"{file}: lacks {', '.join(sorted(missing))}; give results that flab eval wrote")
+    if run.is_dir() and (run / RUN).is_file() and read_json(run / RUN).get("fingerprint") != results["fingerprint"]:
+        raise DataError(
+            f"{file} is of an earlier run than {RUN}: that run is unfinished; run flab eval again to finish it"
+        )
+    return results
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings, generator, precision and versions in which two runs differ: the models are then not all that does."""
+    pairs = [("generator", a.get("generator"), b.get("generator"))]
+    for part in ("settings", "identity", "versions"):
+        old, new = a.get(part) or {}, b.get(part) or {}
+        names = MUST_AGREE.get(part) or dict.fromkeys([*old, *new])
+        pairs += [(f"{part}.{name}", old.get(name), new.get(name)) for name in names]
+    return [{"field": name, "a": one, "b": two} for name, one, two in pairs if one != two]
+
+
+def _prompt_differences(a: Task, b: Task) -> list[dict[str, Any]]:
+    one, two = a["prompts_sha256"], b["prompts_sha256"]
+    return [] if one == two else [{"field": f"prompts of {a['name']}", "a": one[:12], "b": two[:12]}]
+
+
+def compare_task(a: Task, b: Task) -> dict[str, Any]:
+    """One task of both runs: what all kinds have, and what the kind adds."""
+    made = {
+        "name": a["name"],
+        "kind": a["kind"],
+        "sha256": a["sha256"],
+        "num_items": a["summary"]["num_items"],
+        "same_prompts": a["prompts_sha256"] == b["prompts_sha256"],
+        **compare_passes(a["rows"], b["rows"]),
+        "interval_95_a": a["summary"]["interval_95"],
+        "interval_95_b": b["summary"]["interval_95"],
+        "failures_a": a["summary"]["failures"],
+        "failures_b": b["summary"]["failures"],
+    }
+    return made | KINDS[a["kind"]](a, b) if a["kind"] in KINDS else made
+
+
+def compare_passes(rows_a: Rows, rows_b: Rows, name: str = "passed") -> dict[str, Any]:
+    """Paired counts, McNemar's p, both rates, their difference and ratio with 95 % intervals, of a field of the rows."""
+    a, b = by_item(rows_a, name), by_item(rows_b, name)
+    assert list(a) == list(b), "the same items in the same order: their digest is the same"
+    counts = paired_counts([one[0] for one in a.values()], [one[0] for one in b.values()])
+    rates_a, rates_b = ([sum(one) / len(one) for one in found.values()] for found in (a, b))
+    several = any(len(one) > 1 for one in (*a.values(), *b.values()))
+    kept = retention_of_rates(rates_a, rates_b) if several else retention(counts)
+    return {
+        **asdict(counts),
+        "mcnemar_p": mcnemar_exact(counts.only_a, counts.only_b),
+        "pass@1_a": sum(rates_a) / len(rates_a),
+        "pass@1_b": sum(rates_b) / len(rates_b),
+        "difference": asdict(bootstrap_mean_difference(rates_a, rates_b)),
+        "retention": asdict(kept) if kept is not None else None,
+    }
+
+
+def by_item(rows: Rows, name: str) -> dict[str, list[bool]]:
+    """A field of each item's samples."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        found.setdefault(row["task_id"], []).append(bool(row[name]))
+    return found
+
+
+def _compare_cot(a: Task, b: Task) -> dict[str, Any]:
+    """BLEU of both, in both settings; the interval is of the paper's, from the counts in the rows."""
+    figures = {f"{name}_{run}": task["summary"][name] for name in BLEU for run, task in (("a", a), ("b", b))}
+    found = bootstrap_bleu_difference(_bleu_counts(a["rows"]), _bleu_counts(b["rows"]))
+    ratio = figures["bleu_paper_b"] / figures["bleu_paper_a"] if figures["bleu_paper_a"] else None
+    return figures | {"bleu_paper_difference": asdict(found), "bleu_paper_retention": ratio}
+
+
+def _bleu_counts(rows: Rows) -> list[list[float]]:
+    """Each item's counts, as the mean of its samples, so that runs with other numbers of them can be paired."""
+    found: dict[str, list[list[float]]] = {}
+    for row in rows:
+        found.setdefault(row["task_id"], []).append(row["bleu_counts"])
+    return [[sum(column) / len(samples) for column in zip(*samples, strict=True)] for samples in found.values()]
+
+
+def _compare_output(a: Task, b: Task) -> dict[str, Any]:
+    """The same figures for each of the two comparisons."""
+    return {name: compare_passes(a["rows"], b["rows"], name) for name in ("em_paper", "em_literal")}
+
+
+BLEU = ("bleu_paper", "bleu_default")
+KINDS: dict[str, Callable[[Task, Task], dict[str, Any]]] = {"cot": _compare_cot, "output": _compare_output}
+
+
+def _names_without(run: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [task["name"] for task in run["tasks"] if task["name"] not in names]
+
+
+def _robustness(a: Mapping[str, Any], b: Mapping[str, Any], named: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Drops of both, for each pair of files that both runs measured."""
+    fields = ("shared", "pass@1_clean", "pass@1_perturbed", "drop", "relative_drop", "mcnemar_p")
+    theirs = {(row["clean"], row["perturbed"]): row for row in b["robustness"]}
+    pairs = [(row, theirs.get((named.get(row["clean"]), named.get(row["perturbed"])))) for row in a["robustness"]]
+    return [
+        {"clean": one["clean"], "perturbed": one["perturbed"]}
+        | {f"{name}_{run}": row[name] for name in fields for run, row in (("a", one), ("b", two))}
+        for one, two in pairs
+        if two is not None
+    ]

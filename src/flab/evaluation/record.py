@@ -1,0 +1,89 @@
+"""A run's folder: what is in it, and files that appear whole or not at all.
+
+``generations.jsonl`` grows as answers are made; ``run.json`` tells what was done, when and on what; ``results.json``
+holds the scores and nothing that differs between a resumed and an uninterrupted run. It makes neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flab.errors import DataError
+from flab.progress import say
+
+GENERATIONS, RUN, RESULTS = "generations.jsonl", "run.json", "results.json"
+NOT_IDENTITY = {"path"}  # where the model lies does not decide what it says
+
+
+def open_run(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Make the folder and its ``run.json``, and say so where it holds a run of other settings.
+
+    Raises:
+        DataError: it cannot be made, or it holds something else.
+    """
+    check_run_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror}); give another folder.") from None
+    before = read_json(folder / RUN) if (folder / RUN).is_file() else None
+    if before is not None and before.get("fingerprint") != facts["fingerprint"]:
+        changed = ", ".join(changes(before, facts)) or "the tasks"
+        say(f"{folder} holds a run that differs in {changed}: its answers stay in {GENERATIONS} and are not used")
+    if before is None or before.get("fingerprint") != facts["fingerprint"]:
+        write_json(folder / RUN, run_json(facts, {}, None))
+
+
+def check_run_folder(folder: Path) -> None:
+    """Fail before the work: a run's folder is new, empty, or holds a run."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; give a folder for the run, or a name that ends in .json")
+    known = any((folder / name).exists() for name in (RUN, GENERATIONS))
+    if folder.is_dir() and not known and any(folder.iterdir()):
+        raise DataError(f"{folder} is a folder but holds no run; give a new folder")
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that two runs do not share."""
+    found = [] if before.get("generator") == after.get("generator") else ["generator"]
+    for part in ("settings", "identity", "versions"):
+        old, new = before.get(part) or {}, after.get(part) or {}
+        names = (name for name in dict.fromkeys([*old, *new]) if name not in NOT_IDENTITY)
+        found += [name for name in names if old.get(name) != new.get(name)]
+    return found
+
+
+def run_json(facts: Mapping[str, Any], clock: Mapping[str, float], sandbox_level: str | None) -> dict[str, Any]:
+    """The facts, and what differs from one run of them to the next: times, hardware, the sandbox's level."""
+    stamps = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value)) for name, value in clock.items()}
+    values = list(clock.values())
+    seconds = {name: round(b - a, 2) for name, a, b in zip(("generate", "score"), values, values[1:], strict=False)}
+    hardware = {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
+    return {**facts, "times": stamps, "seconds": seconds, "hardware": hardware, "sandbox_level": sandbox_level}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file; DataError where it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); give the folder of a finished run") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a {type(value).__name__}, not an object; give the folder of a finished run")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file whole, through a temporary name beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

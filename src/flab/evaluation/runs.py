@@ -1,0 +1,245 @@
+"""A run: one model on several tasks. Generate what is missing, score it, write it down.
+
+It loads no model: the generator, and ``identity`` (what is known of the model), are given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flab import __version__
+from flab.errors import OptionError
+from flab.evaluation.code import gold_ceiling, score_code
+from flab.evaluation.cot import score_cot
+from flab.evaluation.generate import Decoding, Generation, Generator, Request, generate_all
+from flab.evaluation.output import score_output
+from flab.evaluation.prompts import PRESETS, Render, answer_for, requests_for
+from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json, write_json
+from flab.evaluation.robustness import robustness_summary
+from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.score import Score
+from flab.evaluation.store import Key, Store, fill, fingerprint
+from flab.evaluation.tasks import Kind, TaskFile
+
+FORMAT = 1
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # differs from process to process in the text of an exception
+Wanted = list[tuple[Key, Request]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every task of a run is asked and answered; the same for all models that are compared."""
+
+    preset: str = "completion"
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 256
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise OptionError(f"--preset: got {self.preset}, allowed {', '.join(PRESETS)}.")
+        if self.samples < 1:
+            raise OptionError(f"--samples: got {self.samples}, allowed 1 or more.")
+        if self.samples > 1 and self.temperature == 0:
+            raise OptionError(
+                f"--samples {self.samples}: at --temperature 0 all samples are equal; give a temperature, or 1 sample."
+            )
+        assert self.decoding
+
+    @property
+    def decoding(self) -> Decoding:
+        """The part that generators take."""
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)
+
+
+def _score_code(task: TaskFile, made: Sequence[Sequence[Generation]], sandbox: Sandbox | None) -> Score:
+    assert sandbox is not None, "a task of kind code needs a sandbox"
+    return score_code(task, made, sandbox)
+
+
+SCORERS: dict[Kind, Callable[[TaskFile, Sequence[Sequence[Generation]], Sandbox | None], Score]] = {
+    "code": _score_code,
+    "cot": lambda task, made, sandbox: score_cot(task, made),
+    "output": lambda task, made, sandbox: score_output(task, made),
+}
+
+
+def run_tasks(
+    generator: Generator,
+    tasks: Sequence[TaskFile],
+    settings: Settings,
+    folder: Path | None,
+    identity: Mapping[str, Any],
+    sandbox: Sandbox | None,
+    render: Render | None = None,
+    gold: bool = True,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure one model; returns what ``results.json`` holds. ``more`` is added to it as it is.
+
+    Without a folder nothing is written. A folder of another fingerprint keeps its lines, which are not read.
+
+    Raises:
+        OptionError: two tasks of one name, or a preset that does not fit the model.
+        DataError: a folder that holds no run, or is written by another process.
+    """
+    _check_names(tasks)
+    wanted = [requests_for(task, settings.preset, settings.samples, settings.seed, render) for task in tasks]
+    facts = run_facts(generator, tasks, settings, identity, wanted)
+    clock = {"started": time.time()}
+    if folder is not None:
+        open_run(folder, facts)
+    made = _generate(generator, [one for part in wanted for one in part], settings, folder, facts["fingerprint"])
+    clock["generated"] = time.time()
+    scores = _scores(tasks, made, settings, sandbox)
+    report = {
+        **facts,
+        "tasks": [
+            described | scored | {"gold": gold_of(task, sandbox) if gold else None}
+            for task, described, scored in zip(tasks, facts["tasks"], map(_stable, scores), strict=True)
+        ],
+        "robustness": robustness_of(tasks, scores),
+        **(more or {}),
+    }
+    clock["scored"] = time.time()
+    if folder is not None:
+        write_json(folder / RESULTS, report)
+        write_json(folder / RUN, run_json(facts, clock, sandbox.level if sandbox is not None else None))
+    return report
+
+
+def _check_names(tasks: Sequence[TaskFile]) -> None:
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            sources = ", ".join(task.source for task in tasks if task.name == name)
+            raise OptionError(
+                f"{count} tasks are called {name} ({sources}); rename a file, or measure them in two runs"
+            )
+    assert tasks, "no task"
+
+
+def run_facts(
+    generator: Generator,
+    tasks: Sequence[TaskFile],
+    settings: Settings,
+    identity: Mapping[str, Any],
+    wanted: Sequence[Wanted],
+) -> dict[str, Any]:
+    """What decides the texts, and the digest of it: batches are made over all tasks, so all are in it, in order."""
+    facts = {
+        "format": FORMAT,
+        "generator": generator.name,
+        "settings": asdict(settings),
+        "identity": dict(identity),
+        "versions": versions(generator.name),
+        "tasks": [_described(task, part) for task, part in zip(tasks, wanted, strict=True)],
+    }
+    decisive = facts | {  # Python runs the tests, but makes no text
+        "versions": {name: value for name, value in facts["versions"].items() if name != "python"},
+        "identity": {name: value for name, value in identity.items() if name not in NOT_IDENTITY},
+        "tasks": [
+            (task.name, task.kind, task.sha256, prompts_digest(part)) for task, part in zip(tasks, wanted, strict=True)
+        ],
+    }
+    return {"fingerprint": fingerprint(decisive)} | facts
+
+
+def _described(task: TaskFile, wanted: Wanted) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "source": task.source,
+        "sha256": task.sha256,
+        "count": len(task.items),
+        "perturbation": task.perturbation,
+        "skipped": task.skipped,
+        "prompts_sha256": prompts_digest(wanted),
+    }
+
+
+def prompts_digest(wanted: Wanted) -> str:
+    """SHA-256 of the texts that the model continues and their stop strings: equal where two models were asked alike."""
+    asked = [[request.prompt, request.stop, request.max_prompt_tokens] for _, request in wanted]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def versions(generator: str) -> dict[str, str]:
+    """Versions of what makes the texts."""
+    found = {"flab": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", *(["vllm"] if generator == "vllm" else [])):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _generate(
+    generator: Generator, wanted: Wanted, settings: Settings, folder: Path | None, digest: str
+) -> list[Generation]:
+    """All answers, as they were made, in the order of the requests."""
+    if folder is None:
+        return generate_all(generator, [request for _, request in wanted], settings.decoding)
+    with Store(folder / GENERATIONS, digest) as store:
+        return fill(store, generator, wanted, settings.decoding)
+
+
+def _scores(
+    tasks: Sequence[TaskFile], made: Sequence[Generation], settings: Settings, sandbox: Sandbox | None
+) -> list[Score]:
+    answers = iter([answer_for(settings.preset, one) for one in made])
+    grouped = [[list(islice(answers, settings.samples)) for _ in task.items] for task in tasks]
+    return [SCORERS[task.kind](task, part, sandbox) for task, part in zip(tasks, grouped, strict=True)]
+
+
+def _stable(score: Score) -> dict[str, Any]:
+    """Summary and rows, without the addresses of objects that an exception may name."""
+    rows = [row | {"detail": ADDRESS.sub("0x...", row["detail"])} if "detail" in row else row for row in score.rows]
+    return {"summary": score.summary, "rows": rows}
+
+
+def gold_of(task: TaskFile, sandbox: Sandbox | None) -> dict[str, Any] | None:
+    """The gold ceiling's figures, None for a task that has no references to run."""
+    if sandbox is None or not any(problem.canonical_solution is not None for problem in task.problems):
+        return None
+    return gold_ceiling(task, sandbox).summary
+
+
+def robustness_of(tasks: Sequence[TaskFile], scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Each perturbed task beside the one it was made of: our own by name, other files by their problems."""
+    code = [(task, score) for task, score in zip(tasks, scores, strict=True) if task.kind == "code"]
+    return [
+        {"clean": clean.name, "perturbed": task.name, "perturbation": task.perturbation}
+        | robustness_summary(before, after)
+        for at, (task, after) in enumerate(code)
+        for place, (clean, before) in enumerate(code)
+        if clean is not task and _is_perturbed(task, clean, place < at)
+    ]
+
+
+def _is_perturbed(task: TaskFile, clean: TaskFile, is_later: bool) -> bool:
+    """Whether one is the other perturbed; of two files with the same problems the first one given is the clean one."""
+    if task.perturbation is not None:
+        return task.name == f"{clean.name}~{task.perturbation}"
+    if clean.perturbation is not None or not is_later:
+        return False
+    known = {problem.task_id: problem for problem in clean.problems}
+    pairs = [(known[problem.task_id], problem) for problem in task.problems if problem.task_id in known]
+    same = sum(
+        a.test == b.test or a.entry_point == b.entry_point for a, b in pairs
+    )  # numbers alone may agree by chance
+    return 2 * same >= len(task.items) and any(a.prompt != b.prompt for a, b in pairs)

@@ -1,0 +1,189 @@
+"""What measuring a model needs besides the evaluation itself: its generator, its identity, the data it has seen.
+
+The unpruned and the pruned model take the same path. It decides nothing and scores nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flab.checkpoint import fingerprint, resolve
+from flab.contamination import overlaps
+from flab.errors import DataError, FlabError, OptionError
+from flab.evaluation.backend import TransformersGenerator, chat_renderer
+from flab.evaluation.exports import evalplus_samples, lm_eval_task
+from flab.evaluation.generate import Generation, Generator
+from flab.evaluation.prompts import Render
+from flab.evaluation.robustness import PERTURBATIONS, perturb
+from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
+from flab.evaluation.vllm import VllmGenerator
+from flab.prepare import open_model, stored_dtype
+from flab.progress import say
+from flab.recipe import Options, as_path
+from flab.samples import calibration_samples, read_samples
+
+ALL = "all"
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to answer: its generator, its chat template, and what is known of it."""
+
+    generator: Generator
+    render: Render | None
+    identity: dict[str, Any]
+
+
+def read_tasks(
+    tasks: PathLike | TaskFile | Sequence[PathLike | TaskFile],
+    limit: int | None,
+    perturbations: Sequence[str],
+    seed: int,
+) -> list[TaskFile]:
+    """The task files (``FILE`` or ``KIND:FILE``), each code task followed by its perturbations.
+
+    Raises:
+        OptionError: no task, an unknown perturbation, or perturbations and no code task.
+        DataError: a file that cannot be read, or a perturbation that applies to no problem of it.
+    """
+    given = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
+    files = [one if isinstance(one, TaskFile) else _read(os.fspath(one), limit) for one in given]
+    if not files:
+        raise OptionError("--task: got none; give a file of problems, e.g. --task HumanEval.jsonl")
+    if perturbations and all(task.kind != "code" for task in files):
+        raise OptionError("--perturb: none of the tasks is of kind code; perturbations are for problem files")
+    return [one for task in files for one in (task, *_perturbed(task, perturbations, seed))]
+
+
+def _read(argument: str, limit: int | None) -> TaskFile:
+    kind, source = parse_task_argument(argument)
+    return read_task(as_path(source), kind, limit) if as_path(source).exists() else read_task(source, kind, limit)
+
+
+def _perturbed(task: TaskFile, names: Sequence[str], seed: int) -> list[TaskFile]:
+    """Its perturbations; those that were not named but come with ``all`` may apply to nothing."""
+    made = []
+    for name in dict.fromkeys([*(n for n in names if n != ALL), *(PERTURBATIONS if ALL in names else ())]):
+        if task.kind != "code":
+            continue
+        try:
+            made.append(perturb(task, name, seed))
+        except DataError as error:
+            if name in names:
+                raise
+            say(f"left out: {error}")
+    return made
+
+
+def sandbox_for(tasks: Sequence[TaskFile], options: Options) -> Sandbox | None:
+    """The sandbox where any task runs code; SandboxError without isolation, unless the user allows it."""
+    return Sandbox.detect(options.unsandboxed) if any(task.kind == "code" for task in tasks) else None
+
+
+def open_subject(model: PathLike, options: Options, backend: str = "transformers") -> Subject:
+    """Load the model behind the backend.
+
+    Raises:
+        OptionError: an unknown backend, or one that is not installed.
+        CheckpointError, UnsupportedModelError
+    """
+    if backend not in BACKENDS:
+        raise OptionError(f"--backend: got {backend}, allowed {', '.join(BACKENDS)}.")
+    path = resolve(as_path(model) if as_path(model).exists() else model)
+    generator, dtype, device = BACKENDS[backend](path, options)
+    identity = {
+        "path": str(path.resolve()),
+        "sha256": fingerprint(path),
+        "dtype": dtype,
+        "device": device,
+        "eos_ids": generator.eos_ids,
+        "chat_sha256": _digest(path / "chat_template.jinja", path / "tokenizer_config.json"),
+    }
+    return Subject(generator, chat_renderer(path, generator.tokenizer), identity)
+
+
+def _open_transformers(path: Path, options: Options) -> Opened:
+    checkpoint, _ = open_model(path, options)
+    dtype = str(checkpoint.model.dtype).removeprefix("torch.")
+    return TransformersGenerator(checkpoint.model, checkpoint.tokenizer), dtype, options.device.partition(":")[0]
+
+
+def _open_vllm(path: Path, options: Options) -> Opened:
+    generator = VllmGenerator(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    return generator, stored_dtype(path) if options.dtype == "auto" else options.dtype, "vllm"
+
+
+Opened = tuple[TransformersGenerator | VllmGenerator, str, str]  # with dtype and device
+BACKENDS: dict[str, Callable[[Path, Options], Opened]] = {"transformers": _open_transformers, "vllm": _open_vllm}
+
+
+def _digest(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    return digest.hexdigest()
+
+
+def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[PathLike]) -> list[dict[str, Any]]:
+    """Each task beside each data file, those that the model's plan names included; says what is flagged."""
+    texts = {str(as_path(path)): [s.text for s in read_samples(as_path(path))] for path in against}
+    found = []
+    for data, content in (texts | _calibration_texts(as_path(model) / "plan.json")).items():
+        for task in tasks:
+            if task.perturbation is None:
+                overlap = overlaps([(item.task_id, _text_of(item)) for item in task.items], content)
+                warning = overlap.warning()
+                found.append({"task": task.name, "data": data, "warning": warning, **overlap.to_json()})
+                if warning:
+                    say(f"warning: {task.name} and {data}: {warning}")
+    return found
+
+
+def _calibration_texts(plan: Path) -> dict[str, list[str]]:
+    """The calibration data of a pruned model, by its path; nothing where it is no longer there."""
+    if not plan.is_file():
+        return {}
+    try:
+        settings = json.loads(plan.read_text(encoding="utf-8"))["calibration"]
+        path = Path(settings["path"]) if settings["path"] else None
+        samples, source = calibration_samples(path)
+    except (FlabError, KeyError, TypeError, ValueError, OSError) as error:
+        say(f"the calibration data of {plan} cannot be compared with the tasks ({error}); name it with --against-data")
+        return {}
+    return {source.name: [sample.text for sample in samples]}
+
+
+def _text_of(item: Item) -> str:
+    """What a problem would look like in the data: asked and answered."""
+    if isinstance(item, Problem):
+        return item.prompt + (item.canonical_solution or "")
+    if isinstance(item, Explanation):
+        return item.prompt + item.cot
+    assert isinstance(item, Prediction)
+    return item.code
+
+
+def export_run(folder: Path, tasks: Sequence[TaskFile], report: dict[str, Any], max_new_tokens: int) -> Path:
+    """Write ``exports``: samples for EvalPlus, tasks for lm-evaluation-harness; an older one is replaced."""
+    exports = folder / "exports"
+    shutil.rmtree(exports, ignore_errors=True)
+    exports.mkdir()
+    for task, made in zip(tasks, report["tasks"], strict=True):
+        lm_eval_task(task, exports / "lm_eval", max_new_tokens)
+        if task.kind != "code" or task.perturbation == "rename-function":
+            continue
+        answers = iter([Generation(row["text"], row["num_tokens"], row["finish_reason"]) for row in made["rows"]])
+        grouped = [list(islice(answers, made["summary"]["num_samples"])) for _ in task.items]
+        lines = [json.dumps(row) + "\n" for row in evalplus_samples(task, grouped)]
+        (exports / f"{task.name}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    return exports

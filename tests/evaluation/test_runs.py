@@ -1,0 +1,189 @@
+"""A run with known answers: what is written, what resumes, what never mixes, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flab.errors import DataError, OptionError
+from flab.evaluation.generate import FakeGenerator
+from flab.evaluation.runs import Settings, robustness_of, run_tasks
+from flab.evaluation.sandbox import Verdict
+from flab.evaluation.score import Score
+from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task
+
+TEST = "def check(candidate):\n    assert candidate() == 1\n"
+IDENTITY = {"path": "/models/a", "sha256": "a" * 64, "dtype": "float32"}
+
+
+class KnownSandbox:
+    """Runs nothing: a program passes if it returns 1."""
+
+    level = "known"
+
+    def run_many(self, jobs, description="", cpu_seconds=5.0):
+        passed = ["return 1" in job.program for job in jobs]
+        return [Verdict(one, "passed" if one else "name", "" if one else f"<A at {id(one):#014x}>") for one in passed]
+
+
+def code_task(*names, called="code", prefix="", **more):
+    items = [Problem(name, f"{prefix}def {name}():\n", name, TEST, "    return 1\n") for name in names]
+    return make_task(called, "code", items, f"{called}.jsonl", **more)
+
+
+COT = make_task("cot", "cot", [Explanation("a", "How a?", "Step 1 do it now")], "cot.csv")
+OUTPUT = make_task("output", "output", [Prediction("p", "def f(x):\n    return x", "1", "1", "f")], "out.jsonl")
+
+
+def answer(request):
+    if "How" in request.prompt:
+        return "Step 1 do it now\n\nmore"
+    return " 1\n" if "assert" in request.prompt else "    return 1" if "one" in request.prompt else "    return two"
+
+
+def run(folder, tasks, settings=None, generator=None, **more):
+    generator = generator or FakeGenerator(answer)
+    return run_tasks(generator, tasks, settings or Settings(), folder, IDENTITY, KnownSandbox(), **more)
+
+
+def test_three_kinds_in_one_run(tmp_path):
+    report = run(tmp_path / "run", [code_task("one", "two"), COT, OUTPUT])
+    assert [task["summary"]["passed"] for task in report["tasks"]] == [1, 1, 1]
+    assert report["tasks"][0]["gold"]["passed"] == 2
+    assert report["tasks"][1]["gold"] is None
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"generations.jsonl", "run.json", "results.json"}
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(report))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["fingerprint"] == report["fingerprint"]
+    assert facts["sandbox_level"] == "known"
+    assert set(facts["seconds"]) == {"generate", "score"}
+    assert "rows" not in facts["tasks"][0]
+    assert run(None, [code_task("one", "two"), COT, OUTPUT]) == report
+
+
+def test_no_gold():
+    assert run(None, [code_task("one")], gold=False)["tasks"][0]["gold"] is None
+
+
+def test_a_second_run_generates_nothing_and_gives_the_same_bytes(tmp_path):
+    tasks = [code_task("one", "two"), OUTPUT]
+    run(tmp_path / "run", tasks)
+    first = (tmp_path / "run" / "results.json").read_bytes()
+    again = FakeGenerator(answer)
+    run(tmp_path / "run", tasks, generator=again)
+    assert again.requests == []
+    assert (tmp_path / "run" / "results.json").read_bytes() == first
+
+
+def test_an_interrupted_run_gives_the_same_bytes(tmp_path):
+    tasks, settings = [code_task("one", "two", "one_more", "others"), COT], Settings(batch_size=2)
+    run(tmp_path / "whole", tasks, settings)
+    left = [3]
+
+    def fail(request):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return answer(request)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tasks, settings, FakeGenerator(fail))
+    assert not (tmp_path / "run" / "results.json").exists()
+    run(tmp_path / "run", tasks, settings)
+    for name in ("results.json", "generations.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+CHANGES = {
+    "preset": Settings(preset="paper"),
+    "max_new_tokens": Settings(max_new_tokens=20),
+    "batch_size": Settings(batch_size=1),
+    "seed": Settings(seed=1),
+    "temperature": Settings(temperature=0.5),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES))
+def test_changed_settings_never_mix(name, tmp_path, capfd):
+    folder = tmp_path / "run"
+    old = run(folder, [code_task("one")])
+    lines = (folder / "generations.jsonl").read_text()
+    generator = FakeGenerator(lambda _: "    return 2")
+    new = run(folder, [code_task("one")], CHANGES[name], generator)
+    assert len(generator.requests) == 1
+    assert new["fingerprint"] != old["fingerprint"]
+    assert (folder / "generations.jsonl").read_text().startswith(lines)
+    assert new["tasks"][0]["summary"]["passed"] == 0
+    assert run(folder, [code_task("one")]) == old
+
+
+def test_another_model_never_mixes_but_another_place_does_not_matter(tmp_path):
+    folder, arguments = tmp_path / "run", ([code_task("one")], Settings(), tmp_path / "run")
+    run(folder, [code_task("one")])
+    moved, other = FakeGenerator(answer), FakeGenerator(answer)
+    run_tasks(moved, *arguments, IDENTITY | {"path": "/elsewhere"}, KnownSandbox())
+    run_tasks(other, *arguments, IDENTITY | {"sha256": "b" * 64}, KnownSandbox())
+    assert (len(moved.requests), len(other.requests)) == (0, 1)
+
+
+def test_two_tasks_of_one_name_are_refused():
+    with pytest.raises(OptionError, match="2 tasks are called code"):
+        run(None, [code_task("one"), code_task("two")])
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds no run"):
+        run(tmp_path, [code_task("one")])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(DataError, match="is a file"):
+        run(tmp_path / "thesis.txt", [code_task("one")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "none"}, "--preset"),
+        ({"samples": 0}, "--samples"),
+        ({"samples": 2}, "at --temperature 0 all samples are equal"),
+        ({"temperature": -1.0}, "--temperature"),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
+)
+def test_bad_settings(changes, words):
+    with pytest.raises(OptionError, match=words):
+        Settings(**changes)
+
+
+def test_the_paper_preset_scores_another_text_than_it_stores(tmp_path):
+    generator = FakeGenerator(lambda _: '    """Doc."""\n    return 1')
+    report = run(tmp_path / "run", [code_task("one")], Settings(preset="paper"), generator)
+    assert report["tasks"][0]["rows"][0]["text"] == 'Doc."""\n    return 1'
+    assert json.loads((tmp_path / "run" / "generations.jsonl").read_text())["text"].startswith('    """Doc')
+
+
+def test_addresses_are_not_in_the_results():
+    assert run(None, [code_task("two")])["tasks"][0]["rows"][0]["detail"] == "<A at 0x...>"
+
+
+def score_of(name, **passed):
+    rows = [{"task_id": task_id, "sample": 0, "passed": one} for task_id, one in passed.items()]
+    return Score(name, "code", {}, rows)
+
+
+def test_robustness_of_our_own_and_of_files_with_the_same_problems():
+    clean, own = code_task("a", "b"), code_task("a", called="code~x", perturbation="x", skipped=1)
+    recode = code_task("a", "b", called="recode", prefix="# ")
+    other = make_task("other", "code", [Problem("a", "def z():\n", "z", "assert z() == 3", None)], "other")
+    scores = [
+        score_of("code", a=True, b=True),
+        score_of("code~x", a=False),
+        score_of("recode", a=True, b=False),
+        score_of("other", a=True),
+    ]
+    found = robustness_of([clean, own, recode, other], scores)
+    assert [(row["clean"], row["perturbed"], row["drop"]) for row in found] == [
+        ("code", "code~x", 1.0),
+        ("code", "recode", 0.5),
+    ]
