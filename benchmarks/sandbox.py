@@ -132,7 +132,7 @@ def main() -> None:
         f"Level {sandbox.level}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     )
     print(
-        f"\n| file | passed | passes plainly | changed in {options.repeats + 2} runs | ms, one core | ms, all cores |"
+        f"\n| file | passed | failures that pass plainly | changed in {options.repeats + 2} runs | ms, one core | ms, all cores |"
     )
     print("|---|---|---|---|---|---|")
     notes = [

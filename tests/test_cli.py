@@ -522,7 +522,8 @@ def test_a_killed_run_goes_on_to_the_same_results(flab, pico_folder, predictions
         while process.poll() is None and (not lines.exists() or lines.read_bytes().count(b"\n") < wanted):
             time.sleep(0.005)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+    assert not (place / "run" / "results.json").exists()
     assert flab(*arguments, "-o", place / "run")[0] == 0
     for name in ("results.json", "generations.jsonl"):
         assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes()
@@ -536,6 +537,16 @@ def test_a_changed_setting_is_said_and_keeps_the_lines(flab, pico_folder, predic
     assert code == 0
     assert "differs in max_new_tokens" in err
     assert (place / "run" / "generations.jsonl").read_text().startswith(before)
+
+
+def test_an_interrupted_eval_says_how_to_go_on(flab, pico_folder, predictions, place, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flab.pipeline.run_tasks", interrupt)
+    arguments = ["eval", pico_folder(), "--task", predictions]
+    assert_refused(flab(*arguments, "-o", place / "run"), "interrupted", "the same command goes on there")
+    assert_refused(flab(*arguments, "-o", place / "r.json"), "interrupted: no unfinished output is left")
 
 
 def test_names_with_markup_are_shown_as_they_are(flab, pico_folder, predictions, place):

@@ -139,7 +139,29 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
         search.warnings.append(
             f"{len(by_layers)} feasible splits of fewer layers were not built: {PATIENCE} in a row were worse than the best."
         )
+    if search.recipe.layer_criterion == "kl":
+        candidates += swap_layers(search, candidates)
     return candidates
+
+
+def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Hill-climb from the best candidate: one removed layer swapped for a neighbour of it that stays, each built and measured.
+
+    The greedy search scores layers without the refit, which can make up for some layers better than for others.
+    """
+    best, found = min(candidates, key=lambda c: c.kl_search), list[Candidate]()
+    seen = {frozenset(best.removed)}
+    while True:
+        sets = [frozenset({*best.removed} - {gone} | {gone + step}) for gone in best.removed for step in (-1, 1)]
+        allowed = set(range(search.shape.layers))
+        fresh = [s for s in dict.fromkeys(sets) if s not in seen and len(s) == len(best.removed) and s <= allowed]
+        measured = [search.measure(best.split, sorted(s)) for s in fresh]
+        seen, found = seen | set(fresh), found + measured
+        better = min(measured, key=lambda c: c.kl_search, default=best)
+        if better.kl_search >= best.kl_search:
+            return found
+        best = better
+        say(f"  without layers {', '.join(map(str, best.removed))} instead: KL {best.kl_search:.4f}")
 
 
 def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
@@ -161,7 +183,7 @@ def _worsening(candidates: Sequence[Candidate]) -> bool:
 
 def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candidate], None]) -> Candidate:
     """Let ``judge`` measure the best few on more tokens; task success decides, then KL on answers, then KL."""
-    best = sorted(candidates, key=lambda c: c.kl_search)[:finalists]
+    best = choose_finalists(candidates, finalists)
     if len(best) == 1:
         best[0].chosen = True
         return best[0]
@@ -170,6 +192,16 @@ def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candida
     winner = min(best, key=_rank)
     winner.chosen = True
     return winner
+
+
+def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candidate]:
+    """The best by KL, the last place to the best of the others by KL on answers: the two rank some splits differently."""
+    ranked = sorted(candidates, key=lambda c: c.kl_search)
+    if number == 1 or len(ranked) <= number:
+        return ranked[:number]
+    others = ranked[number - 1 :]
+    last = min(others, key=lambda c: c.kl_answer if c.kl_answer is not None else c.kl_search)
+    return [*ranked[: number - 1], last]
 
 
 def _rank(candidate: Candidate) -> tuple[float, float]:

@@ -28,6 +28,21 @@ CORRECT = {
         "def f(func):\n    def inner(*args):\n        return func(*args) * 2\n    return inner\n",
         "assert candidate(lambda x: x + 1)(2) == 6\n@candidate\ndef g(a, b):\n    return a + b\nassert g(1, 2) == 6",
     ),
+    "functools": (
+        "from functools import lru_cache, partial\n@lru_cache\ndef f(a, b=1):\n    'Adds.'\n"
+        "    return partial(lambda x, y: x + y, a)\n",
+        "import inspect\n"
+        "assert candidate(1)(2) == 3 and candidate.cache_info().misses == 1 and candidate.__doc__ == 'Adds.'\n"
+        "assert list(inspect.signature(candidate.__wrapped__).parameters) == ['a', 'b']",
+    ),
+    "copies, paths and threads of the tests": (
+        "import pathlib\nclass P:\n    def __init__(self):\n        self.x = [1]\n"
+        "def f(x):\n    return P() if x is None else pathlib.PurePosixPath(str(x))\n",
+        "import copy, pathlib\nfrom concurrent.futures import ThreadPoolExecutor\np = candidate(None)\n"
+        "q, r = copy.deepcopy(p), copy.copy(p)\nassert q.x == [1] and q is not p and r is not p\n"
+        "with ThreadPoolExecutor(4) as pool:\n    paths = list(pool.map(candidate, range(20)))\n"
+        "assert paths == [pathlib.PurePosixPath(str(i)) for i in range(20)]",
+    ),
     "memo of a recursive test function": (
         "def f(func):\n    memo = {}\n    def inner(n):\n        if n not in memo:\n            memo[n] = func(n)\n"
         "        return memo[n]\n    return inner\n",
@@ -160,7 +175,8 @@ CORRECT = {
         "assert str(caught(2, KeyError)) == \"'k'\"\nassert str(caught(3, ZeroDivisionError)) == 'division by zero'\n"
         "assert caught(4, LookupError)\n"
         "assert caught(5, json.JSONDecodeError) and 'char' in str(caught(5, ValueError))\n"
-        "assert caught(6, FileNotFoundError).errno == 2\nassert 'not eight' in str(caught(7, AssertionError))\n"
+        "assert caught(6, FileNotFoundError).errno == 2 and caught(6, OSError).filename == '/no/file'\n"
+        "assert 'not eight' in str(caught(7, AssertionError))\n"
         "assert 'recursion' in str(caught(8, RecursionError))\nassert caught(9, TypeError).args == ()",
     ),
     "exception as a value": (

@@ -64,6 +64,13 @@ def plain(value: Any) -> Any:
     return next(copy(value) for kind, copy in PLAIN.items() if issubclass(type(value), kind))
 
 
+def copy_of(value: Any, deep: bool) -> Any:
+    """Copy an object where it is."""
+    import copy
+
+    return copy.deepcopy(value) if deep else copy.copy(value)
+
+
 def finish(coroutine: Any) -> Any:
     """Run a coroutine to its end: the side that awaits it waits."""
     import asyncio
@@ -107,6 +114,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "delattr": delattr,
     "plain": plain,
     "finish": finish,
+    "copy": copy_of,
 }
 ABILITIES = (*UNARY, *BINARY)
 
@@ -188,6 +196,12 @@ class Proxy(Remote):
     __str__ = ask("__str__")
     __repr__ = ask("__repr__")
     __format__ = ask("__format__")
+
+    def __copy__(self) -> Any:
+        return ask("copy")(self, False)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return ask("copy")(self, True)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

@@ -140,7 +140,7 @@ def run_facts(
     wanted: Sequence[Wanted],
 ) -> dict[str, Any]:
     """What decides the texts, and the digest of it: batches are made over all tasks, so all are in it, in order."""
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "generator": generator.name,
         "settings": asdict(settings),

@@ -95,7 +95,7 @@ class StandIns:
         self._write_lineage(writer, type(error))
         writer.number(self.peer.export(error))
         writer.text(text_of(error))
-        writer.sequence(error.args)
+        writer.sequence(OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args)
 
     def _write_value(self, writer: Writer, value: Any, base: type) -> None:
         others = proxies.overridden(type(value), base)

@@ -39,7 +39,9 @@ PARTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "builtins.complex": lambda v: (v.real, v.imag),
     "builtins.range": lambda v: (v.start, v.stop, v.step),
     "builtins.slice": lambda v: (v.start, v.stop, v.step),
-    "decimal.Decimal": lambda v: (str(v),),
+    **dict.fromkeys(
+        ("decimal.Decimal", "uuid.UUID", "pathlib.PosixPath", "pathlib.PurePosixPath"), lambda v: (str(v),)
+    ),
     "fractions.Fraction": lambda v: (v.numerator, v.denominator),
     "datetime.date": lambda v: (v.year, v.month, v.day),
     "datetime.time": lambda v: (v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
@@ -175,10 +177,6 @@ def _write_int(writer: Writer, value: int) -> None:
         writer.blob(b"I", value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
 
 
-def _write_float(writer: Writer, value: float) -> None:
-    writer.out += b"e" + FLOAT64.pack(value)
-
-
 def _write_tuple(writer: Writer, value: tuple[Any, ...]) -> None:
     writer.out += b"t"
     writer.sequence(value)
@@ -206,7 +204,7 @@ WRITERS: dict[type, Callable[[Writer, Any], None]] = {
     **{type(value): _write_constant for value in CONSTANTS},
     **dict.fromkeys((list, dict, set, bytearray), _write_container),
     int: _write_int,
-    float: _write_float,
+    float: lambda writer, value: writer.out.extend(b"e" + FLOAT64.pack(value)),
     str: lambda writer, value: writer.blob(b"s", value.encode("utf-8", "surrogatepass")),
     bytes: lambda writer, value: writer.blob(b"b", value),
     tuple: _write_tuple,
