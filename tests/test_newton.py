@@ -97,7 +97,9 @@ def test_held_out_tokens_end_it():
     """Held-out targets that are the start's own output can only get worse: no step is taken."""
     start, tokens = make("gated", torch.float32)
     held = [Tokens(t.inputs, output(start, t.inputs, nn.functional.silu), t.weight) for t in tokens]
-    moved, taken = newton_refit(start, FfnProblem(nn.functional.silu, tokens), FfnProblem(nn.functional.silu, held), None)
+    moved, taken = newton_refit(
+        start, FfnProblem(nn.functional.silu, tokens), FfnProblem(nn.functional.silu, held), None
+    )
     assert taken == 0
     assert all(torch.equal(a, b) for a, b in zip(moved, start, strict=True))
 

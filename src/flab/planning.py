@@ -97,11 +97,11 @@ class Bench:
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
 
-    def build(self, candidate: Candidate, data: CalibrationSet) -> Checkpoint:
+    def build(self, candidate: Candidate, data: CalibrationSet, compared: bool = False) -> Checkpoint:
         """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
         built, _ = open_model(self.source, self.options)
         cut_to_vocabulary(built, self.family, self.kept)
-        cut = self.search.cut_for(candidate.split, candidate.removed)
+        cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare)
         candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
@@ -110,9 +110,9 @@ class Bench:
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and try it on the tests, where there are any."""
-        built = self.build(
-            candidate, first_tokens(self.windows, self.recipe.finalist_tokens, self.options, self.recipe.prompt_weight)
-        )
+        recipe = self.recipe
+        data = first_tokens(self.windows, recipe.finalist_tokens, self.options, recipe.prompt_weight)
+        built = self.build(candidate, data, compared=True)
         if self.sandbox is not None:
             result = run_problems(built, self.problems, self.sandbox)
             candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)

@@ -51,7 +51,7 @@ class Recipe:
     min_count: int = 1
     tokens: int = 65_536
     search_tokens: int = 16_384
-    finalist_tokens: int = 16_384
+    finalist_tokens: int = 32_768
     max_length: int = 512
     finalists: int = 3
     judge_problems: int = 100

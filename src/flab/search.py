@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -83,23 +83,22 @@ class Search:
         )
         yield from LAYER_CRITERIA[self.recipe.layer_criterion](search)
 
-    def cut_for(self, split: Split, removed: Sequence[int]) -> Cut:
-        """The instructions that build a split."""
+    def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
+        """The instructions that build a split; where it is only compared, with the cheaper start of the Newton refit."""
+        refit = "residual" if compared and self.recipe.refit == "newton" else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
         return Cut(
             kept,
             split.width,
-            "none" if nothing else self.recipe.refit,
+            "none" if nothing else refit,
             self.recipe.output_projection,
             self.scores,
         )
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Build a split without touching the model, and measure it."""
-        cut = self.cut_for(split, removed)
-        if cut.kind == "newton":  # its start: all splits gain from it, and it costs several times as much
-            cut = replace(cut, kind="residual")
+        cut = self.cut_for(split, removed, compared=True)
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare)
         for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers):
             pass

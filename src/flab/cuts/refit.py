@@ -23,6 +23,8 @@ from flab.cuts.newton import FfnProblem, Tokens, newton_refit
 from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
 from flab.objective import kl_divergence
 
+NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -194,7 +196,11 @@ class Walk:
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool) -> list[Tokens]:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
         norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
-        for n, batch in enumerate(self.batches[: self.num_fit]):
+        tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
+        for n in range(
+            0, self.num_fit, -(-tokens // NEWTON_TOKENS) or 1
+        ):  # sorted by length: every n-th are of all lengths
+            batch = self.batches[n]
             chosen = (batch.valid & (batch.held_out == held_out)).to(mid[n].device)
             if bool(chosen.any()):
                 here, wanted = mid[n][chosen], self.original[n].to(mid[n].device)[chosen]

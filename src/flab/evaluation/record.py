@@ -45,7 +45,7 @@ def check_run_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; give a folder for the run, or a name that ends in .json")
     known = any((folder / name).exists() for name in (RUN, GENERATIONS))
-    if folder.is_dir() and not known and any(folder.iterdir()):
+    if folder.is_dir() and not known and any(path.suffix != ".tmp" for path in folder.iterdir()):
         raise DataError(f"{folder} is a folder but holds no run; give a new folder")
 
 
