@@ -46,7 +46,7 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """All fields, the split's sizes among them."""
         values = asdict(self)
-        return {**values.pop("split"), **values}
+        return {**values.pop("split"), **values, "removed": list(self.removed)}
 
 
 @dataclass
