@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 import pico
-from flab import __version__, cli
+from flab import __version__, assets, cli
 
 QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0", "--finalists", "1"]
 FIELDS = {
@@ -528,6 +529,38 @@ def test_a_killed_run_goes_on_to_the_same_results(flab, pico_folder, predictions
     assert flab(*arguments, "-o", place / "run")[0] == 0
     for name in ("results.json", "generations.jsonl"):
         assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(place):
+    """The bundled model, code with tests and predictions: killed anywhere, imports, generation and scoring included."""
+    tasks = [str(arg) for path in (assets.problems_path(), assets.outputs_path()) for arg in ("--task", path)]
+    command = [
+        sys.executable,
+        "-m",
+        "flab",
+        "eval",
+        str(assets.model_path()),
+        *tasks,
+        "--limit",
+        "48",
+        "--batch-size",
+        "8",
+    ]
+    start = time.perf_counter()
+    subprocess.run([*command, "-o", str(place / "whole")], check=True, stderr=subprocess.DEVNULL)
+    whole_seconds, rng = time.perf_counter() - start, random.Random(0)
+    for _ in range(20):
+        process = subprocess.Popen([*command, "-o", str(place / "run")], stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0, whole_seconds))
+        process.kill()
+        process.wait()
+    subprocess.run([*command, "-o", str(place / "run")], check=True, stderr=subprocess.DEVNULL)
+    assert (place / "run" / "results.json").read_bytes() == (place / "whole" / "results.json").read_bytes()
+    resumed, whole = (
+        sorted((place / name / "generations.jsonl").read_text().splitlines()) for name in ("run", "whole")
+    )
+    assert resumed == whole
 
 
 def test_a_changed_setting_is_said_and_keeps_the_lines(flab, pico_folder, predictions, place):
