@@ -197,9 +197,8 @@ class Walk:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
         norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
-        for n in range(
-            0, self.num_fit, -(-tokens // NEWTON_TOKENS) or 1
-        ):  # sorted by length: every n-th are of all lengths
+        stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
+        for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
             chosen = (batch.valid & (batch.held_out == held_out)).to(mid[n].device)
             if bool(chosen.any()):
