@@ -37,19 +37,27 @@ RANKS = {
     "measuring": 7,
     "planning": 7,
     "pipeline": 8,
+    "recovery": 8,
     "show": 8,
     "show_eval": 8,
     "arguments": 8,
     "demo": 9,
     "cli_eval": 9,
-    "cli": 10,
-    "__main__": 11,
+    "show_recover": 9,
+    "recipe_file": 9,
+    "stages": 10,
+    "cli_recover": 11,
+    "cli": 12,
+    "__main__": 13,
 }
-INSIDE = {"cuts": {"cuts"}, "evaluation": {"evaluation"}}  # packages whose modules may import each other
+INSIDE = {name: {name} for name in ("cuts", "evaluation", "recovery")}  # packages whose modules may import each other
 SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
     {"cli"},
-    {"cli_eval"},
+    {"cli_eval", "cli_recover"},
+    {"stages"},
+    {"recipe_file", "show_recover"},
     {"arguments", "pipeline", "demo", "show", "show_eval"},
+    {"recovery"},
     {"measuring", "planning"},
     {"search", "prepare"},
     {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families"},
@@ -69,11 +77,14 @@ NO_TORCH = {
     "arguments",
     "cli",
     "cli_eval",
+    "cli_recover",
+    "recipe_file",
     "show",
     "show_eval",
+    "show_recover",
     "__init__",
 }
-HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors"}
+HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors", "datasets", "peft", "trl"}
 MAX_FILE, MAX_FUNCTION = 400, 60
 
 

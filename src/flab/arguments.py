@@ -16,6 +16,11 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
 Unsandboxed = Annotated[bool, typer.Option(help="Allow running tests with resource limits only.")]
 Trust = Annotated[bool, typer.Option(help="Run code that the model folder brings.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
+ShardOf = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Make only part I of N of the answers; without it: merge and go on."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 
 
@@ -29,3 +34,13 @@ def check_file(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
         raise FlabError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+
+
+def say_shard(report: Mapping[str, Any]) -> None:
+    """Where a shard's answers are, and what is left to do."""
+    from flab.progress import say
+
+    left = report["wanted"] - report["generated"]
+    rest = f"{left} are missing of other shards" if left else "none is missing: repeat without --shard to go on"
+    done = f"{report['generated']} of {report['wanted']} answers are there"
+    say(f"shard {report['shard']} is done: {report['file']}; {done}, {rest}")

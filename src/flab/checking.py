@@ -47,12 +47,13 @@ def check(folder: str | os.PathLike[str], against: str | os.PathLike[str] | None
     return verdict
 
 
-def write_proof(model: Any, folder: Path, refit: str) -> None:
+def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> None:
     """Logits of the model in memory on fixed token ids, for the fresh process to compare with."""
     ids = probe_ids(model.config.vocab_size)
     proof = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "refit": refit,
+        "trained": trained,
         "ids": ids,
         "logits": last_logits(model, ids),
     }

@@ -181,7 +181,7 @@ def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remot
     """The model alone; every weight comes from the folder or this raises."""
     if dtype not in (*torch_dtypes, "auto"):
         raise OptionError(f"--dtype: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
-    with _quiet():
+    with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -215,7 +215,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Tokenizer, set[int], list[s
         raise CheckpointError(f"{file} is damaged ({_first_line(error)}). Fetch it again.") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    with _quiet():
+    with quiet():
         try:
             auto = AutoTokenizer.from_pretrained(path)
         except Exception as error:
@@ -242,7 +242,7 @@ def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' own loading chatter and bars off; errors still raise."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -267,7 +267,7 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
 
     ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files as they are.
     """
-    with _quiet():
+    with quiet():
         checkpoint.model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)

@@ -14,8 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flab import __version__
-from flab.arguments import Device, Dtype, Json, Trust, Unsandboxed, check_file, emit
+from flab.arguments import Device, Dtype, Json, Overwrite, Trust, Unsandboxed, check_file, emit
 from flab.cli_eval import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
+from flab.cli_recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
 from flab.errors import FlabError
 from flab.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Options, Recipe, as_path
 
@@ -52,7 +53,6 @@ FinalistTokens = Annotated[int, typer.Option(help="Calibration tokens that the f
 MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in tokens.")]
 Finalists = Annotated[int, typer.Option(help="Candidates that are built on more tokens and tried on the tests.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 
 
@@ -215,6 +215,9 @@ def check(
 
 app.command("eval", epilog=EVAL_EXAMPLE)(evaluate)
 app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
+app.command("data", epilog=DATA_EXAMPLE)(data)
+app.command("recover", epilog=RECOVER_EXAMPLE)(recover)
+app.command("run", epilog=RUN_EXAMPLE)(run)
 
 
 def _exit_unless(ok: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.arguments import Device, Dtype, Json, Trust, Unsandboxed, check_file, emit
+from flab.arguments import Device, Dtype, Json, ShardOf, Trust, Unsandboxed, check_file, emit, say_shard
 from flab.errors import FlabError, OptionError
 from flab.recipe import Options, as_path
 
@@ -65,6 +65,7 @@ def evaluate(
     against_data: Against = None,
     export: Export = False,
     gold: Gold = None,
+    shard: ShardOf = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     unsandboxed: Unsandboxed = False,
@@ -90,6 +91,7 @@ def evaluate(
         "against_data": against_data or [],
         "gold": gold is not False,
         "export": export,
+        "shard": shard,
     }
     try:
         report = run(model, task or [], output, settings, **given, **more)
@@ -97,6 +99,9 @@ def evaluate(
         if output is None or output.suffix == ".json":
             raise
         raise FlabError(f"interrupted: what was generated is in {output}; the same command goes on there.") from None
+    if shard is not None:
+        emit(report) if json_ else say_shard(report)
+        return
     _show_run(report, output, json_)
 
 

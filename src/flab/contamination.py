@@ -101,6 +101,15 @@ def overlaps(problems: Sequence[tuple[str, str]], texts: Iterable[str], n: int =
     return Overlap(n, len(problems), index.num_texts, tuple(index.matches()))
 
 
+def holding(problems: Sequence[tuple[str, str]], texts: Sequence[str], n: int = 13) -> dict[int, list[str]]:
+    """Which texts hold which problems: those that one text alone has whole, or shares ``MIN_SHARE`` of the n-grams of."""
+    if not problems:
+        return {}
+    index = _Index(problems, n)
+    found = {number: index.read(number, text) for number, text in enumerate(texts)}
+    return {number: ids for number, ids in found.items() if ids}
+
+
 class _Index:
     """The problems' n-grams, as tuples of word numbers, and what was found of them so far."""
 
@@ -127,8 +136,8 @@ class _Index:
     def _is_distinctive(self, gram: Gram, places: list[int]) -> bool:
         return len(places) <= MAX_SHARED and len(self.is_word.intersection(gram)) >= MIN_WORDS
 
-    def read(self, number: int, text: str) -> None:
-        """Look one text up."""
+    def read(self, number: int, text: str) -> list[str]:
+        """Look one text up; returns the problems that this text alone gives away."""
         self.num_texts += 1
         tokens = tuple(self.numbers.get(token, -1) for token in tokens_of(text))
         found = {gram for gram in _grams(tokens, self.n) if gram in self.owners}
@@ -139,6 +148,8 @@ class _Index:
         whole = {place for place in here if _contains(tokens, self.whole[place])} | set(self.short.get(tokens, []))
         for place in whole | {place for place, grams in here.items() if grams}:
             self._note(place, number, here.get(place, set()), place in whole)
+        given = whole | {p for p, grams in here.items() if grams and len(grams) >= MIN_SHARE * self.total[p]}
+        return [self.ids[place] for place in sorted(given)]
 
     def _note(self, place: int, number: int, grams: set[Gram], exact: bool) -> None:
         self.shared[place] |= grams

@@ -35,3 +35,7 @@ class PlanError(FlabError):
 
 class SandboxError(FlabError):
     """Model-written code cannot be run in isolation here, and the user did not allow less."""
+
+
+class TrainingError(FlabError):
+    """Training cannot go on: its loss is no number, or a stopped run cannot be continued as asked."""

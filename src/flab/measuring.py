@@ -141,7 +141,7 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
     for data, content in (texts | _calibration_texts(as_path(model) / "plan.json")).items():
         for task in tasks:
             if task.perturbation is None:
-                overlap = overlaps([(item.task_id, _text_of(item)) for item in task.items], content)
+                overlap = overlaps([(item.task_id, text_of(item)) for item in task.items], content)
                 warning = overlap.warning()
                 found.append({"task": task.name, "data": data, "warning": warning, **overlap.to_json()})
                 if warning:
@@ -163,7 +163,7 @@ def _calibration_texts(plan: Path) -> dict[str, list[str]]:
     return {source.name: [sample.text for sample in samples]}
 
 
-def _text_of(item: Item) -> str:
+def text_of(item: Item) -> str:
     """What a problem would look like in the data: asked and answered."""
     if isinstance(item, Problem):
         return item.prompt + (item.canonical_solution or "")

@@ -21,6 +21,7 @@ from flab.errors import OptionError, PlanError
 from flab.evaluation.code import gold_ceiling
 from flab.evaluation.record import check_run_folder, write_json
 from flab.evaluation.runs import Settings, run_tasks
+from flab.evaluation.store import Shard
 from flab.evaluation.tasks import TaskFile
 from flab.folders import check_output, new_folder
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
@@ -147,10 +148,12 @@ def evaluate(
     against_data: Sequence[PathLike] = (),
     gold: bool = True,
     export: bool = False,
+    shard: str | None = None,
 ) -> dict[str, Any]:
     """Measure a model on task files; returns what ``results.json`` holds.
 
-    ``out`` is a run's folder, where a stopped run goes on, or a file that ends in ``.json``.
+    ``out`` is a run's folder, where a stopped run goes on, or a file that ends in ``.json``. ``shard`` (``2/4``) makes
+    only that part of the answers; the same call without it, in the same folder, merges and scores.
 
     Raises:
         SandboxError: no isolation here and ``options.unsandboxed`` is off.
@@ -159,13 +162,15 @@ def evaluate(
     settings, options = settings or Settings(), options or Options()
     files = read_tasks(tasks, limit, perturbations, settings.seed)
     sandbox = sandbox_for(files, options)
-    target = as_path(out) if out is not None else None
+    target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
     if folder is not None:
         check_run_folder(folder)
-    elif export:
-        raise OptionError("--export: needs a folder for the run; give -o RUN, a name that does not end in .json")
-    overlap = find_overlaps(model, files, against_data)
+    elif export or part is not None:
+        raise OptionError(
+            f"--{'export' if export else 'shard'}: needs a folder; give -o RUN, a name that does not end in .json"
+        )
+    overlap = find_overlaps(model, files, against_data) if part is None else []
     subject = open_subject(model, options, backend)
     report = run_tasks(
         subject.generator,
@@ -177,7 +182,10 @@ def evaluate(
         subject.render,
         gold,
         {"contamination": overlap},
+        part,
     )
+    if part is not None:
+        return report
     if export and folder is not None:
         export_run(folder, files, report, settings.max_new_tokens)
     if target is not None and folder is None:

@@ -1,14 +1,15 @@
-"""Progress on stderr: one bar for each long loop, nothing when the output is not a terminal or is silenced.
+"""Progress and tables on stderr: one bar for each long loop, none when the output is not a terminal or is silenced.
 
 Standard output is never touched: it belongs to ``--json``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 T = TypeVar("T")
 
@@ -41,3 +43,16 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 def say(message: str) -> None:
     """Print one line for the human, on stderr."""
     console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def table_of(title: str, columns: Sequence[str]) -> Table:
+    """An empty table whose first column is text and whose others are figures."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def add(table: Table, *cells: object) -> None:
+    """A row of plain text: names come from files and may hold what rich reads as markup."""
+    table.add_row(*(escape(str(cell)) for cell in cells))

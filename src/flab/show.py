@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
-from flab.progress import console, say
+from flab.progress import console, say, table_of
 from flab.recipe import Recipe
 
 
@@ -21,17 +19,10 @@ def announce(recipe: Recipe) -> None:
         )
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    return table
-
-
 def show_plan(report: Mapping[str, Any], closing: str) -> None:
     """Candidates, before and after, KL, warnings."""
     show_candidates(report["candidates"])
-    table = _table("Before and after", ["", "before", "after", "removed"])
+    table = table_of("Before and after", ["", "before", "after", "removed"])
     body = report["body_removed_fraction"]
     table.add_row(
         "parameters",
@@ -63,7 +54,7 @@ def show_generality(generality: Mapping[str, Any]) -> None:
 def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
     """Every split that was built, the chosen one marked."""
     columns = ["layers x width", "parameters", "removed", "MFLOP/token", "KL (search)", "KL", "KL (answers)", "tests"]
-    table = _table("Candidates", columns)
+    table = table_of("Candidates", columns)
     for row in candidates:
         tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
         table.add_row(
@@ -86,12 +77,12 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def show_check(verdict: Mapping[str, Any]) -> None:
     """Every check with its outcome, then the table of programs the folder loads in."""
-    table = _table("Checks in a fresh process", ["check", "outcome", "detail"])
+    table = table_of("Checks in a fresh process", ["check", "outcome", "detail"])
     for line in verdict["checks"]:
         outcome = {True: "ok", False: "FAILED", None: "note"}[line["ok"]]
         table.add_row(line["name"], outcome, line["detail"])
     console.print(table)
-    loads, table = verdict["loads_in"], _table("Loads in", ["program", "", "how"])
+    loads, table = verdict["loads_in"], table_of("Loads in", ["program", "", "how"])
     transformers, sizes = loads["transformers"], loads["vllm"]["tensor_parallel_sizes"]
     table.add_row(
         "transformers", "yes" if transformers["ok"] else "no", f"{transformers['how']}; {transformers['tokenizer']}"
@@ -116,7 +107,7 @@ def show_demo(report: Mapping[str, Any]) -> None:
         "lost/won",
         "bits/byte",
     ]
-    table = _table("Bundled model, untrained", columns)
+    table = table_of("Bundled model, untrained", columns)
     for row in report["rows"]:
         low, high = row["interval_95"]
         table.add_row(

@@ -5,30 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from flab.progress import console, say
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: object) -> None:
-    """A row of plain text: names come from files and may hold what rich reads as markup."""
-    table.add_row(*(escape(str(cell)) for cell in cells))
+from flab.progress import add, console, say, table_of
 
 
 def show_run(report: Mapping[str, Any], output: str | None) -> None:
     """One row for each task, then failures, robustness and warnings."""
-    table = _table("Tasks", ["task", "kind", "passed", "pass@1", "95 %", "more", "references", "cut off"])
+    table = table_of("Tasks", ["task", "kind", "passed", "pass@1", "95 %", "more", "references", "cut off"])
     for task in report["tasks"]:
         one = task["summary"]
-        _add(table, task["name"], task["kind"], f"{one['passed']}/{one['total']}", f"{one['pass@1']:.3f}",
+        add(table, task["name"], task["kind"], f"{one['passed']}/{one['total']}", f"{one['pass@1']:.3f}",
              _interval(one["interval_95"]), _more(one), _gold_cell(task["gold"]), one["num_truncated"])  # fmt: skip
     console.print(table)
     for task in report["tasks"]:
@@ -72,9 +57,9 @@ def show_robustness(rows: Sequence[Mapping[str, Any]]) -> None:
     """What each perturbation costs, on the problems that both files hold."""
     if not rows:
         return
-    table = _table("Robustness", ["perturbed", "of", "shared", "pass@1", "perturbed", "drop", "lost/won", "p"])
+    table = table_of("Robustness", ["perturbed", "of", "shared", "pass@1", "perturbed", "drop", "lost/won", "p"])
     for row in rows:
-        _add(table, row["perturbed"], row["clean"], row["shared"], f"{row['pass@1_clean']:.3f}",
+        add(table, row["perturbed"], row["clean"], row["shared"], f"{row['pass@1_clean']:.3f}",
              f"{row['pass@1_perturbed']:.3f}", f"{row['drop']:+.3f}", f"{row['only_clean']}/{row['only_perturbed']}",
              f"{row['mcnemar_p']:.3g}")  # fmt: skip
     console.print(table)
@@ -96,10 +81,10 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     for row in report["differences"]:
         say(f"WARNING, not the same in both: {row['field']}: {row['a']} in A, {row['b']} in B")
     columns = ["task", "A", "B", "B - A (95 %)", "kept (95 %)", "both", "only A", "only B", "neither", "p"]
-    table = _table("Passed by A and by B", columns)
+    table = table_of("Passed by A and by B", columns)
     for task in report["tasks"]:
         for name, one in _passes(task):
-            _add(table, name, f"{one['pass@1_a']:.3f}", f"{one['pass@1_b']:.3f}", _difference(one["difference"]),
+            add(table, name, f"{one['pass@1_a']:.3f}", f"{one['pass@1_b']:.3f}", _difference(one["difference"]),
                  _kept(one["retention"]), one["both"], one["only_a"], one["only_b"], one["neither"],
                  f"{one['mcnemar_p']:.3g}")  # fmt: skip
     console.print(table)
@@ -136,8 +121,8 @@ def _show_rest(task: Mapping[str, Any]) -> None:
 def _show_drops(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    table = _table("Drop under perturbation", ["perturbed", "shared", "A", "drop of A", "B", "drop of B"])
+    table = table_of("Drop under perturbation", ["perturbed", "shared", "A", "drop of A", "B", "drop of B"])
     for row in rows:
-        _add(table, row["perturbed"], row["shared_a"], f"{row['pass@1_clean_a']:.3f}", f"{row['drop_a']:+.3f}",
+        add(table, row["perturbed"], row["shared_a"], f"{row['pass@1_clean_a']:.3f}", f"{row['drop_a']:+.3f}",
              f"{row['pass@1_clean_b']:.3f}", f"{row['drop_b']:+.3f}")  # fmt: skip
     console.print(table)

@@ -160,12 +160,15 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[
     """The comparisons with the original; it is loaded once, when the first of them runs."""
 
     original, plan = load(against), Plan.read(folder / "plan.json")
+    if _is_trained(folder):
+        weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
+    else:
+        weights = [
+            ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
+            ("tensors that no cut touches are the original's", lambda: _untouched_equal(checkpoint, original, plan)),
+        ]
     return [
-        ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
-        (
-            "tensors that no cut touches are the original's",
-            lambda: _untouched_equal(checkpoint, original, plan),
-        ),
+        *weights,
         (
             "kept tokens have the same text, probes the same split",
             lambda: _tokens_equal(checkpoint, original, plan),
@@ -183,8 +186,21 @@ def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tup
     model, old, kept = checkpoint.model, original.model, torch.tensor(plan.vocabulary.kept)
     same = torch.equal(model.get_input_embeddings().weight, old.get_input_embeddings().weight[kept].to(model.dtype))
     same &= torch.equal(model.get_output_embeddings().weight, old.get_output_embeddings().weight[kept].to(model.dtype))
-    tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in (model, old)]
-    return same and tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
+    tied, detail = _tied_equal(checkpoint, original)
+    return same and tied, detail
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether the weights were trained after the cut, so that none equals the original's."""
+    file = folder / PROOF
+    return file.is_file() and bool(json.loads(file.read_text()).get("trained"))
+
+
+def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
+    """Embedding and head are one tensor in both, or two in both."""
+    models = (checkpoint.model, original.model)
+    tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in models]
+    return tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
 
 
 def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:

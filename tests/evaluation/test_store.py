@@ -14,7 +14,7 @@ import pytest
 
 from flab.errors import DataError
 from flab.evaluation.generate import Decoding, FakeGenerator, Generation, Request
-from flab.evaluation.store import Store, fill, fingerprint
+from flab.evaluation.store import Store, fill, fingerprint, stored
 
 MADE = Generation("a\u2028b\n\ud800é\x00", 3, "stop")
 ROOT = Path(__file__).parents[2]
@@ -190,7 +190,8 @@ def test_fill_makes_what_is_missing_in_the_same_batches(tmp_path):
                 return super().generate(requests, decoding)
 
         with Store(path, "f") as store:
-            made = fill(store, Noting(lambda request: request.prompt.upper()), wanted, decoding)
+            fill(store, Noting(lambda request: request.prompt.upper()), wanted, decoding)
+            made = stored(store, [key for key, _ in wanted])
         assert [one.text for one in made] == [request.prompt.upper() for _, request in wanted]
         return calls
 

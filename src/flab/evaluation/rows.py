@@ -105,7 +105,7 @@ def _check_header(header: list[str], where: str) -> None:
 
 def _hub_rows(source: str, split: str, limit: int | None) -> Iterator[tuple[str, Row]]:
     """Rows of a hub data set ``ID`` or ``ID:CONFIG``, or of a local folder that ``datasets`` can load."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     identity, _, config = (source, "", "") if Path(source).is_dir() else source.partition(":")
     try:

@@ -29,7 +29,7 @@ from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open
 from flab.evaluation.robustness import robustness_summary
 from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
-from flab.evaluation.store import Key, Store, fill, fingerprint
+from flab.evaluation.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.evaluation.tasks import Kind, TaskFile
 
 FORMAT = 1
@@ -88,10 +88,12 @@ def run_tasks(
     render: Render | None = None,
     gold: bool = True,
     more: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Measure one model; returns what ``results.json`` holds. ``more`` is added to it as it is.
 
-    Without a folder nothing is written. A folder of another fingerprint keeps its lines, which are not read.
+    Without a folder nothing is written. A folder of another fingerprint keeps its lines, which are not read. With a
+    shard only its part is generated, and the report says how far all shards are.
 
     Raises:
         OptionError: two tasks of one name, or a preset that does not fit the model.
@@ -103,7 +105,11 @@ def run_tasks(
     clock = {"started": time.time()}
     if folder is not None:
         open_run(folder, facts)
-    made = _generate(generator, [one for part in wanted for one in part], settings, folder, facts["fingerprint"])
+    flat = [one for part in wanted for one in part]
+    if shard is not None:
+        assert folder is not None, "a shard needs a folder"
+        return generate_shard(generator, flat, settings, folder / GENERATIONS, facts["fingerprint"], shard)
+    made = _generate(generator, flat, settings, folder, facts["fingerprint"])
     clock["generated"] = time.time()
     scores = _scores(tasks, made, settings, sandbox)
     report = {
@@ -195,7 +201,18 @@ def _generate(
     if folder is None:
         return generate_all(generator, [request for _, request in wanted], settings.decoding)
     with Store(folder / GENERATIONS, digest) as store:
-        return fill(store, generator, wanted, settings.decoding)
+        fill(store, generator, wanted, settings.decoding)
+        return stored(store, [key for key, _ in wanted])
+
+
+def generate_shard(
+    generator: Generator, wanted: Wanted, settings: Settings, path: Path, digest: str, shard: Shard
+) -> dict[str, Any]:
+    """Generate one shard's part; returns where it is and what is still missing of the whole."""
+    with Store(path, digest, shard) as store:
+        fill(store, generator, wanted, settings.decoding, shard)
+        there = sum(store.get(*key) is not None for key, _ in wanted)
+        return {"shard": str(shard), "file": str(store.path), "generated": there, "wanted": len(wanted)}
 
 
 def _scores(

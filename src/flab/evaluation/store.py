@@ -14,17 +14,21 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self, TypeVar, get_args
 
-from flab.errors import DataError
+from flab.errors import DataError, OptionError
 from flab.evaluation.generate import Decoding, FinishReason, Generation, Generator, Request, batches
 from flab.progress import track
 
 Key = tuple[str, str, int]  # task, task_id, sample
+SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 Row = tuple[Key, Generation]
+T = TypeVar("T")
 
 FIELDS = ("fingerprint", "task", "task_id", "sample", "text", "num_tokens", "finish_reason")
 TEXTS = ("fingerprint", "task", "task_id", "text")
@@ -36,15 +40,47 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Store:
-    """The generations of one fingerprint in one file; reading takes no lock, the first append takes it for good."""
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` equal parts of the work, numbered from 1; each has a file of its own beside the whole one."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path = path
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``2/4``; OptionError for anything else."""
+        found = SHARD.fullmatch(text.strip())
+        shard = cls(*map(int, found.groups())) if found else cls(1, 0)
+        if shard.number > shard.count:
+            raise OptionError(f"--shard: got {text!r}, allowed I/N with 1 <= I <= N, e.g. 2/4.")
+        return shard
+
+    def file(self, path: Path) -> Path:
+        """``generations.2-of-4.jsonl`` for ``generations.jsonl``."""
+        return path.with_name(f"{path.stem}.{self.number}-of-{self.count}{path.suffix}")
+
+    def part(self, items: Sequence[T]) -> Sequence[T]:
+        """Every ``count``-th item, from the ``number``-th."""
+        return items[self.number - 1 :: self.count]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+class Store:
+    """The generations of one fingerprint; reading takes no lock, the first append takes it for good.
+
+    The file and those of its shards are read; a store of a shard writes its shard's file, any other the file itself.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, shard: Shard | None = None) -> None:
+        self.whole = path
+        self.path = shard.file(path) if shard is not None else path
         self.fingerprint = fingerprint
         self._rows: dict[Key, Generation] = {}
         self._file: int | None = None
-        self._read()
+        self._read_all()
 
     def get(self, task: str, task_id: str, sample: int) -> Generation | None:
         """The stored generation of one sample, or None."""
@@ -96,7 +132,8 @@ class Store:
             other = f"cannot be locked ({error.strerror}); give a folder on a local disk."
             raise DataError(f"{self.path}: {busy if isinstance(error, BlockingIOError) else other}") from None
         self._file = file
-        self._mend(self._read())
+        self._rows.clear()
+        self._mend(self._read_all())
 
     def close(self) -> None:
         """Let others write."""
@@ -112,35 +149,39 @@ class Store:
     ) -> None:
         self.close()
 
-    def _read(self) -> bytes:
-        """Read this fingerprint's rows; returns what stands after the last line break."""
+    def _read_all(self) -> bytes:
+        """Read this fingerprint's rows in all files; returns what stands after the last line break of our own."""
+        shards = sorted(self.whole.parent.glob(f"{self.whole.stem}.*-of-*{self.whole.suffix}"))
+        rests = {path: self._read(path) for path in dict.fromkeys([self.whole, *shards, self.path])}
+        return rests[self.path]
+
+    def _read(self, path: Path) -> bytes:
         try:
-            data = self.path.read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from None
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
         *lines, rest = data.split(b"\n")
         if _parse(rest) is not None:
             lines.append(rest)
-        self._rows.clear()
         for number, line in enumerate(lines, start=1):
             row = _parse(line)
             if row is None:
                 raise DataError(
-                    f"{self.path}:{number}: not a generation ({', '.join(FIELDS)}); remove the line, or give another folder."
+                    f"{path}:{number}: not a generation ({', '.join(FIELDS)}); remove the line, or give another folder."
                 )
-            self._keep(row, number)
+            self._keep(row, path, number)
         return rest
 
-    def _keep(self, row: dict[str, Any], number: int) -> None:
+    def _keep(self, row: dict[str, Any], path: Path, number: int) -> None:
         if row["fingerprint"] != self.fingerprint:
             return
         key = (row["task"], row["task_id"], row["sample"])
         made = Generation(row["text"], row["num_tokens"], row["finish_reason"])
         if self._rows.setdefault(key, made) != made:
             raise DataError(
-                f"{self.path}:{number}: another text for sample {key[2]} of {key[1]} in {key[0]} stands above; remove one."
+                f"{path}:{number}: another text for sample {key[2]} of {key[1]} in {key[0]} stands above; remove one."
             )
 
     def _mend(self, rest: bytes) -> None:
@@ -180,29 +221,34 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def fill(
-    store: Store, generator: Generator, wanted: Sequence[tuple[Key, Request]], decoding: Decoding
-) -> list[Generation]:
-    """Generate what the store lacks, and return all that is wanted, in its order.
+    store: Store,
+    generator: Generator,
+    wanted: Sequence[tuple[Key, Request]],
+    decoding: Decoding,
+    shard: Shard | None = None,
+) -> None:
+    """Generate what the store lacks; with a shard, of its part of the batches.
 
-    Batches are made over everything wanted, so that a resumed run meets the same ones; one of which any sample is
-    missing is made again whole, and only the missing lines are added.
+    Batches are made over everything wanted, so that a resumed run and the runs of shards meet the same ones; one of
+    which any sample is missing is made again whole, and only the missing lines are added.
     """
     keys, requests = [key for key, _ in wanted], [request for _, request in wanted]
     assert len(set(keys)) == len(keys), "a sample is wanted twice"
     work = batches(requests, decoding)
-    if any(store.get(*key) is None for key in keys):
+    work = list(shard.part(work)) if shard is not None else work
+    mine = [keys[index] for batch in work for index in batch]
+    there = sum(store.get(*key) is not None for key in mine)
+    if there < len(mine):
         store.lock()
-    there = sum(store.get(*key) is not None for key in keys)
-    title = f"Generating, {there} of {len(keys)} were there" if there else "Generating"
+    title = f"Generating, {there} of {len(mine)} were there" if there else "Generating"
     for batch in track(work, title):
         if any(store.get(*keys[index]) is None for index in batch):
             made = generator.generate([requests[index] for index in batch], decoding)
             store.append([(keys[index], one) for index, one in zip(batch, made, strict=True)])
-    return list(_stored(store, keys))
 
 
-def _stored(store: Store, keys: Sequence[Key]) -> Iterator[Generation]:
-    for key in keys:
-        made = store.get(*key)
-        assert made is not None
-        yield made
+def stored(store: Store, keys: Sequence[Key]) -> list[Generation]:
+    """The generations of the keys, all of which the store has."""
+    found = [store.get(*key) for key in keys]
+    assert all(one is not None for one in found), "not all is generated"
+    return [one for one in found if one is not None]

@@ -119,13 +119,13 @@ def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = 
     rows = read_rows(source, split, limit)
     if not rows:
         raise DataError(f"{source}: holds no problem; give rows with one of: {FORMATS}")
-    fitting = _kinds_of(rows[0][1])
+    fitting = kinds_of(rows[0][1])
     chosen = _choose_kind(source, kind, fitting, rows[0])
     items = _items(rows, chosen)
     return make_task(_name_of(source, split, chosen, fitting), chosen, items, source)
 
 
-def _kinds_of(row: Row) -> list[Kind]:
+def kinds_of(row: Row) -> list[Kind]:
     """Kinds whose fields the row has, in the order of ``KINDS``."""
     found = {kind for kind, names in FIELDS.items() if all(row.get(name) is not None for name in names)}
     return [kind for kind in KINDS if kind in found or (kind == "code" and is_mbpp(row))]

@@ -1,0 +1,138 @@
+"""The original model's own answers to instructions, kept as they are made, and what verifies them.
+
+Greedy first, then drawn ones to what is still wrong. Nothing a model wrote runs outside the sandbox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flab.evaluation.generate import Generation, Generator, Request
+from flab.evaluation.prompts import sample_seed
+from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.store import Key, Shard, Store, fill, fingerprint
+from flab.recovery.instructions import Instruction
+from flab.recovery.strategies import GREEDY, Answer, Making
+
+TASK = "instructions"
+
+
+def ask(
+    generator: Generator,
+    asked: Sequence[Instruction],
+    making: Making,
+    tries: int,
+    sandbox: Sandbox | None,
+    file: Path,
+    facts: Mapping[str, Any],
+    shard: Shard | None = None,
+) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
+    """Answers by ``task_id`` from the store in ``file``, made where they are missing; and how far all shards are.
+
+    ``facts`` are what is known of the model; with the settings they decide which stored answers are read.
+    """
+    with Store(file, fingerprint({**facts, "making": _answering(making)}), shard) as store:
+        own = answer(store, generator, shard.part(asked) if shard is not None else asked, making, sandbox, tries)
+        there = sum(store.get(*_key(one, GREEDY)) is not None for one in asked)
+        return own, {"shard": str(shard), "file": str(store.path), "generated": there, "wanted": len(asked)}
+
+
+def _answering(making: Making) -> dict[str, Any]:
+    """The settings that decide the answers; strategies share them."""
+    names = ("temperature", "top_p", "max_new_tokens", "batch_size", "seed")
+    return {name: getattr(making, name) for name in names}
+
+
+def answer(
+    store: Store,
+    generator: Generator,
+    asked: Sequence[Instruction],
+    making: Making,
+    sandbox: Sandbox | None,
+    tries: int,
+) -> dict[str, list[Answer]]:
+    """The original's answers: greedy to everything, then drawn ones to what is still wrong, until right or out of tries."""
+    own: dict[str, list[Answer]] = defaultdict(list)
+    waiting = list(asked)
+    for sample in range(1 + tries):
+        wanted = [(_key(one, sample), _request(one, sample, making)) for one in waiting]
+        if not wanted:
+            break
+        fill(store, generator, wanted, making.decoding(sample))
+        made = [own_words(store.get(*key)) for key, _ in wanted]
+        for one, verdict in zip(waiting, verify(waiting, made, sandbox, "Verifying answers"), strict=True):
+            own[one.task_id].append(verdict)
+        waiting = [one for one in waiting if one.is_testable and not own[one.task_id][-1].right]
+    return own
+
+
+def _key(one: Instruction, sample: int) -> Key:
+    """An answer is that of a prompt: a row that changes is asked anew."""
+    digest = hashlib.sha256(one.prompt.encode("utf-8", "surrogatepass")).hexdigest()
+    return TASK, f"{one.task_id}-{digest[:12]}", sample
+
+
+def _request(one: Instruction, sample: int, making: Making) -> Request:
+    return Request(one.prompt, one.stop, sample_seed(making.seed, TASK, one.task_id, sample))
+
+
+def own_words(made: Generation | None) -> str:
+    """What the model wrote, with the line end that the stop string began with; nothing where it was cut off by length."""
+    assert made is not None
+    if made.finish_reason == "length" or not made.text.strip():
+        return ""
+    return made.text + ("\n" if made.finish_reason == "stop" else "")
+
+
+def verify(
+    asked: Sequence[Instruction], texts: Sequence[str], sandbox: Sandbox | None, title: str, source: str = "self"
+) -> list[Answer]:
+    """Run what can be run; an empty answer is wrong, an untestable one neither right nor wrong."""
+    jobs = {
+        at: job
+        for at, (one, text) in enumerate(zip(asked, texts, strict=True))
+        if one.is_testable and text.strip() and (job := one.job(text)) is not None
+    }
+    found = dict(zip(jobs, sandbox.run_many(list(jobs.values()), title), strict=True)) if sandbox and jobs else {}
+    right = [found[at].passed if at in found else None for at in range(len(asked))]
+    return [
+        Answer(source, text, bool(passed) if one.is_testable or not text.strip() else None)
+        for one, text, passed in zip(asked, texts, right, strict=True)
+    ]
+
+
+def outcomes(asked: Sequence[Instruction], own: Mapping[str, Sequence[Answer]]) -> dict[str, int]:
+    """How the original did: right at once, right when asked again, never, cannot be verified."""
+    found: Counter[str] = Counter()
+    for one in asked:
+        answers = own[one.task_id]
+        at = next((n for n, answer in enumerate(answers) if answer.right), None)
+        untested = "untested" if answers[0].right is None else "untested, no answer"
+        name = (
+            untested
+            if not one.is_testable
+            else "wrong"
+            if at is None
+            else "right at once"
+            if at == 0
+            else "right later"
+        )
+        found[name] += 1
+    return dict(found)
+
+
+def verify_references(asked: Sequence[Instruction], sandbox: Sandbox | None) -> dict[str, Answer]:
+    """The data set's own answers, verified where that is possible."""
+    known = [one for one in asked if one.reference is not None]
+    answers = verify(known, [one.reference or "" for one in known], sandbox, "Verifying references", "reference")
+    return {one.task_id: answer for one, answer in zip(known, answers, strict=True)}
+
+
+def verdicts(answers: Mapping[str, Answer]) -> dict[str, int]:
+    """How many are right, wrong, or cannot be verified."""
+    names = {True: "right", False: "wrong", None: "untested"}
+    return dict(Counter(names[answer.right] for answer in answers.values()))

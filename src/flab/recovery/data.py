@@ -1,0 +1,229 @@
+"""Make a training file: decontaminate, answer, verify, choose, deduplicate, balance; each step counted.
+
+Answers are kept in ``OUT.generations.jsonl`` as they are made, so that a stopped run goes on and another strategy asks
+nothing twice. The rows and their sidecar ``OUT.meta.json`` appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flab import __version__
+from flab.contamination import holding, tokens_of
+from flab.errors import DataError, OptionError
+from flab.evaluation.record import write_json
+from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.store import Shard
+from flab.measuring import open_subject, read_tasks, text_of
+from flab.recipe import Options
+from flab.recovery.answers import ask, outcomes, verdicts, verify_references
+from flab.recovery.instructions import Instruction, read_instructions
+from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
+from flab.samples import files_under, read_samples, sha256_of
+
+
+def make_data(
+    model: str | Path,
+    instructions: Sequence[str | Path],
+    out: str | Path,
+    making: Making | None = None,
+    options: Options | None = None,
+    against: Sequence[str | Path] = (),
+    text: Sequence[str | Path] = (),
+    limit: int | None = None,
+    shard: str | None = None,
+) -> dict[str, Any]:
+    """Write the training rows to ``out``; returns the sidecar. With ``shard`` only that part of the answers is made.
+
+    Args:
+        model: the original, whose words the answers are in.
+        instructions: files of what to ask, see ``flab.recovery.instructions``.
+        against: evaluation files; instructions that overlap with them are left out.
+        text: plain text or source files, for continued pre-training.
+
+    Raises:
+        DataError, OptionError, CheckpointError, SandboxError
+    """
+    making, options, out = making or Making(), options or Options(), Path(out)
+    part, strategy = Shard.parse(shard) if shard is not None else None, STRATEGIES[making.strategy]
+    _check_out(out, options.overwrite or part is not None)
+    subject = open_subject(model, options)
+    asked = read_instructions(instructions, subject.render, limit)
+    steps = [count("read", asked)]
+    asked, left_out = decontaminate(asked, against)
+    steps.append(count("decontaminate", asked, contaminated=left_out))
+    texts = [one.prompt for one in asked if one.kind == "text"]
+    texts += [sample.text for path in text for sample in read_samples(Path(path))]
+    asked = [one for one in asked if one.kind != "text"]
+    sandbox = Sandbox.detect(options.unsandboxed) if any(one.is_testable for one in asked) else None
+    facts = {"model": subject.identity["sha256"], "dtype": subject.identity["dtype"], "flab": __version__}
+    own: dict[str, list[Answer]] = {}
+    if strategy.asks:
+        file, tries = out.with_suffix(".generations.jsonl"), making.tries if strategy.tries else 0
+        own, progress = ask(subject.generator, asked, making, tries, sandbox, file, facts, part)
+        if part is not None:
+            return progress
+        steps.append(count("answer", asked, **outcomes(asked, own)))
+    rows, more = target_rows(asked, own, texts, making, sandbox)
+    steps += more
+    if not rows:
+        raise DataError(f"{', '.join(map(str, instructions))}: nothing is left to train on: {json.dumps(steps)}")
+    meta = {
+        "format": 1,
+        **facts,
+        "model_path": subject.identity["path"],
+        "instructions": [{"path": str(path), "sha256": _digest(path)} for path in instructions],
+        "against": [str(path) for path in against],
+        "making": asdict(making),
+        "sandbox": sandbox.level if sandbox is not None else None,
+        "steps": steps,
+        **totals(rows),
+    }
+    _write(out, rows, meta)
+    return meta | {"output": str(out)}
+
+
+def target_rows(
+    asked: Sequence[Instruction],
+    own: Mapping[str, Sequence[Answer]],
+    texts: Sequence[str],
+    making: Making,
+    sandbox: Sandbox | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """From answers to rows: verify the references, choose, deduplicate, balance, add text; returns the counts too."""
+    references = verify_references(asked, sandbox)
+    steps = [count("verify references", asked, **verdicts(references))]
+    rows, taken = choose(asked, own, references, making)
+    steps.append(count("choose", rows, **taken))
+    rows, doubles = deduplicate(rows)
+    steps.append(count("deduplicate", rows, doubles=doubles))
+    rows, surplus = balance(rows, making)
+    steps.append(count("balance", rows, surplus=surplus))
+    if texts:
+        rows = add_text(rows, texts, making)
+        steps.append(count("add text", rows))
+    return rows, steps
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many rows there are, of which kinds, in whose words."""
+    kinds, sources = (dict(Counter(row[name] for row in rows)) for name in ("kind", "source"))
+    return {"rows": len(rows), "kinds": kinds, "sources": sources}
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        problem = "is a folder" if out.is_dir() else f"cannot be written: no folder {out.parent}"
+        raise OptionError(f"--output {out} {problem}: give the name of a .jsonl file in a folder that exists.")
+    if out.exists() and not overwrite:
+        raise OptionError(f"the output {out} exists: pass --overwrite to replace it, or choose another.")
+
+
+def _digest(path: str | Path) -> str | None:
+    return sha256_of(files_under(Path(path))) if Path(path).exists() else None
+
+
+def count(step: str, rows: Sequence[Any], **more: int) -> dict[str, Any]:
+    """One line of the sidecar: how many are left after a step, and what it found."""
+    return {"step": step, "left": len(rows), **more}
+
+
+def decontaminate(asked: list[Instruction], against: Sequence[str | Path]) -> tuple[list[Instruction], int]:
+    """Leave out what holds a problem of an evaluation file, whole or a fifth of its 13-grams (``flab.contamination``)."""
+    if not against:
+        return asked, 0
+    problems = [
+        (f"{task.name}/{item.task_id}", text_of(item))
+        for task in read_tasks([str(path) for path in against], None, (), 0)
+        for item in task.items
+    ]
+    found = holding(problems, [one.text() for one in asked])
+    return [one for at, one in enumerate(asked) if at not in found], len(found)
+
+
+def choose(
+    asked: Sequence[Instruction],
+    own: Mapping[str, Sequence[Answer]],
+    references: Mapping[str, Answer],
+    making: Making,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows that the strategy takes; returns too how many instructions gave none, and whose words were taken."""
+    rows, found = [], Counter()  # type: list[dict[str, Any]], Counter[str]
+    for one in asked:
+        known = Known(own.get(one.task_id, ()), references.get(one.task_id), one.is_testable, making.untested)
+        chosen = [answer for answer in STRATEGIES[making.strategy].choose(known) if answer.text.strip()]
+        found.update(answer.source for answer in chosen)
+        found["dropped"] += not chosen
+        rows += [_row(one, answer) for answer in chosen]
+    return rows, dict(found)
+
+
+def _row(one: Instruction, answer: Answer) -> dict[str, Any]:
+    row = {
+        "task_id": one.task_id,
+        "kind": one.kind,
+        "prompt": one.prompt,
+        "completion": answer.text,
+        "source": answer.source,
+        "verified": answer.right,
+    }
+    return row | ({"test": one.test, "entry_point": one.entry_point} if one.kind == "code" else {})
+
+
+def deduplicate(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Keep the first of rows that are equal but for case, white space and quotes."""
+    first: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(tuple(tokens_of(row["prompt"] + row["completion"])), row)
+    return list(first.values()), len(rows) - len(first)
+
+
+def balance(rows: Sequence[dict[str, Any]], making: Making) -> tuple[list[dict[str, Any]], int]:
+    """As many rows as the wanted shares of the kinds allow, drawn by seed, in their old order; kinds not named go."""
+    if not making.mix:
+        return list(rows), 0
+    by_kind = {kind: [at for at, row in enumerate(rows) if row["kind"] == kind] for kind, _ in making.mix}
+    total = sum(weight for _, weight in making.mix)
+    size = min(len(by_kind[kind]) * total / weight for kind, weight in making.mix)
+    if not size:
+        missing = [kind for kind, found in by_kind.items() if not found]
+        raise DataError(f"--mix: no row of kind {', '.join(missing)} is left; take it out of the mix.")
+    kept: set[int] = set()
+    for kind, weight in making.mix:
+        kept.update(random.Random(making.seed).sample(by_kind[kind], round(size * weight / total)))
+    return [row for at, row in enumerate(rows) if at in kept], len(rows) - len(kept)
+
+
+def add_text(rows: Sequence[dict[str, Any]], texts: Sequence[str], making: Making) -> list[dict[str, Any]]:
+    """Plain text after the rows, drawn by seed, until it is the wanted share of all characters."""
+    room = (
+        sum(len(row["prompt"]) + len(row["completion"]) for row in rows) * making.text_share / (1 - making.text_share)
+    )
+    order, chosen, used = list(dict.fromkeys(texts)), [], 0
+    random.Random(making.seed).shuffle(order)
+    for text in order:
+        if rows and used >= room:
+            break
+        chosen.append(text[: int(room - used)] if rows else text)
+        used += len(text)
+    return [
+        *rows,
+        *({"kind": "text", "source": "text", "verified": None, "text": text} for text in chosen if text.strip()),
+    ]
+
+
+def _write(out: Path, rows: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> None:
+    """The sidecar first, so that rows never lie there without it."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_json(out.with_suffix(".meta.json"), meta)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)

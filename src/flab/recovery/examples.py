@@ -1,0 +1,122 @@
+"""From rows of a training file to packed rows of tokens with targets, and the split that only measures.
+
+A row of ``length`` tokens holds several examples; each attends to itself alone, because its positions start at 0 anew
+and no attention mask is given (transformers builds the block-diagonal mask from the positions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flab.calibrate import Window, windows_of
+from flab.errors import DataError
+from flab.recovery.loss import IGNORED
+from flab.samples import Sample
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+
+MOST_HELD_OUT = 512
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Packed rows to train on and to measure with, and what was counted on the way."""
+
+    train: Dataset
+    held_out: Dataset
+    counts: dict[str, int]
+
+
+def make_examples(
+    samples: Sequence[Sample], tokenizer: Tokenizer, eos: int | None, length: int, share: float, packing: bool
+) -> Examples:
+    """Tokenise, leave out what is too long, split by prompt, and pack.
+
+    Raises:
+        DataError: too little is left to train on and to measure with.
+    """
+    asked = [sample for sample in samples if sample.prompt]
+    whole = windows_of(asked, tokenizer, 1 << 30, eos)
+    fitting = [w for w in whole if len(w.ids) <= length and w.answer_from < len(w.ids)]
+    text = windows_of([sample for sample in samples if not sample.prompt], tokenizer, length, None)
+    parts: dict[bool, list[Window]] = {False: [], True: []}
+    ranks = {w.sample: _rank(asked[w.sample].prompt) for w in fitting}
+    limit = _limit(sorted(set(ranks.values())), share)
+    for window in fitting:
+        parts[ranks[window.sample] < limit].append(window)
+    parts[False] += [Window(w.ids, 0, w.sample) for w in text]
+    if not parts[True] or not parts[False]:
+        raise DataError(
+            f"{len(fitting)} examples of at most {length} tokens are too few to train on and to measure with: "
+            "give more rows, or a larger --length."
+        )
+    counts = {
+        "rows": len(samples),
+        "train": len(parts[False]),
+        "held_out": len(parts[True]),
+        "too_long": len(whole) - len(fitting),
+        "text_windows": len(text),
+        "train_tokens": sum(len(w.ids) for w in parts[False]),
+        "answer_tokens": sum(len(w.ids) - max(1, w.answer_from) for w in parts[False]),
+    }
+    train, held_out = (_pack(parts[key], length, packing) for key in (False, True))
+    return Examples(train, held_out, counts)
+
+
+def _rank(prompt: str) -> int:
+    """A number that depends on the prompt alone: all answers to one prompt fall on one side."""
+    return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _limit(ranks: Sequence[int], share: float) -> int:
+    """The rank below which prompts are held out: a share of them, at least one, at most ``MOST_HELD_OUT``."""
+    wanted = min(max(1, round(share * len(ranks))), MOST_HELD_OUT, max(0, len(ranks) - 1))
+    return ranks[wanted] if wanted < len(ranks) and ranks else 0
+
+
+def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
+    """Rows of ``input_ids``, ``targets`` (the next token, ``IGNORED`` where none is asked for) and ``seq_lengths``."""
+    from datasets import Dataset, disable_progress_bars
+
+    rows = {
+        "input_ids": [w.ids for w in windows],
+        "targets": [_targets(w) for w in windows],
+    }
+    disable_progress_bars()  # of datasets: packing takes a moment
+    data = Dataset.from_dict(rows)
+    if not packing:
+        return data.add_column("seq_lengths", [[len(w.ids)] for w in windows])
+    from trl import pack_dataset
+
+    return pack_dataset(data, length)
+
+
+def _targets(window: Window) -> list[int]:
+    following = [*window.ids[1:], IGNORED]
+    first = max(1, window.answer_from)  # the token at 0 has nothing before it
+    return [token if at + 1 >= first else IGNORED for at, token in enumerate(following)]
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch, B x T: padded on the right by what attends to nothing else and has no target.
+
+    ``within`` is true where the next token belongs to the same example.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "position_ids": [], "within": []}
+    for row in rows:
+        pad = width - len(row["input_ids"])
+        lengths = [*row["seq_lengths"], *([pad] if pad else [])]
+        batch["input_ids"].append([*row["input_ids"], *[0] * pad])
+        batch["targets"].append([*row["targets"], *[IGNORED] * pad])
+        batch["position_ids"].append([at for n in lengths for at in range(n)])
+        batch["within"].append([int(at < n - 1) for n in row["seq_lengths"] for at in range(n)] + [0] * pad)
+    tensors = {name: torch.tensor(values) for name, values in batch.items()}
+    return tensors | {"within": tensors["within"].bool()}

@@ -1,0 +1,214 @@
+"""What the original model is asked when training data is made: one :class:`Instruction` for each row of a file.
+
+Read are task files (functions with tests, chain of thought, output prediction, MBPP), ``prompt`` + ``completion`` rows,
+``instruction`` + ``answer`` rows, chats (``messages``), and plain ``text``. The kind follows from the fields.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flab.errors import DataError, OptionError
+from flab.evaluation.generate import cut_at_stop
+from flab.evaluation.output import prediction_of, read_literal
+from flab.evaluation.prompts import (
+    COMPLETION_STOP,
+    CUE,
+    END_MARKS,
+    LINE_STOP,
+    STEPS_STOP,
+    Message,
+    Render,
+    complete_output,
+)
+from flab.evaluation.rows import Row, read_rows
+from flab.evaluation.sandbox import Job
+from flab.evaluation.tasks import READERS, Explanation, Prediction, Problem, check_text, kinds_of
+
+STOPS = {"code": COMPLETION_STOP, "cot": STEPS_STOP, "output": LINE_STOP}
+ANSWERS = ("answer", "response", "output", "solution", "completion", "canonical_solution")
+FORMATS = (
+    "prompt + completion (optional test + entry_point), instruction + answer, messages, text, or a task's fields "
+    "(code, input, output; prompt, cot)"
+)
+CALL = re.compile(r"\n\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)
+FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One thing to ask, the data set's own answer if there is one, and what verifies an answer if anything does.
+
+    ``prompt`` is the text that the model continues; for a chat it is made by the model's template from ``messages``.
+    """
+
+    task_id: str
+    kind: str
+    prompt: str
+    reference: str | None = None
+    test: str | None = None
+    entry_point: str = ""
+    code: str = ""  # of output prediction: the function, and below the arguments of the call
+    call: str = ""
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content)
+
+    @property
+    def is_testable(self) -> bool:
+        """Whether an answer can be verified by running it or what it speaks of."""
+        return self.test is not None or self.kind == "output"
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """What ends the model's answer."""
+        return STOPS.get(self.kind, END_MARKS)
+
+    def job(self, answer: str) -> Job | None:
+        """What the sandbox runs to verify the answer; None where the answer cannot be right (no literal, no code)."""
+        if self.kind == "output":
+            return self._prediction_job(answer)
+        assert self.test is not None
+        program = self.prompt + cut_at_stop(answer, COMPLETION_STOP) if self.kind == "code" else code_in(answer)
+        return Job(program, self.test, self.entry_point) if program.strip() else None
+
+    def _prediction_job(self, answer: str) -> Job | None:
+        """The given code is run; of the answer only a literal's value is used, never the text itself."""
+        predicted = prediction_of(answer)
+        if read_literal(predicted) is None:
+            return None
+        value = ast.literal_eval(predicted)
+        test = (
+            f"def check(candidate):\n    result = candidate({self.call})\n    expected = {value!r}\n"
+            "    assert type(result) is type(expected) and result == expected\n"
+        )
+        return Job(self.code + "\n", test, self.entry_point)
+
+    def text(self) -> str:
+        """Question and reference: what is compared with evaluation files."""
+        asked = self.prompt or "\n".join(content for _, content in self.messages)
+        return asked + (self.reference or "")
+
+
+def code_in(answer: str) -> str:
+    """The first fenced block of a chat's answer, or all of it where there is no fence."""
+    found = FENCE.search(answer)
+    return found[1] + "\n" if found else answer
+
+
+def read_instructions(
+    paths: Sequence[str | Path], render: Render | None, limit: int | None = None
+) -> list[Instruction]:
+    """All rows of the files, in order; ids are made unique by the file's name and the row's number.
+
+    Raises:
+        DataError: nothing there, malformed, or fields that fit no format; names file and line.
+        OptionError: chats, and a model without a chat template.
+    """
+    if limit is not None and limit < 1:
+        raise OptionError(f"--limit: got {limit}, allowed 1 or more.")
+    found: list[Instruction] = []
+    for path in paths:
+        rows = read_rows(str(path), "train", limit)
+        found += [instruction_of(row, where, f"{Path(path).name}:{n}", render) for n, (where, row) in enumerate(rows)]
+    if not found:
+        raise DataError(f"{', '.join(map(str, paths))}: no instruction; give rows with {FORMATS}")
+    return found
+
+
+def instruction_of(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
+    """Read one row; the first format that fits decides."""
+    for fits, read in FORMS:
+        if fits(row):
+            return read(row, where, task_id, render)
+    raise DataError(f"{where}: the fields {', '.join(map(str, row)) or '(none)'} fit no instruction; needed: {FORMATS}")
+
+
+def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
+    """``messages``: the last one, if the assistant's, is the reference."""
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
+    ):
+        raise DataError(f"{where}: messages is no list of objects with role and content")
+    turns = [(str(m["role"]), check_text(m["content"], "content", where, blank=True)) for m in messages]
+    reference = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
+    return _rendered(turns, reference, row, where, task_id, render)
+
+
+def _instruction(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
+    """``instruction`` (and ``input``) with an answer: one turn of a chat where the model has a template."""
+    asked = check_text(row["instruction"], "instruction", where)
+    more = row.get("input")
+    if isinstance(more, str) and more.strip():
+        asked = f"{asked}\n\n{more}"
+    name = next((name for name in ANSWERS if row.get(name) is not None), None)
+    reference = check_text(row[name], name, where, blank=True) if name else None
+    return _rendered([("user", asked)], reference, row, where, task_id, render)
+
+
+def _rendered(
+    turns: list[tuple[str, str]], reference: str | None, row: Row, where: str, task_id: str, render: Render | None
+) -> Instruction:
+    if not turns:
+        raise DataError(f"{where}: messages holds no question; give at least one turn of the user")
+    if render is None:
+        raise OptionError(
+            f"{where}: a chat, and the model has no chat template; add chat_template.jinja, or give prompt + completion."
+        )
+    messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
+    test, entry = _test(row, where)
+    return Instruction(task_id, "chat", render(messages), reference, test, entry, messages=tuple(turns))
+
+
+def _completion(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
+    """``prompt`` + ``completion``: code where it has a test, else by how the prompt ends."""
+    prompt = check_text(row["prompt"], "prompt", where)
+    name = "completion" if row.get("completion") is not None else "canonical_solution"
+    reference = check_text(row[name], name, where, blank=True) if row.get(name) is not None else None
+    test, entry = _test(row, where)
+    if test is not None:
+        return Instruction(task_id, "code", prompt, reference, test, entry)
+    called = CALL.search(prompt)
+    if called:
+        code = prompt[: called.start()]
+        return Instruction(task_id, "output", prompt, reference, None, called["entry"], code, called["input"])
+    return Instruction(task_id, "cot" if prompt.rstrip().endswith(CUE) else "instruction", prompt, reference)
+
+
+def _test(row: Row, where: str) -> tuple[str | None, str]:
+    """The row's test and entry point."""
+    if row.get("test") is None:
+        return None, ""
+    entry = row.get("entry_point")
+    return check_text(row["test"], "test", where), check_text(entry, "entry_point", where) if entry is not None else ""
+
+
+def _task(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
+    """A row of a task file."""
+    item = READERS[kinds_of(row)[0]](row, where)
+    if isinstance(item, Problem):
+        return Instruction(task_id, "code", item.prompt, item.canonical_solution, item.test, item.entry_point)
+    if isinstance(item, Explanation):
+        return Instruction(task_id, "cot", item.prompt, item.cot)
+    assert isinstance(item, Prediction)
+    prompt = complete_output(item, None).prompt
+    return Instruction(task_id, "output", prompt, f" {item.output}\n", None, item.entry_point, item.code, item.input)
+
+
+def _text(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
+    return Instruction(task_id, "text", check_text(row["text"], "text", where))
+
+
+Reader = Callable[[Row, str, str, Render | None], Instruction]
+FORMS: tuple[tuple[Callable[[Row], Any], Reader], ...] = (
+    (lambda row: row.get("messages") is not None, _chat),
+    (lambda row: row.get("instruction") is not None, _instruction),
+    (lambda row: row.get("prompt") is not None and row.get("completion") is not None, _completion),
+    (kinds_of, _task),
+    (lambda row: row.get("prompt") is not None and row.get("canonical_solution") is not None, _completion),
+    (lambda row: row.get("text") is not None, _text),
+)

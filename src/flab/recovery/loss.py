@@ -1,0 +1,96 @@
+"""The training loss ``(1 - alpha) CE + alpha KL(teacher || student)``, chunked over tokens.
+
+The logits of one chunk are all that exists at once, forward and backward: each chunk is recomputed in the backward pass
+(``torch.utils.checkpoint``), so neither the teacher's nor the student's B x T x V tensor is ever held.
+The KL at a temperature is multiplied by its square (Hinton, Vinyals and Dean 2015, section 2.1), so that the size of
+its gradient does not depend on it. Legend: N tokens with a target, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from flab.objective import CHUNK_ELEMENTS
+
+IGNORED = -100  # the label of a token that is no target
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised. ``alpha`` is the weight of the KL; ``on`` says which tokens it is taken on.
+
+    The cross entropy is on answer tokens only, always; the KL on ``answers`` or on ``all`` tokens.
+    """
+
+    alpha: float = 1.0
+    temperature: float = 1.0
+    on: str = "answers"
+
+
+@dataclass
+class Terms:
+    """Sums over the tokens of a batch, in nats; each with its number of tokens."""
+
+    cross_entropy: torch.Tensor
+    answers: int
+    divergence: torch.Tensor
+    tokens: int
+
+
+def chunk_terms(
+    states_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    teacher_ND: torch.Tensor | None,
+    teacher_head: nn.Linear | None,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross entropy (tokens whose target is not ``IGNORED``) and summed KL (all tokens) of one chunk."""
+    logits_NV = nn.functional.linear(states_ND, weight_VD, bias_V).float()
+    cross_entropy = nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+    if teacher_ND is None or teacher_head is None:
+        return cross_entropy, cross_entropy.new_zeros(())
+    with torch.no_grad():
+        teacher_NV = (teacher_head(teacher_ND).float() / temperature).log_softmax(-1)
+    student_NV = (logits_NV / temperature).log_softmax(-1)
+    divergence = nn.functional.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)
+    return cross_entropy, divergence * temperature**2
+
+
+def loss_terms(
+    head: nn.Linear,
+    states_ND: torch.Tensor,
+    targets_N: torch.Tensor,
+    teacher_ND: torch.Tensor | None = None,
+    teacher_head: nn.Linear | None = None,
+    temperature: float = 1.0,
+) -> Terms:
+    """Both terms of the loss, with gradients to the states and the head.
+
+    Args:
+        head: the student's output head.
+        states_ND: the student's hidden states after the final norm, before the tokens to predict.
+        targets_N: the tokens to predict, ``IGNORED`` where only the KL counts.
+        teacher_ND: the teacher's hidden states of the same tokens; None leaves the KL out (0).
+        teacher_head: the teacher's output head, same vocabulary.
+    """
+    size = max(1, CHUNK_ELEMENTS // head.out_features)
+    cross_entropy, divergence = (
+        states_ND.new_zeros((), dtype=torch.float32),
+        states_ND.new_zeros((), dtype=torch.float32),
+    )
+    for start in range(0, len(states_ND), size):
+        part = slice(start, start + size)
+        teacher = None if teacher_ND is None else teacher_ND[part]
+        ce, kl = checkpoint(
+            chunk_terms, states_ND[part], head.weight, head.bias, targets_N[part], teacher, teacher_head, temperature,
+            use_reentrant=False,
+        )  # fmt: skip
+        cross_entropy, divergence = cross_entropy + ce, divergence + kl
+    answers = int((targets_N != IGNORED).sum())
+    return Terms(cross_entropy, answers, divergence, len(states_ND) if teacher_ND is not None else 0)

@@ -1,0 +1,61 @@
+"""Peak memory of a recovery: by formula before it starts, and as measured after it.
+
+``bytes = student weights + teacher weights + trainable * (4 gradient + 8 Adam) + activations + logits``: the weights as they
+are stored in memory, gradients and both moments of Adam in float32; activations of one micro-batch of M = micro_batch x
+length tokens; logits of one chunk. Activations per token and layer, in elements: 12 D (norms, residuals, attention and its
+inputs and outputs) + 2 q + 2 kv (projections) + 4 F (gate, up, activation, product), twice under gradient checkpointing for
+the one layer that is recomputed, and D for each other layer.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import torch
+
+from flab.objective import CHUNK_ELEMENTS
+from flab.recovery.settings import Training
+
+LOGIT_COPIES = 5  # logits, their gradient, both log-softmax results, the difference
+
+
+def predicted_peak(student: Any, teacher: Any, training: Training, parameters: int) -> int:
+    """Bytes on one device that holds the whole of both models."""
+    config = student.config
+    trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for model in (student, teacher) for p in unique(model))
+    tokens = training.micro_batch * training.length
+    element = 2 if student.dtype != torch.float32 else 4
+    return int(weights + 12 * trainable) + activation_bytes(config, tokens, element, training) + logit_bytes()
+
+
+def activation_bytes(config: Any, tokens: int, element: int, training: Training) -> int:
+    """What the backward pass of one micro-batch needs, without the logits."""
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    heads = config.num_attention_heads + getattr(config, "num_key_value_heads", config.num_attention_heads)
+    per_layer = int(12 * width + 2 * heads * head + 4 * config.intermediate_size)
+    if training.gradient_checkpointing:
+        return tokens * element * (layers * width + 2 * per_layer)
+    return tokens * element * layers * per_layer
+
+
+def logit_bytes() -> int:
+    """Student's and teacher's logits of one chunk, float32."""
+    return 4 * CHUNK_ELEMENTS * LOGIT_COPIES
+
+
+def unique(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters, tied ones once."""
+    return list(model.parameters())
+
+
+def measured_peak(device: torch.device) -> dict[str, Any]:
+    """``measured_bytes`` and ``method``: allocated on the CUDA device, or resident in this process since its start."""
+    if device.type == "cuda":
+        return {"measured_bytes": torch.cuda.max_memory_allocated(device), "method": "measured:cuda allocator"}
+    return {
+        "measured_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "method": "measured:resident set, whole process",
+    }

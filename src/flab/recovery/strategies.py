@@ -1,0 +1,137 @@
+"""Which answer becomes the target of training: the strategies that are compared, each a function of what is known.
+
+``verified-self`` is the paper's: the original's own answer where it is right, else the data set's where that one is,
+else none. What nothing can verify follows ``untested``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flab.errors import OptionError
+from flab.evaluation.generate import Decoding
+
+KINDS = ("code", "cot", "output", "chat", "instruction", "text")
+UNTESTED = ("reference", "self", "drop")
+GREEDY = 0  # the number of the greedy answer; the tries after it are drawn
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to an instruction: whose it is, and whether it is right (None: nothing can tell)."""
+
+    source: str  # "self" or "reference"
+    text: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """All answers to one instruction: the original's own, in the order of the tries, and the data set's."""
+
+    own: Sequence[Answer]
+    reference: Answer | None
+    is_testable: bool
+    untested: str = "reference"
+
+    def first_right(self) -> list[Answer]:
+        """The first of its own answers that is right."""
+        return [answer for answer in self.own if answer.right][:1]
+
+    def given(self) -> list[Answer]:
+        """The reference, unless its tests fail."""
+        return [self.reference] if self.reference is not None and self.reference.right is not False else []
+
+    def unverifiable(self) -> list[Answer]:
+        """What ``untested`` says for an instruction that nothing can verify."""
+        if self.untested == "drop":
+            return []
+        return list(self.own[:1]) if self.untested == "self" else self.given()
+
+
+def verified_self(known: Known) -> list[Answer]:
+    """Its own right answer, else the right reference."""
+    return (known.first_right() or known.given()) if known.is_testable else known.unverifiable()
+
+
+def reference(known: Known) -> list[Answer]:
+    """The data set's answers only, less those that fail their tests."""
+    return known.given()
+
+
+def own(known: Known) -> list[Answer]:
+    """Its own greedy answer, right or wrong."""
+    return list(known.own[:1])
+
+
+def mixed(known: Known) -> list[Answer]:
+    """Its own right answer and the right reference, both."""
+    return [*known.first_right(), *known.given()] if known.is_testable else known.unverifiable()
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to choose, and what that needs: own answers at all, and further tries where the first is wrong."""
+
+    choose: Callable[[Known], list[Answer]]
+    asks: bool
+    tries: bool
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "verified-self": Strategy(verified_self, asks=True, tries=True),
+    "reference": Strategy(reference, asks=False, tries=False),
+    "self": Strategy(own, asks=True, tries=False),
+    "mixed": Strategy(mixed, asks=True, tries=True),
+}
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a training file is made.
+
+    Attributes:
+        strategy: one of ``STRATEGIES``.
+        untested: what becomes of instructions that nothing can verify: ``reference``, ``self`` or ``drop``.
+        tries: answers drawn where the greedy one is wrong; temperature and top_p of those.
+        mix: wanted shares of kinds (``{"code": 2, "cot": 1}``), as many rows as they allow; empty takes all.
+        text_share: share of plain text in the file's characters, where text is given.
+    """
+
+    strategy: str = "verified-self"
+    untested: str = "reference"
+    tries: int = 4
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    batch_size: int = 64
+    mix: tuple[tuple[str, float], ...] = ()
+    text_share: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value, allowed in (
+            ("strategy", self.strategy, tuple(STRATEGIES)),
+            ("untested", self.untested, UNTESTED),
+        ):
+            if value not in allowed:
+                raise OptionError(f"--{flag}: got {value!r}, allowed {', '.join(allowed)}.")
+        if self.tries < 0:
+            raise OptionError(f"--tries: got {self.tries}, allowed 0 or more.")
+        if not self.temperature > 0:
+            raise OptionError(
+                f"--temperature: got {self.temperature:g}, allowed more than 0: the first answer is greedy anyway."
+            )
+        if not 0 < self.text_share < 1:
+            raise OptionError(f"--text-share: got {self.text_share:g}, allowed a share, more than 0 and less than 1.")
+        for kind, weight in self.mix:
+            if kind not in KINDS or not weight > 0:
+                raise OptionError(f"--mix: got {kind}={weight:g}, allowed {', '.join(KINDS)} with numbers above 0.")
+        assert self.decoding(GREEDY)
+
+    def decoding(self, sample: int) -> Decoding:
+        """Greedy for the first answer, drawn for the others."""
+        if sample == GREEDY:
+            return Decoding(self.max_new_tokens, 0.0, 1.0, self.batch_size)
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)

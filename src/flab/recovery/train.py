@@ -1,0 +1,260 @@
+"""Recover a pruned model: distil the original into it, save a stock folder, verify it.
+
+Works in ``OUT.training`` beside the output: checkpoints, and ``run.json`` with what is trained on what, so that the same
+command goes on after any stop. The output appears whole or not at all; the working folder goes once it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from flab import __version__
+from flab.checking import check, write_proof
+from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, resolve, save
+from flab.errors import CheckpointError, TrainingError
+from flab.families import shape_of
+from flab.folders import check_output, new_folder
+from flab.plans import Plan
+from flab.prepare import end_of_text, open_model, stored_dtype
+from flab.progress import say
+from flab.recipe import Options
+from flab.recovery.examples import Examples, make_examples
+from flab.recovery.memory import measured_peak, predicted_peak
+from flab.recovery.settings import Training
+from flab.recovery.teacher import open_teacher
+from flab.recovery.trainer import RecoveryTrainer, last_whole, make_trainer, remove_loss, seconds_per_step
+from flab.samples import files_under, read_samples, sha256_of
+
+RUN = "run.json"
+REPORT = "recovery.json"
+DEFAULT_EPOCHS = 3.0
+TRAINING_SHARE = 0.9  # of a time budget; the rest is for measuring held-out rows
+
+
+@dataclass
+class Bench:
+    """What one training works with; ``identity`` is all that decides its outcome on one machine."""
+
+    student: Checkpoint
+    teacher: Checkpoint
+    plan: Plan
+    examples: Examples
+    training: Training
+    identity: dict[str, Any]
+    work: Path
+    parameters: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def recover(
+    folder: str | Path,
+    teacher: str | Path,
+    data: str | Path,
+    out: str | Path,
+    training: Training | None = None,
+    options: Options | None = None,
+) -> dict[str, Any]:
+    """Train the pruned model in ``folder`` against its original, save the outcome at ``out``, verify it.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls this; the first one writes.
+
+    Raises:
+        TrainingError: the loss became no number, or ``OUT.training`` holds a training of other settings.
+        CheckpointError, PlanError, DataError, OptionError
+    """
+    training, options = training or Training(), options or Options()
+    out, source, original = Path(out), resolve(folder), resolve(teacher)
+    state = PartialState(cpu=options.device == "cpu")
+    check_output(out, options.overwrite, source)
+    check_output(out, options.overwrite, original)
+    bench = _prepare(source, original, Path(data), out, training, options)
+    _claim(bench, options.overwrite, state)
+    trainer = make_trainer(
+        bench.student, bench.teacher, bench.examples, training, bench.parameters, bench.work, options
+    )
+    steps = _steps(trainer, bench, state)
+    _train(trainer, bench, steps)
+    report = bench.facts | _outcome(trainer, bench)
+    model = _stock_model(trainer, bench, options)
+    if state.is_main_process:
+        _write(model, bench, out, report, options.overwrite)
+        report = {"output": str(out), **report, "check": check(out, original)}
+    state.wait_for_everyone()
+    return report
+
+
+def _prepare(source: Path, original: Path, data: Path, out: Path, training: Training, options: Options) -> Bench:
+    """Read everything, prove that student and teacher mean the same by every id, tokenise and pack."""
+    if not (source / "plan.json").is_file():
+        raise CheckpointError(f"{source} has no plan.json: give a folder that `flab prune` or `flab apply` wrote.")
+    plan = Plan.read(source / "plan.json")
+    samples = read_samples(data)
+    student, family = open_model(source, options)
+    parameters = shape_of(student.model, family).total
+    if training.method_for(parameters) == "full" and student.model.dtype != torch.float32:
+        student.model.float()  # full training needs float32 weights; the products may still be bfloat16
+    teacher, _ = open_teacher(original, plan, student, options)
+    eos = end_of_text(student.model, list(range(student.tokenizer.get_vocab_size())))
+    examples = make_examples(samples, student.tokenizer, eos, training.length, training.held_out, training.packing)
+    identity = {
+        "student": fingerprint(source),
+        "teacher": plan.model["sha256"],
+        "data": sha256_of(files_under(data)),
+        "training": training.to_json(),
+        "dtype": str(student.model.dtype).removeprefix("torch."),
+        "flab": __version__,
+    }
+    facts = {
+        "student": str(source.resolve()),
+        "teacher": str(original.resolve()),
+        "data": str(data.resolve()),
+        "examples": examples.counts,
+        "method": training.method_for(parameters),
+        "learning_rate": training.rate_for(parameters),
+        "identity": identity,
+    }
+    work = out.with_name(out.name + ".training")
+    return Bench(student, teacher, plan, examples, training, identity, work, parameters, facts)
+
+
+def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
+    """The working folder is new, or holds a stopped run of this very training."""
+    file = bench.work / RUN
+    before = json.loads(file.read_text()) if file.is_file() else None
+    changed = [n for n, v in bench.identity.items() if before is not None and before["identity"].get(n) != v]
+    if changed and not overwrite:
+        raise TrainingError(
+            f"{bench.work} holds a stopped training that differs in {', '.join(changed)}: repeat that command to go on, "
+            "pass --overwrite to start anew, or choose another output."
+        )
+    if bench.work.exists() and before is None and any(bench.work.iterdir()):
+        raise TrainingError(f"{bench.work} is a folder but holds no training: choose another output.")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if changed:
+            shutil.rmtree(bench.work)
+        bench.work.mkdir(parents=True, exist_ok=True)
+        if before is None or changed:
+            file.write_text(json.dumps({"identity": bench.identity}) + "\n")
+    state.wait_for_everyone()
+
+
+def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
+    """Optimizer steps that the budget allows; those of a time budget are measured once and kept for a later start."""
+    training, rows = bench.training, len(bench.examples.train)
+    file = bench.work / RUN
+    known = json.loads(file.read_text())
+    if "steps" in known:
+        return int(known["steps"])
+    per_epoch = max(1, math.ceil(rows / training.batch))
+    if training.steps is not None:
+        steps = float(training.steps)
+    elif training.tokens is not None:
+        steps = training.tokens / (bench.examples.counts["train_tokens"] / per_epoch)
+    elif training.minutes is not None:
+        steps = TRAINING_SHARE * 60 * training.minutes / seconds_per_step(trainer)
+    else:
+        steps = per_epoch * (training.epochs or DEFAULT_EPOCHS)
+    chosen = [max(1, round(steps))]
+    broadcast_object_list(chosen)
+    if state.is_main_process:
+        file.write_text(json.dumps({**known, "steps": chosen[0]}) + "\n")
+    state.wait_for_everyone()
+    return chosen[0]
+
+
+def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
+    """Go on from the newest whole checkpoint, if there is one, to the end."""
+    start, spent = last_whole(bench.work)
+    if start is not None:
+        say_main(trainer, f"going on from {start}")
+    trainer.plan_steps(bench.training, steps, spent, resumed=start is not None)
+    try:
+        with quiet():
+            trainer.train(resume_from_checkpoint=str(start) if start is not None else None)
+    except TrainingError as error:
+        good, _ = last_whole(bench.work)
+        kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+        raise TrainingError(
+            f"{error}: {kept}. Lower --learning-rate (it was {bench.facts['learning_rate']:g})."
+        ) from None
+    finally:
+        trainer.stop_bar()
+
+
+def say_main(trainer: RecoveryTrainer, message: str) -> None:
+    """One line, from the first process only."""
+    if trainer.is_world_process_zero():
+        say(message)
+
+
+def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
+    """What the training reached, and its curve."""
+    history = trainer.state.log_history
+    curve = [entry for entry in history if "eval_loss" in entry or "loss" in entry]
+    measured = [entry for entry in curve if "eval_loss" in entry]
+    best = min(measured, key=lambda entry: entry["eval_loss"])
+    _, seconds = last_whole(bench.work)
+    tokens = bench.examples.counts["train_tokens"] / max(1, len(bench.examples.train)) * bench.training.batch
+    return {
+        "steps": trainer.state.global_step,
+        "planned_steps": trainer.state.max_steps,
+        "chosen_step": best["step"],
+        "stopped_early": trainer.state.global_step < trainer.state.max_steps,
+        "tokens": round(tokens * trainer.state.global_step),
+        "seconds": seconds,
+        "devices": trainer.args.world_size,
+        "device": trainer.args.device.type,
+        "held_out": {"before": _terms(measured[0]), "after": _terms(best)},
+        "peak_memory": {
+            "predicted_bytes": predicted_peak(bench.student.model, bench.teacher.model, bench.training, bench.parameters),
+            **measured_peak(trainer.args.device),
+        },
+        "curve": curve,
+    }  # fmt: skip
+
+
+def _terms(entry: dict[str, Any]) -> dict[str, Any]:
+    names = ("loss", "cross_entropy", "kl")
+    return {"step": entry["step"]} | {n: entry[f"eval_{n}"] for n in names if f"eval_{n}" in entry}
+
+
+def _stock_model(trainer: RecoveryTrainer, bench: Bench, options: Options) -> Any:
+    """The trained model without adapters, wrappers and our loss; None in all processes but the first."""
+    whole = trainer.whole_state() if trainer.is_sharded else None
+    if not trainer.is_world_process_zero():
+        return None
+    model = bench.student.model
+    if whole is not None:
+        model = open_model(bench.facts["student"], options)[0].model
+        model.load_state_dict(whole)
+    elif bench.facts["method"] == "lora":
+        model = trainer.model.merge_and_unload()
+        remove_loss(model)
+    else:
+        remove_loss(model)
+    return model.requires_grad_(False).eval().to("cpu")
+
+
+def _write(model: Any, bench: Bench, out: Path, report: dict[str, Any], overwrite: bool) -> None:
+    """The stock folder: model, tokenizer, the student's plan, the proof and the report."""
+    source = Path(bench.facts["student"])
+    cast_parameters(model, stored_dtype(source))
+    with new_folder(out, overwrite) as folder:
+        bench.student.model, bench.student.path = model, source
+        save(bench.student, folder, None)
+        for name in ("plan.json", "kept_tokens.json"):
+            shutil.copyfile(source / name, folder / name)
+        write_proof(model, folder, refit=bench.plan.refit.kind, trained=True)
+        (folder / REPORT).write_text(json.dumps(report | {"written": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
+    shutil.rmtree(bench.work, ignore_errors=True)

@@ -1,0 +1,351 @@
+"""transformers' Trainer with the loss replaced by ours, and its callbacks: progress, time limit, whole checkpoints.
+
+The student's ``forward`` is replaced by one that returns the loss, so that the chunked head runs inside whatever wraps
+the model (PEFT, DDP, FSDP); the teacher runs before it, without gradients. There is no training loop here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType
+from peft import LoraConfig, get_peft_model
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from flab.checkpoint import Checkpoint
+from flab.errors import OptionError, TrainingError
+from flab.progress import console
+from flab.recipe import Options
+from flab.recovery.examples import Examples, collate
+from flab.recovery.loss import IGNORED, Objective, loss_terms
+from flab.recovery.settings import Training
+from flab.recovery.teacher import final_states
+
+COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
+LOGGED = 100  # points of the curve of the training loss
+
+
+def install_loss(student: Any, teacher_head: Any, objective: Objective) -> None:
+    """Replace the forward of a causal LM by one that returns the loss and its sums; see :func:`distilled_forward`."""
+    student.forward = partial(distilled_forward, student, teacher_head, objective)
+
+
+def remove_loss(student: Any) -> None:
+    """Give the model its own forward back."""
+    del student.forward
+
+
+def distilled_forward(
+    student: Any,
+    teacher_head: Any,
+    objective: Objective,
+    input_ids: torch.Tensor,
+    targets: torch.Tensor,
+    position_ids: torch.Tensor,
+    within: torch.Tensor,
+    teacher_states: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
+    **_: Any,
+) -> dict[str, torch.Tensor]:
+    """``(1 - alpha) CE + alpha KL`` of a batch of packed rows, each term a mean over its own tokens.
+
+    ``counts`` (answer tokens, KL tokens) are those of the whole step where it is larger than this batch.
+    """
+    states = final_states(student, input_ids, position_ids)
+    used = chosen_tokens(targets, within, objective)
+    taught = teacher_states if objective.alpha > 0 else None
+    terms = loss_terms(
+        student.get_output_embeddings(), states[used], targets[used], taught, teacher_head, objective.temperature
+    )
+    answers, tokens = (terms.answers, terms.tokens) if counts is None else counts.unbind()
+    loss = (1 - objective.alpha) * terms.cross_entropy / _least_one(answers)
+    loss = loss + objective.alpha * terms.divergence / _least_one(tokens)
+    sums = torch.stack(
+        [terms.cross_entropy, loss.new_tensor(terms.answers), terms.divergence, loss.new_tensor(terms.tokens)]
+    )
+    return {"loss": loss, "sums": sums.detach()}
+
+
+def chosen_tokens(targets: torch.Tensor, within: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """Mask (B, T) of the positions whose next token counts in either term."""
+    return within if objective.on == "all" and objective.alpha > 0 else targets != IGNORED
+
+
+def _least_one(count: Any) -> Any:
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(1, count)
+
+
+class RecoveryTrainer(Trainer):  # type: ignore[misc]
+    """Trainer whose loss is :func:`distilled_forward`; logs both terms as means over tokens of all devices."""
+
+    def __init__(self, teacher: Any, objective: Objective, **given: Any) -> None:
+        super().__init__(**given)
+        self.teacher, self.objective = teacher, objective
+        self.sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.loss_is_scaled_for_ga = True  # the counts are those of the whole step
+        self.bar: Progressing | None = None
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one step, and the tokens that both terms have in all of them, on all devices."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        answers = sum(int((b["targets"] != IGNORED).sum()) for b in batches)
+        tokens = sum(int(chosen_tokens(b["targets"], b["within"], self.objective).sum()) for b in batches)
+        counts = torch.tensor([answers, tokens], device=device)
+        return batches, self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one micro-batch, scaled so that the sum over micro-batches and the mean over devices is the step's."""
+        states = self._teacher_states(inputs) if self.objective.alpha > 0 else None
+        outputs = model(**inputs, teacher_states=states, counts=num_items_in_batch)
+        loss, mode = outputs["loss"], "train" if model.training else "eval"
+        if not torch.isfinite(loss.detach()):
+            raise TrainingError(f"the loss is {loss.item()} at step {self.state.global_step}")
+        self.sums[mode].append(outputs["sums"])
+        if num_items_in_batch is not None and self.args.world_size > 1:
+            loss = loss * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _teacher_states(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The teacher's hidden states of the tokens that count, (N, D)."""
+        states = final_states(self.teacher, inputs["input_ids"], inputs["position_ids"])
+        return states[chosen_tokens(inputs["targets"], inputs["within"], self.objective)]
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """The loss of a batch that only measures."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds the whole model."""
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
+
+    def whole_state(self) -> dict[str, torch.Tensor]:
+        """The state of a sharded model, gathered: to be called by all processes, whole in the first."""
+        state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return state
+
+    def plan_steps(self, training: Training, steps: int, spent: float, resumed: bool) -> None:
+        """Fix the number of steps, when to measure and save, and the time limit; ``spent`` are seconds of earlier starts."""
+        args, limit = self.args, training.minutes
+        args.max_steps = steps
+        args.warmup_steps = round(training.warmup * steps)
+        args.eval_steps = args.save_steps = max(1, math.ceil(steps / training.evaluations))
+        args.logging_steps = max(1, math.ceil(steps / LOGGED))
+        args.eval_on_start = not resumed
+        self.bar = Progressing()
+        for callback in (self.bar, MarkWhole(spent), *([TimeLimit(60 * limit, spent)] if limit is not None else [])):
+            self.add_callback(callback)
+
+    def stop_bar(self) -> None:
+        """Take the progress bar away, however training ended."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put means over tokens in the place of means over batches."""
+        evaluated = any(name.startswith("eval_") for name in logs)
+        sums = self.sums.pop("eval" if evaluated else "train", None)
+        if sums:
+            total = torch.stack(sums).double().sum(0)
+            total = self.accelerator.reduce(total.float(), "sum") if self.args.world_size > 1 else total
+            logs.update(means(total.tolist(), self.objective, "eval_" if evaluated else ""))
+        super().log(logs, start_time)
+
+
+def means(sums: list[float], objective: Objective, prefix: str = "") -> dict[str, float]:
+    """Nats per token of both terms, and what is minimised; the KL is left out where none was taken."""
+    cross_entropy, answers, divergence, tokens = sums
+    ce, kl = cross_entropy / max(1.0, answers), divergence / max(1.0, tokens)
+    found = {"loss": (1 - objective.alpha) * ce + objective.alpha * kl, "cross_entropy": ce}
+    return {prefix + name: value for name, value in (found | ({"kl": kl} if tokens else {})).items()}
+
+
+class Progressing(TrainerCallback):  # type: ignore[misc]
+    """A bar with the step, the loss, the held-out loss and the time left."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.text = {"loss": "", "held out": ""}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        shown = console.is_terminal and state.is_world_process_zero
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
+        self.bar.start()
+        self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        for name, key in (("loss", "loss"), ("held out", "eval_loss")):
+            if key in logs:
+                self.text[name] = f", {name} {logs[key]:.4f}"
+        if self.bar is not None:
+            self.bar.update(self.task, description="Training" + "".join(self.text.values()))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class TimeLimit(TrainerCallback):  # type: ignore[misc]
+    """Stop after so many seconds of training, those of earlier, stopped processes included; evaluates and saves then."""
+
+    def __init__(self, seconds: float, spent: float) -> None:
+        self.limit, self.spent, self.start = seconds, spent, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.spent + time.monotonic() - self.start > self.limit:
+            control.should_evaluate = control.should_save = control.should_training_stop = True
+
+
+class MarkWhole(TrainerCallback):  # type: ignore[misc]
+    """Leave a file in each checkpoint once all of it is written: the seconds of training so far."""
+
+    def __init__(self, spent: float) -> None:
+        self.spent, self.start = spent, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            seconds = self.spent + time.monotonic() - self.start
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).write_text(f"{seconds:.2f}\n")
+
+
+def last_whole(folder: Path) -> tuple[Path | None, float]:
+    """The newest checkpoint that was written to its end, and the seconds of training it stands for."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    if not whole:
+        return None, 0.0
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    return newest, float((newest / COMPLETE).read_text())
+
+
+def make_trainer(
+    student: Checkpoint,
+    teacher: Checkpoint,
+    examples: Examples,
+    training: Training,
+    parameters: int,
+    work: Path,
+    options: Options,
+) -> RecoveryTrainer:
+    """A trainer that is ready but for the number of steps; the student gets our loss, and adapters where asked.
+
+    Raises:
+        OptionError: a batch that the devices cannot share evenly.
+    """
+    set_seed(training.seed)
+    objective = Objective(training.alpha, training.temperature, training.kl_on)
+    args = _arguments(training, parameters, work, options)
+    model = student.model.requires_grad_(True)
+    install_loss(model, teacher.model.get_output_embeddings(), objective)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if training.method_for(parameters) == "lora":
+        model.requires_grad_(False)
+        rank = training.lora_rank
+        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+        if training.gradient_checkpointing:
+            model.enable_input_require_grads()
+    trainer = RecoveryTrainer(
+        teacher.model.to(args.device),
+        objective,
+        model=model,
+        args=args,
+        train_dataset=examples.train,
+        eval_dataset=examples.held_out,
+        data_collator=collate,
+        callbacks=[EarlyStoppingCallback(training.patience)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(training: Training, parameters: int, work: Path, options: Options) -> TrainingArguments:
+    """What transformers is told; steps are set later, see :meth:`RecoveryTrainer.plan_steps`."""
+    cpu = options.device == "cpu"
+    args = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=training.micro_batch,
+        per_device_eval_batch_size=training.micro_batch,
+        learning_rate=training.rate_for(parameters),
+        lr_scheduler_type="cosine",
+        weight_decay=training.weight_decay,
+        eval_strategy="steps",
+        save_strategy="steps",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        seed=training.seed,
+        data_seed=training.seed,
+        use_cpu=cpu,
+        bf16=options.dtype == "bfloat16" or (options.dtype == "auto" and not cpu),
+        disable_tqdm=True,
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=["targets"],
+        ddp_find_unused_parameters=False,
+    )
+    share = training.micro_batch * args.world_size
+    if training.batch % share:
+        raise OptionError(
+            f"--batch {training.batch}: {args.world_size} processes with --micro-batch {training.micro_batch} need a "
+            f"multiple of {share}."
+        )
+    args.gradient_accumulation_steps = training.batch // share
+    return args
+
+
+def seconds_per_step(trainer: RecoveryTrainer, steps: int = 3) -> float:
+    """The median time of forward and backward of one step; no weight is changed.
+
+    With a time budget the number of steps has to be known before the first, because the learning rate falls with them.
+    """
+    model, micro = trainer.model.to(trainer.args.device).train(), trainer.args.gradient_accumulation_steps
+    batches = iter(DataLoader(trainer.train_dataset, trainer.args.per_device_train_batch_size, collate_fn=collate))
+    taken = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        for _, batch in zip(range(micro), batches, strict=False):
+            placed = {name: value.to(trainer.args.device) for name, value in batch.items()}
+            trainer.compute_loss(model, placed).backward()
+        taken.append(time.perf_counter() - start)
+    model.zero_grad(set_to_none=True)
+    trainer.sums.clear()
+    return sorted(taken)[len(taken) // 2]
