@@ -71,8 +71,8 @@ def answer(
 
 
 def _key(one: Instruction, sample: int) -> Key:
-    """An answer is that of a prompt: a row that changes is asked anew."""
-    digest = hashlib.sha256(one.prompt.encode("utf-8", "surrogatepass")).hexdigest()
+    """An answer is that of a prompt and its stop strings: a row that changes is asked anew."""
+    digest = hashlib.sha256("\0".join((one.prompt, *one.stop)).encode("utf-8", "surrogatepass")).hexdigest()
     return TASK, f"{one.task_id}-{digest[:12]}", sample
 
 

@@ -25,7 +25,7 @@ from flab.recipe import Options
 from flab.recovery.answers import ask, outcomes, verdicts, verify_references
 from flab.recovery.instructions import Instruction, read_instructions
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
-from flab.samples import files_under, read_samples, sha256_of
+from flab.samples import read_samples, sha256_of
 
 
 def make_data(
@@ -44,23 +44,24 @@ def make_data(
     Args:
         model: the original, whose words the answers are in.
         instructions: files of what to ask, see ``flab.recovery.instructions``.
-        against: evaluation files; instructions that overlap with them are left out.
+        against: evaluation files; instructions and texts that overlap with them are left out.
         text: plain text or source files, for continued pre-training.
 
     Raises:
         DataError, OptionError, CheckpointError, SandboxError
     """
     making, options, out = making or Making(), options or Options(), Path(out)
-    part, strategy = Shard.parse(shard) if shard is not None else None, STRATEGIES[making.strategy]
-    _check_out(out, options.overwrite or part is not None)
+    part, strategy = _part(shard, making), STRATEGIES[making.strategy]
+    _check_out(out, options.overwrite or part is not None, (*instructions, *text, *against))
     subject = open_subject(model, options)
     asked = read_instructions(instructions, subject.render, limit)
+    asked += [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
     steps = [count("read", asked)]
     asked, left_out = decontaminate(asked, against)
     steps.append(count("decontaminate", asked, contaminated=left_out))
     texts = [one.prompt for one in asked if one.kind == "text"]
-    texts += [sample.text for path in text for sample in read_samples(Path(path))]
     asked = [one for one in asked if one.kind != "text"]
+    steps += [count("set text aside", asked, text=len(texts))] if texts else []
     sandbox = Sandbox.detect(options.unsandboxed) if any(one.is_testable for one in asked) else None
     facts = {"model": subject.identity["sha256"], "dtype": subject.identity["dtype"], "flab": __version__}
     own: dict[str, list[Answer]] = {}
@@ -78,8 +79,8 @@ def make_data(
         "format": 1,
         **facts,
         "model_path": subject.identity["path"],
-        "instructions": [{"path": str(path), "sha256": _digest(path)} for path in instructions],
-        "against": [str(path) for path in against],
+        **{"instructions": _digests(instructions), "text": _digests(text), "against": list(map(str, against))},
+        "limit": limit,
         "making": asdict(making),
         "sandbox": sandbox.level if sandbox is not None else None,
         "steps": steps,
@@ -117,16 +118,29 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"rows": len(rows), "kinds": kinds, "sources": sources}
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
     if out.is_dir() or not out.parent.is_dir():
         problem = "is a folder" if out.is_dir() else f"cannot be written: no folder {out.parent}"
         raise OptionError(f"--output {out} {problem}: give the name of a .jsonl file in a folder that exists.")
     if out.exists() and not overwrite:
         raise OptionError(f"the output {out} exists: pass --overwrite to replace it, or choose another.")
+    if out.exists() and any(Path(path).exists() and out.samefile(path) for path in read):
+        raise OptionError(f"--output {out} is one of the files that are read: choose another.")
 
 
-def _digest(path: str | Path) -> str | None:
-    return sha256_of(files_under(Path(path))) if Path(path).exists() else None
+def _part(shard: str | None, making: Making) -> Shard | None:
+    part = Shard.parse(shard) if shard is not None else None
+    if part is not None and not STRATEGIES[making.strategy].asks:
+        raise OptionError(f"--shard {part}: strategy {making.strategy} asks the model nothing; leave --shard out.")
+    return part
+
+
+def _digests(paths: Sequence[str | Path]) -> list[dict[str, str | None]]:
+    """Paths with the digest of the file, or of all files in the folder; None for a hub id."""
+    found = {}
+    for path in map(Path, paths):
+        found[str(path)] = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    return [{"path": path, "sha256": sha256_of(files) if files else None} for path, files in found.items()]
 
 
 def count(step: str, rows: Sequence[Any], **more: int) -> dict[str, Any]:

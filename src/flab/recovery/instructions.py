@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError, OptionError
-from flab.evaluation.generate import cut_at_stop
 from flab.evaluation.output import prediction_of, read_literal
 from flab.evaluation.prompts import (
     COMPLETION_STOP,
@@ -36,8 +35,17 @@ FORMATS = (
     "prompt + completion (optional test + entry_point), instruction + answer, messages, text, or a task's fields "
     "(code, input, output; prompt, cot)"
 )
-CALL = re.compile(r"\n\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)
-FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+CALL = re.compile(r"(?P<code>.*)\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)  # the last one
+FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+PYTHON = ("", "python", "python3", "py")
+TYPED = """def typed(value):
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind, tuple(map(typed, value))
+    if kind is dict:
+        return kind, frozenset((typed(key), typed(one)) for key, one in value.items())
+    return kind, frozenset(map(typed, value)) if kind is set else value
+"""  # equal only if the types are, at every depth, as flab.evaluation.output compares
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Instruction:
         if self.kind == "output":
             return self._prediction_job(answer)
         assert self.test is not None
-        program = self.prompt + cut_at_stop(answer, COMPLETION_STOP) if self.kind == "code" else code_in(answer)
+        program = self.prompt + answer if self.kind == "code" else code_in(answer)
         return Job(program, self.test, self.entry_point) if program.strip() else None
 
     def _prediction_job(self, answer: str) -> Job | None:
@@ -80,11 +88,11 @@ class Instruction:
         predicted = prediction_of(answer)
         if read_literal(predicted) is None:
             return None
-        value = ast.literal_eval(predicted)
-        test = (
-            f"def check(candidate):\n    result = candidate({self.call})\n    expected = {value!r}\n"
-            "    assert type(result) is type(expected) and result == expected\n"
-        )
+        try:
+            value = repr(ast.literal_eval(predicted))
+        except ValueError:  # a hexadecimal number of more digits than Python writes
+            return None
+        test = f"{TYPED}def check(candidate):\n    assert typed(candidate({self.call})) == typed({value})\n"
         return Job(self.code + "\n", test, self.entry_point)
 
     def text(self) -> str:
@@ -94,15 +102,14 @@ class Instruction:
 
 
 def code_in(answer: str) -> str:
-    """The first fenced block of a chat's answer, or all of it where there is no fence."""
-    found = FENCE.search(answer)
-    return found[1] + "\n" if found else answer
+    """The first fenced block of Python in a chat's answer, or all of it where there is none."""
+    return next((code for name, code in FENCE.findall(answer) if name.lower() in PYTHON), answer)
 
 
 def read_instructions(
     paths: Sequence[str | Path], render: Render | None, limit: int | None = None
 ) -> list[Instruction]:
-    """All rows of the files, in order; ids are made unique by the file's name and the row's number.
+    """All rows of the files, in order; ids are the file's name, numbered where two have it, and the row's number.
 
     Raises:
         DataError: nothing there, malformed, or fields that fit no format; names file and line.
@@ -111,9 +118,11 @@ def read_instructions(
     if limit is not None and limit < 1:
         raise OptionError(f"--limit: got {limit}, allowed 1 or more.")
     found: list[Instruction] = []
-    for path in paths:
+    for at, path in enumerate(paths):
+        before = sum(Path(other).name == Path(path).name for other in paths[:at])
+        name = Path(path).name + (f"#{before + 1}" if before else "")
         rows = read_rows(str(path), "train", limit)
-        found += [instruction_of(row, where, f"{Path(path).name}:{n}", render) for n, (where, row) in enumerate(rows)]
+        found += [instruction_of(row, where, f"{name}:{n}", render) for n, (where, row) in enumerate(rows)]
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: no instruction; give rows with {FORMATS}")
     return found
@@ -142,8 +151,8 @@ def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruct
 def _instruction(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
     """``instruction`` (and ``input``) with an answer: one turn of a chat where the model has a template."""
     asked = check_text(row["instruction"], "instruction", where)
-    more = row.get("input")
-    if isinstance(more, str) and more.strip():
+    more = check_text(row["input"], "input", where, blank=True) if row.get("input") is not None else ""
+    if more.strip():
         asked = f"{asked}\n\n{more}"
     name = next((name for name in ANSWERS if row.get(name) is not None), None)
     reference = check_text(row[name], name, where, blank=True) if name else None
@@ -172,19 +181,19 @@ def _completion(row: Row, where: str, task_id: str, render: Render | None) -> In
     test, entry = _test(row, where)
     if test is not None:
         return Instruction(task_id, "code", prompt, reference, test, entry)
-    called = CALL.search(prompt)
+    called = CALL.match(prompt)
     if called:
-        code = prompt[: called.start()]
-        return Instruction(task_id, "output", prompt, reference, None, called["entry"], code, called["input"])
+        return Instruction(task_id, "output", prompt, reference, None, called["entry"], called["code"], called["input"])
     return Instruction(task_id, "cot" if prompt.rstrip().endswith(CUE) else "instruction", prompt, reference)
 
 
 def _test(row: Row, where: str) -> tuple[str | None, str]:
-    """The row's test and entry point."""
+    """The row's test, and the entry point without which nothing passes it."""
     if row.get("test") is None:
         return None, ""
-    entry = row.get("entry_point")
-    return check_text(row["test"], "test", where), check_text(entry, "entry_point", where) if entry is not None else ""
+    if row.get("entry_point") is None:
+        raise DataError(f"{where}: test without entry_point; name the function that the test calls")
+    return check_text(row["test"], "test", where), check_text(row["entry_point"], "entry_point", where)
 
 
 def _task(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flab.errors import OptionError
 from flab.evaluation.generate import Decoding
 
-KINDS = ("code", "cot", "output", "chat", "instruction", "text")
+KINDS = ("code", "cot", "output", "chat", "instruction")  # those of a mix; plain text has a share of its own
 UNTESTED = ("reference", "self", "drop")
 GREEDY = 0  # the number of the greedy answer; the tries after it are drawn
 
@@ -126,9 +126,11 @@ class Making:
         if not 0 < self.text_share < 1:
             raise OptionError(f"--text-share: got {self.text_share:g}, allowed a share, more than 0 and less than 1.")
         for kind, weight in self.mix:
-            if kind not in KINDS or not weight > 0:
+            if kind not in KINDS or not 0 < weight < float("inf"):
                 raise OptionError(f"--mix: got {kind}={weight:g}, allowed {', '.join(KINDS)} with numbers above 0.")
-        assert self.decoding(GREEDY)
+        if len(dict(self.mix)) < len(self.mix):
+            raise OptionError("--mix: a kind is named twice; give each one number.")
+        assert self.decoding(GREEDY) != self.decoding(GREEDY + 1), "the drawn answers are the greedy ones"
 
     def decoding(self, sample: int) -> Decoding:
         """Greedy for the first answer, drawn for the others."""

@@ -203,7 +203,12 @@ def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
     history = trainer.state.log_history
     curve = [entry for entry in history if "eval_loss" in entry or "loss" in entry]
     measured = [entry for entry in curve if "eval_loss" in entry]
-    best = min(measured, key=lambda entry: entry["eval_loss"])
+    best = min(measured[1:] or measured, key=lambda entry: entry["eval_loss"])
+    if not best["eval_loss"] < measured[0]["eval_loss"]:
+        raise TrainingError(
+            f"no step was better than none: the held-out loss went from {measured[0]['eval_loss']:.4f} to "
+            f"{best['eval_loss']:.4f} at best. Lower --learning-rate (it was {bench.facts['learning_rate']:g}), or give more rows."
+        )
     _, seconds = last_whole(bench.work)
     tokens = bench.examples.counts["train_tokens"] / max(1, len(bench.examples.train)) * bench.training.batch
     return {

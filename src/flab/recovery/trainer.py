@@ -129,6 +129,10 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         states = final_states(self.teacher, inputs["input_ids"], inputs["position_ids"])
         return states[chosen_tokens(inputs["targets"], inputs["within"], self.objective)]
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """All held-out rows in every process: shared out, some would count twice to make the shares even."""
+        return DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=collate)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """The loss of a batch that only measures."""
         inputs = self._prepare_inputs(inputs)
