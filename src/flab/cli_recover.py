@@ -37,6 +37,12 @@ Mix = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND=SHARE", help="Wanted shares of kinds, e.g. code=2; repeat for several."),
 ]
+OwnTexts = Annotated[
+    int,
+    typer.Option(
+        help="Texts that the model writes on its own, from the first words of instructions (chats: questions too)."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer; what is cut off is no answer.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows of each file.")]
@@ -57,6 +63,7 @@ def data(
     top_p: TopP = Making.top_p,
     mix: Mix = None,
     text_share: TextShare = Making.text_share,
+    own_texts: OwnTexts = Making.own_texts,
     max_new_tokens: MaxNewTokens = Making.max_new_tokens,
     batch_size: BatchSize = Making.batch_size,
     seed: Seed = Making.seed,

@@ -7,6 +7,8 @@ names the nearest one.
 from __future__ import annotations
 
 import difflib
+import re
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -17,6 +19,9 @@ import yaml
 
 from flab import assets
 from flab.errors import OptionError
+from flab.evaluation.rows import is_hub_id
+from flab.evaluation.runs import Settings
+from flab.evaluation.tasks import parse_task_argument
 from flab.recipe import Options, Recipe
 from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
@@ -49,6 +54,16 @@ class Evaluation:
     max_new_tokens: int = 256
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        assert self.settings
+
+    @property
+    def settings(self) -> Settings:
+        """The same, as a run takes it; OptionError where a value is out of range."""
+        return Settings(
+            self.preset, self.samples, self.temperature, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
+        )
+
 
 @dataclass(frozen=True)
 class RecipeFile:
@@ -64,6 +79,27 @@ class RecipeFile:
 
 
 SECTIONS = ("model", "prune", "data", "recover", "evaluate", "options")
+BUNDLED_TASKS = (assets.problems_path(), assets.cot_path(), assets.outputs_path())
+TYPES = {
+    float: "a number", int: "a whole number", str: "text", bool: "true or false", tuple: "a list", type(None): "null",
+}  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key is given once, and ``1e-3`` is a number (YAML 1.1 reads text)."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            keys.add(str(key.value))
+        return node
+
+
+_EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))  # type: ignore[no-untyped-call]
 
 
 def read_recipe(path: Path) -> RecipeFile:
@@ -72,107 +108,135 @@ def read_recipe(path: Path) -> RecipeFile:
     Raises:
         OptionError: not there, no YAML, an unknown key (with the nearest), a value of the wrong type or out of range.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"{path}: cannot be read ({error.strerror}); give a recipe, e.g. recipes/quickstart.yml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    top = _mapping(raw, str(path))
+    top = _mapping(_load(path), str(path))
     _check_keys(top, SECTIONS, str(path))
     missing = [name for name in ("model", "evaluate") if name not in top]
     if missing:
         raise OptionError(f"{path}: {' and '.join(missing)} missing; a recipe has {', '.join(SECTIONS)}.")
     if ("data" in top) != ("recover" in top):
         raise OptionError(f"{path}: data and recover go together; give both, or neither to prune without training.")
-    folder = path.parent
-    prune = dict(_mapping(top.get("prune", {}), f"{path}: prune"))
-    prune |= {n: _path(prune[n], folder, {BUNDLED: None}) for n in ("calibration",) if n in prune}
-    prune |= {n: tuple(_path(p, folder) for p in _list(prune[n])) for n in ("corpus",) if n in prune}
+    recover = _made(Training, top["recover"], f"{path}: recover") if "recover" in top else None
     return RecipeFile(
         path,
-        _model(top["model"], folder),
-        _made(Recipe, prune, f"{path}: prune", {"calibration", "corpus"}),
+        _model(top["model"], path),
+        _prune(top.get("prune"), path),
         _data(top["data"], path) if "data" in top else None,
-        _made(Training, _mapping(top["recover"], f"{path}: recover"), f"{path}: recover") if "recover" in top else None,
+        recover,
         _evaluation(top["evaluate"], path),
-        _made(Options, _mapping(top.get("options", {}), f"{path}: options"), f"{path}: options"),
+        _made(Options, top.get("options"), f"{path}: options"),
     )
 
 
-def _model(value: Any, folder: Path) -> str:
+def _load(path: Path) -> Any:
+    """What the file holds."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise OptionError(
+            f"{path}: cannot be read ({error.strerror}); give a recipe, e.g. recipes/quickstart.yml"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such date
+        text = " ".join(str(error).split()).replace('in "<unicode string>", ', "")
+        raise OptionError(f"{path}: not YAML that can be read ({text})") from None
+
+
+def _model(value: Any, path: Path) -> str:
     """A folder, a hub id, or the bundled model."""
     if not isinstance(value, str) or not value:
-        raise OptionError(f"model: got {value!r}, allowed a folder, a hub id, or {BUNDLED}.")
+        raise OptionError(f"{path}: model: got {value!r}, allowed a folder, a hub id, or {BUNDLED}.")
     if value == BUNDLED:
         return str(assets.model_path())
-    local = folder / Path(value).expanduser()
-    return str(local) if local.exists() else value
+    local = _beside(path, value)
+    return str(local) if local.exists() or value.startswith((".", "/", "~")) else value
+
+
+def _prune(raw: Any, path: Path) -> Recipe:
+    where = f"{path}: prune"
+    given = dict(_mapping(raw, where))
+    if (calibration := given.get("calibration")) is not None:
+        given["calibration"] = (
+            None if calibration == BUNDLED else _beside(path, _typed(calibration, str, f"{where}: calibration"))
+        )
+    if "corpus" in given:
+        given["corpus"] = tuple(_beside(path, one) for one in _texts(given["corpus"], f"{where}: corpus"))
+    return _made(Recipe, given, where, {"calibration", "corpus"})
 
 
 def _data(raw: Any, path: Path) -> Data:
-    given = dict(_mapping(raw, f"{path}: data"))
-    own = {n: given.pop(n) for n in ("instructions", "against", "text", "limit") if n in given}
-    names = [f.name for f in fields(Making)] + ["instructions", "against", "text", "limit"]
-    _check_keys(given, names, f"{path}: data")
-    if isinstance(given.get("mix"), Mapping):
-        given["mix"] = tuple((str(kind), float(share)) for kind, share in given["mix"].items())
-    making = _made(Making, given, f"{path}: data", {"mix"})
-    known = {BUNDLED: assets.recovery_path()}
-    tasks = {BUNDLED: BUNDLED_TASKS}
-    if not own.get("instructions"):
-        raise OptionError(f"{path}: data: instructions missing; name one or more JSONL files, or {BUNDLED}.")
+    where = f"{path}: data"
+    given = dict(_mapping(raw, where))
+    own = [f.name for f in fields(Data) if f.name != "making"]
+    _check_keys(given, [*own, *(f.name for f in fields(Making))], where)
+    found = {name: given.pop(name, None) for name in own}
+    if not found["instructions"]:
+        raise OptionError(f"{where}: instructions missing; name one or more JSONL files, or {BUNDLED}.")
+    if "mix" in given:
+        shares = _mapping(given["mix"], f"{where}: mix")
+        given["mix"] = tuple((kind, _typed(share, float, f"{where}: mix: {kind}")) for kind, share in shares.items())
     return Data(
-        _paths(own["instructions"], path.parent, known),
-        _paths(own.get("against", []), path.parent, tasks),
-        _paths(own.get("text", []), path.parent, {}),
-        own.get("limit"),
-        making,
+        _sources(found["instructions"], f"{where}: instructions", path, (assets.recovery_path(),)),
+        _sources(found["against"], f"{where}: against", path, BUNDLED_TASKS),
+        tuple(str(_beside(path, one)) for one in _texts(found["text"], f"{where}: text")),
+        _limit(found["limit"], f"{where}: limit"),
+        _made(Making, given, where, {"mix"}),
     )
 
 
-BUNDLED_TASKS = (assets.problems_path(), assets.cot_path(), assets.outputs_path())
-
-
 def _evaluation(raw: Any, path: Path) -> Evaluation:
-    given = dict(_mapping(raw, f"{path}: evaluate"))
+    where = f"{path}: evaluate"
+    given = dict(_mapping(raw, where))
+    _check_keys(given, [f.name for f in fields(Evaluation)], where)
     if not given.get("tasks"):
-        raise OptionError(f"{path}: evaluate: tasks missing; name one or more task files, or {BUNDLED}.")
-    given["tasks"] = _paths(given["tasks"], path.parent, {BUNDLED: BUNDLED_TASKS})
-    given["perturb"] = tuple(map(str, _list(given.get("perturb", []))))
-    return _made(Evaluation, given, f"{path}: evaluate", {"tasks", "perturb"})
+        raise OptionError(f"{where}: tasks missing; name one or more task files, or {BUNDLED}.")
+    given["tasks"] = _sources(given["tasks"], f"{where}: tasks", path, BUNDLED_TASKS)
+    given["perturb"] = _texts(given.get("perturb"), f"{where}: perturb")
+    given["limit"] = _limit(given.get("limit"), f"{where}: limit")
+    return _made(Evaluation, given, where, {"tasks", "perturb"})
 
 
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _limit(value: Any, where: str) -> int | None:
+    limit: int | None = _typed(value, int | None, where)
+    if limit is not None and limit < 1:
+        raise OptionError(f"{where}: got {limit}, allowed 1 or more, or null for all.")
+    return limit
 
 
-def _path(value: Any, folder: Path, known: Mapping[str, Any] | None = None) -> Any:
-    if known is not None and value in known:
-        return known[value]
-    return folder / Path(str(value)).expanduser()
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    """One text or a list of them; null is none."""
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    for one in found:
+        if not isinstance(one, str) or not one.strip():
+            raise OptionError(f"{where}: got {one!r}, expected text or a list of it.")
+    return tuple(found)
 
 
-def _paths(values: Any, folder: Path, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Files, each as it is where it is none here (a hub id, KIND:FILE)."""
+def _beside(path: Path, name: str) -> Path:
+    """A file named in a recipe: relative to the recipe's folder, the same from wherever it is run."""
+    return path.parent.resolve() / Path(name).expanduser()
+
+
+def _sources(value: Any, where: str, path: Path, bundled: tuple[Path, ...]) -> tuple[str, ...]:
+    """Files or hub ids, with or without ``KIND:``; what cannot be a hub id is a file, there or not."""
     found: list[str] = []
-    for value in _list(values):
-        named = known.get(value) if isinstance(value, str) else None
-        if named is not None:
-            found += [str(one) for one in (named if isinstance(named, tuple) else (named,))]
+    for one in _texts(value, where):
+        if one == BUNDLED:
+            found += map(str, bundled)
             continue
-        local = folder / Path(str(value)).expanduser()
-        found.append(str(local) if local.exists() else str(value))
+        kind, source = parse_task_argument(one)
+        local = _beside(path, source)
+        name = source if is_hub_id(source) and not local.exists() else str(local)
+        found.append(f"{kind}:{name}" if kind else name)
     return tuple(found)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise OptionError(f"{where}: got {type(value).__name__}, expected names with values.")
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{where}: got {value!r:.40}, expected names with values.")
+    for key in value:
+        if not isinstance(key, str):
+            raise OptionError(f"{where}: got the key {key!r}, expected a name.")
     return value
 
 
@@ -184,8 +248,9 @@ def _check_keys(given: Mapping[str, Any], allowed: Any, where: str) -> None:
             raise OptionError(f"{where}: unknown key {key!r}: {hint}")
 
 
-def _made(kind: type[T], given: Mapping[str, Any], where: str, free: set[str] = frozenset()) -> T:  # type: ignore[assignment]
+def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> T:  # type: ignore[assignment]
     """An instance of a dataclass from values whose names and types are checked; those in ``free`` are as they are."""
+    given = _mapping(raw, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     _check_keys(given, known, where)
     hints = get_type_hints(kind)
@@ -204,10 +269,12 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     for one in choices:
         base = get_origin(one) or one
         if base is tuple and isinstance(value, list):
-            return tuple(value)
-        if base is float and type(value) is int:
+            return tuple(_typed(part, get_args(one)[0], where) for part in value)
+        if base is float and type(value) in (int, float):
+            if not abs(value) <= sys.float_info.max:
+                raise OptionError(f"{where}: got {value!r:.60}, expected a finite number.")
             return float(value)
         if type(value) is base:
             return value
-    names = " or ".join("null" if one is type(None) else getattr(one, "__name__", str(one)) for one in choices)
-    raise OptionError(f"{where}: got {value!r}, expected {names}.")
+    names = " or ".join(TYPES[get_origin(one) or one] for one in choices)
+    raise OptionError(f"{where}: got {value!r:.60}, expected {names}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from flab.checkpoint import fingerprint as model_fingerprint
 from flab.checkpoint import resolve
 from flab.errors import CheckpointError, OptionError
 from flab.evaluation.compare import compare_runs
-from flab.evaluation.record import read_json, write_json
-from flab.evaluation.runs import Settings
+from flab.evaluation.record import RESULTS, read_json, write_json
+from flab.evaluation.rows import read_rows
 from flab.evaluation.store import fingerprint
+from flab.evaluation.tasks import parse_task_argument
+from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import evaluate, prune
 from flab.progress import say
 from flab.recipe_file import RecipeFile
@@ -39,15 +41,21 @@ class Run:
     recipe: RecipeFile
     folder: Path
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    met: list[str] = field(default_factory=list)  # the stages of this recipe; the folder may know more
 
     def stage(self, name: str, reads: Mapping[str, Any], output: Path, work: Callable[[], Mapping[str, Any]]) -> bool:
         """Do the work unless it was done on the same; returns whether it was done now."""
-        digest = fingerprint({"flab": __version__, "stage": name, "reads": _plain(reads)})
+        options = self.recipe.options
+        where = {"dtype": options.dtype, "device": options.device.partition(":")[0]}
+        digest = fingerprint({"flab": __version__, "stage": name, "options": where, "reads": _plain(reads)})
+        self.met.append(name)
         before = self.stages.get(name)
-        if before is not None and before["fingerprint"] == digest and output.exists():
+        if before is not None and before.get("fingerprint") == digest and output.exists():
             say(f"{name}: unchanged since {before['finished']}, {output} stays")
             return False
         say(f"{name}: {output}")
+        if self.stages.pop(name, None) is not None:
+            self.save()  # or a stop after the output is replaced would leave the old record of the new output
         start = time.perf_counter()
         report = work()
         self.stages[name] = {
@@ -62,7 +70,8 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Write ``run.json`` whole."""
+        """Write ``run.json`` whole, in a folder that is made where it is new."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / RUN, {"format": 1, "flab": __version__, "stages": self.stages})
 
 
@@ -74,8 +83,10 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         FlabError: what a stage raises.
     """
     started = time.perf_counter()
-    run = Run(recipe, folder, open_folder(folder))
+    run = Run(recipe, folder, known_stages(folder))
+    check_inputs(recipe)
     model = resolve(recipe.model)
+    run.save()
     models = {"original": model, "pruned": folder / "pruned"}
     run_prune(run, model)
     if recipe.data is not None and recipe.recover is not None:
@@ -87,24 +98,33 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     summary = summarise(run, models)
     summary["seconds"] = {
         "now": round(time.perf_counter() - started, 2),
-        **{n: s["seconds"] for n, s in run.stages.items()},
+        **{name: run.stages[name]["seconds"] for name in run.met},
     }
     write_json(folder / SUMMARY, summary)
     return summary
 
 
-def open_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The stages that a run's folder knows; made where it is new."""
+def known_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """The stages that a run's folder knows; OptionError where it holds something else."""
     if folder.is_file():
         raise OptionError(f"-o {folder} is a file: give a folder for the run.")
-    if (folder / RUN).is_file():
-        stages: dict[str, dict[str, Any]] = read_json(folder / RUN).get("stages", {})
-        return stages
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OptionError(f"-o {folder} is a folder but holds no run: give a new one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RUN, {"format": 1, "flab": __version__, "stages": {}})
-    return {}
+    stages = read_json(folder / RUN).get("stages") if (folder / RUN).is_file() else {}
+    if not isinstance(stages, dict) or (not (folder / RUN).is_file() and folder.is_dir() and any(folder.iterdir())):
+        raise OptionError(f"-o {folder} is a folder but holds no run of a recipe: give a new one.")
+    return stages
+
+
+def check_inputs(recipe: RecipeFile) -> None:
+    """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
+    chosen, data = recipe.evaluate, recipe.data
+    sandbox_for(read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed), recipe.options)
+    if data is not None:
+        if data.against:
+            read_tasks(data.against, None, (), 0)
+        for source in data.instructions:
+            read_rows(source, "train", 1)
+        for text in data.text:
+            files_under(Path(text))
 
 
 def run_prune(run: Run, model: Path) -> None:
@@ -113,7 +133,6 @@ def run_prune(run: Run, model: Path) -> None:
     data = [recipe.calibration] if recipe.calibration is not None else []
     reads = {
         "recipe": recipe.to_json(),
-        "dtype": (run.recipe.options.dtype, run.recipe.options.device),
         "model": model_fingerprint(model),
         "files": _hashes([*data, *recipe.corpus]),
     }
@@ -172,17 +191,13 @@ def run_evaluate(run: Run, name: str, model: Path) -> None:
     """Measure one model on all tasks; the run's folder resumes by itself."""
     chosen, out = run.recipe.evaluate, run.folder / "eval" / name
     reads = {"evaluate": asdict(chosen), "model": model_fingerprint(model), "files": _hashes(chosen.tasks)}
-    settings = Settings(
-        chosen.preset, chosen.samples, chosen.temperature,
-        max_new_tokens=chosen.max_new_tokens, batch_size=chosen.batch_size,
-    )  # fmt: skip
 
     def work() -> dict[str, Any]:
         report = evaluate(
             model,
             list(chosen.tasks),
             out,
-            settings,
+            chosen.settings,
             run.recipe.options,
             chosen.limit,
             chosen.perturb,
@@ -190,14 +205,14 @@ def run_evaluate(run: Run, name: str, model: Path) -> None:
         )
         return {"passed": {task["name"]: task["summary"]["passed"] for task in report["tasks"]}}
 
-    run.stage(f"evaluate {name}", reads, out, work)
+    run.stage(f"evaluate {name}", reads, out / RESULTS, work)
 
 
 def summarise(run: Run, models: Mapping[str, Path]) -> dict[str, Any]:
     """One row for each model, and each smaller one paired with the original, task by task."""
     rows = []
     for name, path in models.items():
-        results = read_json(run.folder / "eval" / name / "results.json")
+        results = read_json(run.folder / "eval" / name / RESULTS)
         row: dict[str, Any] = {
             "name": name,
             "path": str(path),
@@ -212,7 +227,7 @@ def summarise(run: Run, models: Mapping[str, Path]) -> dict[str, Any]:
                 row["tasks"][task["name"]] |= {n: task[n] for n in ("retention", "only_a", "only_b", "mcnemar_p")}
         rows.append(row)
     return {"recipe": str(run.recipe.path), "model": run.recipe.model, "output": str(run.folder), "models": rows,
-            "stages": run.stages}  # fmt: skip
+            "stages": {name: run.stages[name] for name in run.met}}  # fmt: skip
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,14 +240,13 @@ def _parameters(run: Run, name: str) -> int:
     return int(plan["parameters_before" if name == "original" else "parameters_after"])
 
 
-def _hashes(paths: Any) -> list[str]:
-    """The content of files and folders that are here, the name of what is not (a hub id)."""
+def _hashes(paths: Iterable[str | Path]) -> list[str]:
+    """The content of files and folders that are here, with or without ``KIND:``; the name of what is not (a hub id)."""
     found = []
-    for path in paths:
-        local = Path(str(path).partition(":")[2] if not Path(path).exists() and ":" in str(path) else path)
-        found.append(
-            sha256_of(files_under(local)) if local.is_dir() else sha256_of([local]) if local.is_file() else str(path)
-        )
+    for path in map(str, paths):
+        local = Path(path) if Path(path).exists() else Path(parse_task_argument(path)[1])
+        files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
+        found.append(sha256_of(files) if local.exists() else path)
     return found
 
 

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, get_args
@@ -26,7 +27,7 @@ from flab.evaluation.generate import Decoding, FinishReason, Generation, Generat
 from flab.progress import track
 
 Key = tuple[str, str, int]  # task, task_id, sample
-SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+SHARD = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})")
 Row = tuple[Key, Generation]
 T = TypeVar("T")
 
@@ -151,7 +152,7 @@ class Store:
 
     def _read_all(self) -> bytes:
         """Read this fingerprint's rows in all files; returns what stands after the last line break of our own."""
-        shards = sorted(self.whole.parent.glob(f"{self.whole.stem}.*-of-*{self.whole.suffix}"))
+        shards = sorted(self.whole.parent.glob(f"{escape(self.whole.stem)}.[0-9]*-of-[0-9]*{escape(self.whole.suffix)}"))
         rests = {path: self._read(path) for path in dict.fromkeys([self.whole, *shards, self.path])}
         return rests[self.path]
 

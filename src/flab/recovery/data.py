@@ -24,6 +24,7 @@ from flab.measuring import open_subject, read_tasks, text_of
 from flab.recipe import Options
 from flab.recovery.answers import ask, outcomes, verdicts, verify_references
 from flab.recovery.instructions import Instruction, read_instructions
+from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
 from flab.samples import read_samples, sha256_of
 
@@ -57,7 +58,8 @@ def make_data(
     asked = read_instructions(instructions, subject.render, limit)
     asked += [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
     steps = [count("read", asked)]
-    asked, left_out = decontaminate(asked, against)
+    problems = problems_of(against)
+    asked, left_out = decontaminate(asked, problems)
     steps.append(count("decontaminate", asked, contaminated=left_out))
     texts = [one.prompt for one in asked if one.kind == "text"]
     asked = [one for one in asked if one.kind != "text"]
@@ -65,27 +67,25 @@ def make_data(
     sandbox = Sandbox.detect(options.unsandboxed) if any(one.is_testable for one in asked) else None
     facts = {"model": subject.identity["sha256"], "dtype": subject.identity["dtype"], "flab": __version__}
     own: dict[str, list[Answer]] = {}
+    written: list[dict[str, Any]] = []
+    file, progress = out.with_suffix(".generations.jsonl"), None
     if strategy.asks:
-        file, tries = out.with_suffix(".generations.jsonl"), making.tries if strategy.tries else 0
+        tries = making.tries if strategy.tries else 0
         own, progress = ask(subject.generator, asked, making, tries, sandbox, file, facts, part)
-        if part is not None:
-            return progress
-        steps.append(count("answer", asked, **outcomes(asked, own)))
-    rows, more = target_rows(asked, own, texts, making, sandbox)
+        steps.append(count("answer", asked, **({} if part else outcomes(asked, own))))
+    if making.own_texts:
+        made = write_texts(subject.generator, asked, making, file, facts, subject.render, part)
+        written, left_out = own_rows(made, problems)
+        steps.append(count("write own texts", written, unended=making.own_texts - len(made), contaminated=left_out))
+    if part is not None:
+        return progress or {"shard": str(part), "file": str(file), "generated": len(asked), "wanted": len(asked)}
+    rows, more = target_rows(asked, own, written, texts, making, sandbox)
     steps += more
     if not rows:
         raise DataError(f"{', '.join(map(str, instructions))}: nothing is left to train on: {json.dumps(steps)}")
-    meta = {
-        "format": 1,
-        **facts,
-        "model_path": subject.identity["path"],
-        **{"instructions": _digests(instructions), "text": _digests(text), "against": list(map(str, against))},
-        "limit": limit,
-        "making": asdict(making),
-        "sandbox": sandbox.level if sandbox is not None else None,
-        "steps": steps,
-        **totals(rows),
-    }
+    files = {"instructions": instructions, "against": against, "text": text}
+    facts["model_path"] = subject.identity["path"]
+    meta = {"format": 1, **facts, **inputs_of(files, limit, making, sandbox), "steps": steps, **totals(rows)}
     _write(out, rows, meta)
     return meta | {"output": str(out)}
 
@@ -93,6 +93,7 @@ def make_data(
 def target_rows(
     asked: Sequence[Instruction],
     own: Mapping[str, Sequence[Answer]],
+    written: Sequence[dict[str, Any]],
     texts: Sequence[str],
     making: Making,
     sandbox: Sandbox | None,
@@ -102,7 +103,7 @@ def target_rows(
     steps = [count("verify references", asked, **verdicts(references))]
     rows, taken = choose(asked, own, references, making)
     steps.append(count("choose", rows, **taken))
-    rows, doubles = deduplicate(rows)
+    rows, doubles = deduplicate([*rows, *written])
     steps.append(count("deduplicate", rows, doubles=doubles))
     rows, surplus = balance(rows, making)
     steps.append(count("balance", rows, surplus=surplus))
@@ -110,6 +111,18 @@ def target_rows(
         rows = add_text(rows, texts, making)
         steps.append(count("add text", rows))
     return rows, steps
+
+
+def inputs_of(
+    files: Mapping[str, Sequence[str | Path]], limit: int | None, making: Making, sandbox: Sandbox | None
+) -> dict[str, Any]:
+    """What went in, and how it was verified."""
+    return {
+        **{name: _digests(paths) for name, paths in files.items()},
+        "limit": limit,
+        "making": asdict(making),
+        "sandbox": sandbox.level if sandbox is not None else None,
+    }
 
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -122,8 +135,9 @@ def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
     if out.is_dir() or not out.parent.is_dir():
         problem = "is a folder" if out.is_dir() else f"cannot be written: no folder {out.parent}"
         raise OptionError(f"--output {out} {problem}: give the name of a .jsonl file in a folder that exists.")
-    if out.exists() and not overwrite:
-        raise OptionError(f"the output {out} exists: pass --overwrite to replace it, or choose another.")
+    for file in (out, out.with_suffix(".meta.json")):  # data.json has the sidecar of data.jsonl
+        if file.exists() and not overwrite:
+            raise OptionError(f"the output {file} exists: pass --overwrite to replace it, or choose another.")
     if out.exists() and any(Path(path).exists() and out.samefile(path) for path in read):
         raise OptionError(f"--output {out} is one of the files that are read: choose another.")
 
@@ -148,17 +162,22 @@ def count(step: str, rows: Sequence[Any], **more: int) -> dict[str, Any]:
     return {"step": step, "left": len(rows), **more}
 
 
-def decontaminate(asked: list[Instruction], against: Sequence[str | Path]) -> tuple[list[Instruction], int]:
+def problems_of(against: Sequence[str | Path]) -> list[tuple[str, str]]:
+    """Names and texts of all problems of the evaluation files."""
+    tasks = read_tasks([str(path) for path in against], None, (), 0) if against else []
+    return [(f"{task.name}/{item.task_id}", text_of(item)) for task in tasks for item in task.items]
+
+
+def decontaminate(asked: list[Instruction], problems: Sequence[tuple[str, str]]) -> tuple[list[Instruction], int]:
     """Leave out what holds a problem of an evaluation file, whole or a fifth of its 13-grams (``flab.contamination``)."""
-    if not against:
-        return asked, 0
-    problems = [
-        (f"{task.name}/{item.task_id}", text_of(item))
-        for task in read_tasks([str(path) for path in against], None, (), 0)
-        for item in task.items
-    ]
     found = holding(problems, [one.text() for one in asked])
     return [one for at, one in enumerate(asked) if at not in found], len(found)
+
+
+def own_rows(written: list[dict[str, Any]], problems: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], int]:
+    """The texts that the original wrote, less those that hold an evaluation problem."""
+    found = holding(problems, [row["prompt"] + row["completion"] for row in written])
+    return [row for at, row in enumerate(written) if at not in found], len(found)
 
 
 def choose(

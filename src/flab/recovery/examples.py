@@ -67,7 +67,7 @@ def make_examples(
         "answer_tokens": sum(len(w.ids) - max(1, w.answer_from) for w in parts[False]),
     }
     train, held_out = (_pack(parts[key], length, packing) for key in (False, True))
-    return Examples(train, held_out, counts)
+    return Examples(_numbered(train, 0), _numbered(held_out, len(train)), counts)
 
 
 def _rank(prompt: str) -> int:
@@ -79,6 +79,11 @@ def _limit(ranks: Sequence[int], share: float) -> int:
     """The rank below which prompts are held out: a share of them, at least one, at most ``MOST_HELD_OUT``."""
     wanted = min(max(1, round(share * len(ranks))), MOST_HELD_OUT, max(0, len(ranks) - 1))
     return ranks[wanted] if wanted < len(ranks) and ranks else 0
+
+
+def _numbered(data: Dataset, first: int) -> Dataset:
+    """The rows with a number each that no other row has, by which what the teacher said of them is remembered."""
+    return data.add_column("row", list(range(first, first + len(data))))
 
 
 def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
@@ -107,7 +112,7 @@ def _targets(window: Window) -> list[int]:
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch, B x T: padded on the right by what attends to nothing else and has no target.
 
-    ``within`` is true where the next token belongs to the same example.
+    ``within`` is true where the next token belongs to the same example; ``rows`` are the rows' numbers, (B,).
     """
     width = max(len(row["input_ids"]) for row in rows)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "position_ids": [], "within": []}
@@ -119,4 +124,5 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch["position_ids"].append([at for n in lengths for at in range(n)])
         batch["within"].append([int(at < n - 1) for n in row["seq_lengths"] for at in range(n)] + [0] * pad)
     tensors = {name: torch.tensor(values) for name, values in batch.items()}
-    return tensors | {"within": tensors["within"].bool()}
+    rows_B = torch.tensor([row["row"] for row in rows])
+    return tensors | {"within": tensors["within"].bool(), "rows": rows_B}

@@ -97,6 +97,7 @@ class Making:
         tries: answers drawn where the greedy one is wrong; temperature and top_p of those.
         mix: wanted shares of kinds (``{"code": 2, "cot": 1}``), as many rows as they allow; empty takes all.
         text_share: share of plain text in the file's characters, where text is given.
+        own_texts: texts that the original writes on its own, from the first words of instructions.
     """
 
     strategy: str = "verified-self"
@@ -108,6 +109,7 @@ class Making:
     batch_size: int = 64
     mix: tuple[tuple[str, float], ...] = ()
     text_share: float = 0.3
+    own_texts: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +121,8 @@ class Making:
                 raise OptionError(f"--{flag}: got {value!r}, allowed {', '.join(allowed)}.")
         if self.tries < 0:
             raise OptionError(f"--tries: got {self.tries}, allowed 0 or more.")
+        if self.own_texts < 0:
+            raise OptionError(f"--own-texts: got {self.own_texts}, allowed 0 or more.")
         if not self.temperature > 0:
             raise OptionError(
                 f"--temperature: got {self.temperature:g}, allowed more than 0: the first answer is greedy anyway."

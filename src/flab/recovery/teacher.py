@@ -14,6 +14,8 @@ from flab.plans import Plan
 from flab.prepare import cut_to_vocabulary, new_tokenizer, open_model
 from flab.recipe import Options
 
+REMEMBERED_BYTES = 2 * 2**30
+
 
 def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options) -> tuple[Checkpoint, Family]:
     """The original, cut to the plan's vocabulary; its ids are proven to be the student's.
@@ -54,6 +56,40 @@ def check_same_ids(teacher: Checkpoint, student: Checkpoint) -> None:
 
 def _rows(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
+
+
+class Remembered:
+    """The teacher's final hidden states of the tokens that count, remembered row by row while they fit in ``limit`` bytes.
+
+    A row is met once an epoch; from the second on the teacher need not run.
+    """
+
+    def __init__(self, model: Any, limit: int = REMEMBERED_BYTES) -> None:
+        self.model, self.room = model, limit
+        self.states: dict[int, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, used: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """States (N, D) of the positions in ``used`` (B, T), rows in the order of the batch; ``rows`` (B,) names them."""
+        return torch.cat(
+            [
+                self._row(name, input_ids[at : at + 1], position_ids[at : at + 1], used[at])
+                for at, name in enumerate(rows.tolist())
+            ]
+        )
+
+    def _row(self, name: int, input_ids: torch.Tensor, position_ids: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+        """One row's states, computed alone: the same bits whatever else is in the batch, so that resuming changes nothing."""
+        if name not in self.states:
+            end = int(used.nonzero().max()) + 1 if used.any() else 1
+            states = final_states(self.model, input_ids[:, :end], position_ids[:, :end])[0][used[:end]]
+            if states.nbytes > self.room:
+                return states
+            self.room -= states.nbytes
+            self.states[name] = states.clone()
+        return self.states[name]
 
 
 def final_states(model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:

@@ -205,9 +205,10 @@ def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
     measured = [entry for entry in curve if "eval_loss" in entry]
     best = min(measured[1:] or measured, key=lambda entry: entry["eval_loss"])
     if not best["eval_loss"] < measured[0]["eval_loss"]:
+        rate = bench.facts["learning_rate"]
         raise TrainingError(
             f"no step was better than none: the held-out loss went from {measured[0]['eval_loss']:.4f} to "
-            f"{best['eval_loss']:.4f} at best. Lower --learning-rate (it was {bench.facts['learning_rate']:g}), or give more rows."
+            f"{best['eval_loss']:.4f} at best. Lower --learning-rate (it was {rate:g}), or give more rows."
         )
     _, seconds = last_whole(bench.work)
     tokens = bench.examples.counts["train_tokens"] / max(1, len(bench.examples.train)) * bench.training.batch

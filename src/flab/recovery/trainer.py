@@ -35,7 +35,7 @@ from flab.recipe import Options
 from flab.recovery.examples import Examples, collate
 from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
-from flab.recovery.teacher import final_states
+from flab.recovery.teacher import Remembered, final_states
 
 COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
 LOGGED = 100  # points of the curve of the training loss
@@ -96,7 +96,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, teacher: Any, objective: Objective, **given: Any) -> None:
         super().__init__(**given)
-        self.teacher, self.objective = teacher, objective
+        self.teacher, self.objective = Remembered(teacher), objective
         self.sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.loss_is_scaled_for_ga = True  # the counts are those of the whole step
         self.bar: Progressing | None = None
@@ -113,7 +113,11 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one micro-batch, scaled so that the sum over micro-batches and the mean over devices is the step's."""
-        states = self._teacher_states(inputs) if self.objective.alpha > 0 else None
+        inputs, states = dict(inputs), None
+        rows = inputs.pop("rows")
+        if self.objective.alpha > 0:
+            used = chosen_tokens(inputs["targets"], inputs["within"], self.objective)
+            states = self.teacher(inputs["input_ids"], inputs["position_ids"], used, rows)
         outputs = model(**inputs, teacher_states=states, counts=num_items_in_batch)
         loss, mode = outputs["loss"], "train" if model.training else "eval"
         if not torch.isfinite(loss.detach()):
@@ -122,12 +126,6 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
-
-    @torch.no_grad()
-    def _teacher_states(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The teacher's hidden states of the tokens that count, (N, D)."""
-        states = final_states(self.teacher, inputs["input_ids"], inputs["position_ids"])
-        return states[chosen_tokens(inputs["targets"], inputs["within"], self.objective)]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """All held-out rows in every process: shared out, some would count twice to make the shares even."""
