@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 HELP = re.compile(r"(<!-- help: flab(.*?) -->\n```text\n)(.*?)(```)", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMANDS = ("demo", "plan", "apply", "prune", "check", "eval", "compare")
+COMMANDS = ("demo", "plan", "apply", "prune", "check", "eval", "compare", "data", "recover", "run")
 
 
 @functools.cache

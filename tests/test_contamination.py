@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flab.contamination import MAX_SHARED, overlaps, tokens_of
+from flab.contamination import MAX_SHARED, MIN_SHARE, holding, overlaps, tokens_of
 from flab.errors import DataError, OptionError
 from flab.evaluation.tasks import read_task
 
@@ -122,6 +122,66 @@ def test_texts_are_read_once_as_a_stream():
     found = overlaps([("a", PROBLEM)], (text for text in [PROBLEM, "", "x"]))
     assert found.num_texts == 3
     json.dumps(found.to_json())
+
+
+TOKENS = tokens_of(PROBLEM)
+HELD = {
+    "the problem": (PROBLEM, ["a"]),
+    "in other case, spacing and quotes": (PROBLEM.upper().replace("    ", "\t").replace('"', "'"), ["a"]),
+    "within more": (f"{words(1, 50)}\n{PROBLEM}\n{words(2, 50)}", ["a"]),
+    "both": (OTHER + PROBLEM, ["a", "b"]),
+    "its second half": (" ".join(TOKENS[len(TOKENS) // 2 :]), ["a"]),
+    "two pieces of it": (" ".join([*TOKENS[8:26], "and", *TOKENS[28:46]]), ["a"]),
+    "an idiom of it": (" ".join(TOKENS[8:22]), []),
+    "other words": (words(3, 200), []),
+    "nothing": ("", []),
+}
+
+
+def test_which_texts_hold_which_problems():
+    found = holding([("a", PROBLEM), ("b", OTHER)], [text for text, _ in HELD.values()])
+    assert found == {number: ids for number, (_, ids) in enumerate(HELD.values()) if ids}
+
+
+def test_a_fifth_of_the_runs_is_where_a_text_begins_to_hold_a_problem():
+    total = overlaps([("a", PROBLEM)], [PROBLEM]).matches[0].total
+    shared = {
+        size: overlaps([("a", PROBLEM)], [text]).matches[0].shared
+        for size in range(20, 60)
+        if (text := " ".join(TOKENS[8 : 8 + size]))
+    }
+    texts = [" ".join(TOKENS[8 : 8 + size]) for size in shared]
+    assert set(holding([("a", PROBLEM)], texts)) == {
+        at for at, count in enumerate(shared.values()) if count >= MIN_SHARE * total
+    }
+    assert min(shared.values()) < MIN_SHARE * total < max(shared.values())
+
+
+def test_texts_that_hold_a_problem_only_together_hold_none():
+    """A problem is flagged for the data as a whole, but no text alone gives it away."""
+    parts = [" ".join(TOKENS[start : start + 16]) for start in range(8, len(TOKENS) - 16, 5)]
+    assert overlaps([("a", PROBLEM)], parts).flagged_ids == ["a"]
+    assert holding([("a", PROBLEM)], parts) == {}
+
+
+def test_a_short_problem_is_held_only_by_a_text_that_is_it():
+    texts = ["def f(x): return x + 1", "  DEF f(x):\n  return x", "a"]
+    assert holding([("a", "def f(x): return x"), ("b", "")], texts) == {1: ["a"]}
+
+
+def test_what_many_problems_have_gives_none_of_them_away():
+    boilerplate = "from typing import List Dict Tuple Optional Any Union Callable Iterable Sequence Mapping\n"
+    problems = [(str(n), boilerplate + words(n, 30)) for n in range(MAX_SHARED + 1)]
+    assert holding(problems, [boilerplate, problems[2][1]]) == {1: ["2"]}
+
+
+def test_a_copy_of_many_equal_problems_is_held_as_all_of_them():
+    assert holding([(str(n), PROBLEM) for n in range(5)], [PROBLEM]) == {0: list("01234")}
+
+
+def test_no_problem_and_no_text():
+    assert holding([], [PROBLEM]) == {}
+    assert holding([("a", PROBLEM)], []) == {}
 
 
 def test_refusals():

@@ -59,7 +59,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: when there is no such folder and no such hub model.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         return path
     text = str(source)

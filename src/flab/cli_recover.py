@@ -78,16 +78,17 @@ def data(
 ) -> None:
     """Make training data in the original model's own verified words; resumes where it was stopped."""
     making = Making(
-        strategy,
-        untested,
-        tries,
-        temperature,
-        top_p,
-        max_new_tokens,
-        batch_size,
-        parse_mix(mix or []),
-        text_share,
-        seed,
+        strategy=strategy,
+        untested=untested,
+        tries=tries,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        mix=parse_mix(mix or []),
+        text_share=text_share,
+        own_texts=own_texts,
+        seed=seed,
     )
     options = Options(
         device=device, dtype=dtype, overwrite=overwrite, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code
@@ -175,7 +176,7 @@ def recover(
     from flab.show_recover import show_recovery
 
     try:
-        report = run(as_path(folder), teacher, as_path(data_file), as_path(output), training, options)
+        report = run(folder, teacher, as_path(data_file), as_path(output), training, options)
     except KeyboardInterrupt:
         raise FlabError(f"interrupted: checkpoints are in {output}.training; the same command goes on.") from None
     if "output" not in report:  # another process than the first

@@ -99,7 +99,7 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
     """
     if backend not in BACKENDS:
         raise OptionError(f"--backend: got {backend}, allowed {', '.join(BACKENDS)}.")
-    path = resolve(as_path(model) if as_path(model).exists() else model)
+    path = resolve(model)
     generator, dtype, device = BACKENDS[backend](path, options)
     identity = {
         "path": str(path.resolve()),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+import flab.pipeline
 from flab.errors import DataError, OptionError
 from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.runs import Settings, robustness_of, run_tasks
 from flab.evaluation.sandbox import Verdict
 from flab.evaluation.score import Score
+from flab.evaluation.store import Shard
 from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
@@ -93,6 +96,115 @@ def test_an_interrupted_run_gives_the_same_bytes(tmp_path):
     run(tmp_path / "run", tasks, settings)
     for name in ("results.json", "generations.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+PARTED = [code_task("one", "two", "one_more", "others", "alone"), COT, OUTPUT]
+
+
+def run_parts(folder, count, settings, numbers=None):
+    """Generate the parts, each in a run of its own; returns their reports and all that was asked."""
+    asked, reports = [], []
+    for number in numbers or range(1, count + 1):
+        generator = FakeGenerator(answer)
+        reports.append(run(folder, PARTED, settings, generator, shard=Shard(number, count)))
+        asked += [(request.prompt, request.seed) for request in generator.requests]
+    return reports, asked
+
+
+@pytest.mark.parametrize("settings", [Settings(batch_size=2), Settings(batch_size=3, samples=3, temperature=0.5)])
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_parts_and_then_the_whole_give_the_same_results(tmp_path, count, settings):
+    whole = FakeGenerator(answer)
+    run(tmp_path / "whole", PARTED, settings, whole)
+    reports, asked = run_parts(tmp_path / "run", count, settings)
+    assert sorted(asked) == sorted((request.prompt, request.seed) for request in whole.requests)
+    assert [report["shard"] for report in reports] == [f"{number}/{count}" for number in range(1, count + 1)]
+    assert (reports[-1]["generated"], reports[-1]["wanted"]) == (len(asked), len(asked))
+    assert not (tmp_path / "run" / "results.json").exists()
+    merged = FakeGenerator([])
+    run(tmp_path / "run", PARTED, settings, merged)
+    assert merged.requests == []
+    assert (tmp_path / "run" / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+def test_parts_in_any_order_and_repeated(tmp_path):
+    settings = Settings(batch_size=2)
+    run(tmp_path / "whole", PARTED, settings)
+    reports, asked = run_parts(tmp_path / "run", 3, settings, [3, 1, 3, 2, 1])
+    assert len(asked) == reports[-1]["wanted"] == 7
+    assert [report["generated"] for report in reports] == [2, 5, 5, 7, 7]
+    run(tmp_path / "run", PARTED, settings, FakeGenerator([]))
+    assert (tmp_path / "run" / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+def test_what_the_parts_lack_is_asked_when_merging(tmp_path):
+    settings = Settings(batch_size=2)
+    run(tmp_path / "whole", PARTED, settings)
+    _, asked = run_parts(tmp_path / "run", 3, settings, [2])
+    merged = FakeGenerator(answer)
+    run(tmp_path / "run", PARTED, settings, merged)
+    assert len(merged.requests) + len(asked) == 7
+    assert (tmp_path / "run" / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+def test_a_part_goes_on_where_a_whole_run_was_stopped(tmp_path):
+    settings, left = Settings(batch_size=2), [3]
+
+    def fail(request):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return answer(request)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", PARTED, settings, FakeGenerator(fail))
+    _, asked = run_parts(tmp_path / "run", 2, settings)
+    assert len(asked) == 7 - 2  # one batch was there
+
+
+def test_a_part_of_other_settings_is_not_merged(tmp_path):
+    run_parts(tmp_path / "run", 2, Settings(batch_size=2, seed=1))
+    merged = FakeGenerator(answer)
+    run(tmp_path / "run", PARTED, Settings(batch_size=2), merged)
+    assert len(merged.requests) == 7
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    """``evaluate`` with known answers instead of a model."""
+    task = [COT, OUTPUT]
+
+    def go(out, **more):
+        subject = SimpleNamespace(generator=FakeGenerator(answer), render=None, identity=IDENTITY)
+        monkeypatch.setattr(flab.pipeline, "open_subject", lambda *_: subject)
+        report = flab.pipeline.evaluate(tmp_path, task, out, Settings(batch_size=1), **more)
+        return report, len(subject.generator.requests)
+
+    return go
+
+
+def test_evaluate_in_parts_gives_the_same_results(evaluate, tmp_path):
+    evaluate(tmp_path / "whole")
+    parts = [evaluate(tmp_path / "run", shard=f"{number}/2") for number in (1, 2)]
+    assert [(report["generated"], asked) for report, asked in parts] == [(1, 1), (2, 1)]
+    _, asked = evaluate(tmp_path / "run")
+    assert asked == 0
+    assert (tmp_path / "run" / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("out", "shard", "words"),
+    [
+        (None, "1/2", "--shard: needs a folder"),
+        ("results.json", "1/2", "--shard: needs a folder"),
+        ("run", "3/2", "--shard: got '3/2', allowed I/N"),
+        ("run", "", "--shard: got '', allowed I/N"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(evaluate, tmp_path, out, shard, words):
+    with pytest.raises(OptionError, match=words):
+        evaluate(tmp_path / out if out else None, shard=shard)
+    assert list(tmp_path.iterdir()) == []
 
 
 CHANGES = {

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flab.errors import DataError
+from flab.errors import DataError, OptionError
 from flab.evaluation.generate import Decoding, FakeGenerator, Generation, Request
-from flab.evaluation.store import Store, fill, fingerprint, stored
+from flab.evaluation.store import Shard, Store, fill, fingerprint, stored
 
 MADE = Generation("a\u2028b\n\ud800é\x00", 3, "stop")
 ROOT = Path(__file__).parents[2]
@@ -178,22 +178,32 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path):
             Store(path, "f").lock()
 
 
+class Noting(FakeGenerator):
+    """Notes the prompts of each batch."""
+
+    def __init__(self, answers):
+        super().__init__(answers)
+        self.batches = []
+
+    def generate(self, requests, decoding):
+        self.batches.append([request.prompt for request in requests])
+        return super().generate(requests, decoding)
+
+
+def upper(request):
+    return request.prompt.upper()
+
+
 def test_fill_makes_what_is_missing_in_the_same_batches(tmp_path):
     wanted, decoding = wanted_for(7, samples=2), Decoding(batch_size=4)
 
     def run(path):
-        calls = []
-
-        class Noting(FakeGenerator):
-            def generate(self, requests, decoding):
-                calls.append([request.prompt for request in requests])
-                return super().generate(requests, decoding)
-
+        generator = Noting(upper)
         with Store(path, "f") as store:
-            fill(store, Noting(lambda request: request.prompt.upper()), wanted, decoding)
+            fill(store, generator, wanted, decoding)
             made = stored(store, [key for key, _ in wanted])
         assert [one.text for one in made] == [request.prompt.upper() for _, request in wanted]
-        return calls
+        return generator.batches
 
     whole = run(tmp_path / "whole")
     assert run(tmp_path / "whole") == []
@@ -202,6 +212,137 @@ def test_fill_makes_what_is_missing_in_the_same_batches(tmp_path):
     part.write_bytes(b"".join(lines[:6]))
     assert run(part) == whole[1:]
     assert part.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "count"),
+    [("1/1", 1, 1), ("2/4", 2, 4), (" 12/12\n", 12, 12), ("1/999999", 1, 999999)],
+)
+def test_a_part_is_read_from_its_name(text, number, count):
+    shard = Shard.parse(text)
+    assert (shard.number, shard.count) == (number, count)
+    assert str(shard) == text.strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "/", "1/", "/2", "0/2", "3/2", "1/0", "-1/2", "1/-2", "1.0/2", "01/2", "1 / 2", "1/2/3", "a/b", "1\n/2",
+     "1/1٣", "٣/٤", f"1/{'9' * 5000}"],
+)  # fmt: skip
+def test_other_names_of_parts_are_refused(text):
+    with pytest.raises(OptionError, match=r"--shard: got .*, allowed I/N with 1 <= I <= N") as caught:
+        Shard.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("size", [0, 1, 7, 10])
+def test_the_parts_share_everything_and_differ_by_one_at_most(count, size):
+    parts = [Shard(number, count).part(range(size)) for number in range(1, count + 1)]
+    assert sorted(one for part in parts for one in part) == list(range(size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_each_part_has_a_file_beside_the_whole_one(tmp_path):
+    assert Shard(2, 4).file(tmp_path / "generations.jsonl") == tmp_path / "generations.2-of-4.jsonl"
+    assert Shard(2, 4).file(tmp_path / "a.b.jsonl") == tmp_path / "a.b.2-of-4.jsonl"
+
+
+@pytest.mark.parametrize("name", ["g.jsonl", "g", "a.b.jsonl", "[g]*?.jsonl"])
+def test_all_stores_read_all_files_and_each_writes_its_own(tmp_path, name):
+    path = tmp_path / name
+    stores = [None, Shard(1, 2), Shard(2, 2), Shard(3, 3)]
+    for number, shard in enumerate(stores):
+        with Store(path, "f", shard) as store:
+            assert len(store) == number
+            store.append([(("t", str(number), 0), MADE)])
+    for shard in stores:
+        assert len(Store(path, "f", shard)) == 4
+    assert [len(lines_of(file)) for file in tmp_path.iterdir()] == [1, 1, 1, 1]
+    assert {file.name for file in tmp_path.iterdir()} == {path.name} | {one.file(path).name for one in stores[1:]}
+
+
+def test_files_of_another_output_are_not_read(tmp_path):
+    for name in ("h.jsonl", "hg.jsonl", "g.other.jsonl"):
+        with Store(tmp_path / name, "f", Shard(1, 2)) as store:
+            store.append([(("t", name, 0), MADE)])
+    assert len(Store(tmp_path / "g.jsonl", "f")) == 0
+
+
+def test_parts_are_written_at_the_same_time_and_a_part_by_one_only(tmp_path):
+    path = tmp_path / "g.jsonl"
+    with Store(path, "f", Shard(1, 2)) as first, Store(path, "f", Shard(2, 2)) as second:
+        first.append([(("t", "0", 0), MADE)])
+        second.append([(("t", "1", 0), MADE)])
+        with pytest.raises(DataError, match=r"g\.1-of-2\.jsonl: another run is writing it"):
+            Store(path, "f", Shard(1, 2)).lock()
+    assert len(Store(path, "f")) == 2
+
+
+def test_what_another_writer_has_begun_is_neither_read_nor_cut_off(tmp_path):
+    path, other = tmp_path / "g.jsonl", tmp_path / "g.1-of-2.jsonl"
+    with Store(path, "f", Shard(1, 2)) as store:
+        store.append([(("t", "0", 0), MADE), (("t", "1", 0), MADE)])
+    torn = other.read_bytes()[:-10]
+    other.write_bytes(torn)
+    with Store(path, "f", Shard(2, 2)) as store:
+        assert len(store) == 1
+        store.append([(("t", "1", 0), MADE), (("t", "2", 0), MADE)])
+    assert other.read_bytes() == torn
+    assert len(Store(path, "f")) == 3
+
+
+def test_a_parts_own_torn_line_is_cut_off_at_its_first_append(tmp_path):
+    shard = Shard(1, 2)
+    with Store(tmp_path / "g.jsonl", "f", shard) as store:
+        store.append([(("t", "0", 0), MADE), (("t", "1", 0), MADE)])
+    part = shard.file(tmp_path / "g.jsonl")
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-10])
+    with Store(tmp_path / "g.jsonl", "f", shard) as store:
+        store.append([(("t", "1", 0), MADE)])
+    assert part.read_bytes() == whole
+
+
+def test_damage_and_contradictions_in_another_file_name_it(tmp_path):
+    path, other = tmp_path / "g.jsonl", tmp_path / "g.1-of-2.jsonl"
+    with Store(path, "f") as store:
+        store.append([(("t", "0", 0), MADE)])
+    other.write_bytes(path.read_bytes().replace(b'"stop"', b'"eos"'))
+    with pytest.raises(DataError, match=r"g\.1-of-2\.jsonl:1: another text for sample 0 of 0 in t"):
+        Store(path, "f")
+    other.write_bytes(b"{\n")
+    with pytest.raises(DataError, match=r"g\.1-of-2\.jsonl:1: not a generation"):
+        Store(path, "f", Shard(2, 2))
+
+
+def test_parts_of_another_fingerprint_stay_and_are_not_read(tmp_path):
+    path = tmp_path / "g.jsonl"
+    with Store(path, "old", Shard(1, 2)) as store:
+        store.append([(("t", "0", 0), MADE)])
+    assert Store(path, "new").get("t", "0", 0) is None
+    assert Store(path, "old").get("t", "0", 0) == MADE
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_the_parts_meet_the_batches_of_the_whole(tmp_path, count):
+    wanted, decoding = wanted_for(7, samples=2), Decoding(batch_size=4)
+    whole = Noting(upper)
+    with Store(tmp_path / "whole", "f") as store:
+        fill(store, whole, wanted, decoding)
+    for number in range(1, count + 1):
+        shard, part = Shard(number, count), Noting(upper)
+        with Store(tmp_path / "g", "f", shard) as store:
+            fill(store, part, wanted, decoding, shard)
+        assert part.batches == whole.batches[number - 1 :: count]
+    silent = Noting([])
+    with Store(tmp_path / "g", "f") as store:
+        fill(store, silent, wanted, decoding)
+        assert len(store) == len(wanted)
+    assert silent.batches == []
+    assert not (tmp_path / "g").exists()
+    parts = [line for file in tmp_path.glob("g.*") for line in lines_of(file)]
+    assert sorted(parts) == lines_of(tmp_path / "whole")
 
 
 def test_fingerprints_depend_on_every_part_and_not_on_their_order():

@@ -152,7 +152,9 @@ class Store:
 
     def _read_all(self) -> bytes:
         """Read this fingerprint's rows in all files; returns what stands after the last line break of our own."""
-        shards = sorted(self.whole.parent.glob(f"{escape(self.whole.stem)}.[0-9]*-of-[0-9]*{escape(self.whole.suffix)}"))
+        shards = sorted(
+            self.whole.parent.glob(f"{escape(self.whole.stem)}.[0-9]*-of-[0-9]*{escape(self.whole.suffix)}")
+        )
         rests = {path: self._read(path) for path in dict.fromkeys([self.whole, *shards, self.path])}
         return rests[self.path]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,15 +65,16 @@ class Training:
         if len(budgets) > 1:
             raise OptionError(f"--{', --'.join(budgets)}: one budget at a time; give one of them.")
         for name, value in budgets.items():
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise OptionError(f"--{name}: got {value:g}, allowed more than 0.")
+        fits = self.batch >= 1 and self.batch % max(1, self.micro_batch) == 0
         ranges = (
             ("alpha", 0 <= self.alpha <= 1, "0 (cross entropy alone) to 1 (distillation alone)"),
             ("temperature", self.temperature > 0, "more than 0"),
             ("length", self.length >= 16, "16 or more"),
             ("micro_batch", self.micro_batch >= 1, "1 or more"),
-            ("batch", self.batch >= 1 and self.batch % self.micro_batch == 0, f"a multiple of --micro-batch {self.micro_batch}"),
-            ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "more than 0"),
+            ("batch", fits, f"a multiple of --micro-batch {self.micro_batch}"),
+            ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < math.inf, "more than 0"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps, 0 <= x < 1"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("held_out", 0 < self.held_out <= 0.5, "a share of the prompts, more than 0, at most 0.5"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flab.errors import OptionError
 from flab.evaluation.generate import Decoding
 
-KINDS = ("code", "cot", "output", "chat", "instruction")  # those of a mix; plain text has a share of its own
+KINDS = ("code", "cot", "output", "chat", "instruction", "own")  # those of a mix; plain text has a share of its own
 UNTESTED = ("reference", "self", "drop")
 GREEDY = 0  # the number of the greedy answer; the tries after it are drawn
 
