@@ -203,7 +203,9 @@ def assert_adds_up(report, path):
     taken = found("choose")
     assert left("choose") == taken.get("self", 0) + taken.get("reference", 0)
     written = steps.get("write own texts", {}).get("left", 0)
-    assert left("deduplicate") == left("choose") + written - found("deduplicate")["doubles"]
+    remembered = found("decontaminate answers").get("contaminated", 0)
+    assert left("decontaminate answers", "choose") == left("choose") - remembered
+    assert left("deduplicate") == left("decontaminate answers", "choose") + written - found("deduplicate")["doubles"]
     assert left("balance") == left("deduplicate") - found("balance")["surplus"]
     texts = [row for row in rows if row["kind"] == "text"]
     assert left("add text", "balance") == left("balance") + len(texts) == len(rows) == report["rows"]
@@ -530,6 +532,18 @@ def test_a_text_file_that_holds_an_evaluation_problem_is_left_out(make, tmp_path
     texts = [tmp_path / "leak.py", tmp_path / "clean.py"]
     report = make([code("at_once")], TOLD, against=[file], text=texts, text_share=0.9)
     assert [row["text"] for row in read_rows(tmp_path / "data.jsonl") if row["kind"] == "text"] == ["a = 1\n"]
+    assert_adds_up(report, tmp_path / "data.jsonl")
+
+
+def test_an_answer_that_holds_an_evaluation_problem_is_left_out(make, tmp_path):
+    """The original may know it by heart."""
+    file = write_rows(tmp_path / "evaluation.jsonl", [HELD_OUT])
+    told = {"# untestable\nHow to solve:\n": PROBLEM + SOLUTION, "# other\nHow to solve:\n": "Step 1. Own."}
+    rows = [steps_of("untestable"), steps_of("other")]
+    report = make(rows, told, untested="self", against=[file], max_new_tokens=1000)
+    assert list(targets(tmp_path / "data.jsonl")) == ["1"]
+    step = next(step for step in report["steps"] if step["step"] == "decontaminate answers")
+    assert step == {"step": "decontaminate answers", "left": 1, "contaminated": 1}
     assert_adds_up(report, tmp_path / "data.jsonl")
 
 
@@ -879,6 +893,7 @@ def flab(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["flab", "data", *map(str, arguments)])
         before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as caught:
                 cli.main()

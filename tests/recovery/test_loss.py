@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from flab.recovery import loss as module
 from flab.recovery.loss import IGNORED, Objective, loss_terms
-from flab.recovery.teacher import Remembered
+from flab.recovery.teacher import Teacher
 from flab.recovery.trainer import distilled_forward, install_loss, remove_loss
 
 V, D, N = 11, 6, 9
@@ -146,24 +146,16 @@ def test_the_forward_is_given_back(models):
 
 def test_what_the_teacher_said_is_remembered_row_by_row(models):
     """The second time the teacher is not asked; the order of the batch decides the order of the states."""
-    _, teacher = models
-    ids, positions = torch.randint(3, 400, (3, 8)), torch.arange(8).repeat(3, 1)
-    used = torch.rand(3, 8) > 0.4
-    plain = teacher.base_model(input_ids=ids, position_ids=positions).last_hidden_state
-    remembered = Remembered(teacher)
-    first = remembered(ids[:2], positions[:2], used[:2], torch.tensor([7, 9]))
-    torch.testing.assert_close(first, plain[:2][used[:2]])
+    _, model = models
+    targets = torch.where(torch.rand(3, 8) > 0.4, 5, IGNORED)
+    batch = {"input_ids": torch.randint(3, 400, (3, 8)), "position_ids": torch.arange(8).repeat(3, 1)}
+    batch |= {"targets": targets, "rows": torch.tensor([7, 9, 4])}
+    plain = model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).last_hidden_state
+    teacher = Teacher(model, lambda given: given["targets"] != IGNORED)
+    torch.testing.assert_close(teacher(batch), plain[targets != IGNORED])
+    assert not teacher.states
+    teacher.remember([batch])
+    teacher.model = None
     order = [1, 2, 0]
-    mixed = remembered(ids[order], positions[order], used[order], torch.tensor([9, 4, 7]))
-    torch.testing.assert_close(mixed, plain[order][used[order]])
-    remembered.model = None
-    again = remembered(ids[order], positions[order], used[order], torch.tensor([9, 4, 7]))
-    assert torch.equal(again, mixed)
-
-
-def test_nothing_is_remembered_beyond_the_limit(models):
-    _, teacher = models
-    ids, positions, used = torch.randint(3, 400, (1, 8)), torch.arange(8)[None], torch.ones(1, 8, dtype=torch.bool)
-    remembered = Remembered(teacher, limit=100)
-    remembered(ids, positions, used, torch.tensor([0]))
-    assert not remembered.states
+    mixed = teacher({name: value[order] for name, value in batch.items()})
+    torch.testing.assert_close(mixed, plain[order][targets[order] != IGNORED])

@@ -68,7 +68,7 @@ def make_data(
     facts = {"model": subject.identity["sha256"], "dtype": subject.identity["dtype"], "flab": __version__}
     own: dict[str, list[Answer]] = {}
     written: list[dict[str, Any]] = []
-    file, progress = out.with_suffix(".generations.jsonl"), None
+    file, progress = out.with_suffix(".generations.jsonl"), dict[str, Any]()
     if strategy.asks:
         tries = making.tries if strategy.tries else 0
         own, progress = ask(subject.generator, asked, making, tries, sandbox, file, facts, part)
@@ -78,8 +78,8 @@ def make_data(
         written, left_out = own_rows(made, problems)
         steps.append(count("write own texts", written, unended=making.own_texts - len(made), contaminated=left_out))
     if part is not None:
-        return progress or {"shard": str(part), "file": str(file), "generated": len(asked), "wanted": len(asked)}
-    rows, more = target_rows(asked, own, written, texts, making, sandbox)
+        return progress
+    rows, more = target_rows(asked, own, written, texts, problems, making, sandbox)
     steps += more
     if not rows:
         raise DataError(f"{', '.join(map(str, instructions))}: nothing is left to train on: {json.dumps(steps)}")
@@ -95,6 +95,7 @@ def target_rows(
     own: Mapping[str, Sequence[Answer]],
     written: Sequence[dict[str, Any]],
     texts: Sequence[str],
+    problems: Sequence[tuple[str, str]],
     making: Making,
     sandbox: Sandbox | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -103,6 +104,9 @@ def target_rows(
     steps = [count("verify references", asked, **verdicts(references))]
     rows, taken = choose(asked, own, references, making)
     steps.append(count("choose", rows, **taken))
+    if problems:
+        rows, left_out = own_rows(rows, problems)
+        steps.append(count("decontaminate answers", rows, contaminated=left_out))
     rows, doubles = deduplicate([*rows, *written])
     steps.append(count("deduplicate", rows, doubles=doubles))
     rows, surplus = balance(rows, making)
@@ -175,7 +179,7 @@ def decontaminate(asked: list[Instruction], problems: Sequence[tuple[str, str]])
 
 
 def own_rows(written: list[dict[str, Any]], problems: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], int]:
-    """The texts that the original wrote, less those that hold an evaluation problem."""
+    """What the original wrote, less what holds an evaluation problem that it remembered."""
     found = holding(problems, [row["prompt"] + row["completion"] for row in written])
     return [row for at, row in enumerate(written) if at not in found], len(found)
 

@@ -75,11 +75,17 @@ def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[
         chooser = random.Random(f"{seed}/{number}")
         one = chooser.choice(asked)
         if one.messages:
-            found.append((True, one.prompt.partition(one.messages[0][1].strip())[0]))
+            found.append((True, _head(one)))
         else:
             pieces = PIECE.findall(one.prompt)
             found.append((False, "".join(pieces[: chooser.randint(1, min(MOST_PIECES, len(pieces)))])))
     return found
+
+
+def _head(chat: Instruction) -> str:
+    """The chat's prompt up to what its user says first, system text included; all of it where that cannot be found."""
+    asked = next((content.strip() for role, content in chat.messages if role == "user" and content.strip()), None)
+    return chat.prompt.partition(asked)[0] if asked else chat.prompt
 
 
 def _complete(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from flab.families import Family
 from flab.plans import Plan
 from flab.prepare import cut_to_vocabulary, new_tokenizer, open_model
 from flab.recipe import Options
-
-REMEMBERED_BYTES = 2 * 2**30
 
 
 def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options) -> tuple[Checkpoint, Family]:
@@ -58,38 +57,33 @@ def _rows(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-class Remembered:
-    """The teacher's final hidden states of the tokens that count, remembered row by row while they fit in ``limit`` bytes.
+class Teacher:
+    """The teacher's final hidden states of the tokens that count in the KL, computed when asked for, or remembered.
 
-    A row is met once an epoch; from the second on the teacher need not run.
+    A row is met once an epoch, so that with several epochs it pays to let the teacher read all rows once, beforehand.
+    That is always in the same batches: a run that was stopped and goes on sees the same bits.
     """
 
-    def __init__(self, model: Any, limit: int = REMEMBERED_BYTES) -> None:
-        self.model, self.room = model, limit
+    def __init__(self, model: Any, used: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> None:
+        """``used`` gives the mask (B, T) of the positions that count in a batch."""
+        self.model, self.used = model, used
         self.states: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
-    def __call__(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, used: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """States (N, D) of the positions in ``used`` (B, T), rows in the order of the batch; ``rows`` (B,) names them."""
-        return torch.cat(
-            [
-                self._row(name, input_ids[at : at + 1], position_ids[at : at + 1], used[at])
-                for at, name in enumerate(rows.tolist())
-            ]
-        )
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """States (N, D) of the positions that count, rows in the order of the batch."""
+        names = batch["rows"].tolist()
+        if all(name in self.states for name in names):
+            return torch.cat([self.states[name] for name in names])
+        return final_states(self.model, batch["input_ids"], batch["position_ids"])[self.used(batch)]
 
-    def _row(self, name: int, input_ids: torch.Tensor, position_ids: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-        """One row's states, computed alone: the same bits whatever else is in the batch, so that resuming changes nothing."""
-        if name not in self.states:
-            end = int(used.nonzero().max()) + 1 if used.any() else 1
-            states = final_states(self.model, input_ids[:, :end], position_ids[:, :end])[0][used[:end]]
-            if states.nbytes > self.room:
-                return states
-            self.room -= states.nbytes
-            self.states[name] = states.clone()
-        return self.states[name]
+    @torch.no_grad()
+    def remember(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Let the teacher read these batches, and keep what it made of each row."""
+        for batch in batches:
+            used = self.used(batch)
+            states = final_states(self.model, batch["input_ids"], batch["position_ids"])
+            self.states |= {n: states[at][used[at]] for at, n in enumerate(batch["rows"].tolist())}
 
 
 def final_states(model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:

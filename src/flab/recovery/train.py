@@ -150,27 +150,34 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
 
 
 def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
-    """Optimizer steps that the budget allows; those of a time budget are measured once and kept for a later start."""
-    training, rows = bench.training, len(bench.examples.train)
-    file = bench.work / RUN
+    """Optimizer steps that the budget allows, fixed once; the teacher has then read the rows, where that pays."""
+    training, file = bench.training, bench.work / RUN
+    per_epoch = max(1, math.ceil(len(bench.examples.train) / training.batch))
     known = json.loads(file.read_text())
-    if "steps" in known:
-        return int(known["steps"])
-    per_epoch = max(1, math.ceil(rows / training.batch))
-    if training.steps is not None:
-        steps = float(training.steps)
-    elif training.tokens is not None:
-        steps = training.tokens / (bench.examples.counts["train_tokens"] / per_epoch)
-    elif training.minutes is not None:
-        steps = TRAINING_SHARE * 60 * training.minutes / seconds_per_step(trainer)
+    if training.minutes is not None and "steps" not in known:
+        steps = _timed_steps(trainer, 60 * training.minutes, per_epoch)
     else:
-        steps = per_epoch * (training.epochs or DEFAULT_EPOCHS)
+        tokens_per_step = bench.examples.counts["train_tokens"] / per_epoch
+        by_tokens = training.tokens / tokens_per_step if training.tokens is not None else None
+        by_epochs = per_epoch * (training.epochs or DEFAULT_EPOCHS)
+        steps = next(float(n) for n in (known.get("steps"), training.steps, by_tokens, by_epochs) if n is not None)
+        trainer.remember_teacher(steps / per_epoch)
     chosen = [max(1, round(steps))]
     broadcast_object_list(chosen)
     if state.is_main_process:
         file.write_text(json.dumps({**known, "steps": chosen[0]}) + "\n")
     state.wait_for_everyone()
     return chosen[0]
+
+
+def _timed_steps(trainer: RecoveryTrainer, seconds: float, per_epoch: int) -> float:
+    """Steps that fit into a time, by the measured time of one; what the teacher's reading takes counts too."""
+    steps = TRAINING_SHARE * seconds / seconds_per_step(trainer)
+    start = time.perf_counter()
+    if trainer.remember_teacher(steps / per_epoch):
+        left = TRAINING_SHARE * seconds - (time.perf_counter() - start)
+        steps = max(0.0, left) / seconds_per_step(trainer)
+    return steps
 
 
 def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:

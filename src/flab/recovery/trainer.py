@@ -30,13 +30,14 @@ from transformers import (
 
 from flab.checkpoint import Checkpoint
 from flab.errors import OptionError, TrainingError
-from flab.progress import console
+from flab.progress import console, track
 from flab.recipe import Options
 from flab.recovery.examples import Examples, collate
 from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
-from flab.recovery.teacher import Remembered, final_states
+from flab.recovery.teacher import Teacher, final_states
 
+REMEMBERED_BYTES = 2 * 2**30  # of the teacher's states at most
 COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
 LOGGED = 100  # points of the curve of the training loss
 
@@ -96,7 +97,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, teacher: Any, objective: Objective, **given: Any) -> None:
         super().__init__(**given)
-        self.teacher, self.objective = Remembered(teacher), objective
+        self.objective = objective
+        self.teacher = Teacher(teacher, lambda batch: chosen_tokens(batch["targets"], batch["within"], objective))
         self.sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.loss_is_scaled_for_ga = True  # the counts are those of the whole step
         self.bar: Progressing | None = None
@@ -113,11 +115,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one micro-batch, scaled so that the sum over micro-batches and the mean over devices is the step's."""
-        inputs, states = dict(inputs), None
-        rows = inputs.pop("rows")
-        if self.objective.alpha > 0:
-            used = chosen_tokens(inputs["targets"], inputs["within"], self.objective)
-            states = self.teacher(inputs["input_ids"], inputs["position_ids"], used, rows)
+        states = self.teacher(inputs) if self.objective.alpha > 0 else None
         outputs = model(**inputs, teacher_states=states, counts=num_items_in_batch)
         loss, mode = outputs["loss"], "train" if model.training else "eval"
         if not torch.isfinite(loss.detach()):
@@ -158,6 +156,20 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.bar = Progressing()
         for callback in (self.bar, MarkWhole(spent), *([TimeLimit(60 * limit, spent)] if limit is not None else [])):
             self.add_callback(callback)
+
+    def remember_teacher(self, epochs: float) -> bool:
+        """Let the teacher read every row beforehand, where that costs less than asking it at each step, and fits."""
+        count = sum(len(ids) for data in (self.train_dataset, self.eval_dataset) for ids in data["input_ids"])
+        states = count * self.model.config.hidden_size * self.teacher.model.dtype.itemsize
+        if self.objective.alpha == 0 or epochs <= self.args.world_size or states > REMEMBERED_BYTES:
+            return False
+        for data, name in (
+            (self.train_dataset, "Teacher reads the rows"),
+            (self.eval_dataset, "and the held-out ones"),
+        ):
+            batches = DataLoader(data, self.args.per_device_train_batch_size, collate_fn=collate)
+            self.teacher.remember({n: v.to(self.args.device) for n, v in b.items()} for b in track(batches, name))
+        return True
 
     def stop_bar(self) -> None:
         """Take the progress bar away, however training ended."""
