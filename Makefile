@@ -30,8 +30,8 @@ check: setup  ## Style, format, types, and the docs against the program
 test: setup  ## Run the tests (offline)
 	$(BIN)/pytest
 
-demo: setup  ## Prune the bundled model at 22, 40 and 60 % and show what was kept
-	$(BIN)/flab demo -o demo
+demo: setup  ## The whole way with the bundled model: prune, make data, recover, measure
+	$(BIN)/flab run recipes/quickstart.yml -o demo
 
 docs: setup  ## Check help texts, options, examples and links in the docs (docs/check_help.py --write renews the help)
 	$(BIN)/python docs/check_help.py
@@ -40,5 +40,5 @@ reference: setup  ## Train the bundled model and its data files again from nothi
 	$(BIN)/python scripts/train_reference.py
 
 clean:  ## Remove caches, builds and the demo's output; .venv stays
-	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist demo table .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests scripts docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

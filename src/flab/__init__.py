@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from flab.pipeline import apply, evaluate, plan, prune
     from flab.plans import Plan
     from flab.recipe import Options, Recipe
+    from flab.recovery.data import make_data
+    from flab.recovery.settings import Training
+    from flab.recovery.strategies import Making
+    from flab.recovery.train import recover
 
 _HOMES = {
     "check": "flab.checking",
@@ -25,8 +29,26 @@ _HOMES = {
     "Plan": "flab.plans",
     "Options": "flab.recipe",
     "Recipe": "flab.recipe",
+    "make_data": "flab.recovery.data",
+    "Making": "flab.recovery.strategies",
+    "Training": "flab.recovery.settings",
+    "recover": "flab.recovery.train",
 }
-__all__ = ["Options", "Plan", "Recipe", "__version__", "apply", "check", "evaluate", "plan", "prune"]
+__all__ = [
+    "Making",
+    "Options",
+    "Plan",
+    "Recipe",
+    "Training",
+    "__version__",
+    "apply",
+    "check",
+    "evaluate",
+    "make_data",
+    "plan",
+    "prune",
+    "recover",
+]
 
 
 def __getattr__(name: str) -> Any:

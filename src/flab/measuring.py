@@ -138,7 +138,7 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
     """Each task beside each data file, those that the model's plan names included; says what is flagged."""
     texts = {str(as_path(path)): [s.text for s in read_samples(as_path(path))] for path in against}
     found = []
-    for data, content in (texts | _calibration_texts(as_path(model) / "plan.json")).items():
+    for data, content in (texts | _known_texts(as_path(model))).items():
         for task in tasks:
             if task.perturbation is None:
                 overlap = overlaps([(item.task_id, text_of(item)) for item in task.items], content)
@@ -149,18 +149,23 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
     return found
 
 
-def _calibration_texts(plan: Path) -> dict[str, list[str]]:
-    """The calibration data of a pruned model, by its path; nothing where it is no longer there."""
-    if not plan.is_file():
-        return {}
-    try:
-        settings = json.loads(plan.read_text(encoding="utf-8"))["calibration"]
-        path = Path(settings["path"]) if settings["path"] else None
-        samples, source = calibration_samples(path)
-    except (FlabError, KeyError, TypeError, ValueError, OSError) as error:
-        say(f"the calibration data of {plan} cannot be compared with the tasks ({error}); name it with --against-data")
-        return {}
-    return {source.name: [sample.text for sample in samples]}
+def _known_texts(model: Path) -> dict[str, list[str]]:
+    """What a pruned model was calibrated on and a recovered one trained on, by its path; nothing where it is gone."""
+    found: dict[str, list[str]] = {}
+    for name, keys in (("plan.json", ("calibration", "path")), ("recovery.json", ("data",))):
+        file = model / name
+        if not file.is_file():
+            continue
+        try:
+            given = json.loads(file.read_text(encoding="utf-8"))
+            for key in keys:
+                given = given[key]
+            samples, source = calibration_samples(Path(given) if given else None)
+        except (FlabError, KeyError, TypeError, ValueError, OSError) as error:
+            say(f"the data that {file} names cannot be compared with the tasks ({error}); name it with --against-data")
+            continue
+        found[source.name] = [sample.text for sample in samples]
+    return found
 
 
 def text_of(item: Item) -> str:
