@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -196,6 +197,37 @@ def test_weights_that_became_no_number_are_never_saved_as_good(go, tmp_path, mon
 
     monkeypatch.setattr(module.RecoveryTrainer, "training_step", poisoned)
     with pytest.raises(TrainingError, match="checkpoint-2"):
+        go(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            "no space left on the disk of .*no checkpoint was written yet. Free space",
+        ),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on the disk"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: .*--micro-batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+    ],
+)
+def test_a_full_disk_and_too_little_memory_are_one_line(error, text, go, tmp_path, monkeypatch):
+    def failing(*given, **more):
+        raise error
+
+    monkeypatch.setattr(module.RecoveryTrainer, "_save_checkpoint", failing)
+    with pytest.raises(TrainingError, match=text):
+        go(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_that_nobody_foresaw_is_not_hidden(go, tmp_path, monkeypatch):
+    def failing(*given, **more):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(module.RecoveryTrainer, "_save_checkpoint", failing)
+    with pytest.raises(RuntimeError, match="a bug"):
         go(tmp_path / "out")
 
 

@@ -10,13 +10,14 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from flab import __version__
 from flab.checking import check, write_proof
@@ -38,6 +39,7 @@ from flab.samples import files_under, read_samples, sha256_of
 RUN = "run.json"
 REPORT = "recovery.json"
 DEFAULT_EPOCHS = 3.0
+LEAST_FREE = 2**20  # bytes; with fewer a failed write is one of a full disk
 TRAINING_SHARE = 0.9  # of a time budget; the rest is for measuring held-out rows
 
 
@@ -75,6 +77,8 @@ def recover(
     training, options = training or Training(), options or Options()
     out, source, original = Path(out), resolve(folder), resolve(teacher)
     state = PartialState(cpu=options.device == "cpu")
+    if options.device == "cuda" and state.num_processes > 1:
+        options = replace(options, device=f"cuda:{state.local_process_index}")  # each process on a device of its own
     check_output(out, options.overwrite, source)
     check_output(out, options.overwrite, original)
     bench = _prepare(source, original, Path(data), out, training, options)
@@ -189,14 +193,27 @@ def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
     try:
         with quiet():
             trainer.train(resume_from_checkpoint=str(start) if start is not None else None)
-    except TrainingError as error:
+    except (TrainingError, OSError, RuntimeError, SafetensorError) as error:
+        reason = _reason(error, bench)
+        if reason is None:
+            raise
         good, _ = last_whole(bench.work)
         kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
-        raise TrainingError(
-            f"{error}: {kept}. Lower --learning-rate (it was {bench.facts['learning_rate']:g})."
-        ) from None
+        raise TrainingError(f"{reason[0]}: {kept}. {reason[1]}") from None
     finally:
         trainer.stop_bar()
+
+
+def _reason(error: Exception, bench: Bench) -> tuple[str, str] | None:
+    """What stopped the training and what helps, where that is known."""
+    text = str(error)
+    if isinstance(error, TrainingError):
+        return text, f"Lower --learning-rate (it was {bench.facts['learning_rate']:g})."
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return "out of memory", "Lower --micro-batch or --length, or add --gradient-checkpointing."
+    if shutil.disk_usage(bench.work).free < LEAST_FREE or "No space left" in text:
+        return f"no space left on the disk of {bench.work}", "Free space and repeat the command to go on."
+    return None
 
 
 def say_main(trainer: RecoveryTrainer, message: str) -> None:

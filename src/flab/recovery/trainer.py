@@ -307,6 +307,10 @@ def make_trainer(
         callbacks=[EarlyStoppingCallback(training.patience)],
     )
     trainer.remove_callback(PrinterCallback)
+    if trainer.is_sharded and training.method_for(parameters) == "lora":
+        raise OptionError(
+            "--method lora under FSDP: adapters are merged on one device; use recipes/ddp.yaml, or --method full."
+        )
     return trainer
 
 
