@@ -21,8 +21,8 @@ from flab import Options, Plan, check
 from flab.checkpoint import fingerprint
 from flab.errors import CheckpointError, DataError, OptionError, PlanError, TrainingError
 from flab.recovery import train as module
+from flab.recovery.callbacks import COMPLETE, last_whole
 from flab.recovery.train import recover
-from flab.recovery.trainer import COMPLETE, last_whole
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

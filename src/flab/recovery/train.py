@@ -29,11 +29,12 @@ from flab.plans import Plan
 from flab.prepare import end_of_text, open_model, stored_dtype
 from flab.progress import say
 from flab.recipe import Options
+from flab.recovery.callbacks import last_whole
 from flab.recovery.examples import Examples, make_examples
 from flab.recovery.memory import measured_peak, predicted_peak
 from flab.recovery.settings import Training
 from flab.recovery.teacher import open_teacher
-from flab.recovery.trainer import RecoveryTrainer, last_whole, make_trainer, remove_loss, seconds_per_step
+from flab.recovery.trainer import RecoveryTrainer, make_trainer, remove_loss, seconds_per_step
 from flab.samples import files_under, read_samples, sha256_of
 
 RUN = "run.json"

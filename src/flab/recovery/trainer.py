@@ -1,4 +1,4 @@
-"""transformers' Trainer with the loss replaced by ours, and its callbacks: progress, time limit, whole checkpoints.
+"""transformers' Trainer with the loss replaced by ours.
 
 The student's ``forward`` is replaced by one that returns the loss, so that the chunked head runs inside whatever wraps
 the model (PEFT, DDP, FSDP); the teacher runs before it, without gradients. There is no training loop here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,26 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from peft import LoraConfig, get_peft_model
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
 from flab.checkpoint import Checkpoint
 from flab.errors import OptionError, TrainingError
-from flab.progress import console, track
+from flab.progress import track
 from flab.recipe import Options
+from flab.recovery.callbacks import MarkWhole, Progressing, TimeLimit
 from flab.recovery.examples import Examples, collate
 from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
 from flab.recovery.teacher import Teacher, final_states
 
 REMEMBERED_BYTES = 2 * 2**30  # of the teacher's states at most
-COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
 LOGGED = 100  # points of the curve of the training loss
 
 
@@ -193,80 +191,6 @@ def means(sums: list[float], objective: Objective, prefix: str = "") -> dict[str
     ce, kl = cross_entropy / max(1.0, answers), divergence / max(1.0, tokens)
     found = {"loss": (1 - objective.alpha) * ce + objective.alpha * kl, "cross_entropy": ce}
     return {prefix + name: value for name, value in (found | ({"kl": kl} if tokens else {})).items()}
-
-
-class Progressing(TrainerCallback):  # type: ignore[misc]
-    """A bar with the step, the loss, the held-out loss and the time left."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self.text = {"loss": "", "held out": ""}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        shown = console.is_terminal and state.is_world_process_zero
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
-        self.bar.start()
-        self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
-        logs = logs or {}
-        for name, key in (("loss", "loss"), ("held out", "eval_loss")):
-            if key in logs:
-                self.text[name] = f", {name} {logs[key]:.4f}"
-        if self.bar is not None:
-            self.bar.update(self.task, description="Training" + "".join(self.text.values()))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-
-class TimeLimit(TrainerCallback):  # type: ignore[misc]
-    """Stop after so many seconds of training, those of earlier, stopped processes included; evaluates and saves then."""
-
-    def __init__(self, seconds: float, spent: float) -> None:
-        self.limit, self.spent, self.start = seconds, spent, time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.spent + time.monotonic() - self.start > self.limit:
-            control.should_evaluate = control.should_save = control.should_training_stop = True
-
-
-class MarkWhole(TrainerCallback):  # type: ignore[misc]
-    """Leave a file in each checkpoint once all of it is written: the seconds of training so far."""
-
-    def __init__(self, spent: float) -> None:
-        self.spent, self.start = spent, time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start = time.monotonic()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            seconds = self.spent + time.monotonic() - self.start
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).write_text(f"{seconds:.2f}\n")
-
-
-def last_whole(folder: Path) -> tuple[Path | None, float]:
-    """The newest checkpoint that was written to its end, and the seconds of training it stands for."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    if not whole:
-        return None, 0.0
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
-    return newest, float((newest / COMPLETE).read_text())
 
 
 def make_trainer(

@@ -1,0 +1,89 @@
+"""What the training does beside its steps: the bar, the time limit, and the mark that a checkpoint is whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from flab.progress import console
+
+COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
+
+
+class Progressing(TrainerCallback):  # type: ignore[misc]
+    """A bar with the step, the loss, the held-out loss and the time left."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.text = {"loss": "", "held out": ""}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        shown = console.is_terminal and state.is_world_process_zero
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
+        self.bar.start()
+        self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        for name, key in (("loss", "loss"), ("held out", "eval_loss")):
+            if key in logs:
+                self.text[name] = f", {name} {logs[key]:.4f}"
+        if self.bar is not None:
+            self.bar.update(self.task, description="Training" + "".join(self.text.values()))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class TimeLimit(TrainerCallback):  # type: ignore[misc]
+    """Stop after so many seconds of training, those of earlier, stopped processes included; evaluates and saves then."""
+
+    def __init__(self, seconds: float, spent: float) -> None:
+        self.limit, self.spent, self.start = seconds, spent, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.spent + time.monotonic() - self.start > self.limit:
+            control.should_evaluate = control.should_save = control.should_training_stop = True
+
+
+class MarkWhole(TrainerCallback):  # type: ignore[misc]
+    """Leave a file in each checkpoint once all of it is written: the seconds of training so far."""
+
+    def __init__(self, spent: float) -> None:
+        self.spent, self.start = spent, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            seconds = self.spent + time.monotonic() - self.start
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).write_text(f"{seconds:.2f}\n")
+
+
+def last_whole(folder: Path) -> tuple[Path | None, float]:
+    """The newest checkpoint that was written to its end, and the seconds of training it stands for."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    if not whole:
+        return None, 0.0
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    return newest, float((newest / COMPLETE).read_text())
