@@ -163,7 +163,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             return False
         for data, name in (
             (self.train_dataset, "Teacher reads the rows"),
-            (self.eval_dataset, "and the held-out ones"),
+            (self.eval_dataset, "Teacher reads the held-out rows"),
         ):
             batches = DataLoader(data, self.args.per_device_train_batch_size, collate_fn=collate)
             self.teacher.remember({n: v.to(self.args.device) for n, v in b.items()} for b in track(batches, name))
