@@ -29,14 +29,18 @@ if not console.is_terminal:
     console = Console(stderr=True, width=PIPE_WIDTH)
 
 
+def new_bar(shown: bool = True) -> Progress:
+    """A bar with count, time spent and time left, on stderr; none where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = not (shown and console.is_terminal)
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+
+
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield ``items`` while a bar with count, time spent and time left is shown on stderr."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with new_bar() as bar:
         yield from bar.track(items, total=total, description=description)
 
 

@@ -1,4 +1,4 @@
-"""What the training does beside its steps: the bar, the time limit, and the mark that a checkpoint is whole."""
+"""What the training does beside its steps: the bar, and the clock with its limit and its marks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import TrainerCallback
 
-from flab.progress import console
+from flab.progress import new_bar
 
 COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
 
@@ -23,9 +23,7 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
         self.text = {"loss": "", "held out": ""}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        shown = console.is_terminal and state.is_world_process_zero
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
+        self.bar = new_bar(shown=state.is_world_process_zero)
         self.bar.start()
         self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
 
@@ -51,33 +49,31 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
             self.bar = None
 
 
-class TimeLimit(TrainerCallback):  # type: ignore[misc]
-    """Stop after so many seconds of training, those of earlier, stopped processes included; evaluates and saves then."""
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Seconds of training, those of earlier, stopped processes (``spent``) included.
 
-    def __init__(self, seconds: float, spent: float) -> None:
-        self.limit, self.spent, self.start = seconds, spent, time.monotonic()
+    At the limit, where there is one, it has the model measured and saved, and stops. In each checkpoint it leaves a file
+    once all of it is written: the seconds that it stands for.
+    """
+
+    def __init__(self, spent: float, limit: float | None) -> None:
+        self.spent, self.limit, self.start = spent, limit, time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.spent + time.monotonic() - self.start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.start = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.spent + time.monotonic() - self.start > self.limit:
+        if self.limit is not None and self.seconds() > self.limit:
             control.should_evaluate = control.should_save = control.should_training_stop = True
-
-
-class MarkWhole(TrainerCallback):  # type: ignore[misc]
-    """Leave a file in each checkpoint once all of it is written: the seconds of training so far."""
-
-    def __init__(self, spent: float) -> None:
-        self.spent, self.start = spent, time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            seconds = self.spent + time.monotonic() - self.start
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).write_text(f"{seconds:.2f}\n")
+            mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
+            mark.write_text(f"{self.seconds():.2f}\n")
 
 
 def last_whole(folder: Path) -> tuple[Path | None, float]:

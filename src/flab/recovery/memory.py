@@ -24,7 +24,7 @@ def predicted_peak(student: Any, teacher: Any, training: Training, parameters: i
     """Bytes on one device that holds the whole of both models."""
     config = student.config
     trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for model in (student, teacher) for p in unique(model))
+    weights = sum(p.numel() * p.element_size() for model in (student, teacher) for p in model.parameters())
     tokens = training.micro_batch * training.length
     element = 2 if student.dtype != torch.float32 else 4
     return int(weights + 12 * trainable) + activation_bytes(config, tokens, element, training) + logit_bytes()
@@ -44,11 +44,6 @@ def activation_bytes(config: Any, tokens: int, element: int, training: Training)
 def logit_bytes() -> int:
     """Student's and teacher's logits of one chunk, float32."""
     return 4 * CHUNK_ELEMENTS * LOGIT_COPIES
-
-
-def unique(model: Any) -> list[torch.nn.Parameter]:
-    """The parameters, tied ones once."""
-    return list(model.parameters())
 
 
 def measured_peak(device: torch.device) -> dict[str, Any]:

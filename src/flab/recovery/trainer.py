@@ -30,7 +30,7 @@ from flab.checkpoint import Checkpoint
 from flab.errors import OptionError, TrainingError
 from flab.progress import track
 from flab.recipe import Options
-from flab.recovery.callbacks import MarkWhole, Progressing, TimeLimit
+from flab.recovery.callbacks import Clock, Progressing
 from flab.recovery.examples import Examples, collate
 from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
@@ -152,7 +152,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         args.logging_steps = max(1, math.ceil(steps / LOGGED))
         args.eval_on_start = not resumed
         self.bar = Progressing()
-        for callback in (self.bar, MarkWhole(spent), *([TimeLimit(60 * limit, spent)] if limit is not None else [])):
+        for callback in (self.bar, Clock(spent, 60 * limit if limit is not None else None)):
             self.add_callback(callback)
 
     def remember_teacher(self, epochs: float) -> bool:
