@@ -23,7 +23,21 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 HELP = re.compile(r"(<!-- help: flab(.*?) -->\n```text\n)(.*?)(```)", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMANDS = ("demo", "plan", "apply", "prune", "check", "eval", "compare", "data", "recover", "run")
+COMMANDS = (
+    "demo",
+    "plan",
+    "apply",
+    "prune",
+    "check",
+    "eval",
+    "compare",
+    "data",
+    "recover",
+    "run",
+    "measure",
+    "sweep",
+    "report",
+)
 
 
 @functools.cache

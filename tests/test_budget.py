@@ -20,7 +20,10 @@ from flab.budget import (
 )
 from flab.errors import BudgetError, OptionError
 
-SMALL = Shape(vocabulary=100, layers=4, width=64, per_token=8, per_layer=200, per_neuron=24, fixed=8, hidden=8)
+PRODUCTS = {"products_per_layer": 190, "products_per_neuron": 24, "attention": 8}
+SMALL = Shape(
+    vocabulary=100, layers=4, width=64, per_token=8, per_layer=200, per_neuron=24, fixed=8, hidden=8, **PRODUCTS
+)
 
 
 @st.composite
@@ -35,6 +38,7 @@ def shapes(draw) -> Shape:
         per_neuron=hidden * draw(st.sampled_from([2, 3])),
         fixed=draw(st.integers(0, 1000)),
         hidden=hidden,
+        **PRODUCTS,
     )
 
 
@@ -152,12 +156,12 @@ def test_pins_inside_are_allowed():
 
 def test_decimal_fractions_are_not_rounded_by_floats():
     """0.1 of 10 parameters is one parameter, although 10 * (1 - 0.1) < 9 may hold in floats."""
-    ten = Shape(vocabulary=1, layers=1, width=1, per_token=5, per_layer=3, per_neuron=2, fixed=0, hidden=1)
+    ten = Shape(vocabulary=1, layers=1, width=1, per_token=5, per_layer=3, per_neuron=2, fixed=0, hidden=1, **PRODUCTS)
     assert ten.total == 10
     assert [allowed_parameters(ten, x / 10) for x in range(10)] == [10 - x for x in range(10)]
 
 
 @pytest.mark.parametrize(("width", "multiple"), [(13440, 256), (8192, 256), (4096, 128), (512, 16), (64, 2), (31, 1)])
 def test_width_multiple_leaves_32_steps(width, multiple):
-    shape = Shape(1, 1, width, 1, 1, 1, 0, 1)
+    shape = Shape(1, 1, width, 1, 1, 1, 0, 1, 1, 1, 1)
     assert shape.width_multiple() == multiple

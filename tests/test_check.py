@@ -58,6 +58,8 @@ def test_a_good_folder_passes_in_a_fresh_process(good, source):
     assert loads["transformers"]["ok"] is True
     assert loads["vllm"]["tensor_parallel_sizes"][0] == 1
     assert not loads["k-quants"]["ok"]
+    assert "ids, which are new" in loads["llama.cpp"]["needs"]
+    assert "ids are its own" in verify(source, None)["loads_in"]["llama.cpp"]["needs"]
     assert "hidden_size 32" in loads["k-quants"]["why"]
 
 

@@ -32,9 +32,7 @@ from flab.cuts.vocabulary import (
 )
 from flab.errors import BudgetError, UnsupportedModelError
 from flab.families import family_of, is_tied, shape_of
-from flab.planning import plan_vocabulary
-from flab.prepare import Texts
-from flab.samples import Sample
+from flab.vocabulary import Counts, plan_vocabulary
 
 CORPUS = pico.CODE[:6]  # fewer words than the tokenizer was trained on
 WORDS = sorted({w for text in CORPUS for w in text.split()})
@@ -262,14 +260,15 @@ def test_the_choice_is_the_same_under_every_hash_seed(tmp_path):
 # --- sizes ---
 
 
-def bench(folder: Path, corpus: list[str] = CORPUS) -> tuple[Checkpoint, Texts]:
-    return load(folder), Texts([Sample("", text) for text in corpus], [], [], [], [])
+def bench(folder: Path, corpus: list[str] = CORPUS) -> tuple[Checkpoint, Counts]:
+    checkpoint = load(folder)
+    return checkpoint, Counts.of(checkpoint.tokenizer, corpus, [])
 
 
 def test_a_multiple_of_64_is_reached_by_real_tokens(pico_folder, recipe):
-    checkpoint, texts = bench(pico_folder("qwen2"))
+    checkpoint, counts = bench(pico_folder("qwen2"))
     family = family_of(checkpoint.model.config)
-    kept = plan_vocabulary(checkpoint, family, recipe(remove=0.5), recipe().pins, texts)
+    kept = plan_vocabulary(checkpoint, family, recipe(remove=0.5), recipe().pins, counts)
     assert len(kept) == 384
     assert all(checkpoint.tokenizer.id_to_token(i) is not None for i in kept)
     covered = Cut(checkpoint.tokenizer, CORPUS).counted
@@ -277,20 +276,20 @@ def test_a_multiple_of_64_is_reached_by_real_tokens(pico_folder, recipe):
 
 
 def test_a_small_budget_keeps_the_whole_vocabulary(pico_folder, recipe):
-    checkpoint, texts = bench(pico_folder("qwen2"))
+    checkpoint, counts = bench(pico_folder("qwen2"))
     family = family_of(checkpoint.model.config)
-    kept = plan_vocabulary(checkpoint, family, recipe(remove=0.0), recipe().pins, texts)
+    kept = plan_vocabulary(checkpoint, family, recipe(remove=0.0), recipe().pins, counts)
     assert kept == list(range(shape_of(checkpoint.model, family).vocabulary))
 
 
 def test_a_pin_below_the_floor_is_refused_with_the_floor(pico_folder, recipe):
-    checkpoint, texts = bench(pico_folder("qwen2"))
+    checkpoint, counts = bench(pico_folder("qwen2"))
     pinned = recipe(vocabulary=100)
     with pytest.raises(BudgetError, match=r"--vocabulary 100 is below the floor of \d+ tokens") as caught:
-        plan_vocabulary(checkpoint, family_of(checkpoint.model.config), pinned, pinned.pins, texts)
+        plan_vocabulary(checkpoint, family_of(checkpoint.model.config), pinned, pinned.pins, counts)
     floor = int(str(caught.value).split("floor of ")[1].split()[0])
     at_floor = recipe(vocabulary=floor)
-    kept = plan_vocabulary(checkpoint, family_of(checkpoint.model.config), at_floor, at_floor.pins, texts)
+    kept = plan_vocabulary(checkpoint, family_of(checkpoint.model.config), at_floor, at_floor.pins, counts)
     assert len(kept) == floor
 
 

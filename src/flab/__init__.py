@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flab.checking import check
+    from flab.footprint.measure import measure
+    from flab.footprint.settings import Measuring
     from flab.pipeline import apply, evaluate, plan, prune
     from flab.plans import Plan
     from flab.recipe import Options, Recipe
@@ -19,23 +21,30 @@ if TYPE_CHECKING:
     from flab.recovery.settings import Training
     from flab.recovery.strategies import Making
     from flab.recovery.train import recover
+    from flab.reporting import make_report
+    from flab.sweeping import sweep
 
 _HOMES = {
     "check": "flab.checking",
     "apply": "flab.pipeline",
     "evaluate": "flab.pipeline",
+    "measure": "flab.footprint.measure",
     "plan": "flab.pipeline",
     "prune": "flab.pipeline",
     "Plan": "flab.plans",
     "Options": "flab.recipe",
     "Recipe": "flab.recipe",
+    "Measuring": "flab.footprint.settings",
+    "make_report": "flab.reporting",
     "make_data": "flab.recovery.data",
     "Making": "flab.recovery.strategies",
     "Training": "flab.recovery.settings",
     "recover": "flab.recovery.train",
+    "sweep": "flab.sweeping",
 }
 __all__ = [
     "Making",
+    "Measuring",
     "Options",
     "Plan",
     "Recipe",
@@ -45,9 +54,12 @@ __all__ = [
     "check",
     "evaluate",
     "make_data",
+    "make_report",
+    "measure",
     "plan",
     "prune",
     "recover",
+    "sweep",
 ]
 
 

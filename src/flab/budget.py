@@ -20,7 +20,9 @@ class Shape:
     """The sizes of a decoder-only model, and what one unit of each size costs in parameters.
 
     ``per_token`` counts an embedding row and, when the head is untied, a head row (and its bias);
-    ``per_layer`` is a layer without its FFN neurons; ``fixed`` is all the rest (final norm, ...).
+    ``per_layer`` is a layer without its FFN neurons; ``fixed`` is all the rest (final norm, ...). The ``products`` are
+    the weights among them that stand in matrix products; ``attention`` is the width that enters the attention's
+    output projection (heads x head size).
     """
 
     vocabulary: int
@@ -31,6 +33,9 @@ class Shape:
     per_neuron: int
     fixed: int
     hidden: int
+    products_per_layer: int
+    products_per_neuron: int
+    attention: int
 
     def parameters(self, vocabulary: int, layers: int, width: int) -> int:
         """All parameters, tied ones once."""
@@ -40,11 +45,18 @@ class Shape:
         """Parameters without embeddings and head."""
         return self.parameters(0, layers, width)
 
-    def flops_per_token(self, vocabulary: int, layers: int, width: int) -> int:
-        """Floating-point operations of one decoded token: 2 per weight in a matrix product, attention
-        scores (which grow with the context) left out.
+    def flops_per_token(self, vocabulary: int, layers: int, width: int, context: int = 0) -> int:
+        """Floating-point operations of one decoded token that sees ``context`` tokens, itself included: 2 for each weight
+        in a matrix product, and in each layer 2 for each product of scores and of values over the context.
         """
-        return 2 * (layers * (self.per_layer + width * self.per_neuron) + vocabulary * self.hidden)
+        weights = layers * (self.products_per_layer + width * self.products_per_neuron) + vocabulary * self.hidden
+        return 2 * weights + 4 * layers * context * self.attention
+
+    def flops_of_prompt(self, vocabulary: int, layers: int, width: int, tokens: int) -> int:
+        """Floating-point operations of reading ``tokens`` at once, with logits for the last alone; scores are computed for
+        all pairs, as eager attention does.
+        """
+        return tokens * self.flops_per_token(0, layers, width, tokens) + 2 * vocabulary * self.hidden
 
     @property
     def total(self) -> int:

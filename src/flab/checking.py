@@ -74,7 +74,7 @@ def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
         return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
 
 
-def loads_in(config: Any, loaded: bool, warnings: list[str]) -> dict[str, Any]:
+def loads_in(config: Any, loaded: bool, warnings: list[str], renumbered: bool) -> dict[str, Any]:
     """Which programs take the folder as it is, and what each needs; sizes only, the programs are not run."""
     heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
     sizes = [
@@ -90,7 +90,9 @@ def loads_in(config: Any, loaded: bool, warnings: list[str]) -> dict[str, Any]:
         },
         "vllm": {"tensor_parallel_sizes": sizes, "how": "by its divisibility rules, not run"},
         "llama.cpp": {
-            "needs": "the base model's pre-tokenizer named when converting: BPE is recognised by a hash over ids, which are new",
+            "needs": "the base model's pre-tokenizer named when converting: BPE is recognised by a hash over ids, which are new"
+            if renumbered
+            else "nothing that the original does not need: the ids are its own",
             "how": "by its converter's rules, not run",
         },
         "k-quants": {

@@ -169,4 +169,18 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     vocabulary = embedding.num_embeddings
     per_layer = sizes.pop() - width * per_neuron
     fixed = total - vocabulary * per_token - len(layers) * (per_layer + width * per_neuron)
-    return Shape(vocabulary, len(layers), width, per_token, per_layer, per_neuron, fixed, hidden)
+    products = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
+    products_per_neuron = hidden * (1 + len(ffn_in))
+    return Shape(
+        vocabulary,
+        len(layers),
+        width,
+        per_token,
+        per_layer,
+        per_neuron,
+        fixed,
+        hidden,
+        products - width * products_per_neuron,
+        products_per_neuron,
+        linear(layers[0], family.attention_out).in_features,
+    )

@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from flab import __version__
-from flab.budget import VOCABULARY_MULTIPLE, Pins, Shape, Split, feasible_splits, vocabulary_for
-from flab.calibrate import CalibrationSet, LayerRunner, Window
+from flab.budget import Pins, Shape, Split, feasible_splits
+from flab.calibrate import CalibrationSet, Window
 from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
 from flab.cuts.refit import NewLayer
-from flab.cuts.vocabulary import (
-    TokenizerModel,
-    choose_vocabulary,
-    count_tokens,
-    covered_tokens,
-    required_tokens,
-)
 from flab.errors import OptionError, SandboxError
 from flab.evaluation.backend import TransformersGenerator
 from flab.evaluation.code import score_code
@@ -39,7 +30,6 @@ from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, make_task
 from flab.families import Family, head_of, shape_of
-from flab.objective import cut_mass_kl
 from flab.plans import Kept, Plan, Refit
 from flab.prepare import (
     Texts,
@@ -55,9 +45,10 @@ from flab.prepare import (
     read_texts,
     stored_dtype,
 )
-from flab.progress import say, track
+from flab.progress import say
 from flab.recipe import Options, Recipe
-from flab.search import Candidate, Search, decide, search_splits
+from flab.search import Candidate, Known, Search, decide, search_splits
+from flab.vocabulary import Counts, plan_vocabulary, vocabulary_kl
 
 
 @dataclass
@@ -72,6 +63,15 @@ class Clock:
         now = time.perf_counter()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.start, 2)
         self.start = now
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What does not depend on the budget, and what its search leaves for the next, deeper one."""
+
+    texts: Texts
+    counts: Counts
+    known: Known
 
 
 @dataclass
@@ -113,39 +113,59 @@ class Bench:
         recipe = self.recipe
         data = first_tokens(self.windows, recipe.finalist_tokens, self.options, recipe.prompt_weight)
         built = self.build(candidate, data, compared=True)
+        self.try_tests(candidate, built)
+        free(built)
+
+    def try_tests(self, candidate: Candidate, built: Checkpoint) -> None:
+        """How many of the calibration problems that no fit has seen the built candidate solves."""
         if self.sandbox is not None:
             result = run_problems(built, self.problems, self.sandbox)
             candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
             candidate.task_success = candidate.task_passed / candidate.task_total
-        free(built)
 
 
-def make_plan(model: str | Path, recipe: Recipe, options: Options) -> tuple[Plan, Checkpoint, dict[str, Any] | None]:
-    """Decide what stays; returns the decisions, the model that they make as ``apply`` would cut it, and its tokenizer.json."""
+def make_plan(
+    model: str | Path, recipe: Recipe, options: Options, shared: Shared | None = None
+) -> tuple[Plan, Checkpoint, dict[str, Any] | None]:
+    """Decide what stays; returns the decisions, the model that they make as ``apply`` would cut it, and its tokenizer.json.
+
+    ``shared`` is what the budgets of a sweep have in common: with it KL decides alone, and the winner is tried on the tests.
+    """
     clock = Clock()
-    bench, checkpoint = prepare_bench(model, recipe, options)
+    bench, checkpoint = prepare_bench(model, recipe, options, shared)
     clock.lap("vocabulary")
     candidates = search_splits(bench.search, bench.splits)
     bench.search.model = None
     free(checkpoint)
     clock.lap("search")
     bench.problems = judge_problems(bench.texts, bench.data, recipe)
-    if min(len(candidates), recipe.finalists) > 1 and bench.problems:
+    finalists = 1 if shared is not None else recipe.finalists
+    if bench.problems and (min(len(candidates), finalists) > 1 or shared is not None):
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
-    winner = decide(candidates, recipe.finalists, bench.judge)
+    winner = decide(candidates, finalists, bench.judge)
     clock.lap("finalists")
     built = bench.build(winner, bench.data)
     clock.lap("winner")
+    if shared is not None:
+        bench.try_tests(winner, built)
+        clock.lap("tests")
     return record(bench, candidates, winner, clock), built, bench.tokenizer_json
 
 
-def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[Bench, Checkpoint]:
+def prepare_bench(
+    model: str | Path, recipe: Recipe, options: Options, shared: Shared | None = None
+) -> tuple[Bench, Checkpoint]:
     """Read everything, choose the vocabulary and cut it in memory."""
-    texts = read_texts(recipe)
+    texts = shared.texts if shared is not None else read_texts(recipe)
     checkpoint, family = open_model(model, options)
     shape = shape_of(checkpoint.model, family)
     pins = pins_of(recipe, shape)
-    kept = plan_vocabulary(checkpoint, family, recipe, pins, texts)
+    counts = (
+        shared.counts
+        if shared is not None
+        else Counts.of(checkpoint.tokenizer, texts.task_texts(), texts.general_texts())
+    )
+    kept = plan_vocabulary(checkpoint, family, recipe, pins, counts)
     splits = feasible_splits(shape, recipe.remove, len(kept), pins)
     tokenizer, tokenizer_json = new_tokenizer(checkpoint, kept)
     settings = window_settings(recipe, checkpoint.model)
@@ -155,7 +175,8 @@ def prepare_bench(model: str | Path, recipe: Recipe, options: Options) -> tuple[
     small = first_tokens(windows, recipe.search_tokens, options, weight)
     kl_vocabulary = vocabulary_kl(checkpoint, family, kept, data)
     cut_to_vocabulary(checkpoint, family, kept)
-    search = Search(checkpoint.model, family, shape, recipe, small, warnings=list(checkpoint.warnings))
+    known = shared.known if shared is not None else Known()
+    search = Search(checkpoint.model, family, shape, recipe, small, known, list(checkpoint.warnings))
     if data.num_fit_tokens < 4 * shape.width:
         search.warnings.append(
             f"{data.num_fit_tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
@@ -248,48 +269,6 @@ def run_problems(
     requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
     made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
     return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)
-
-
-def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins: Pins, texts: Texts) -> list[int]:
-    """New id -> old id of the tokens to keep: all that the task's text is covered by, and more where they are affordable.
-
-    Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does.
-    """
-    shape = shape_of(checkpoint.model, family)
-    if vocabulary_for(shape, recipe.remove, 0, pins) >= shape.vocabulary:
-        return list(range(shape.vocabulary))
-    model = TokenizerModel(checkpoint.tokenizer)
-    task = count_tokens(checkpoint.tokenizer, texts.task_texts())
-    task = Counter({i: n for i, n in task.items() if n >= recipe.min_count})
-    counts = task + count_tokens(checkpoint.tokenizer, [s.text for s in texts.general])
-    required = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids)
-    if not recipe.closure:
-        return model.order({i for i in counts if i in model.text_of} | set(model.added.values()) | checkpoint.named_ids)
-    covered = covered_tokens(model, task, required)
-    affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
-    wanted = max(_round_up(len(covered)), _round_up(affordable))
-    size = min(vocabulary_for(shape, recipe.remove, wanted, pins), len(model.text_of))
-    return choose_vocabulary(model, counts, covered if len(covered) <= size else required, size)
-
-
-def _round_up(value: int) -> int:
-    return -(-value // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-
-def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:
-    """Mean over the comparison tokens of ``-log`` of the probability mass that stays; 0 where all tokens stay."""
-    head = head_of(checkpoint.model, family)
-    if len(kept) == head.out_features:
-        return 0.0
-    runner, old_of, total, count = LayerRunner(checkpoint.model, family), torch.tensor(kept), 0.0, 0
-    for batch in track(data.compare, "Mass of the cut tokens"):
-        last = None
-        for hidden in runner.forward(replace(batch, ids=old_of[batch.ids]), range(len(runner.layers))):
-            last = hidden
-        assert last is not None
-        kl = cut_mass_kl(head, runner.finish(last)[batch.valid], kept)
-        total, count = total + float(kl.double().sum()), count + len(kl)
-    return max(0.0, total / count)
 
 
 def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:

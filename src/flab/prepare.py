@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Texts:
         """The texts that must stay covered: prompts, answers, both joined, and the corpus."""
         parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
         return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
+
+    def general_texts(self) -> list[str]:
+        """The texts that should not be lost where the budget allows."""
+        return [sample.text for sample in self.general]
 
 
 def read_texts(recipe: Recipe) -> Texts:
@@ -90,6 +94,12 @@ def stored_dtype(path: Path) -> str:
     """The dtype that the folder's config states, float32 where it states none."""
     dtype = read_config(path).dtype
     return str(dtype).removeprefix("torch.") if dtype is not None else "float32"
+
+
+def same_precision(path: Path, options: Options) -> Options:
+    """Options with the precision of this model named, so that a smaller one is not computed in another."""
+    dtype = compute_dtype(path, options)
+    return replace(options, dtype=stored_dtype(path) if dtype == "auto" else dtype)
 
 
 def open_model(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:

@@ -22,6 +22,7 @@ from flab.errors import OptionError
 from flab.evaluation.rows import is_hub_id
 from flab.evaluation.runs import Settings
 from flab.evaluation.tasks import parse_task_argument
+from flab.footprint.settings import Measuring
 from flab.recipe import Options, Recipe
 from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
@@ -67,7 +68,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """All of a recipe; ``data`` and ``recover`` may both be absent, then nothing is trained."""
+    """All of a recipe; ``data`` and ``recover`` may both be absent, then nothing is trained; so may ``measure``."""
 
     path: Path
     model: str
@@ -75,10 +76,11 @@ class RecipeFile:
     data: Data | None
     recover: Training | None
     evaluate: Evaluation
+    measure: Measuring | None
     options: Options
 
 
-SECTIONS = ("model", "prune", "data", "recover", "evaluate", "options")
+SECTIONS = ("model", "prune", "data", "recover", "evaluate", "measure", "options")
 BUNDLED_TASKS = (assets.problems_path(), assets.cot_path(), assets.outputs_path())
 TYPES = {
     float: "a number", int: "a whole number", str: "text", bool: "true or false", tuple: "a list", type(None): "null",
@@ -123,6 +125,7 @@ def read_recipe(path: Path) -> RecipeFile:
         _data(top["data"], path) if "data" in top else None,
         recover,
         _evaluation(top["evaluate"], path),
+        _measuring(top["measure"], path) if "measure" in top else None,
         _made(Options, top.get("options"), f"{path}: options"),
     )
 
@@ -192,6 +195,16 @@ def _evaluation(raw: Any, path: Path) -> Evaluation:
     given["perturb"] = _texts(given.get("perturb"), f"{where}: perturb")
     given["limit"] = _limit(given.get("limit"), f"{where}: limit")
     return _made(Evaluation, given, where, {"tasks", "perturb"})
+
+
+def _measuring(raw: Any, path: Path) -> Measuring:
+    where = f"{path}: measure"
+    given = dict(_mapping(raw, where))
+    if given.get("text") is not None:
+        given["text"] = _beside(path, _typed(given["text"], str, f"{where}: text"))
+    if isinstance(given.get("grid"), int | float):
+        given["grid"] = str(given["grid"])
+    return _made(Measuring, given, where, {"text"})
 
 
 def _limit(value: Any, where: str) -> int | None:

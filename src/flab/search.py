@@ -50,6 +50,19 @@ class Candidate:
 
 
 @dataclass
+class Known:
+    """What one budget's search leaves for a deeper one's: the order of the layers, the sets that swapping found, the depth.
+
+    It was found on the model with a vocabulary of its own budget, whose distribution is the same but for the tokens cut.
+    """
+
+    layer_path: list[dict[str, Any]] = field(default_factory=list)
+    swapped: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by the number of removed layers
+    most_layers: int | None = None  # a deeper cut keeps no more layers
+    patience: int = PATIENCE
+
+
+@dataclass
 class Search:
     """The model (vocabulary already cut), its data, and what the search found on the way."""
 
@@ -58,9 +71,14 @@ class Search:
     shape: Shape
     recipe: Recipe
     data: CalibrationSet
-    layer_path: list[dict[str, Any]] = field(default_factory=list)
+    known: Known = field(default_factory=Known)
     warnings: list[str] = field(default_factory=list)
     scores: torch.Tensor | None = None
+
+    @property
+    def layer_path(self) -> list[dict[str, Any]]:
+        """What the layer criterion saw."""
+        return self.known.layer_path
 
     def score_neurons(self) -> None:
         """Scores by the recipe's criterion, or None where elimination chooses during the walk."""
@@ -78,10 +96,12 @@ class Search:
     def removals(self) -> Iterator[tuple[int, ...]]:
         """The removed set for 0, 1, 2, ... layers."""
         yield ()
-        search = LayerSearch(
-            LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=self.layer_path
-        )
-        yield from LAYER_CRITERIA[self.recipe.layer_criterion](search)
+        path = self.known.layer_path
+        if self.recipe.layer_criterion != "kl":
+            path.clear()  # the others score all layers at once
+        search = LayerSearch(LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=path)
+        for removed in LAYER_CRITERIA[self.recipe.layer_criterion](search):
+            yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
         """The instructions that build a split; where it is only compared, with the cheaper start of the Newton refit."""
@@ -121,9 +141,11 @@ def _number(value: float) -> float | None:
 
 
 def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
-    """Measure the feasible splits from the deepest on, until :data:`PATIENCE` in a row are worse than the best."""
+    """Measure the feasible splits from the deepest on, until so many in a row as patience has are worse than the best."""
     search.score_neurons()
-    by_layers = {split.layers: split for split in splits}
+    known = search.known
+    most = max(min(known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
+    by_layers = {split.layers: split for split in splits if split.layers <= most}
     if search.recipe.drop_layers is not None:
         return [search.measure(_dropped_split(search, splits), search.recipe.drop_layers)]
     candidates: list[Candidate] = []
@@ -132,14 +154,19 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
         if split is not None:
             candidates.append(search.measure(split, removed))
             say(f"  {split.layers} layers x {split.width}: KL {candidates[-1].kl_search:.4f}")
-        if not by_layers or _worsening(candidates):
+        if not by_layers or _worsening(candidates, known.patience):
             break
     if by_layers:
         search.warnings.append(
-            f"{len(by_layers)} feasible splits of fewer layers were not built: {PATIENCE} in a row were worse than the best."
+            f"{len(by_layers)} feasible splits of fewer layers were not built: {known.patience} in a row were worse than "
+            "the best."
         )
-    if search.recipe.layer_criterion == "kl":
+    best = min(candidates, key=lambda c: c.kl_search)
+    if search.recipe.layer_criterion == "kl" and len(best.removed) not in known.swapped:
         candidates += swap_layers(search, candidates)
+        best = min(candidates, key=lambda c: c.kl_search)
+        known.swapped[len(best.removed)] = best.removed
+    known.most_layers = best.split.layers
     return candidates
 
 
@@ -173,11 +200,11 @@ def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
     return found
 
 
-def _worsening(candidates: Sequence[Candidate]) -> bool:
-    if len(candidates) <= PATIENCE:
+def _worsening(candidates: Sequence[Candidate], patience: int) -> bool:
+    if len(candidates) <= patience:
         return False
-    best = min(c.kl_search for c in candidates[:-PATIENCE])
-    return all(c.kl_search > best for c in candidates[-PATIENCE:])
+    best = min(c.kl_search for c in candidates[:-patience])
+    return all(c.kl_search > best for c in candidates[-patience:])
 
 
 def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candidate], None]) -> Candidate:

@@ -56,8 +56,12 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     say("in a cell: passed of all (95 %); kept of the original's; problems only the original / only this model passes.")
     seconds = {name: value for name, value in summary["seconds"].items() if name != "now"}
     say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    for name, gain in summary["stages"].get("measure", {}).get("gains", {}).items():
+        say(f"{name.replace('_', ' ')}: {gain['value']:.2f} times better ({gain['low']:.2f}-{gain['high']:.2f}), "
+            f"{gain['of_predicted']:.2f} of what its bytes or operations predict")  # fmt: skip
     say(
-        f"this run took {summary['seconds']['now']:.0f} s; models, data, answers and comparisons are in {summary['output']}"
+        f"this run took {summary['seconds']['now']:.0f} s; models, data, answers and comparisons are in {summary['output']}, "
+        "its report is report.html there"
     )
 
 

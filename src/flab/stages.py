@@ -1,4 +1,4 @@
-"""``flab run``: prune, make data, recover, evaluate and compare, each stage skipped while nothing that it reads has changed.
+"""``flab run``: prune, make data, recover, evaluate, compare, measure; a stage is skipped while all that it reads is as it was.
 
 ``RUN/run.json`` records for each stage the fingerprint of all it read, when it ran and what it took. A stopped run
 goes on within its stage, as the stage's own command would.
@@ -7,7 +7,6 @@ goes on within its stage, as the stage's own command would.
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,15 +22,24 @@ from flab.evaluation.record import RESULTS, read_json, write_json
 from flab.evaluation.rows import read_rows
 from flab.evaluation.store import fingerprint
 from flab.evaluation.tasks import parse_task_argument
+from flab.footprint.grid import carbon_intensity
+from flab.footprint.measure import measure
+from flab.footprint.memory import is_gpu, peak, reset_peak, resident_peak
+from flab.footprint.payback import payback
+from flab.footprint.power import metered
+from flab.footprint.settings import Measuring
+from flab.footprint.solved import solving
 from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import evaluate, prune
+from flab.prepare import same_precision
 from flab.progress import say
 from flab.recipe_file import RecipeFile
 from flab.recovery.data import make_data
 from flab.recovery.train import recover
+from flab.reporting import make_report
 from flab.samples import files_under, sha256_of
 
-RUN, SUMMARY = "run.json", "summary.json"
+RUN, SUMMARY, MEASURE = "run.json", "summary.json", "measure.json"
 
 
 @dataclass
@@ -56,18 +64,27 @@ class Run:
         say(f"{name}: {output}")
         if self.stages.pop(name, None) is not None:
             self.save()  # or a stop after the output is replaced would leave the old record of the new output
-        start = time.perf_counter()
-        report = work()
+        start, device = time.perf_counter(), options.device
+        reset_peak(device)
+        with metered(device, self.estimate) as energy:
+            report = work()
         self.stages[name] = {
             "fingerprint": digest,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.perf_counter() - start, 2),
-            "peak_resident_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "peak_resident_bytes": resident_peak()[0],
+            "peak_device_bytes": peak(device)[0] if is_gpu(device) else None,
+            "energy": energy.figure.to_json(),
             "output": str(output.relative_to(self.folder)),
             **report,
         }
         self.save()
         return True
+
+    @property
+    def estimate(self) -> bool:
+        """Whether energy may be estimated where no sensor is."""
+        return self.recipe.measure is not None and self.recipe.measure.estimate
 
     def save(self) -> None:
         """Write ``run.json`` whole, in a folder that is made where it is new."""
@@ -94,13 +111,16 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         run_recover(run, model)
         models["recovered"] = folder / "recovered"
     for name, path in models.items():
-        run_evaluate(run, name, path)
+        run_evaluate(run, name, path, model)
+    if recipe.measure is not None:
+        run_measure(run, models, recipe.measure)
     summary = summarise(run, models)
     summary["seconds"] = {
         "now": round(time.perf_counter() - started, 2),
         **{name: run.stages[name]["seconds"] for name in run.met},
     }
     write_json(folder / SUMMARY, summary)
+    make_report(folder)
     return summary
 
 
@@ -116,7 +136,9 @@ def known_stages(folder: Path) -> dict[str, dict[str, Any]]:
 
 def check_inputs(recipe: RecipeFile) -> None:
     """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
-    chosen, data = recipe.evaluate, recipe.data
+    chosen, data, costs = recipe.evaluate, recipe.data, recipe.measure
+    if costs is not None and costs.grid is not None:
+        carbon_intensity(costs.grid)
     sandbox_for(read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed), recipe.options)
     if data is not None:
         if data.against:
@@ -142,7 +164,7 @@ def run_prune(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "removed_fraction body_removed_fraction kl_nats_per_token vocabulary layers width generality warnings"
-        return {name: report[name] for name in names.split()}
+        return {name: report[name] for name in names.split()} | {"loads_in": report["check"]["loads_in"]}
 
     run.stage("prune", reads, out, work)
 
@@ -182,13 +204,13 @@ def run_recover(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        return {name: report[name] for name in names.split()}
+        return {name: report[name] for name in names.split()} | {"loads_in": report["check"]["loads_in"]}
 
     run.stage("recover", reads, out, work)
 
 
-def run_evaluate(run: Run, name: str, model: Path) -> None:
-    """Measure one model on all tasks; the run's folder resumes by itself."""
+def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
+    """Measure one model on all tasks, in the original's precision; the run's folder resumes by itself."""
     chosen, out = run.recipe.evaluate, run.folder / "eval" / name
     reads = {"evaluate": asdict(chosen), "model": model_fingerprint(model), "files": _hashes(chosen.tasks)}
 
@@ -198,7 +220,7 @@ def run_evaluate(run: Run, name: str, model: Path) -> None:
             list(chosen.tasks),
             out,
             chosen.settings,
-            run.recipe.options,
+            same_precision(original, run.recipe.options),
             chosen.limit,
             chosen.perturb,
             gold=name == "original",
@@ -206,6 +228,29 @@ def run_evaluate(run: Run, name: str, model: Path) -> None:
         return {"passed": {task["name"]: task["summary"]["passed"] for task in report["tasks"]}}
 
     run.stage(f"evaluate {name}", reads, out / RESULTS, work)
+
+
+def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> None:
+    """What the last model costs to run, beside the original; the seconds and joules of making it come to it later."""
+    original, (name, smaller) = models["original"], list(models.items())[-1]
+    out = run.folder / MEASURE
+    reads = {
+        "measure": asdict(settings),
+        "models": [model_fingerprint(path) for path in (original, smaller)],
+        "text": _hashes([settings.text] if settings.text is not None else []),
+        "answers": [sha256_of([run.folder / "eval" / one / RESULTS]) for one in ("original", name)],
+    }
+    runs = [run.folder / "eval" / one for one in (name, "original")]
+
+    def work() -> dict[str, Any]:
+        solvable = any(task["kind"] == "code" for task in read_json(runs[0] / RESULTS)["tasks"])
+        report = measure(smaller, original, settings, run.recipe.options, *(runs if solvable else ()))
+        solved = solving(runs[0]) if solvable else None
+        each = solved.tokens / solved.problems if solved is not None and solved.problems else None
+        write_json(out, report | {"payback": payback(run.stages, report, each)})
+        return {"gains": report["gains"]}
+
+    run.stage("measure", reads, out, work)
 
 
 def summarise(run: Run, models: Mapping[str, Path]) -> dict[str, Any]:

@@ -79,8 +79,16 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     return {
         "ok": findings.ok,
         "checks": findings.lines,
-        "loads_in": loads_in(checkpoint.model.config, findings.ok, checkpoint.warnings),
+        "loads_in": loads_in(
+            checkpoint.model.config, findings.ok, checkpoint.warnings, plan_file.is_file() and _is_renumbered(plan_file)
+        ),
     }
+
+
+def _is_renumbered(plan_file: Path) -> bool:
+    """Whether any token of the original is gone, and with it the ids of those after it."""
+    vocabulary = Plan.read(plan_file).vocabulary
+    return vocabulary.after < vocabulary.before
 
 
 def _files(folder: Path) -> tuple[bool, str]:

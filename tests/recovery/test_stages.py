@@ -43,8 +43,8 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> Path:
 def write_model(folder: Path, *content: object) -> Path:
     """A folder with the fingerprint of a model; equal content, equal fingerprint."""
     folder.mkdir(exist_ok=True)
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "dtype": "float32"}))
+    (folder / "tokenizer.json").write_text("{}")
     digest = hashlib.sha256(repr(content).encode()).digest()
     save_file({"w": torch.tensor(list(digest))}, folder / "model.safetensors")
     return folder
@@ -56,6 +56,7 @@ class StandIns:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.compared: list[str] = []
+        self.reported: list[str] = []
         self.given: dict[str, Any] = {}  # the options and settings of the last call
         self.raises: dict[str, BaseException] = {}  # by stage: before anything is written
         self.stops: dict[str, BaseException] = {}  # by stage: after the output is there
@@ -78,7 +79,7 @@ class StandIns:
         write_model(out, "pruned", self.salt, fingerprint(model), recipe.remove)
         (out / "plan.json").write_text(json.dumps({"parameters_before": 100, "parameters_after": 60}))
         names = "removed_fraction body_removed_fraction kl_nats_per_token vocabulary layers width generality warnings"
-        return self._end("prune", dict.fromkeys(names.split(), 0) | {"check": {"ok": self.ok}})
+        return self._end("prune", dict.fromkeys(names.split(), 0) | {"check": {"ok": self.ok, "loads_in": {}}})
 
     def make_data(self, model, instructions, out, making, options, against, text, limit):
         self._begin("data", options=options, limit=limit)
@@ -90,16 +91,31 @@ class StandIns:
         self._begin("recover", options=options)
         write_model(out, "recovered", self.salt, fingerprint(student), data.read_text(), training)
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        return self._end("recover", dict.fromkeys(names.split(), 0) | {"check": {"ok": self.ok}})
+        return self._end("recover", dict.fromkeys(names.split(), 0) | {"check": {"ok": self.ok, "loads_in": {}}})
 
     def evaluate(self, model, tasks, out, settings, options, limit, perturbations, gold):
         stage = f"evaluate {out.name}"
         self._begin(stage, options=options, settings=settings, limit=limit, gold=gold)
         out.mkdir(parents=True, exist_ok=True)
         summary = {"pass@1": 0.5, "passed": 1, "total": 2, "interval_95": [0.1, 0.9], "failures": {}}
-        report = {"tasks": [{"name": Path(task).stem, "summary": summary, "rows": []} for task in tasks]}
+        row = {"num_tokens": 30, "passed": True}
+        kinds = {"kind": "code", "perturbation": None, "summary": summary, "rows": [row, {**row, "passed": False}]}
+        report = {"tasks": [{"name": Path(task).stem, **kinds} for task in tasks]}
+        report |= {"fingerprint": "f", "settings": {}, "identity": {}, "robustness": []}
         (out / "results.json").write_text(json.dumps(report))
         return self._end(stage, report)
+
+    def measure(self, model, against, settings, options, results, against_results):
+        self._begin("measure", settings=settings, runs=(results.name, against_results.name))
+        speed = {"value": 10.0, "unit": "tokens/s", "method": "measured: here"}
+        energy = {"value": None, "unit": "J", "reason": "no power sensor"}
+        figures = {"throughput": speed, "energy_per_1000_tokens": energy}
+        models = [{"figures": figures}, {"figures": figures | {"throughput": speed | {"value": 20.0}}}]
+        return self._end("measure", {"models": models, "gains": {}})
+
+    def make_report(self, run):
+        self.reported.append(run.name)
+        return {"files": []}
 
     def compare_runs(self, a, b):
         self.compared.append(f"{a.name} {b.name}")
@@ -111,7 +127,7 @@ class StandIns:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     made = StandIns()
-    for name in ("prune", "make_data", "recover", "evaluate", "compare_runs"):
+    for name in ("prune", "make_data", "recover", "evaluate", "compare_runs", "measure", "make_report"):
         monkeypatch.setattr(stages, name, getattr(made, name))
     return made
 
@@ -186,6 +202,9 @@ def test_the_record_and_the_summary_are_json_with_what_was_measured(go, place):
     for name, output in zip(ALL, ["pruned", "data.jsonl", "recovered"], strict=False):
         assert run["stages"][name]["output"] == output
         assert run["stages"][name]["peak_resident_bytes"] > 0
+        assert run["stages"][name]["peak_device_bytes"] is None
+        energy = run["stages"][name]["energy"]
+        assert (energy["value"] is None) == bool(energy["reason"])
     assert run["stages"]["evaluate pruned"]["passed"] == {"tasks": 1, "more": 1}
     assert set(summary["seconds"]) == {"now", *ALL}
     assert summary["model"] == str(place / "model")
@@ -245,6 +264,14 @@ def test_a_changed_key_does_again_what_depends_on_it_and_no_more(go, name):
     go()
     assert go(**changes) == again
     assert go(**changes) == []
+
+
+def test_all_models_are_computed_in_the_originals_precision(go, stand_ins):
+    """By itself a small model is computed in float32, a large one as stored: a pair across that size would differ."""
+    go()
+    assert {stand_ins.given[name]["options"].dtype for name in EVALUATIONS} == {"float32"}
+    go(options={"device": "cuda"})
+    assert {stand_ins.given[name]["options"].dtype for name in EVALUATIONS} == {"float32"}  # as it is stored
 
 
 def test_the_number_of_the_device_changes_nothing(go):
@@ -527,6 +554,48 @@ def test_a_machine_without_isolation_says_so_before_the_work(go, place, stand_in
     assert go(evaluate={"tasks": "code.jsonl"}, options={"unsandboxed": True}) == ALL
 
 
+# --- costs and the report ---
+
+
+def test_costs_are_measured_last_on_the_last_model_and_every_run_is_reported(go, place, stand_ins):
+    assert go(measure={"rounds": 1}) == [*ALL, "measure"]
+    assert stand_ins.given["measure"]["settings"].rounds == 1
+    assert stand_ins.given["measure"]["runs"] == ("recovered", "original")
+    assert go(measure={"rounds": 1}) == []
+    assert go(measure={"rounds": 2}) == ["measure"]
+    assert go(recover={"steps": 3}, measure={"rounds": 2}) == ["recover", "evaluate recovered", "measure"]
+    assert stand_ins.reported == ["run"] * 4
+    assert go(data=None, recover=None, measure={"rounds": 2})[-1] == "measure"
+    assert stand_ins.given["measure"]["runs"] == ("pruned", "original")
+
+
+def test_payback_is_the_cost_of_this_run_over_what_a_token_saves(go, place):
+    go(measure={})
+    stages_, payback = (read(place / "run" / name) for name in ("run.json", "measure.json"))
+    cost = sum(stages_["stages"][name]["seconds"] for name in ("prune", "data", "recover"))
+    found = payback["payback"]
+    assert found["seconds"]["cost"] == pytest.approx(cost)
+    assert found["seconds"]["tokens"]["value"] == pytest.approx(cost / (1 / 10 - 1 / 20))
+    assert found["solved_problems"]["value"] == pytest.approx(found["seconds"]["tokens"]["value"] / 60)
+    assert found["energy"]["tokens"]["reason"]
+
+
+def test_a_grid_that_is_none_is_refused_before_the_work(go, place, stand_ins):
+    with pytest.raises(OptionError, match="--grid"):
+        go(measure={"grid": "Mordor"})
+    assert stand_ins.calls == []
+    assert not (place / "run").exists()
+
+
+def test_energy_is_estimated_only_where_the_recipe_says_so(go, place):
+    go()
+    assert read(place / "run" / "run.json")["stages"]["prune"]["energy"]["value"] is None
+    go(prune={"remove": 0.5}, measure={"estimate": True})
+    energy = read(place / "run" / "run.json")["stages"]["prune"]["energy"]
+    assert energy["method"] is None or energy["method"].startswith(("estimated: codecarbon", "measured:"))
+    assert energy["value"] is None or energy["value"] > 0
+
+
 # --- the real thing ---
 
 
@@ -555,6 +624,7 @@ def real_recipe(trained_folder: Path, tmp_path: Path) -> Path:
             **{"held_out": 0.2, "learning_rate": 5e-3},
         },
         "evaluate": {"tasks": "tasks.jsonl", "limit": 3, "max_new_tokens": 48},
+        "measure": {"rounds": 1, "prompt_tokens": 8, "new_tokens": 4, "max_batch": 2},
         "options": {"unsandboxed": True},
     }
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
@@ -584,7 +654,11 @@ def test_a_real_run_ends_with_three_models_and_a_second_one_repeats_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("done again")
 
-    for name in ("prune", "make_data", "recover", "evaluate"):
+    measured, page = (tmp_path / "run" / name for name in ("measure.json", "report.html"))
+    assert read(measured)["payback"]["seconds"]["cost"] > 0
+    assert "<h1" in page.read_text()
+    assert (tmp_path / "run" / "recovered" / "README.md").is_file()
+    for name in ("prune", "make_data", "recover", "evaluate", "measure"):
         monkeypatch.setattr(stages, name, refuse)
     code, out, err = flab("run", real_recipe, "-o", tmp_path / "run", "--json")
     assert code == 0, err

@@ -84,8 +84,15 @@ def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torc
 
 
 def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """Greedy with re-scoring: exact, as many forward passes as layers times removals, halved and raced."""
-    kept, reference = list(range(search.num_layers)), reference_states(search.runner, search.batches)
+    """Greedy with re-scoring: exact, as many forward passes as layers times removals, halved and raced.
+
+    A path that is known is taken as it is and gone on with.
+    """
+    kept = list(range(search.num_layers))
+    for step in list(search.path):
+        kept.remove(step["removed"])
+        yield tuple(sorted(set(range(search.num_layers)) - set(kept)))
+    reference = reference_states(search.runner, search.batches) if len(kept) > 1 else []
     while len(kept) > 1:
         scores = score_removals(search, kept, reference)
         gone = min(scores, key=lambda i: (scores[i], i))

@@ -1,0 +1,54 @@
+"""One figure: its value, its spread, and how it was obtained; or no value, and why. No torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its unit and method (``measured: …``, ``formula: …``, ``estimated: …``), or None with the reason.
+
+    ``low`` and ``high`` are the smallest and largest of ``rounds`` measurements whose median is the value.
+    """
+
+    value: float | None
+    unit: str
+    method: str | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) == (self.reason is not None), "a value or a reason, never both"
+        assert (self.value is None) == (self.method is None), "a value has a method"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    def scaled(self, factor: float, unit: str, how: str) -> Figure:
+        """The figure times a constant, in another unit; its method says how."""
+        if self.value is None:
+            return Figure(None, unit, reason=self.reason)
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return Figure(self.value * factor, unit, f"{self.method}; {how}", low, high, self.rounds)
+
+
+def measured(values: Sequence[float], unit: str, method: str) -> Figure:
+    """The median of several measurements, with their extremes."""
+    return Figure(statistics.median(values), unit, f"measured: {method}", min(values), max(values), len(values))
+
+
+def by_formula(value: float, unit: str, formula: str) -> Figure:
+    """A figure that follows from sizes."""
+    return Figure(value, unit, f"formula: {formula}")
+
+
+def unknown(unit: str, reason: str) -> Figure:
+    """No figure, and why."""
+    return Figure(None, unit, reason=reason)

@@ -1,0 +1,162 @@
+"""``flab measure``: one model, or two in turn (A B A B), each in a process of its own; figures, gains, predictions.
+
+Nothing here is fitted or corrected: a gain is a ratio of medians on this machine, its prediction follows from bytes and
+floating-point operations alone, and both are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flab import __version__
+from flab.checkpoint import resolve
+from flab.footprint.figures import measured
+from flab.footprint.grid import carbon_intensity
+from flab.footprint.rows import best, gains, row_of
+from flab.footprint.settings import Measuring
+from flab.footprint.solved import solving
+from flab.footprint.subject import OutOfMemoryError, Subject
+from flab.prepare import same_precision
+from flab.progress import say, track
+from flab.recipe import Options
+
+FORMAT = 1
+GROWTH = 1.05  # throughput that grows by less from one batch size to the next is saturated
+PathLike = str | os.PathLike[str]
+
+
+def measure(
+    model: PathLike,
+    against: PathLike | None = None,
+    settings: Measuring | None = None,
+    options: Options | None = None,
+    results: PathLike | None = None,
+    against_results: PathLike | None = None,
+) -> dict[str, Any]:
+    """What a model costs to run and, with ``against`` (the original), how much less that is.
+
+    ``results`` and ``against_results`` are runs of ``flab eval``: with them, energy is given for each solved problem too.
+
+    Raises:
+        OptionError: a setting or a country that is none, or more tokens than the model reads.
+        CheckpointError, UnsupportedModelError, DataError
+    """
+    settings, options = settings or Measuring(), options or Options()
+    grid = carbon_intensity(settings.grid) if settings.grid is not None else None
+    named = [("original", against, against_results)] if against is not None else []
+    named.append(("smaller" if named else "model", model, results))
+    if against is not None:
+        options = same_precision(resolve(os.fspath(against)), options)
+    solved = [solving(Path(found)) if found is not None else None for _, _, found in named]
+    with ExitStack() as open_processes:
+        subjects = [
+            open_processes.enter_context(Subject(name, resolve(os.fspath(path)), settings, options))
+            for name, path, _ in named
+            if path is not None
+        ]
+        speeds = time_rounds(subjects, settings, 1, "Timing single answers")
+        batches = time_batches(subjects, settings)
+        energies = meter(subjects, settings, batches)
+    rows = [row_of(*parts, grid) for parts in zip(subjects, speeds, batches, energies, solved, strict=True)]
+    has_energy = any(row["figures"]["energy_per_1000_tokens"]["value"] is not None for row in rows)
+    return {
+        "format": FORMAT,
+        "flab": __version__,
+        "device": options.device,
+        "dtype": subjects[0].facts["dtype"],
+        "machine": machine(subjects[0].facts),
+        "settings": asdict(settings) | {"text": subjects[0].facts["text"]["name"], "grid": None},
+        "grid": grid if has_energy else None,
+        "models": rows,
+        "gains": gains(subjects, rows) if len(rows) == 2 else {},
+    }
+
+
+def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, title: str) -> list[list[dict[str, Any]]]:
+    """Each model's timings, round by round, the models in turn; the first round only warms up."""
+    found: list[list[dict[str, Any]]] = [[] for _ in subjects]
+    for number in track(range(settings.rounds + 1), title):
+        for place, subject in enumerate(subjects):
+            timing = subject.time(batch)
+            found[place] += [timing] if number else []
+    return found
+
+
+def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[dict[str, Any]]]:
+    """Timings of 1, 2, 4, ... answers at once, until no model makes :data:`GROWTH` times as many tokens per second."""
+    found: list[list[dict[str, Any]]] = [[] for _ in subjects]
+    size = 1
+    while size <= settings.max_batch:
+        try:
+            timings = time_rounds(subjects, settings, size, f"Throughput, {size} at once")
+        except OutOfMemoryError:
+            say(f"{size} answers at once do not fit in memory: throughput ends at {size // 2}")
+            break
+        for rows, made in zip(found, timings, strict=True):
+            rows.append(throughput(size, made, settings))
+        if all(map(_is_saturated, found)):
+            break
+        size *= 2
+    return found
+
+
+def throughput(size: int, timings: Sequence[Mapping[str, float]], settings: Measuring) -> dict[str, Any]:
+    """Tokens per second and peak memory at one batch size."""
+    speeds = [size * settings.new_tokens / (t["first"] + t["rest"]) for t in timings]
+    how = f"generated tokens over seconds, reading {settings.prompt_tokens} tokens each included"
+    return {
+        "batch": size,
+        "tokens_per_second": measured(speeds, "tokens/s", how),
+        "peak_bytes": max(max(t["prefill_bytes"], t["decode_bytes"]) for t in timings),
+    }
+
+
+def _is_saturated(rows: Sequence[Mapping[str, Any]]) -> bool:
+    if len(rows) < 2:
+        return False
+    before, now = (row["tokens_per_second"].value for row in rows[-2:])
+    return bool(now < GROWTH * before)
+
+
+def meter(
+    subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[list[dict[str, Any]]]:
+    """Windows of metered answers at each model's best batch size, in turn; one short one where nothing meters."""
+    found: list[list[dict[str, Any]]] = [[] for _ in subjects]
+    for number in range(settings.rounds):
+        for place, subject in enumerate(subjects):
+            seconds = settings.window_seconds if number or subject.can_meter else 0.0
+            found[place].append(subject.energy(int(best(batches[place])["batch"]), seconds))
+            subject.can_meter = found[place][-1]["energy"]["value"] is not None
+        if not any(subject.can_meter for subject in subjects):
+            break
+    return found
+
+
+def machine(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The hardware and the versions that figures of time are worth nothing without."""
+    return {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": facts["threads"],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "gpu": facts["gpu"],
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

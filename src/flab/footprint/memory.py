@@ -1,0 +1,50 @@
+"""Peak memory between two points: of the CUDA devices' allocator, or the resident set of this process."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a model opened on this device is on a CUDA device (``auto`` is, where there is one)."""
+    import torch
+
+    return not device.startswith("cpu") and torch.cuda.is_available()
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peak so far, where the system allows it."""
+    if is_gpu(device):
+        import torch
+
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+        return
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return
+
+
+def peak(device: str) -> tuple[int, str]:
+    """Bytes at the peak since the reset, and the method."""
+    if is_gpu(device):
+        import torch
+
+        used = sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+        return used, "CUDA allocator, all devices"
+    return resident_peak()
+
+
+def resident_peak() -> tuple[int, str]:
+    """The peak of this process's resident set since the reset; since its start where the system forgets none."""
+    try:
+        lines = STATUS.read_text().splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        with CLEAR.open("w"):
+            return 1024 * kilobytes, "resident set of the process"
+    except (OSError, StopIteration, ValueError):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process since its start"

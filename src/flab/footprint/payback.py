@@ -1,0 +1,68 @@
+"""After how many generated tokens making the smaller model has paid for itself, in seconds and in joules. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flab.footprint.figures import Figure, unknown
+
+COSTS = ("prune", "data", "recover")  # measuring and reporting make nothing smaller
+
+
+def payback(
+    stages: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any], tokens_per_problem: float | None
+) -> dict[str, Any]:
+    """Cost of the stages over what one token saves, both at the best throughput, from a run's records and its figures.
+
+    Returns ``seconds`` and ``energy``, each ``{cost, saved_per_token, tokens}``, and ``solved_problems``: the tokens of the
+    former as problems, at ``tokens_per_problem`` generated for each that the smaller model solves.
+    """
+    done = [name for name in COSTS if name in stages]
+    made = [stages[name] for name in done]
+    old, new = ({name: Figure(**given) for name, given in model["figures"].items()} for model in measured["models"])
+    spent = Figure(sum(stage["seconds"] for stage in made), "s", f"measured: stages {', '.join(done)}")
+    seconds = _payback(spent, *(_inverse(row["throughput"]) for row in (old, new)))
+    joules = (row["energy_per_1000_tokens"].scaled(1 / 1000, "J", "each") for row in (old, new))
+    return {
+        "seconds": seconds,
+        "energy": _payback(_joules(made), *joules),
+        "solved_problems": _problems(seconds["tokens"], tokens_per_problem),
+    }
+
+
+def _inverse(throughput: Figure) -> Figure:
+    """Seconds for each token."""
+    if throughput.value is None:
+        return unknown("s", str(throughput.reason))
+    return Figure(1 / throughput.value, "s", throughput.method)
+
+
+def _joules(made: list[Mapping[str, Any]]) -> Figure:
+    figures = [stage.get("energy") for stage in made]
+    for one in figures:
+        if one is None or one["value"] is None:
+            return unknown("J", one["reason"] if one else "the run was made before stages were metered")
+    total = sum(one["value"] for one in figures if one is not None)
+    return Figure(total, "J", figures[-1]["method"] if figures[-1] else None)
+
+
+def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:
+    """Cost over the difference of two figures of one token."""
+    if cost.value is None or old.value is None or new.value is None:
+        reason = next(str(one.reason) for one in (cost, old, new) if one.value is None)
+        return {"cost": cost.value, "saved_per_token": None, "tokens": unknown("tokens", reason).to_json()}
+    saved = old.value - new.value
+    how = f"{cost.method}, over what a token saves at the best throughput"
+    nothing = "the smaller model saves nothing here, so it never pays for itself"
+    tokens = Figure(cost.value / saved, "tokens", how) if saved > 0 else unknown("tokens", nothing)
+    return {"cost": cost.value, "saved_per_token": saved, "tokens": tokens.to_json()}
+
+
+def _problems(tokens: Mapping[str, Any], each: float | None) -> dict[str, Any]:
+    if tokens["value"] is None:
+        return unknown("problems", tokens["reason"]).to_json()
+    if not each:
+        return unknown("problems", "no problem was solved, so there are no tokens for each").to_json()
+    how = f"{tokens['method']}; {each:.1f} tokens for each solved problem"
+    return Figure(tokens["value"] / each, "problems", how).to_json()

@@ -1,0 +1,183 @@
+"""Joules: from a counter of the hardware where one can be read, by estimate only where the user asks, else none.
+
+Counters count everything on their device, idle power and other processes included. It measures no time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from flab.footprint.figures import Figure, unknown
+from flab.footprint.grid import CODECARBON
+from flab.footprint.memory import is_gpu
+
+RAPL = Path("/sys/class/powercap")
+POLL_SECONDS = 60.0  # a RAPL counter wraps after 2^32 microjoules or more: at 70 W after a minute at the soonest
+JOULES_PER_KWH = 3.6e6
+
+
+class Meter(Protocol):
+    """Joules between ``start`` and ``stop``; ``method`` tells how they are known."""
+
+    method: str
+
+    def start(self) -> None: ...
+
+    def stop(self) -> float: ...
+
+
+class NvmlMeter:
+    """The energy counters of the given GPUs (Volta or newer), by NVML."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        import pynvml
+
+        self.read = pynvml.nvmlDeviceGetTotalEnergyConsumption  # millijoules since the driver was loaded
+        self.handles = handles
+        self.method = f"measured: NVML energy counter of {len(handles)} GPU(s), without the rest of the machine"
+        self.start()
+
+    def start(self) -> None:
+        self.before = [self.read(handle) for handle in self.handles]
+
+    def stop(self) -> float:
+        return float(sum(self.read(h) - b for h, b in zip(self.handles, self.before, strict=True))) / 1000.0
+
+
+class RaplMeter:
+    """The processor packages' energy counters in ``/sys/class/powercap``; wrap-arounds are followed."""
+
+    method = "measured: RAPL counters of the processor packages, without memory, disks and fans"
+
+    def __init__(self, domains: list[Path]) -> None:
+        self.domains = domains
+        self.ranges = [int((d / "max_energy_range_uj").read_text()) for d in domains]
+        self._read()
+
+    def _read(self) -> list[int]:
+        return [int((d / "energy_uj").read_text()) for d in self.domains]
+
+    def start(self) -> None:
+        self.last, self.joules, self.ended = self._read(), 0.0, threading.Event()
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+
+    def stop(self) -> float:
+        self.ended.set()
+        self.watcher.join()
+        self._poll()
+        return self.joules
+
+    def _watch(self) -> None:
+        while not self.ended.wait(POLL_SECONDS):
+            self._poll()
+
+    def _poll(self) -> None:
+        now = self._read()
+        gone = [(n - b) % (r + 1) for n, b, r in zip(now, self.last, self.ranges, strict=True)]
+        self.joules, self.last = self.joules + sum(gone) / 1e6, now
+
+
+class EstimateMeter:
+    """codecarbon's estimate: processor load times its design power, a fixed power of the memory."""
+
+    method = "estimated: codecarbon, machine mode"
+
+    def start(self) -> None:
+        from codecarbon import OfflineEmissionsTracker
+
+        logging.getLogger("codecarbon").disabled = True  # it speaks before it reads its log level
+        self.tracker = OfflineEmissionsTracker(
+            country_iso_code="FRA",  # it must have one; its emissions are not read
+            measure_power_secs=1,
+            tracking_mode="machine",
+            output_methods=[],
+            log_level="critical",
+            allow_multiple_runs=True,
+            pue=1.0,
+        )
+        self.tracker.start()
+
+    def stop(self) -> float:
+        self.tracker.stop()
+        data = self.tracker.final_emissions_data
+        self.method = (
+            f"estimated: codecarbon, machine mode ({data.cpu_model}, load x design power: {data.cpu_power:.1f} W; memory by "
+            f"its size: {data.ram_power:.1f} W; GPUs: {data.gpu_power:.1f} W)"
+        )
+        return float(data.energy_consumed) * JOULES_PER_KWH
+
+
+@dataclass
+class Energy:
+    """The joules of a window; ``figure`` is set when the window is over."""
+
+    figure: Figure = field(default_factory=lambda: unknown("J", "the window is not over"))
+
+
+@contextmanager
+def metered(device: str, estimate: bool) -> Iterator[Energy]:
+    """Meter what the block costs; a figure without a value, and the reason, where nothing meters."""
+    meter, why = find_meter(device, estimate)
+    energy = Energy()
+    if meter is None:
+        energy.figure = unknown("J", why)
+        yield energy
+        return
+    meter.start()
+    joules = float("nan")
+    try:
+        yield energy
+    finally:
+        joules = meter.stop()
+    energy.figure = Figure(joules, "J", meter.method) if joules > 0 else unknown("J", "the counter did not move")
+
+
+def find_meter(device: str, estimate: bool, rapl: Path = RAPL) -> tuple[Meter | None, str]:
+    """The meter for a device, or None and the reason: NVML on CUDA, RAPL else, codecarbon where ``estimate`` allows it."""
+    meter, why = _nvml(device) if is_gpu(device) else _rapl(rapl)
+    if meter is not None or not estimate:
+        hint = "" if meter is not None else "; --estimate lets codecarbon guess"
+        return meter, why + hint
+    try:
+        import codecarbon  # noqa: F401
+    except ImportError:
+        return None, f"{why}; --estimate needs codecarbon: {CODECARBON}"
+    return EstimateMeter(), ""
+
+
+def _nvml(device: str) -> tuple[Meter | None, str]:
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        index = device.partition(":")[2]
+        used = [int(index)] if index else list(range(torch.cuda.device_count() if device == "auto" else 1))
+        uuids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in used]
+        return NvmlMeter([pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]), ""
+    except (pynvml.NVMLError, RuntimeError, AssertionError) as error:
+        return None, f"no energy counter of the GPU can be read ({error})"
+
+
+def _rapl(root: Path) -> tuple[Meter | None, str]:
+    domains = sorted(d for d in root.glob("intel-rapl:*") if d.name.count(":") == 1 and _name(d).startswith("package"))
+    if not domains:
+        return None, f"no power sensor: {root} has no energy counter of a processor"
+    try:
+        return RaplMeter(domains), ""
+    except (OSError, ValueError) as error:
+        return None, f"no power sensor can be read ({error})"
+
+
+def _name(domain: Path) -> str:
+    try:
+        return (domain / "name").read_text().strip()
+    except OSError:
+        return ""

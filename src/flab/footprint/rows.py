@@ -1,0 +1,151 @@
+"""From what was timed and metered to figures: one model's row, and what the second gains over the first.
+
+It runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flab.footprint.figures import Figure, by_formula, measured, unknown
+from flab.footprint.solved import Solving
+from flab.footprint.subject import Subject
+
+KWH_PER_JOULE = 1 / 3.6e6
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The batch size of the highest throughput."""
+    return max(rows, key=lambda row: row["tokens_per_second"].value)
+
+
+def row_of(
+    subject: Subject,
+    speeds: Sequence[Mapping[str, float]],
+    batches: Sequence[Mapping[str, Any]],
+    energies: Sequence[Mapping[str, Any]],
+    solved: Solving | None,
+    grid: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """One model's figures."""
+    facts, prompt, new = subject.facts, subject.settings.prompt_tokens, subject.settings.new_tokens
+    top, text, clock = best(batches), facts["text"], f"prompt of {prompt} tokens, one answer at a time"
+    figures = {name: Figure(**given) for name, given in facts["figures"].items()}
+    for name in ("flops_per_token", "flops_prefill"):
+        figures[name] = checked(figures[name], facts["flops_counted"][name])
+    figures |= memory_figures(facts, speeds, top)
+    figures["time_to_first_token"] = measured([s["first"] for s in speeds], "s", clock)
+    rest = f"{clock}, mean of {new - 1} tokens after the first"
+    figures["time_per_output_token"] = measured([s["rest"] / (new - 1) for s in speeds], "s", rest)
+    figures["throughput"] = top["tokens_per_second"].scaled(
+        1, "tokens/s", f"{top['batch']} at once, the best size tried"
+    )
+    figures["tokens_per_character"] = Figure(
+        text["tokens"] / text["characters"], "", f"measured: tokens over characters of {Path(text['name']).name}"
+    )
+    figures |= energy_figures(energies, int(top["batch"]), solved, grid)
+    return {
+        "name": subject.name,
+        "path": str(subject.folder),
+        "sha256": facts["sha256"],
+        "figures": {name: figure.to_json() for name, figure in figures.items()},
+        "throughput": [row | {"tokens_per_second": row["tokens_per_second"].to_json()} for row in map(dict, batches)],
+    }
+
+
+def checked(figure: Figure, counted: int) -> Figure:
+    """The formula's figure, with torch's own count beside it."""
+    assert figure.value is not None
+    off = counted / figure.value - 1
+    return by_formula(
+        figure.value,
+        figure.unit,
+        f"{(figure.method or '')[9:]}; torch counts {counted:,} with eager attention ({off:+.2%})",
+    )
+
+
+def memory_figures(
+    facts: Mapping[str, Any], speeds: Sequence[Mapping[str, float]], top: Mapping[str, Any]
+) -> dict[str, Figure]:
+    """Peak memory in each phase, and what the process took before the model was there."""
+    how = facts["memory_method"]
+    found = {"memory_before_load": Figure(facts["before_bytes"], "B", f"measured: {how}, libraries imported, no model")}
+    found["peak_memory_load"] = Figure(facts["load_bytes"], "B", f"measured: {how}, peak while loading")
+    for phase in ("prefill", "decode"):
+        found[f"peak_memory_{phase}"] = measured(
+            [s[f"{phase}_bytes"] for s in speeds], "B", f"{how}, peak of the phase, one answer at a time"
+        )
+    found["peak_memory_throughput"] = Figure(top["peak_bytes"], "B", f"measured: {how}, {top['batch']} answers at once")
+    return found
+
+
+def energy_figures(
+    windows: Sequence[Mapping[str, Any]], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
+) -> dict[str, Figure]:
+    """Joules and CO2 of 1,000 generated tokens and of each solved problem; no CO2 without joules and a grid."""
+    reason = next((w["energy"]["reason"] for w in windows if w["energy"]["value"] is None), None)
+    if reason is not None:
+        names = ("energy_per_1000_tokens", "energy_per_solved_problem")
+        return {name: unknown("J", reason) for name in names}
+    values = [1000 * w["energy"]["value"] / w["tokens"] for w in windows]
+    kind, _, how = windows[-1]["energy"]["method"].partition(": ")
+    figure = measured(values, "J", f"{how}; {batch} answers at once, prompts included")
+    energy = Figure(figure.value, "J", f"{kind}{(figure.method or '')[8:]}", figure.low, figure.high, figure.rounds)
+    if solved is None:
+        each = unknown("J", "no results of flab eval were given (--results)")
+    elif not solved.problems:
+        each = unknown("J", f"no problem of {solved.name} is solved")
+    else:
+        each = energy.scaled(
+            solved.tokens / solved.problems / 1000, "J", f"{solved.how}; tokens alone, not their test runs"
+        )
+    found = {"energy_per_1000_tokens": energy, "energy_per_solved_problem": each}
+    for name, joules in list(found.items()):
+        found[name.replace("energy", "co2")] = _co2(joules, grid)
+    return found
+
+
+def _co2(joules: Figure, grid: Mapping[str, Any] | None) -> Figure:
+    if grid is None and joules.value is not None:
+        return unknown("g", "no grid was given (--grid, grams per kWh or a country's code)")
+    per_kwh = grid["grams_per_kwh"] if grid is not None else math.nan
+    how = f"x {per_kwh:g} g CO2 per kWh, {grid['source']}" if grid is not None else ""
+    return joules.scaled(per_kwh * KWH_PER_JOULE, "g", how)
+
+
+def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How many times faster the second model is, beside what its bytes and its operations predict."""
+    old, new = (row["figures"] for row in rows)
+    steps = [subject.facts["step_bytes"] for subject in subjects]
+    settings = subjects[0].settings
+    work = [f["flops_prefill"]["value"] + settings.new_tokens * f["flops_per_token"]["value"] for f in (old, new)]
+    return {
+        "time_per_output_token": _gain(
+            old, new, "time_per_output_token", -1, steps[0] / steps[1],
+            "bytes of weights and cache that a token reads, original over smaller",
+        ),
+        "throughput": _gain(
+            old, new, "throughput", 1, work[0] / work[1], "floating-point operations of an answer, original over smaller"
+        ),
+    }  # fmt: skip
+
+
+def _gain(
+    old: Mapping[str, Any], new: Mapping[str, Any], name: str, power: int, predicted: float, prediction: str
+) -> dict[str, Any]:
+    """The ratio of medians, its extremes from the extremes of both, and its share of the prediction."""
+    a, b = old[name], new[name]
+    ends = sorted(((b["low"] / a["high"]) ** power, (b["high"] / a["low"]) ** power))
+    value = (b["value"] / a["value"]) ** power
+    return {
+        "value": value,
+        "low": ends[0],
+        "high": ends[1],
+        "unit": "x",
+        "predicted": predicted,
+        "of_predicted": value / predicted,
+        "prediction": prediction,
+    }

@@ -1,0 +1,86 @@
+"""What follows from a model's sizes: parameters, bytes, cache, floating-point operations; the latter checked by counting."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from flab.budget import Shape
+from flab.checkpoint import weight_files
+from flab.evaluation.backend import Batch
+from flab.evaluation.generate import Encoded
+from flab.families import Family, head_of, is_tied
+from flab.footprint.figures import Figure, by_formula
+
+
+def storage(folder: Path) -> Figure:
+    """Bytes of all tensors in the folder's safetensors files, from their headers."""
+    total = sum(sum(_tensor_bytes(file)) for file in weight_files(folder))
+    return Figure(total, "B", "measured: bytes of all tensors in the safetensors files")
+
+
+def _tensor_bytes(file: Path) -> list[int]:
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    return [end - start for start, end in spans]
+
+
+def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[str, Figure]:
+    """Parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
+    sizes = (shape.vocabulary, shape.layers, shape.width)
+    body = shape.body(shape.layers, shape.width)
+    attention = 2 * shape.layers * kv_width(model.config)
+    element = head_of(model, family).weight.element_size()
+    once = "embedding and head" if not is_tied(model, family) else "embedding, which is the head too"
+    return {
+        "parameters": by_formula(shape.total, "", "sum over the tensors, tied ones once"),
+        "parameters_body": by_formula(body, "", "without embedding and head"),
+        "parameters_embedding": by_formula(shape.total - body, "", once),
+        "kv_bytes_per_token": by_formula(
+            attention * element, "B", f"2 x layers x key-value heads x head size x {element} bytes"
+        ),
+        "flops_per_token": by_formula(
+            shape.flops_per_token(*sizes, context=prompt + 1),
+            "FLOP",
+            f"2 x weights in products + 4 x layers x context x attention width, context {prompt + 1}",
+        ),
+        "flops_prefill": by_formula(
+            shape.flops_of_prompt(*sizes, tokens=prompt), "FLOP", f"the same for {prompt} tokens, logits of the last"
+        ),
+    }
+
+
+def kv_width(config: Any) -> int:
+    """Numbers that one layer keeps as keys for each token (and again as values)."""
+    heads = int(config.num_attention_heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
+
+
+def bytes_per_step(model: Any, family: Family, kv_per_token: float, context: int) -> float:
+    """Bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
+    embedding = 0 if is_tied(model, family) else model.get_input_embeddings().weight.nbytes
+    return float(sum(p.nbytes for p in model.parameters()) - embedding + kv_per_token * context)
+
+
+def count_flops(model: Any, prompt: int) -> dict[str, int]:
+    """torch's own count of a prompt and of the token after it, with eager attention: it does not see fused kernels."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            batch = Batch(model, [Encoded([0] * prompt, 2, (), 0)], pad_id=0)
+            with FlopCounterMode(display=False) as first:
+                logits_BV = batch.read_prompts()
+            with FlopCounterMode(display=False) as second:
+                batch.read_tokens(logits_BV.argmax(dim=-1), [0])
+    finally:
+        model.set_attn_implementation(before)
+    return {"flops_prefill": first.get_total_flops(), "flops_per_token": second.get_total_flops()}

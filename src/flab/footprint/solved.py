@@ -1,0 +1,37 @@
+"""What a run of ``flab eval`` took in tokens for each problem that it solved. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flab.errors import DataError
+from flab.evaluation.compare import read_run
+
+
+@dataclass(frozen=True)
+class Solving:
+    """Tokens generated on all problems of the code tasks, and the problems solved."""
+
+    name: str
+    tokens: int
+    problems: int
+
+    @property
+    def how(self) -> str:
+        """The method, for a figure that is made with it."""
+        return f"x {self.tokens:,} tokens over {self.problems} solved of {self.name}"
+
+
+def solving(run: Path) -> Solving:
+    """Read a run's code tasks, perturbed ones left out.
+
+    Raises:
+        DataError: no run, or one without a code task.
+    """
+    tasks = [t for t in read_run(run)["tasks"] if t["kind"] == "code" and t["perturbation"] is None]
+    if not tasks:
+        raise DataError(f"{run}: no code task in it, so no problem is solved or not; run flab eval on one")
+    rows = [row for task in tasks for row in task["rows"]]
+    names = ", ".join(task["name"] for task in tasks)
+    return Solving(names, sum(row["num_tokens"] for row in rows), sum(bool(row["passed"]) for row in rows))

@@ -1,0 +1,89 @@
+"""The near end of a measured model: its process, asked one thing at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from flab import errors
+from flab.errors import FlabError
+from flab.footprint.settings import Measuring
+from flab.recipe import Options
+
+
+class OutOfMemoryError(Exception):
+    """So many answers at once do not fit."""
+
+
+class Subject:
+    """A model in a process of its own; the process ends with the context, however that ends."""
+
+    def __init__(self, name: str, folder: Path, settings: Measuring, options: Options) -> None:
+        self.name, self.folder, self.settings, self.options = name, folder, settings, options
+        self.can_meter = True
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "flab.footprint.worker"]
+        self.process = subprocess.Popen(  # a session of its own: Ctrl-C is for this process, which ends that one
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        settings = self.settings
+        try:
+            self.facts = self._ask(
+                folder=str(self.folder.resolve()),
+                options=asdict(self.options),
+                prompt_tokens=settings.prompt_tokens,
+                new_tokens=settings.new_tokens,
+                text=str(settings.text) if settings.text is not None else None,
+                estimate=settings.estimate,
+            )
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def _ask(self, **order: Any) -> dict[str, Any]:
+        """Send one order and wait for its answer.
+
+        Raises:
+            FlabError: what the process raised, or that it ended.
+            OutOfMemoryError: it could not hold what was asked.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            said: dict[str, Any] = json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            code = self.process.wait()
+            raise FlabError(
+                f"the process that measures {self.folder} ended (exit {code}): see above, or try a smaller --max-batch."
+            ) from None
+        if "error" in said:
+            raise getattr(errors, said["kind"], FlabError)(said["error"])
+        if "out_of_memory" in said:
+            raise OutOfMemoryError
+        return said
+
+    def time(self, batch: int) -> dict[str, float]:
+        """One answer, or ``batch`` of them at once: seconds and peaks of both phases."""
+        return self._ask(**{"do": "time", "with": {"batch": batch}})
+
+    def energy(self, batch: int, seconds: float) -> dict[str, Any]:
+        """Joules and tokens of answering for at least so many seconds."""
+        return self._ask(**{"do": "energy", "with": {"batch": batch, "seconds": seconds}})

@@ -1,0 +1,168 @@
+"""One model in a process of its own, so that its memory is its own: ``python -m flab.footprint.worker`` reads commands.
+
+A line of JSON comes in on stdin, one goes out on stdout; what a library prints goes to stderr. The first line in is the
+order (folder, options, settings), the first out the sizes; then ``time``, ``energy`` and the end of the input. It compares
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flab.checkpoint import fingerprint
+from flab.errors import FlabError
+from flab.evaluation.backend import Batch, context_of
+from flab.evaluation.generate import Encoded
+from flab.families import shape_of
+from flab.footprint.memory import is_gpu, peak, reset_peak
+from flab.footprint.power import metered
+from flab.footprint.sizes import bytes_per_step, count_flops, size_figures, storage
+from flab.generality import GENERAL_TEXT, general_texts
+from flab.prepare import open_model
+from flab.recipe import Options
+from flab.samples import read_samples
+
+
+class Workbench:
+    """A loaded model and what is measured on it."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.folder, self.options = Path(order["folder"]), Options(**order["options"])
+        self.prompt, self.new = int(order["prompt_tokens"]), int(order["new_tokens"])
+        self.text, self.estimate = order["text"], bool(order["estimate"])
+        reset_peak(self.options.device)
+        self.before = peak(self.options.device)[0]
+        self.checkpoint, self.family = open_model(self.folder, self.options)
+        self.loaded = peak(self.options.device)
+        self.model = self.checkpoint.model
+        check_context(self.model.config, self.prompt + self.new)
+
+    def describe(self) -> dict[str, Any]:
+        """What needs no clock."""
+        import torch
+
+        shape = shape_of(self.model, self.family)
+        figures = {"storage_bytes": storage(self.folder)} | size_figures(self.model, self.family, shape, self.prompt)
+        counted = count_flops(self.model, self.prompt)
+        cuda = torch.cuda.get_device_name() if is_gpu(self.options.device) else None
+        kv = figures["kv_bytes_per_token"].value or 0.0
+        return {
+            "sha256": fingerprint(self.folder),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "gpu": cuda,
+            "figures": {name: figure.to_json() for name, figure in figures.items()},
+            "flops_counted": counted,
+            "step_bytes": bytes_per_step(self.model, self.family, kv, self.prompt + self.new // 2),
+            "before_bytes": self.before,
+            "load_bytes": self.loaded[0],
+            "memory_method": self.loaded[1],
+            "text": self._characters(),
+        }
+
+    def _characters(self) -> dict[str, Any]:
+        """Tokens and characters of the sample of code."""
+        path = self.text
+        texts = [sample.text for sample in read_samples(Path(path))] if path else general_texts()
+        tokens = sum(len(one.ids) for one in self.checkpoint.tokenizer.encode_batch(texts, add_special_tokens=False))
+        return {"name": path or GENERAL_TEXT, "tokens": tokens, "characters": sum(map(len, texts))}
+
+    def time(self, batch: int) -> dict[str, Any]:
+        """Seconds to the first token and of all that follow, and the memory's peak in both phases."""
+        import torch
+
+        device = self.options.device
+        chooser = random.Random(0)
+        rows = [
+            Encoded([chooser.randrange(self.model.config.vocab_size) for _ in range(self.prompt)], self.new, (), 0)
+            for _ in range(batch)
+        ]
+        with torch.inference_mode():
+            work, everyone = Batch(self.model, rows, pad_id=0), list(range(batch))
+            reset_peak(device)
+            self._wait()
+            start = time.perf_counter()
+            tokens_B = work.read_prompts().argmax(dim=-1)
+            self._wait()
+            first, prefill = time.perf_counter(), peak(device)[0]
+            reset_peak(device)
+            resumed = time.perf_counter()
+            for _ in range(self.new - 1):
+                tokens_B = work.read_tokens(tokens_B, everyone).argmax(dim=-1)
+            self._wait()
+            end = time.perf_counter()
+        return {
+            "first": first - start,
+            "rest": end - resumed,
+            "prefill_bytes": prefill,
+            "decode_bytes": peak(device)[0],
+        }
+
+    def _wait(self) -> None:
+        import torch
+
+        if is_gpu(self.options.device):
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(index)
+
+    def energy(self, batch: int, seconds: float) -> dict[str, Any]:
+        """Joules of answering for at least so many seconds, and the tokens made meanwhile."""
+        tokens, start = 0, time.perf_counter()
+        with metered(self.options.device, self.estimate) as energy:
+            while time.perf_counter() - start < seconds:
+                self.time(batch)
+                tokens += batch * self.new
+        return {"energy": energy.figure.to_json(), "tokens": tokens}
+
+
+def check_context(config: Any, wanted: int) -> None:
+    """FlabError where prompt and answer do not fit."""
+    longest = context_of(config)
+    if longest is not None and wanted > longest:
+        raise FlabError(
+            f"prompt and answer are {wanted} tokens, the model reads {longest}: lower --prompt-tokens or --new-tokens."
+        )
+
+
+def answer(bench: Workbench | None, order: Mapping[str, Any]) -> tuple[Workbench, dict[str, Any]]:
+    """Carry one order out."""
+    import torch
+
+    if bench is None:
+        bench = Workbench(order)
+        return bench, bench.describe()
+    try:
+        given = order["with"]
+        return bench, bench.time(**given) if order["do"] == "time" else bench.energy(**given)
+    except (torch.OutOfMemoryError, MemoryError):
+        return bench, {"out_of_memory": True}
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        return bench, {"out_of_memory": True}
+
+
+def main() -> int:
+    """Serve until the input ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    bench: Workbench | None = None
+    for line in sys.stdin:
+        try:
+            bench, said = answer(bench, json.loads(line))
+        except FlabError as error:
+            said = {"error": str(error), "kind": type(error).__name__}
+        out.write(json.dumps(said) + "\n")
+        out.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Numbers as people read them, and foreign text made safe to look at: control and bidi characters become visible.
+
+Escaping for HTML and Markdown is the business of those who write these; no text here is markup.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Figure = Mapping[str, Any]  # value, unit, low, high, rounds, method, reason: as measure.json has them
+
+NONE = "–"
+SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+DURATIONS = (
+    (7200, 3600.0, "h"),
+    (120, 60.0, "min"),
+    (1, 1.0, "s"),
+    (1e-3, 1e-3, "ms"),
+    (1e-9, 1e-6, "µs"),
+)  # from, size
+SCALED_UNITS = {"B": "B", "bytes": "B", "byte": "B", "FLOP": "FLOP", "FLOPs": "FLOP", "flops": "FLOP"}
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode's categories of what has no shape of its own
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators: ``4,060,160``."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage, ``40.3 %``; a minus is a real one."""
+    return NONE if share is None else f"{100 * share:.{digits}f} %".replace("-", "−")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, whole numbers whole, exponents for the very small and the very large."""
+    if value is None:
+        return NONE
+    if float(value).is_integer() and abs(value) < 1e15:
+        return count(value)
+    size = abs(value)
+    if size < 1e-4 or size >= 1e7:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.0f}" if size >= 10**digits else f"{value:.{digits}g}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with its unit, scaled where the unit has prefixes: ``4.86 MB``, ``12.3 ms``, ``1.60 ×``."""
+    if value is None:
+        return NONE
+    if unit == "x":
+        return f"{value:.2f} ×"
+    scale, shown = scaled(value, unit)
+    return f"{number(value / scale)} {shown}".strip()
+
+
+def scaled(value: float, unit: str) -> tuple[float, str]:
+    """What to divide by, and what the unit is called then, so that the number is easy to read."""
+    head, slash, rest = unit.partition("/")
+    if unit == "s":
+        return next(((size, name) for least, size, name in DURATIONS if abs(value) >= least), (1.0, "s"))
+    if head in SCALED_UNITS:
+        size, prefix = next(((size, prefix) for size, prefix in SCALES if abs(value) >= size), (1.0, ""))
+        return size, f"{prefix}{SCALED_UNITS[head]}{slash}{rest}"
+    return 1.0, unit
+
+
+def figure(value: Figure | None) -> str:
+    """A figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash where it has no number."""
+    if value is None or value.get("value") is None:
+        return NONE
+    unit, low, high = value.get("unit") or "", value.get("low"), value.get("high")
+    shown = quantity(value["value"], unit)
+    if low is None or high is None or low == high:
+        return shown
+    scale, _ = scaled(value["value"], unit)
+    return f"{shown} ({number(low / scale)} to {number(high / scale)})"
+
+
+def method(value: Figure | None) -> str:
+    """How a figure came about, or why it has no number."""
+    if value is None:
+        return NONE
+    if value.get("value") is None:
+        return f"none: {value['reason']}" if value.get("reason") else NONE
+    return value.get("method") or NONE
+
+
+def has_value(value: Figure | None) -> bool:
+    """Whether a figure holds a number."""
+    return value is not None and value.get("value") is not None
+
+
+def rate(value: float | None) -> str:
+    """A score between 0 and 1."""
+    return NONE if value is None else f"{value:.3f}"
+
+
+def between(pair: Any, digits: int = 3) -> str:
+    """An interval's ends, ``0.950 to 0.992``."""
+    return NONE if pair is None else f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}"
+
+
+def probability(value: float | None) -> str:
+    """A p-value; what is below a thousandth is said to be."""
+    if value is None:
+        return NONE
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def name_of(path: str) -> str:
+    """What is left of a path without the folders that hold it; a hub id stays as it is."""
+    is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path
+    return Path(path.replace("\\", "/")).name or path if is_path else path
+
+
+def each_text(value: Any, change: Any) -> Any:
+    """The same value with every text in it, keys included, passed through ``change``."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(str(name)): each_text(one, change) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [each_text(one, change) for one in value]
+    return value
+
+
+def visible(text: str) -> str:
+    """Text whose control, format and bidi characters are shown as symbols, so that none of them acts."""
+    text = text.replace("\r\n", "\n")
+    return "".join(_shown(char) if _is_hidden(char) else char for char in text)
+
+
+def _is_hidden(char: str) -> bool:
+    return char not in "\n\t" and unicodedata.category(char) in HIDDEN
+
+
+def _shown(char: str) -> str:
+    """Unicode's control pictures for the classic control characters, the number for the others."""
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def without_home(text: str) -> str:
+    """Text in which the user's own folder is ``~``: it says who ran this, not what was run."""
+    home = str(Path.home())
+    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if len(home) > 1 else text

@@ -1,0 +1,114 @@
+"""Tables of ``flab measure`` and ``flab sweep``, on stderr. Reads only their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flab.progress import add, console, say, table_of
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def show_measure(report: Mapping[str, Any]) -> None:
+    """Every figure of each model with its spread, then what the smaller one gains; methods and missing ones below."""
+    models = report["models"]
+    names = list(dict.fromkeys(name for model in models for name in model["figures"]))
+    table = table_of(
+        "What it costs", ["", *(model["name"] for model in models), *(["ratio"] if len(models) == 2 else [])]
+    )
+    for name in names:
+        figures = [model["figures"].get(name) for model in models]
+        if any(figure is not None and figure["value"] is not None for figure in figures):
+            ratio = [_ratio(*figures)] if len(models) == 2 else []
+            add(table, name.replace("_", " "), *map(_cell, figures), *ratio)
+    console.print(table)
+    show_throughput(models)
+    for name, gain in report["gains"].items():
+        say(
+            f"{name.replace('_', ' ')}: {gain['value']:.2f} times better ({gain['low']:.2f}-{gain['high']:.2f}); predicted "
+            f"{gain['predicted']:.2f} by {gain['prediction']}: {gain['of_predicted']:.2f} of it"
+        )
+    _say_methods(models, names)
+    if report["grid"] is not None:
+        say(f"grid: {report['grid']['grams_per_kwh']:g} g CO2 per kWh ({report['grid']['source']})")
+    facts = report["machine"]
+    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} threads"
+    say(
+        f"on {where}, computing in {report['dtype']}; a cell: median (lowest-highest) of {report['settings']['rounds']} rounds"
+    )
+
+
+def show_throughput(models: Sequence[Mapping[str, Any]]) -> None:
+    """Tokens per second at each batch size."""
+    table = table_of("Tokens per second", ["answers at once", *(str(row["batch"]) for row in models[-1]["throughput"])])
+    for model in models:
+        add(table, model["name"], *(f"{row['tokens_per_second']['value']:,.0f}" for row in model["throughput"]))
+    console.print(table)
+
+
+def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """How each figure was obtained; once for each reason, what could not be."""
+    missing: dict[str, list[str]] = {}
+    for name in names:
+        figure = models[-1]["figures"].get(name)
+        if figure is not None and figure["value"] is not None:
+            say(f"  {name.replace('_', ' ')}: {figure['method']}")
+        elif figure is not None:
+            missing.setdefault(figure["reason"], []).append(name.replace("_", " "))
+    for reason, without in missing.items():
+        say(f"not measured: {', '.join(without)}: {reason}")
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    value = quantity(figure["value"], figure["unit"])
+    if figure["low"] is None or figure["low"] == figure["high"]:
+        return value
+    return f"{value} ({quantity(figure['low'], '')}-{quantity(figure['high'], '')})"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit, thousands and thousandths by prefix: ``8.12 MB``, ``3.74 ms``, ``2,738 tokens/s``."""
+    if unit in ("B", "FLOP", "", "J", "g"):
+        for factor, prefix in PREFIXES:
+            if abs(value) >= factor:
+                return f"{value / factor:.4g} {prefix}{unit}".strip()
+    if unit == "s" and value < 1:
+        return f"{1000 * value:.4g} ms"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}".strip()
+
+
+def _ratio(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    if old is None or new is None or not old["value"] or new["value"] is None:
+        return "-"
+    return f"{new['value'] / old['value']:.3f}"
+
+
+def show_sweep(report: Mapping[str, Any], folder: str) -> None:
+    """One row for each budget; the best ones are marked."""
+    tasks = list(dict.fromkeys(name for row in report["budgets"] for name in row.get("scores") or {}))
+    columns = ["budget", "removed", "parameters", "tokens", "layers x width", "KL", "tests", "s", *tasks]
+    table = table_of("Budgets", columns)
+    for row in report["budgets"]:
+        tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
+        scores = row.get("scores") or {}
+        add(table, f"{row['remove']:.0%}" + (" *" if row["pareto"] else ""), f"{row['removed_fraction']:.1%}",
+            f"{row['parameters']:,}", f"{row['vocabulary']['after']:,}", f"{row['layers']['after']} x {row['width']['after']}",
+            f"{row['kl_nats_per_token']:.4f}", tests, f"{row['seconds']:.0f}",
+            *(_score(scores.get(name)) for name in tasks))  # fmt: skip
+    console.print(table)
+    say(
+        "*: no other budget here keeps as much with as few parameters. tests: calibration problems that no fit has read."
+    )
+    for warning in dict.fromkeys(w for row in report["budgets"] for w in row["warnings"] if "were not built" not in w):
+        say(f"warning: {warning}")
+    say(f"plans, sweep.json and the curve are in {folder}; this took {report['seconds']['now']:.0f} s")
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    kept = f", kept {score['passed'] / score['original']:.3f}" if score["original"] else ""
+    return f"{score['passed']}/{score['total']}{kept}"

@@ -1,0 +1,239 @@
+"""``flab sweep``: one search, many budgets. The texts, their token counts, the order of the layers and what swapping found
+are shared; each budget begins at the depth where the one before ended.
+
+Splits are decided by KL alone, where ``flab plan`` lets its finalists be decided by their tests; each budget's winner is
+fitted whole and tried on the calibration's tests, so a plan of a sweep is as good to apply as one of ``flab plan``.
+A stopped sweep goes on at the budget where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flab import __version__
+from flab.budget import feasible_splits
+from flab.checkpoint import fingerprint as model_fingerprint
+from flab.checkpoint import resolve
+from flab.errors import OptionError
+from flab.evaluation.record import read_json, write_json
+from flab.evaluation.store import fingerprint
+from flab.families import shape_of
+from flab.pipeline import apply, evaluate
+from flab.planning import Shared, make_plan, pins_of
+from flab.plans import Plan
+from flab.prepare import Texts, free, open_model, read_texts
+from flab.progress import say
+from flab.recipe import Options, Recipe, as_path
+from flab.search import Known
+from flab.vocabulary import Counts, plan_vocabulary
+
+FORMAT, SWEEP = 1, "sweep.json"
+PATIENCE = 1  # depths in a row that are worse than the best, after which fewer layers are not tried
+PathLike = str | os.PathLike[str]
+
+
+def sweep(
+    model: PathLike,
+    budgets: Sequence[float],
+    out: PathLike,
+    recipe: Recipe | None = None,
+    options: Options | None = None,
+    save: bool = False,
+    tasks: Sequence[PathLike] = (),
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Plan every budget, from the smallest on; returns what ``out/sweep.json`` holds.
+
+    ``save`` keeps each smaller model too; with ``tasks`` they are kept, and measured beside the original.
+
+    Raises:
+        OptionError: no budget, or ``out`` holds something else.
+        BudgetError: one of them cannot be reached; nothing is planned then.
+        FlabError: what planning or evaluating raises.
+    """
+    recipe, options, folder = recipe or Recipe(), options or Options(), as_path(out)
+    if not budgets:
+        raise OptionError("--remove: got none; give one or more budgets, e.g. --remove 0.2 --remove 0.4.")
+    wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
+    source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
+    state = known_sweep(folder, _digest(source, recipe, options, texts))
+    shared = Shared(texts, _reachable(source, wanted, recipe, options, texts), _known(state))
+    state |= {"model": str(source)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for budget in wanted:
+        if (row := _row(state, budget)) is None:
+            say(f"budget {budget:g}")
+            _keep(
+                folder,
+                state,
+                _plan(source, folder, replace(recipe, remove=budget), options, shared, state),
+                shared.known,
+            )
+        else:
+            say(f"budget {budget:g}: planned before, {folder / row['plan']} stays")
+        if (save or tasks) and not (folder / _name(budget)).is_dir():
+            apply(source, folder / _plan_name(budget), folder / _name(budget), options)
+    if tasks:
+        measure_budgets(source, folder, wanted, state, tasks, limit, options)
+    report = state | {"budgets": mark_best([row for b in wanted if (row := _row(state, b)) is not None])}
+    report["seconds"] = {"now": round(time.perf_counter() - start, 2)}
+    write_json(folder / SWEEP, report)
+    return report
+
+
+def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
+    """What an earlier, stopped sweep left; OptionError where the folder holds something else."""
+    fresh = {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return fresh
+    if not (folder / SWEEP).is_file():
+        raise OptionError(f"-o {folder} exists but holds no sweep: give a new folder.")
+    before = read_json(folder / SWEEP)
+    if before.get("fingerprint") != digest:
+        raise OptionError(
+            f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this one."
+        )
+    return before
+
+
+def _digest(source: Path, recipe: Recipe, options: Options, texts: Texts) -> str:
+    """All that decides the plans, but the budgets."""
+    sources = [one.to_json()["sha256"] for one in (*texts.sources, *texts.corpus_sources)]
+    plain = recipe.to_json() | {"remove": None, "calibration": None, "corpus": None, "finalists": None}
+    where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}
+    parts = {
+        "flab": __version__,
+        "model": model_fingerprint(source),
+        "recipe": plain,
+        "options": where,
+        "data": sources,
+    }
+    drop = plain["drop_layers"]
+    return fingerprint(parts | {"recipe": plain | {"drop_layers": list(drop) if drop is not None else None}})
+
+
+def _known(state: Mapping[str, Any]) -> Known:
+    """What the budgets so far leave for the next ones."""
+    swapped = {int(count): tuple(found) for count, found in state["known"].get("swapped", {}).items()}
+    return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE)
+
+
+def _reachable(source: Path, budgets: Sequence[float], recipe: Recipe, options: Options, texts: Texts) -> Counts:
+    """Fail before the work where a budget cannot be met; returns the token counts that all share."""
+    checkpoint, family = open_model(source, options)
+    shape = shape_of(checkpoint.model, family)
+    counts = Counts.of(checkpoint.tokenizer, texts.task_texts(), texts.general_texts())
+    for budget in budgets:
+        asked = replace(recipe, remove=budget)
+        pins = pins_of(asked, shape)
+        feasible_splits(shape, budget, len(plan_vocabulary(checkpoint, family, asked, pins, counts)), pins)
+    free(checkpoint)
+    return counts
+
+
+def _plan(
+    source: Path, folder: Path, recipe: Recipe, options: Options, shared: Shared, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One budget: its plan on disk, and its row."""
+    shallower = [row["layers"]["after"] for row in state["budgets"] if row["remove"] < recipe.remove]
+    shared.known.most_layers, began = min(shallower, default=None), time.perf_counter()
+    decided, built, _ = make_plan(source, recipe, options, shared)
+    free(built)
+    decided.write(folder / _plan_name(recipe.remove))
+    return row_of(recipe.remove, decided) | {"seconds": round(time.perf_counter() - began, 2)}
+
+
+def row_of(budget: float, plan: Plan) -> dict[str, Any]:
+    """What the table and the curve show of one budget."""
+    chosen = next(candidate for candidate in plan.candidates if candidate["chosen"])
+    return {
+        "remove": budget,
+        "removed_fraction": plan.removed_fraction,
+        "parameters": plan.parameters_after,
+        "parameters_before": plan.parameters_before,
+        "vocabulary": plan.vocabulary.sizes(),
+        "layers": plan.layers.sizes() | {"kept": plan.layers.kept},
+        "width": plan.width.sizes(),
+        "kl_nats_per_token": plan.kl_nats_per_token,
+        "kl_vocabulary": plan.kl_vocabulary,
+        "task_passed": chosen["task_passed"],
+        "task_total": chosen["task_total"],
+        "retention": None,
+        "candidates": len(plan.candidates),
+        "warnings": plan.warnings,
+        "plan": _plan_name(budget),
+        "plan_seconds": plan.seconds,
+    }
+
+
+def _keep(folder: Path, state: dict[str, Any], row: dict[str, Any], known: Known) -> None:
+    """Write down what is done, so that a stopped sweep goes on after it."""
+    rows = [one for one in state["budgets"] if one["remove"] != row["remove"]]
+    state["budgets"] = sorted([*rows, row], key=lambda one: float(one["remove"]))
+    state["known"] = {"layer_path": known.layer_path, "swapped": known.swapped}
+    write_json(folder / SWEEP, state)
+
+
+def _row(state: Mapping[str, Any], budget: float) -> dict[str, Any] | None:
+    return next((row for row in state["budgets"] if row["remove"] == budget), None)
+
+
+def _plan_name(budget: float) -> str:
+    return f"plan-{100 * budget:g}.json"
+
+
+def _name(budget: float) -> str:
+    return f"smaller-{100 * budget:g}"
+
+
+def measure_budgets(
+    source: Path,
+    folder: Path,
+    budgets: Sequence[float],
+    state: dict[str, Any],
+    tasks: Sequence[PathLike],
+    limit: int | None,
+    options: Options,
+) -> None:
+    """Measure the original and every smaller model on the tasks; rows get ``retention`` and ``scores``."""
+    found = {}
+    for name, path in [("original", source), *((_name(b), folder / _name(b)) for b in budgets)]:
+        say(f"evaluating {name}")
+        report = evaluate(path, list(tasks), folder / "eval" / name, None, options, limit, gold=False)
+        found[name] = {task["name"]: task["summary"] for task in report["tasks"]}
+    for budget in budgets:
+        row = _row(state, budget)
+        assert row is not None
+        row["scores"] = {
+            task: {
+                "passed": summary["passed"],
+                "total": summary["total"],
+                "original": found["original"][task]["passed"],
+                "interval_95": summary["interval_95"],
+            }
+            for task, summary in found[_name(budget)].items()
+        }
+        first = next(iter(row["scores"].values()))
+        row["retention"] = first["passed"] / first["original"] if first["original"] else None
+
+
+def mark_best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with ``pareto``: no other has as few parameters and keeps as much, by retention, else by tests, else by KL."""
+
+    def kept(row: Mapping[str, Any]) -> float:
+        if row["retention"] is not None:
+            return float(row["retention"])
+        if row["task_total"]:
+            return float(row["task_passed"] / row["task_total"])
+        return -float(row["kl_nats_per_token"])
+
+    def beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        better = (one["parameters"] < other["parameters"], kept(one) > kept(other))
+        return one["parameters"] <= other["parameters"] and kept(one) >= kept(other) and any(better)
+
+    return [row | {"pareto": not any(beats(other, row) for other in rows)} for row in rows]
