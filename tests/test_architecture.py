@@ -51,11 +51,12 @@ RANKS = {
     "cli_eval": 9,
     "show_recover": 9,
     "recipe_file": 9,
-    "stages": 10,
-    "cli_recover": 11,
-    "cli_report": 11,
-    "cli": 12,
-    "__main__": 13,
+    "summary": 10,
+    "stages": 11,
+    "cli_recover": 12,
+    "cli_report": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 INSIDE = {
     name: {name} for name in ("cuts", "evaluation", "footprint", "recovery", "reporting")
@@ -64,6 +65,7 @@ SKETCH = [  # the layers of the design, outermost first; no module may import fr
     {"cli"},
     {"cli_eval", "cli_recover", "cli_report"},
     {"stages", "sweeping"},
+    {"summary"},
     {"recipe_file", "recipe_arguments", "show_recover", "show_footprint"},
     {"arguments", "pipeline", "demo", "show", "show_eval"},
     {"recovery", "reporting"},

@@ -128,12 +128,16 @@ def prune(
 
 def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:
     """Bits per byte on code that no calibration reads, before and after."""
-    values = {}
-    for name, source in (("before", model), ("after", folder)):
-        checkpoint, _ = open_model(source, options)
-        values[f"bits_per_byte_{name}"] = general_bits_per_byte(checkpoint)
-        free(checkpoint)
-    return {"text": GENERAL_TEXT, **values}
+    before, after = (generality_of(source, options) for source in (model, folder))
+    return {"text": GENERAL_TEXT, "bits_per_byte_before": before, "bits_per_byte_after": after}
+
+
+def generality_of(model: str | Path, options: Options) -> float:
+    """Bits per byte of one model on that code."""
+    checkpoint, _ = open_model(model, options)
+    value = general_bits_per_byte(checkpoint)
+    free(checkpoint)
+    return value
 
 
 def evaluate(

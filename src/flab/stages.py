@@ -17,7 +17,6 @@ from flab import __version__
 from flab.checkpoint import fingerprint as model_fingerprint
 from flab.checkpoint import resolve
 from flab.errors import CheckpointError, OptionError
-from flab.evaluation.compare import compare_runs
 from flab.evaluation.record import RESULTS, read_json, write_json
 from flab.evaluation.rows import read_rows
 from flab.evaluation.store import fingerprint
@@ -29,8 +28,9 @@ from flab.footprint.payback import payback
 from flab.footprint.power import metered
 from flab.footprint.settings import Measuring
 from flab.footprint.solved import solving
+from flab.generality import GENERAL_TEXT
 from flab.measuring import read_tasks, sandbox_for
-from flab.pipeline import evaluate, prune
+from flab.pipeline import evaluate, generality_of, prune
 from flab.prepare import same_precision
 from flab.progress import say
 from flab.recipe_file import RecipeFile
@@ -38,6 +38,7 @@ from flab.recovery.data import make_data
 from flab.recovery.train import recover
 from flab.reporting import make_report
 from flab.samples import files_under, sha256_of
+from flab.summary import summarise
 
 RUN, SUMMARY, MEASURE = "run.json", "summary.json", "measure.json"
 
@@ -114,7 +115,8 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         run_evaluate(run, name, path, model)
     if recipe.measure is not None:
         run_measure(run, models, recipe.measure)
-    summary = summarise(run, models)
+    done = {name: run.stages[name] for name in run.met}
+    summary = summarise(recipe, folder, models, done)
     summary["seconds"] = {
         "now": round(time.perf_counter() - started, 2),
         **{name: run.stages[name]["seconds"] for name in run.met},
@@ -204,7 +206,9 @@ def run_recover(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        return {name: report[name] for name in names.split()} | {"loads_in": report["check"]["loads_in"]}
+        general = {"text": GENERAL_TEXT, "bits_per_byte_after": generality_of(out, run.recipe.options)}
+        found = {"loads_in": report["check"]["loads_in"], "generality": general}
+        return {name: report[name] for name in names.split()} | found
 
     run.stage("recover", reads, out, work)
 
@@ -251,38 +255,6 @@ def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> No
         return {"gains": report["gains"]}
 
     run.stage("measure", reads, out, work)
-
-
-def summarise(run: Run, models: Mapping[str, Path]) -> dict[str, Any]:
-    """One row for each model, and each smaller one paired with the original, task by task."""
-    rows = []
-    for name, path in models.items():
-        results = read_json(run.folder / "eval" / name / RESULTS)
-        row: dict[str, Any] = {
-            "name": name,
-            "path": str(path),
-            "bytes": sum(file.stat().st_size for file in path.glob("*.safetensors")),
-            "parameters": _parameters(run, name),
-            "tasks": {task["name"]: _figures(task["summary"]) for task in results["tasks"]},
-        }
-        if name != "original":
-            paired = compare_runs(run.folder / "eval" / "original", run.folder / "eval" / name)
-            write_json(run.folder / f"compare-{name}.json", paired)
-            for task in paired["tasks"]:
-                row["tasks"][task["name"]] |= {n: task[n] for n in ("retention", "only_a", "only_b", "mcnemar_p")}
-        rows.append(row)
-    return {"recipe": str(run.recipe.path), "model": run.recipe.model, "output": str(run.folder), "models": rows,
-            "stages": {name: run.stages[name] for name in run.met}}  # fmt: skip
-
-
-def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("pass@1", "passed", "total", "interval_95", "bleu_paper")
-    return {name: summary[name] for name in names if name in summary}
-
-
-def _parameters(run: Run, name: str) -> int:
-    plan = read_json(run.folder / "pruned" / "plan.json")
-    return int(plan["parameters_before" if name == "original" else "parameters_after"])
 
 
 def _hashes(paths: Iterable[str | Path]) -> list[str]:

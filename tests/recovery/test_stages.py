@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import pico
 import test_cli
-from flab import check, stages
+from flab import check, stages, summary
 from flab.checkpoint import fingerprint
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, SandboxError
 from flab.recipe_file import read_recipe
@@ -127,8 +127,10 @@ class StandIns:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     made = StandIns()
-    for name in ("prune", "make_data", "recover", "evaluate", "compare_runs", "measure", "make_report"):
+    monkeypatch.setattr(stages, "generality_of", lambda model, options: 1.5)
+    for name in ("prune", "make_data", "recover", "evaluate", "measure", "make_report"):
         monkeypatch.setattr(stages, name, getattr(made, name))
+    monkeypatch.setattr(summary, "compare_runs", made.compare_runs)
     return made
 
 

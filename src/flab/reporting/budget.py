@@ -60,7 +60,7 @@ def section(report: Json) -> Section:
         made.blocks.append(Gap(report["missing"]["budget"]))
         return made
     charts = [_kept_chart(found)]
-    if found["sweep"] or any(one["kl"] is not None for one in found["points"]):
+    if found["sweep"]:  # one point is no curve, and the table of models has its KL
         charts.append(_kl_chart(found))
     made.blocks.append(Charts(charts))
     if found["sweep"]:
