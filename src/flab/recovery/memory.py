@@ -9,11 +9,11 @@ the one layer that is recomputed, and D for each other layer.
 
 from __future__ import annotations
 
-import resource
 from typing import Any
 
 import torch
 
+from flab.footprint.memory import resident_peak
 from flab.objective import CHUNK_ELEMENTS
 from flab.recovery.settings import Training
 
@@ -47,10 +47,8 @@ def logit_bytes() -> int:
 
 
 def measured_peak(device: torch.device) -> dict[str, Any]:
-    """``measured_bytes`` and ``method``: allocated on the CUDA device, or resident in this process since its start."""
+    """``measured_bytes`` and ``method``: allocated on the CUDA device, or resident in this process."""
     if device.type == "cuda":
-        return {"measured_bytes": torch.cuda.max_memory_allocated(device), "method": "measured:cuda allocator"}
-    return {
-        "measured_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "method": "measured:resident set, whole process",
-    }
+        return {"measured_bytes": torch.cuda.max_memory_allocated(device), "method": "measured: CUDA allocator"}
+    used, how = resident_peak()
+    return {"measured_bytes": used, "method": f"measured: {how}"}
