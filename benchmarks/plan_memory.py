@@ -72,14 +72,12 @@ def main() -> int:
         plan = flab.plan(folder, recipe)
         measured, how = resident_peak()
     rows = predicted(given, parameters)
-    total = sum(rows.values())
+    total, taken = sum(rows.values()), measured - before
     print(
         f"{parameters:,} parameters, {plan.calibration['fit_tokens']:,} tokens fitted, {time.perf_counter() - start:.0f} s"
     )
     print(", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in rows.items()))
-    print(
-        f"formula {total / 2**30:.2f} GiB, measured {(measured - before) / 2**30:.2f} GiB ({how}): {(measured - before) / total:.2f}"
-    )
+    print(f"formula {total / 2**30:.2f} GiB, measured {taken / 2**30:.2f} GiB ({how}): {taken / total:.2f} of it")
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import test_cli
+from flab.show_footprint import _cell
 
 flab = test_cli.flab  # the fixture that runs a command in this process
 QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0"]
@@ -75,3 +76,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(flab, command, words, tmp_path
     assert (code, out, len(lines)) == (2, "", 1), err
     assert words in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "spread", "words"),
+    [
+        (0.0363, "s", (0.025, 0.0477), "36.3 ms (25-47.7)"),
+        (8_120_320, "B", None, "8.12 MB"),
+        (2738.4, "tokens/s", (2600, 2800), "2,738 tokens/s (2,600-2,800)"),
+        (0.327, "", None, "0.327"),
+        (4_060_160, "", None, "4.06 M"),
+        (0.000293, "g", None, "293 µg"),
+        (0, "J", None, "0 J"),
+        (8_803_584, "FLOP", (8_803_584, 8_803_584), "8.804 MFLOP"),
+    ],
+)
+def test_a_cell_has_its_extremes_at_the_scale_of_its_value(value, unit, spread, words):
+    low, high = spread or (None, None)
+    assert _cell({"value": value, "unit": unit, "low": low, "high": high}) == words
+    assert _cell({"value": None, "unit": unit, "low": None, "high": None}) == "-"

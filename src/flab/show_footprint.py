@@ -7,7 +7,8 @@ from typing import Any
 
 from flab.progress import add, console, say, table_of
 
-PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+PLAIN = ("tokens/s",)  # units that take no prefix
 
 
 def show_measure(report: Mapping[str, Any]) -> None:
@@ -61,23 +62,21 @@ def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> N
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
+    """The value with its unit, its extremes at the same scale."""
     if figure is None or figure["value"] is None:
         return "-"
-    value = quantity(figure["value"], figure["unit"])
-    if figure["low"] is None or figure["low"] == figure["high"]:
-        return value
-    return f"{value} ({quantity(figure['low'], '')}-{quantity(figure['high'], '')})"
+    factor, unit = _scale(figure["value"], figure["unit"])
+    value, low, high = (f"{(figure[name] or 0) / factor:,.4g}" for name in ("value", "low", "high"))
+    spread = "" if figure["low"] is None or figure["low"] == figure["high"] else f" ({low}-{high})"
+    return f"{value} {unit}".rstrip() + spread
 
 
-def quantity(value: float, unit: str) -> str:
-    """A number with its unit, thousands and thousandths by prefix: ``8.12 MB``, ``3.74 ms``, ``2,738 tokens/s``."""
-    if unit in ("B", "FLOP", "", "J", "g"):
-        for factor, prefix in PREFIXES:
-            if abs(value) >= factor:
-                return f"{value / factor:.4g} {prefix}{unit}".strip()
-    if unit == "s" and value < 1:
-        return f"{1000 * value:.4g} ms"
-    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}".strip()
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """The factor that leaves a readable number, and the unit with its prefix: ``8.12 MB``, ``3.74 ms``."""
+    if unit in PLAIN or value == 0 or (not unit and abs(value) < 1000):
+        return 1.0, unit
+    factor, prefix = next(((f, p) for f, p in PREFIXES if abs(value) >= f), PREFIXES[-1])
+    return factor, f"{prefix}{unit}"
 
 
 def _ratio(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:

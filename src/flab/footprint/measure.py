@@ -17,7 +17,7 @@ from typing import Any
 
 from flab import __version__
 from flab.checkpoint import resolve
-from flab.footprint.figures import measured
+from flab.footprint.figures import measured, unknown
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring
@@ -128,15 +128,13 @@ def _is_saturated(rows: Sequence[Mapping[str, Any]]) -> bool:
 def meter(
     subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[list[dict[str, Any]]]:
-    """Windows of metered answers at each model's best batch size, in turn; one short one where nothing meters."""
+    """Windows of metered answers at each model's best batch size, in turn; where nothing meters, the reason alone."""
     found: list[list[dict[str, Any]]] = [[] for _ in subjects]
-    for number in range(settings.rounds):
-        for place, subject in enumerate(subjects):
-            seconds = settings.window_seconds if number or subject.can_meter else 0.0
-            found[place].append(subject.energy(int(best(batches[place])["batch"]), seconds))
-            subject.can_meter = found[place][-1]["energy"]["value"] is not None
-        if not any(subject.can_meter for subject in subjects):
-            break
+    if why := subjects[0].facts["no_meter"]:
+        return [[{"energy": unknown("J", why).to_json(), "tokens": 0}] for _ in subjects]
+    for _ in track(range(settings.rounds), "Metering energy"):
+        for rows, subject, sizes in zip(found, subjects, batches, strict=True):
+            rows.append(subject.energy(int(best(sizes)["batch"]), settings.window_seconds))
     return found
 
 

@@ -25,7 +25,6 @@ class Subject:
 
     def __init__(self, name: str, folder: Path, settings: Measuring, options: Options) -> None:
         self.name, self.folder, self.settings, self.options = name, folder, settings, options
-        self.can_meter = True
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "flab.footprint.worker"]

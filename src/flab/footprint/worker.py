@@ -22,7 +22,7 @@ from flab.evaluation.backend import Batch, context_of
 from flab.evaluation.generate import Encoded
 from flab.families import shape_of
 from flab.footprint.memory import is_gpu, peak, reset_peak
-from flab.footprint.power import metered
+from flab.footprint.power import find_meter, metered
 from flab.footprint.sizes import bytes_per_step, count_flops, size_figures, storage
 from flab.generality import GENERAL_TEXT, general_texts
 from flab.prepare import open_model
@@ -58,6 +58,7 @@ class Workbench:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "gpu": cuda,
+            "no_meter": find_meter(self.options.device, self.estimate)[1],
             "figures": {name: figure.to_json() for name, figure in figures.items()},
             "flops_counted": counted,
             "step_bytes": bytes_per_step(self.model, self.family, kv, self.prompt + self.new // 2),
