@@ -8,7 +8,7 @@ import pytest
 
 import flab
 from flab.cuts import layers
-from flab.errors import BudgetError, OptionError
+from flab.errors import BudgetError, DataError, OptionError
 from flab.plans import Plan
 from flab.sweeping import mark_best, sweep
 from flab.verify import verify
@@ -81,8 +81,13 @@ def test_a_stopped_sweep_goes_on_and_another_is_refused(tmp_path, trained_folder
     assert planned == [0.1, 0.3, 0.5, 0.5]
     assert (out / "plan-30.json").read_bytes() == kept
     assert len(report["budgets"]) == 3
-    sweep(trained_folder, [0.2], out, recipe())
+    report = sweep(trained_folder, [0.2], out, recipe())
     assert planned[-1] == 0.2
+    assert [row["remove"] for row in report["budgets"]] == [0.1, 0.2, 0.3, 0.5]
+    (out / "plan-30.json").unlink()
+    sweep(trained_folder, [0.3], out, recipe())
+    assert planned[-1] == 0.3
+    assert (out / "plan-30.json").is_file()
     with pytest.raises(OptionError, match="another model, recipe or data"):
         sweep(trained_folder, BUDGETS, out, recipe(seed=1))
 
@@ -121,6 +126,62 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, trained_folder, reci
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_a_sweep_killed_in_its_first_write_starts_clean(tmp_path, trained_folder, recipe):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".sweep.json.17.tmp").write_text("{")
+    assert len(sweep(trained_folder, [0.1], out, recipe())["budgets"]) == 1
+
+
+def test_what_only_the_measuring_reads_is_missed_before_the_planning(tmp_path, trained_folder, recipe):
+    with pytest.raises(DataError, match="nothere"):
+        sweep(trained_folder, [0.1], tmp_path / "out", recipe(), tasks=["output:nothere.jsonl"])
+    with pytest.raises(OptionError, match="--limit is of the problems of a --task"):
+        sweep(trained_folder, [0.1], tmp_path / "out", recipe(), limit=3)
+    with pytest.raises(OptionError, match="inside the source model"):
+        sweep(trained_folder, [0.1], trained_folder / "out", recipe())
+    assert not (tmp_path / "out").exists()
+    assert not (trained_folder / "out").exists()
+
+
+def test_budgets_that_are_nearly_one_have_plans_of_their_own(tmp_path, trained_folder, recipe):
+    report = sweep(trained_folder, [0.2, 0.200001, 0.07], tmp_path / "out", recipe())
+    assert [row["plan"] for row in report["budgets"]] == ["plan-7.json", "plan-20.json", "plan-20.0001.json"]
+
+
+def test_models_are_kept_of_the_plans_that_are_there(tmp_path, trained_folder, recipe):
+    out = tmp_path / "out"
+    sweep(trained_folder, [0.1], out, recipe())
+    assert not (out / "smaller-10").exists()
+    sweep(trained_folder, [0.1], out, recipe(), save=True)
+    kept = out / "smaller-10" / "plan.json"
+    assert kept.read_bytes() == (out / "plan-10.json").read_bytes()
+    kept.write_text("{}")
+    sweep(trained_folder, [0.1], out, recipe(), save=True)
+    assert kept.read_bytes() == (out / "plan-10.json").read_bytes()
+
+
+def test_a_depth_is_passed_over_where_a_wider_model_of_it_was_worse_already(
+    tmp_path, trained_folder, recipe, monkeypatch
+):
+    import flab.search as search
+
+    built, real = [], search.Search.measure
+
+    def noting(self, split, removed):
+        built.append((self.recipe.remove, split.layers))
+        found = real(self, split, removed)
+        if split.layers == 4:
+            found.kl_search = 1e6  # as if a shallower model were of no use at all
+        return found
+
+    monkeypatch.setattr(search.Search, "measure", noting)
+    sweep(trained_folder, [0.1, 0.2], tmp_path / "out", recipe())
+    assert (0.1, 4) in built
+    assert (0.2, 4) not in built
+    assert (0.2, 5) in built
+
+
 def row(parameters, **kept):
     return {"parameters": parameters, "retention": None, "task_total": None, "kl_nats_per_token": 0.1, **kept}
 
@@ -130,6 +191,8 @@ def test_the_best_are_those_that_no_other_beats():
     assert [r["pareto"] for r in mark_best(by_retention)] == [True, True, False, False]
     by_tests = [row(10, task_passed=9, task_total=10), row(5, task_passed=9, task_total=10)]
     assert [r["pareto"] for r in mark_best(by_tests)] == [False, True]
+    mixed = [row(10, retention=0.95), row(5, task_passed=97, task_total=100, kl_nats_per_token=0.2)]
+    assert [r["pareto"] for r in mark_best(mixed)] == [True, True]  # by KL, which both have
     by_kl = [row(10, kl_nats_per_token=0.1), row(5, kl_nats_per_token=0.2), row(6, kl_nats_per_token=0.3)]
     assert [r["pareto"] for r in mark_best(by_kl)] == [True, True, False]
 

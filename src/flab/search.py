@@ -51,14 +51,16 @@ class Candidate:
 
 @dataclass
 class Known:
-    """What one budget's search leaves for a deeper one's: the order of the layers, the sets that swapping found, the depth.
+    """What the searches of smaller budgets leave for a larger one's: the order of the layers, the sets that swapping found,
+    the depth, and the KL of each depth, below which a narrower model of that depth is taken not to fall.
 
-    It was found on the model with a vocabulary of its own budget, whose distribution is the same but for the tokens cut.
+    They were found on models with vocabularies of their own; that they hold here is assumed, not measured.
     """
 
     layer_path: list[dict[str, Any]] = field(default_factory=list)
     swapped: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by the number of removed layers
-    most_layers: int | None = None  # a deeper cut keeps no more layers
+    most_layers: int | None = None  # a larger budget is taken to keep no more layers
+    kl_by_layers: dict[int, float] = field(default_factory=dict)
     patience: int = PATIENCE
 
 
@@ -151,6 +153,12 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
     candidates: list[Candidate] = []
     for removed in search.removals():
         split = by_layers.pop(search.shape.layers - len(removed), None)
+        least = known.kl_by_layers.get(split.layers, 0.0) if split is not None else 0.0
+        if candidates and least > min(c.kl_search for c in candidates):
+            say(
+                f"  {split.layers if split else 0} layers: not built, a wider one of a smaller budget has KL {least:.4f}"
+            )
+            break
         if split is not None:
             candidates.append(search.measure(split, removed))
             say(f"  {split.layers} layers x {split.width}: KL {candidates[-1].kl_search:.4f}")

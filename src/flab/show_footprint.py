@@ -93,7 +93,7 @@ def show_sweep(report: Mapping[str, Any], folder: str) -> None:
     for row in report["budgets"]:
         tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
         scores = row.get("scores") or {}
-        add(table, f"{row['remove']:.0%}" + (" *" if row["pareto"] else ""), f"{row['removed_fraction']:.1%}",
+        add(table, f"{100 * row['remove']:g} %" + (" *" if row["pareto"] else ""), f"{row['removed_fraction']:.1%}",
             f"{row['parameters']:,}", f"{row['vocabulary']['after']:,}", f"{row['layers']['after']} x {row['width']['after']}",
             f"{row['kl_nats_per_token']:.4f}", tests, f"{row['seconds']:.0f}",
             *(_score(scores.get(name)) for name in tasks))  # fmt: skip

@@ -1,5 +1,6 @@
 """``flab sweep``: one search, many budgets. The texts, their token counts, the order of the layers and what swapping found
-are shared; each budget begins at the depth where the one before ended.
+are shared; each budget begins at the depth where the smaller one ended, and passes over depths of which a wider model was
+worse already. That these hold from one budget to the next is assumed, not measured.
 
 Splits are decided by KL alone, where ``flab plan`` lets its finalists be decided by their tests; each budget's winner is
 fitted whole and tried on the calibration's tests, so a plan of a sweep is as good to apply as one of ``flab plan``.
@@ -23,10 +24,11 @@ from flab.errors import OptionError
 from flab.evaluation.record import read_json, write_json
 from flab.evaluation.store import fingerprint
 from flab.families import shape_of
+from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import apply, evaluate
 from flab.planning import Shared, make_plan, pins_of
 from flab.plans import Plan
-from flab.prepare import Texts, free, open_model, read_texts
+from flab.prepare import Texts, free, open_model, read_texts, same_precision
 from flab.progress import say
 from flab.recipe import Options, Recipe, as_path
 from flab.search import Known
@@ -58,16 +60,23 @@ def sweep(
     """
     recipe, options, folder = recipe or Recipe(), options or Options(), as_path(out)
     if not budgets:
-        raise OptionError("--remove: got none; give one or more budgets, e.g. --remove 0.2 --remove 0.4.")
+        raise OptionError("--remove: got none; give one or more budgets, e.g. --remove 0.2 0.4.")
+    if limit is not None and not tasks:
+        raise OptionError("--limit is of the problems of a --task: give one, or leave it out.")
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
+    if source.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise OptionError(f"-o {folder} is inside the source model, which flab never changes: give another folder.")
     state = known_sweep(folder, _digest(source, recipe, options, texts))
+    if tasks:
+        sandbox_for(read_tasks(tasks, limit, (), 0), options)
     shared = Shared(texts, _reachable(source, wanted, recipe, options, texts), _known(state))
-    state |= {"model": str(source)}
+    state |= {"model": str(source), "model_sha256": model_fingerprint(source)}
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SWEEP, state)
     for budget in wanted:
-        if (row := _row(state, budget)) is None:
-            say(f"budget {budget:g}")
+        if (row := _row(state, budget)) is None or not (folder / row["plan"]).is_file():
+            say(f"budget {100 * budget:g} %")
             _keep(
                 folder,
                 state,
@@ -75,21 +84,28 @@ def sweep(
                 shared.known,
             )
         else:
-            say(f"budget {budget:g}: planned before, {folder / row['plan']} stays")
-        if (save or tasks) and not (folder / _name(budget)).is_dir():
-            apply(source, folder / _plan_name(budget), folder / _name(budget), options)
+            say(f"budget {100 * budget:g} %: planned before, {folder / row['plan']} stays")
+        if save or tasks:
+            _save(source, folder, budget, options)
     if tasks:
         measure_budgets(source, folder, wanted, state, tasks, limit, options)
-    report = state | {"budgets": mark_best([row for b in wanted if (row := _row(state, b)) is not None])}
-    report["seconds"] = {"now": round(time.perf_counter() - start, 2)}
-    write_json(folder / SWEEP, report)
-    return report
+    state["budgets"] = mark_best(state["budgets"])
+    state["seconds"] = {"now": round(time.perf_counter() - start, 2)}
+    write_json(folder / SWEEP, state)
+    return state
+
+
+def _save(source: Path, folder: Path, budget: float, options: Options) -> None:
+    """The model of a budget's plan, unless it is there."""
+    plan, out = folder / _plan_name(budget), folder / _name(budget)
+    if not (out / "plan.json").is_file() or (out / "plan.json").read_bytes() != plan.read_bytes():
+        apply(source, plan, out, replace(options, overwrite=True))
 
 
 def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
     """What an earlier, stopped sweep left; OptionError where the folder holds something else."""
     fresh = {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
         return fresh
     if not (folder / SWEEP).is_file():
         raise OptionError(f"-o {folder} exists but holds no sweep: give a new folder.")
@@ -140,8 +156,10 @@ def _plan(
     source: Path, folder: Path, recipe: Recipe, options: Options, shared: Shared, state: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One budget: its plan on disk, and its row."""
-    shallower = [row["layers"]["after"] for row in state["budgets"] if row["remove"] < recipe.remove]
-    shared.known.most_layers, began = min(shallower, default=None), time.perf_counter()
+    known, began = shared.known, time.perf_counter()
+    smaller = [row for row in state["budgets"] if row["remove"] < recipe.remove]
+    known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
+    known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
     decided, built, _ = make_plan(source, recipe, options, shared)
     free(built)
     decided.write(folder / _plan_name(recipe.remove))
@@ -150,7 +168,10 @@ def _plan(
 
 def row_of(budget: float, plan: Plan) -> dict[str, Any]:
     """What the table and the curve show of one budget."""
-    chosen = next(candidate for candidate in plan.candidates if candidate["chosen"])
+    chosen, least = next(c for c in plan.candidates if c["chosen"]), dict[str, float]()
+    for candidate in plan.candidates:
+        layers = str(candidate["layers"])
+        least[layers] = min(candidate["kl_search"], least.get(layers, candidate["kl_search"]))
     return {
         "remove": budget,
         "removed_fraction": plan.removed_fraction,
@@ -165,6 +186,7 @@ def row_of(budget: float, plan: Plan) -> dict[str, Any]:
         "task_total": chosen["task_total"],
         "retention": None,
         "candidates": len(plan.candidates),
+        "kl_by_layers": least,
         "warnings": plan.warnings,
         "plan": _plan_name(budget),
         "plan_seconds": plan.seconds,
@@ -184,11 +206,11 @@ def _row(state: Mapping[str, Any], budget: float) -> dict[str, Any] | None:
 
 
 def _plan_name(budget: float) -> str:
-    return f"plan-{100 * budget:g}.json"
+    return f"plan-{100 * budget:.10g}.json"
 
 
 def _name(budget: float) -> str:
-    return f"smaller-{100 * budget:g}"
+    return f"smaller-{100 * budget:.10g}"
 
 
 def measure_budgets(
@@ -204,7 +226,8 @@ def measure_budgets(
     found = {}
     for name, path in [("original", source), *((_name(b), folder / _name(b)) for b in budgets)]:
         say(f"evaluating {name}")
-        report = evaluate(path, list(tasks), folder / "eval" / name, None, options, limit, gold=False)
+        asked = same_precision(source, options)
+        report = evaluate(path, list(tasks), folder / "eval" / name, None, asked, limit, gold=False)
         found[name] = {task["name"]: task["summary"] for task in report["tasks"]}
     for budget in budgets:
         row = _row(state, budget)
@@ -223,17 +246,15 @@ def measure_budgets(
 
 
 def mark_best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with ``pareto``: no other has as few parameters and keeps as much, by retention, else by tests, else by KL."""
+    """Rows with ``pareto``: no other has as few parameters and keeps as much, by what all have of retention, tests, KL."""
+    kept = [-float(row["kl_nats_per_token"]) for row in rows]
+    if all(row["retention"] is not None for row in rows):
+        kept = [float(row["retention"]) for row in rows]
+    elif all(row["task_total"] for row in rows):
+        kept = [row["task_passed"] / row["task_total"] for row in rows]
+    scored = [(row["parameters"], score) for row, score in zip(rows, kept, strict=True)]
 
-    def kept(row: Mapping[str, Any]) -> float:
-        if row["retention"] is not None:
-            return float(row["retention"])
-        if row["task_total"]:
-            return float(row["task_passed"] / row["task_total"])
-        return -float(row["kl_nats_per_token"])
+    def is_beaten(size: int, score: float) -> bool:
+        return any(s <= size and k >= score and (s < size or k > score) for s, k in scored)
 
-    def beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        better = (one["parameters"] < other["parameters"], kept(one) > kept(other))
-        return one["parameters"] <= other["parameters"] and kept(one) >= kept(other) and any(better)
-
-    return [row | {"pareto": not any(beats(other, row) for other in rows)} for row in rows]
+    return [row | {"pareto": not is_beaten(*one)} for row, one in zip(rows, scored, strict=True)]
