@@ -35,7 +35,7 @@ def check(folder: str | os.PathLike[str], against: str | os.PathLike[str] | None
         raise CheckpointError(
             f"{path} is no model folder (no config.json): give what `flab apply` or `flab prune` wrote."
         )
-    command = [sys.executable, "-m", "flab.verify", str(path), *([str(against)] if against else [])]
+    command = [sys.executable, "-P", "-m", "flab.verify", str(path), *([str(against)] if against else [])]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     try:
         verdict: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

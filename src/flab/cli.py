@@ -161,7 +161,7 @@ def _interrupt(number: int, _: Any) -> NoReturn:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for whatever is wrong with the input."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)

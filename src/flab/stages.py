@@ -6,91 +6,37 @@ goes on within its stage, as the stage's own command would.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flab import __version__
 from flab.checkpoint import fingerprint as model_fingerprint
-from flab.checkpoint import resolve
-from flab.errors import CheckpointError, OptionError
+from flab.checkpoint import read_config, resolve
+from flab.errors import CheckpointError
 from flab.evaluation.record import RESULTS, read_json, write_json
 from flab.evaluation.rows import read_rows
-from flab.evaluation.store import fingerprint
+from flab.evaluation.runs import check_names
 from flab.evaluation.tasks import parse_task_argument
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.measure import measure
-from flab.footprint.memory import is_gpu, peak, reset_peak, resident_peak
 from flab.footprint.payback import payback
-from flab.footprint.power import metered
-from flab.footprint.settings import Measuring
+from flab.footprint.settings import Measuring, check_context
 from flab.footprint.solved import solving
 from flab.generality import GENERAL_TEXT
 from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import evaluate, generality_of, prune
 from flab.prepare import same_precision
-from flab.progress import say
 from flab.recipe_file import RecipeFile
 from flab.recovery.data import make_data
 from flab.recovery.train import recover
 from flab.reporting import make_report
+from flab.run_folder import Run, known_stages
 from flab.samples import files_under, sha256_of
 from flab.summary import summarise
 
-RUN, SUMMARY, MEASURE = "run.json", "summary.json", "measure.json"
-
-
-@dataclass
-class Run:
-    """One run's folder: what is in it, and which stages are done."""
-
-    recipe: RecipeFile
-    folder: Path
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    met: list[str] = field(default_factory=list)  # the stages of this recipe; the folder may know more
-
-    def stage(self, name: str, reads: Mapping[str, Any], output: Path, work: Callable[[], Mapping[str, Any]]) -> bool:
-        """Do the work unless it was done on the same; returns whether it was done now."""
-        options = self.recipe.options
-        where = {"dtype": options.dtype, "device": options.device.partition(":")[0]}
-        digest = fingerprint({"flab": __version__, "stage": name, "options": where, "reads": _plain(reads)})
-        self.met.append(name)
-        before = self.stages.get(name)
-        if before is not None and before.get("fingerprint") == digest and output.exists():
-            say(f"{name}: unchanged since {before['finished']}, {output} stays")
-            return False
-        say(f"{name}: {output}")
-        if self.stages.pop(name, None) is not None:
-            self.save()  # or a stop after the output is replaced would leave the old record of the new output
-        start, device = time.perf_counter(), options.device
-        reset_peak(device)
-        with metered(device, self.estimate) as energy:
-            report = work()
-        self.stages[name] = {
-            "fingerprint": digest,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.perf_counter() - start, 2),
-            "peak_resident_bytes": resident_peak()[0],
-            "peak_device_bytes": peak(device)[0] if is_gpu(device) else None,
-            "energy": energy.figure.to_json(),
-            "output": str(output.relative_to(self.folder)),
-            **report,
-        }
-        self.save()
-        return True
-
-    @property
-    def estimate(self) -> bool:
-        """Whether energy may be estimated where no sensor is."""
-        return self.recipe.measure is not None and self.recipe.measure.estimate
-
-    def save(self) -> None:
-        """Write ``run.json`` whole, in a folder that is made where it is new."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / RUN, {"format": 1, "flab": __version__, "stages": self.stages})
+SUMMARY, MEASURE = "summary.json", "measure.json"
 
 
 def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
@@ -101,9 +47,10 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         FlabError: what a stage raises.
     """
     started = time.perf_counter()
-    run = Run(recipe, folder, known_stages(folder))
+    run = Run(recipe, folder, *known_stages(folder))
     check_inputs(recipe)
     model = resolve(recipe.model)
+    check_lengths(recipe, model)
     run.save()
     models = {"original": model, "pruned": folder / "pruned"}
     run_prune(run, model)
@@ -115,6 +62,7 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         run_evaluate(run, name, path, model)
     if recipe.measure is not None:
         run_measure(run, models, recipe.measure)
+    run.save()  # with the stages of this recipe, should none have been done now
     done = {name: run.stages[name] for name in run.met}
     summary = summarise(recipe, folder, models, done)
     summary["seconds"] = {
@@ -126,22 +74,16 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def known_stages(folder: Path) -> dict[str, dict[str, Any]]:
-    """The stages that a run's folder knows; OptionError where it holds something else."""
-    if folder.is_file():
-        raise OptionError(f"-o {folder} is a file: give a folder for the run.")
-    stages = read_json(folder / RUN).get("stages") if (folder / RUN).is_file() else {}
-    if not isinstance(stages, dict) or (not (folder / RUN).is_file() and folder.is_dir() and any(folder.iterdir())):
-        raise OptionError(f"-o {folder} is a folder but holds no run of a recipe: give a new one.")
-    return stages
-
-
 def check_inputs(recipe: RecipeFile) -> None:
     """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
     chosen, data, costs = recipe.evaluate, recipe.data, recipe.measure
     if costs is not None and costs.grid is not None:
         carbon_intensity(costs.grid)
-    sandbox_for(read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed), recipe.options)
+    if costs is not None and costs.text is not None:
+        files_under(costs.text)
+    tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
+    check_names(tasks)
+    sandbox_for(tasks, recipe.options)
     if data is not None:
         if data.against:
             read_tasks(data.against, None, (), 0)
@@ -149,6 +91,13 @@ def check_inputs(recipe: RecipeFile) -> None:
             read_rows(source, "train", 1)
         for text in data.text:
             files_under(Path(text))
+
+
+def check_lengths(recipe: RecipeFile, model: Path) -> None:
+    """OptionError where the answers that are timed do not fit the model."""
+    if recipe.measure is not None:
+        config = read_config(model, recipe.options.trust_remote_code)
+        check_context(config, recipe.measure.prompt_tokens + recipe.measure.new_tokens)
 
 
 def run_prune(run: Run, model: Path) -> None:
@@ -166,7 +115,8 @@ def run_prune(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "removed_fraction body_removed_fraction kl_nats_per_token vocabulary layers width generality warnings"
-        return {name: report[name] for name in names.split()} | {"loads_in": report["check"]["loads_in"]}
+        found = {"loads_in": report["check"]["loads_in"], "sha256": model_fingerprint(out)}
+        return {name: report[name] for name in names.split()} | found
 
     run.stage("prune", reads, out, work)
 
@@ -207,7 +157,7 @@ def run_recover(run: Run, model: Path) -> None:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
         general = {"text": GENERAL_TEXT, "bits_per_byte_after": generality_of(out, run.recipe.options)}
-        found = {"loads_in": report["check"]["loads_in"], "generality": general}
+        found = {"loads_in": report["check"]["loads_in"], "generality": general, "sha256": model_fingerprint(out)}
         return {name: report[name] for name in names.split()} | found
 
     run.stage("recover", reads, out, work)
@@ -246,15 +196,16 @@ def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> No
     }
     runs = [run.folder / "eval" / one for one in (name, "original")]
 
+    solvable = any(task["kind"] == "code" for task in read_json(runs[0] / RESULTS)["tasks"])
+
     def work() -> dict[str, Any]:
-        solvable = any(task["kind"] == "code" for task in read_json(runs[0] / RESULTS)["tasks"])
         report = measure(smaller, original, settings, run.recipe.options, *(runs if solvable else ()))
-        solved = solving(runs[0]) if solvable else None
-        each = solved.tokens / solved.problems if solved is not None and solved.problems else None
-        write_json(out, report | {"payback": payback(run.stages, report, each)})
+        write_json(out, report)
         return {"gains": report["gains"]}
 
     run.stage("measure", reads, out, work)
+    made, report = {stage: run.stages[stage] for stage in run.met}, read_json(out)
+    write_json(out, report | {"payback": payback(made, report, solving(runs[0]) if solvable else None)})
 
 
 def _hashes(paths: Iterable[str | Path]) -> list[str]:
@@ -265,8 +216,3 @@ def _hashes(paths: Iterable[str | Path]) -> list[str]:
         files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
         found.append(sha256_of(files) if local.exists() else path)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """The same as JSON gives it back, so that it can be digested."""
-    return json.loads(json.dumps(value, default=str))

@@ -10,6 +10,7 @@ import pytest
 import pico
 from flab.errors import CheckpointError, DataError, FlabError, OptionError
 from flab.footprint import measure as module
+from flab.footprint import power
 from flab.footprint.figures import Figure, measured, unknown
 from flab.footprint.measure import measure, time_batches, time_rounds
 from flab.footprint.payback import payback
@@ -186,14 +187,14 @@ def test_a_gain_is_the_ratio_of_medians_with_the_widest_ends():
 
     class Sized:
         def __init__(self, size):
-            self.facts, self.settings = {"step_bytes": size}, Measuring()
+            self.facts, self.settings = {"step_bytes": size, "answer_flops": 2 * size}, Measuring()
 
     found = gains([Sized(300), Sized(100)], [row([2.0, 2.0, 4.0]), row([1.0, 1.0, 1.25])])
     assert found["time_per_output_token"]["value"] == 2.0
     assert (found["time_per_output_token"]["low"], found["time_per_output_token"]["high"]) == (1.6, 4.0)
     assert found["time_per_output_token"]["predicted"] == 3.0
     assert found["throughput"]["value"] == 2.0
-    assert found["throughput"]["predicted"] == 2.0
+    assert found["throughput"]["predicted"] == 3.0
 
 
 def window(joules, tokens=2000, method="measured: NVML"):
@@ -246,7 +247,7 @@ def stage(seconds, joules=None):
 
 def test_payback_is_cost_over_what_a_token_saves():
     stages = {"prune": stage(60, 100), "recover": stage(40, 20), "evaluate original": stage(1e6, 1e9)}
-    found = payback(stages, report_of(10, 20, (8.0, 2.0)), tokens_per_problem=50)
+    found = payback(stages, report_of(10, 20, (8.0, 2.0)), Solving("code", 500, 10))
     assert found["seconds"]["cost"] == 100
     assert found["seconds"]["tokens"]["value"] == pytest.approx(100 / (1 / 10 - 1 / 20))
     assert found["energy"]["tokens"]["value"] == pytest.approx(120 / 0.006)
@@ -254,12 +255,14 @@ def test_payback_is_cost_over_what_a_token_saves():
 
 
 def test_payback_without_a_gain_or_a_sensor_says_so():
-    found = payback({"prune": stage(60)}, report_of(20, 10), 50)
+    found = payback({"prune": stage(60)}, report_of(20, 10), Solving("code", 500, 10))
     assert "never pays" in found["seconds"]["tokens"]["reason"]
     assert found["energy"]["tokens"]["reason"] == "no power sensor"
     assert "never pays" in found["solved_problems"]["reason"]
-    nothing_solved = payback({"prune": stage(60)}, report_of(10, 20), None)
-    assert "no problem was solved" in nothing_solved["solved_problems"]["reason"]
+    none = payback({"prune": stage(60)}, report_of(10, 20), Solving("code", 500, 0))
+    assert none["solved_problems"]["reason"] == "no problem of code was solved"
+    no_code = payback({"prune": stage(60)}, report_of(10, 20), None)
+    assert no_code["solved_problems"]["reason"] == "no code task was evaluated"
 
 
 def test_tokens_for_each_solved_problem_come_from_the_code_tasks(tmp_path: Path):
@@ -282,6 +285,51 @@ def test_figures_demand_a_method_or_a_reason():
     with pytest.raises(AssertionError):
         Figure(None, "s")
     assert module.FORMAT == 1
+
+
+def test_nothing_in_the_folder_where_it_is_started_is_run_or_takes_part(pico_folder, tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the user was run')")
+    (tmp_path / "sitecustomize.py").write_text("print('hello')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "noise"))
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "sitecustomize.py").write_text("print('printed before all else')")
+    report = measure(pico_folder(), settings=Measuring(prompt_tokens=4, new_tokens=2, rounds=1, max_batch=1))
+    assert report["models"][0]["figures"]["parameters"]["value"] > 0
+
+
+def test_results_of_an_original_that_is_not_measured_are_refused(pico_folder):
+    with pytest.raises(OptionError, match="--against-results"):
+        measure(pico_folder(), against_results="run")
+
+
+def test_a_model_that_does_not_fit_is_one_line(monkeypatch):
+    with pytest.raises(OutOfMemoryError) as caught:
+        time_batches([Fake("A", [], most=0)], Measuring(rounds=1))
+    assert isinstance(caught.value, FlabError)
+
+
+def test_metering_makes_at_least_one_answer_however_long_the_meter_takes_to_start(pico_folder, monkeypatch):
+    import contextlib
+    import time
+
+    from flab.footprint import worker
+
+    @contextlib.contextmanager
+    def slow(device, estimate):
+        time.sleep(0.05)
+        yield power.Energy()
+
+    monkeypatch.setattr(worker, "metered", slow)
+    order = {
+        "folder": pico_folder(),
+        "options": {},
+        "prompt_tokens": 4,
+        "new_tokens": 3,
+        "text": None,
+        "estimate": False,
+    }
+    assert worker.Workbench(order).energy(2, 0.001)["tokens"] == 6
 
 
 def test_a_process_ends_with_its_context_however_that_ends(pico_folder):

@@ -100,6 +100,19 @@ def test_the_window_is_closed_when_the_block_fails(tmp_path, monkeypatch):
     assert not made[0].watcher.is_alive()
 
 
+def test_a_counter_that_fails_on_the_way_gives_no_figure(tmp_path, monkeypatch):
+    folder = package(tmp_path)
+    meter = RaplMeter([folder])
+    monkeypatch.setattr(power, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(power, "find_meter", lambda device, estimate: (meter, ""))
+    with metered("cpu", False) as energy:
+        (folder / "energy_uj").unlink()
+        meter.watcher.join(5)
+        (folder / "energy_uj").write_text("9000000")
+    assert energy.figure.value is None
+    assert "could not be read" in energy.figure.reason
+
+
 def test_nvml_counts_millijoules_of_all_its_gpus(monkeypatch):
     counters = {"a": [1000, 3500], "b": [0, 500]}
     monkeypatch.setitem(

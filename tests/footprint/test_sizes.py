@@ -12,7 +12,7 @@ from flab.checkpoint import load, load_model
 from flab.evaluation.backend import Batch
 from flab.evaluation.generate import Encoded
 from flab.families import FAMILIES, family_of, shape_of
-from flab.footprint.sizes import bytes_per_step, count_flops, size_figures, storage
+from flab.footprint.sizes import answer_flops, attended, bytes_per_step, count_flops, size_figures, storage
 
 PROMPT = 11
 
@@ -30,6 +30,36 @@ def test_flops_equal_torchs_counter_with_eager_attention(pico_folder, family):
     for name in ("flops_prefill", "flops_per_token"):
         assert counted[name] > 0
         assert figures[name].value == pytest.approx(counted[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("mistral", {"sliding_window": 6}),
+        ("starcoder2", {"sliding_window": 6, "tie_word_embeddings": True}),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2, "tie_word_embeddings": True},
+        ),
+    ],
+)
+def test_a_sliding_window_ends_what_a_token_sees(tmp_path, family, settings):
+    model, row, shape = opened(pico.build(family, tmp_path, **settings))
+    figures, counted = size_figures(model, row, shape, PROMPT), count_flops(model, PROMPT)
+    assert figures["flops_per_token"].value == pytest.approx(counted["flops_per_token"], rel=1e-3)
+    assert figures["flops_prefill"].value == pytest.approx(counted["flops_prefill"], rel=1e-3)
+    windowed = 5 if family != "qwen2" else 3
+    assert attended(model.config, 5, PROMPT + 1) == windowed * 6 + (5 - windowed) * (PROMPT + 1)
+    assert attended(model.config, 5, 4) == 20
+
+
+def test_an_answer_is_its_prompt_and_every_token_after_the_first(pico_folder):
+    model, row, shape = opened(pico_folder())
+    one = size_figures(model, row, shape, PROMPT)
+    after = size_figures(model, row, shape, PROMPT + 1)["flops_per_token"].value
+    expected = one["flops_prefill"].value + one["flops_per_token"].value + after
+    assert answer_flops(model.config, shape, PROMPT, 3) == expected
+    assert answer_flops(model.config, shape, PROMPT, 1) == one["flops_prefill"].value
 
 
 def test_counting_leaves_the_attention_as_it_was(pico_folder):
@@ -91,7 +121,8 @@ def test_a_step_reads_an_untied_embedding_not(pico_folder):
     for family in ("llama", "qwen2"):
         model, row, _ = opened(pico_folder(family))
         total = sum(p.nbytes for p in model.parameters())
-        sizes[family] = total - bytes_per_step(model, row, 0, 0)
+        sizes[family] = total - bytes_per_step(model, row, 0)
     assert sizes["qwen2"] == 0
     assert sizes["llama"] == 4 * pico.SIZES["hidden_size"] * pico.tokenizer().get_vocab_size()
-    assert bytes_per_step(model, row, 10, 7) == bytes_per_step(model, row, 0, 0) + 70
+    cache = 7 * size_figures(model, row, shape_of(model, row), 1)["kv_bytes_per_token"].value
+    assert bytes_per_step(model, row, 7) == bytes_per_step(model, row, 0) + cache

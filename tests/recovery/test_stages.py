@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import pico
 import test_cli
-from flab import check, stages, summary
+from flab import check, run_folder, stages, summary
 from flab.checkpoint import fingerprint
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, SandboxError
 from flab.recipe_file import read_recipe
@@ -365,7 +365,7 @@ def test_an_output_that_was_changed_by_hand_is_measured_again(go, place):
 
 def test_another_version_of_flab_does_everything_again(go, monkeypatch):
     go()
-    monkeypatch.setattr(stages, "__version__", "0.0.0")
+    monkeypatch.setattr(run_folder, "__version__", "0.0.0")
     assert go() == ALL
 
 
@@ -582,11 +582,75 @@ def test_payback_is_the_cost_of_this_run_over_what_a_token_saves(go, place):
     assert found["energy"]["tokens"]["reason"]
 
 
-def test_a_grid_that_is_none_is_refused_before_the_work(go, place, stand_ins):
-    with pytest.raises(OptionError, match="--grid"):
-        go(measure={"grid": "Mordor"})
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        ({"grid": "Mordor"}, "--grid"),
+        ({"text": "nothere.py"}, "nothere"),
+        ({"prompt_tokens": 40_000}, "the model reads 32768"),
+    ],
+)
+def test_what_only_the_measuring_reads_is_refused_before_the_work(go, place, stand_ins, measure, words):
+    with pytest.raises(FlabError, match=words):
+        go(measure=measure)
     assert stand_ins.calls == []
     assert not (place / "run").exists()
+
+
+def test_two_tasks_of_one_name_are_refused_before_the_work(go, place, stand_ins):
+    (place / "other").mkdir()
+    shutil.copyfile(place / "tasks.jsonl", place / "other" / "tasks.jsonl")
+    with pytest.raises(OptionError, match="2 tasks are called tasks"):
+        go(evaluate={"tasks": ["tasks.jsonl", "other/tasks.jsonl"]})
+    assert stand_ins.calls == []
+
+
+def test_the_cost_of_a_stopped_try_is_part_of_the_stage(go, place, stand_ins, monkeypatch):
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(run_folder.time, "perf_counter", lambda: float(next(clock)))
+    stand_ins.raises["recover"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    stopped = read(place / "run" / "run.json")["stopped"]["recover"]
+    assert stopped["seconds"] == 100
+    assert "recover" not in recorded(place)
+    stand_ins.raises.clear()
+    go()
+    record = read(place / "run" / "run.json")
+    assert record["stopped"] == {}
+    assert record["stages"]["recover"]["seconds"] == 200
+    assert record["stages"]["data"]["seconds"] == 100
+
+
+def test_the_cost_of_a_stopped_try_of_something_else_is_not(go, place, stand_ins, monkeypatch):
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(run_folder.time, "perf_counter", lambda: float(next(clock)))
+    stand_ins.raises["recover"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    stand_ins.raises.clear()
+    go(recover={"steps": 9})
+    assert read(place / "run" / "run.json")["stages"]["recover"]["seconds"] == 100
+
+
+def test_the_record_names_the_stages_of_this_recipe_and_the_models_that_they_made(go, place):
+    go()
+    assert read(place / "run" / "run.json")["met"] == ALL
+    go(data=None, recover=None)
+    record = read(place / "run" / "run.json")
+    assert record["met"] == ["prune", "evaluate original", "evaluate pruned"]
+    assert "recover" in record["stages"]
+    assert record["stages"]["prune"]["sha256"] == fingerprint(place / "run" / "pruned")
+
+
+def test_payback_counts_the_stages_of_this_recipe_alone_and_comes_back_when_it_is_gone(go, place):
+    go(measure={})
+    go(data=None, recover=None, measure={})
+    measured, record = (read(place / "run" / name) for name in ("measure.json", "run.json"))
+    assert measured["payback"]["seconds"]["cost"] == record["stages"]["prune"]["seconds"]
+    (place / "run" / "measure.json").write_text(json.dumps({**measured, "payback": None}))
+    go(data=None, recover=None, measure={})
+    assert read(place / "run" / "measure.json")["payback"] == measured["payback"]
 
 
 def test_energy_is_estimated_only_where_the_recipe_says_so(go, place):

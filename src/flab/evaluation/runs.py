@@ -99,7 +99,7 @@ def run_tasks(
         OptionError: two tasks of one name, or a preset that does not fit the model.
         DataError: a folder that holds no run, or is written by another process.
     """
-    _check_names(tasks)
+    check_names(tasks)
     wanted = [requests_for(task, settings.preset, settings.samples, settings.seed, render) for task in tasks]
     facts = run_facts(generator, tasks, settings, identity, wanted)
     clock = {"started": time.time()}
@@ -128,7 +128,8 @@ def run_tasks(
     return report
 
 
-def _check_names(tasks: Sequence[TaskFile]) -> None:
+def check_names(tasks: Sequence[TaskFile]) -> None:
+    """OptionError for two tasks of one name."""
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
             sources = ", ".join(task.source for task in tasks if task.name == name)

@@ -31,6 +31,12 @@ class Figure:
         """All fields."""
         return asdict(self)
 
+    def plus(self, other: Figure) -> Figure:
+        """The sum of two costs; without a value where either has none."""
+        if self.value is None or other.value is None:
+            return unknown(self.unit, str(self.reason or other.reason))
+        return Figure(self.value + other.value, self.unit, self.method)
+
     def scaled(self, factor: float, unit: str, how: str) -> Figure:
         """The figure times a constant, in another unit; its method says how."""
         if self.value is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from flab import __version__
 from flab.checkpoint import resolve
+from flab.errors import OptionError
 from flab.footprint.figures import measured, unknown
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.rows import best, gains, row_of
@@ -52,6 +53,8 @@ def measure(
     grid = carbon_intensity(settings.grid) if settings.grid is not None else None
     named = [("original", against, against_results)] if against is not None else []
     named.append(("smaller" if named else "model", model, results))
+    if against is None and against_results is not None:
+        raise OptionError("--against-results is the run of the original: give --against too, or leave it out.")
     if against is not None:
         options = same_precision(resolve(os.fspath(against)), options)
     solved = [solving(Path(found)) if found is not None else None for _, _, found in named]
@@ -64,8 +67,11 @@ def measure(
         speeds = time_rounds(subjects, settings, 1, "Timing single answers")
         batches = time_batches(subjects, settings)
         energies = meter(subjects, settings, batches)
+    known = all(window["energy"]["value"] is not None for windows in energies for window in windows)
     rows = [row_of(*parts, grid) for parts in zip(subjects, speeds, batches, energies, solved, strict=True)]
-    has_energy = any(row["figures"]["energy_per_1000_tokens"]["value"] is not None for row in rows)
+    if not known:  # no CO2 beside a model whose energy has no number
+        for row in rows:
+            row["figures"] = {name: figure for name, figure in row["figures"].items() if not name.startswith("co2")}
     return {
         "format": FORMAT,
         "flab": __version__,
@@ -73,7 +79,7 @@ def measure(
         "dtype": subjects[0].facts["dtype"],
         "machine": machine(subjects[0].facts),
         "settings": asdict(settings) | {"text": subjects[0].facts["text"]["name"], "grid": None},
-        "grid": grid if has_energy else None,
+        "grid": grid if known else None,
         "models": rows,
         "gains": gains(subjects, rows) if len(rows) == 2 else {},
     }
@@ -97,6 +103,8 @@ def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[
         try:
             timings = time_rounds(subjects, settings, size, f"Throughput, {size} at once")
         except OutOfMemoryError:
+            if size == 1:
+                raise
             say(f"{size} answers at once do not fit in memory: throughput ends at {size // 2}")
             break
         for rows, made in zip(found, timings, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from pathlib import Path
 
@@ -16,17 +17,14 @@ def is_gpu(device: str) -> bool:
 
 
 def reset_peak(device: str) -> None:
-    """Forget the peak so far, where the system allows it."""
+    """Forget the peaks so far, of the devices and of the process, where the system allows it."""
     if is_gpu(device):
         import torch
 
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
-        return
-    try:
+    with contextlib.suppress(OSError):
         CLEAR.write_text("5")
-    except OSError:
-        return
 
 
 def peak(device: str) -> tuple[int, str]:

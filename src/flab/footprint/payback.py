@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.footprint.figures import Figure, unknown
+from flab.footprint.solved import Solving
 
 COSTS = ("prune", "data", "recover")  # measuring and reporting make nothing smaller
 
 
 def payback(
-    stages: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any], tokens_per_problem: float | None
+    stages: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any], solved: Solving | None
 ) -> dict[str, Any]:
     """Cost of the stages over what one token saves, both at the best throughput, from a run's records and its figures.
 
     Returns ``seconds`` and ``energy``, each ``{cost, saved_per_token, tokens}``, and ``solved_problems``: the tokens of the
-    former as problems, at ``tokens_per_problem`` generated for each that the smaller model solves.
+    former as problems, at what the smaller model generated for each that it solved.
     """
     done = [name for name in COSTS if name in stages]
     made = [stages[name] for name in done]
@@ -27,7 +28,7 @@ def payback(
     return {
         "seconds": seconds,
         "energy": _payback(_joules(made), *joules),
-        "solved_problems": _problems(seconds["tokens"], tokens_per_problem),
+        "solved_problems": _problems(seconds["tokens"], solved),
     }
 
 
@@ -59,10 +60,13 @@ def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:
     return {"cost": cost.value, "saved_per_token": saved, "tokens": tokens.to_json()}
 
 
-def _problems(tokens: Mapping[str, Any], each: float | None) -> dict[str, Any]:
+def _problems(tokens: Mapping[str, Any], solved: Solving | None) -> dict[str, Any]:
     if tokens["value"] is None:
         return unknown("problems", tokens["reason"]).to_json()
-    if not each:
-        return unknown("problems", "no problem was solved, so there are no tokens for each").to_json()
+    if solved is None:
+        return unknown("problems", "no code task was evaluated").to_json()
+    if not solved.problems:
+        return unknown("problems", f"no problem of {solved.name} was solved").to_json()
+    each = solved.tokens / solved.problems
     how = f"{tokens['method']}; {each:.1f} tokens for each solved problem"
     return Figure(tokens["value"] / each, "problems", how).to_json()

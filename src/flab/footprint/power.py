@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from flab.footprint.memory import is_gpu
 
 RAPL = Path("/sys/class/powercap")
 POLL_SECONDS = 60.0  # a RAPL counter wraps after 2^32 microjoules or more: at 70 W after a minute at the soonest
-JOULES_PER_KWH = 3.6e6
 
 
 class Meter(Protocol):
@@ -76,7 +76,11 @@ class RaplMeter:
 
     def _watch(self) -> None:
         while not self.ended.wait(POLL_SECONDS):
-            self._poll()
+            try:
+                self._poll()
+            except OSError:
+                self.joules = float("nan")
+                return
 
     def _poll(self) -> None:
         now = self._read()
@@ -103,15 +107,19 @@ class EstimateMeter:
             pue=1.0,
         )
         self.tracker.start()
+        self.began = time.perf_counter()
 
     def stop(self) -> float:
+        seconds = time.perf_counter() - self.began
         self.tracker.stop()
         data = self.tracker.final_emissions_data
         self.method = (
             f"estimated: codecarbon, machine mode ({data.cpu_model}, load x design power: {data.cpu_power:.1f} W; memory by "
             f"its size: {data.ram_power:.1f} W; GPUs: {data.gpu_power:.1f} W)"
         )
-        return float(data.energy_consumed) * JOULES_PER_KWH
+        return (
+            float(data.cpu_power + data.ram_power + data.gpu_power) * seconds
+        )  # its own sum may bill a second too much
 
 
 @dataclass
@@ -131,12 +139,11 @@ def metered(device: str, estimate: bool) -> Iterator[Energy]:
         yield energy
         return
     meter.start()
-    joules = float("nan")
     try:
         yield energy
     finally:
-        joules = meter.stop()
-    energy.figure = Figure(joules, "J", meter.method) if joules > 0 else unknown("J", "the counter did not move")
+        joules, still = meter.stop(), "the counter did not move, or could not be read all the time"
+        energy.figure = Figure(joules, "J", meter.method) if joules > 0 else unknown("J", still)
 
 
 def find_meter(device: str, estimate: bool, rapl: Path = RAPL) -> tuple[Meter | None, str]:
@@ -162,7 +169,7 @@ def _nvml(device: str) -> tuple[Meter | None, str]:
         used = [int(index)] if index else list(range(torch.cuda.device_count() if device == "auto" else 1))
         uuids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in used]
         return NvmlMeter([pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]), ""
-    except (pynvml.NVMLError, RuntimeError, AssertionError) as error:
+    except (pynvml.NVMLError, RuntimeError, AssertionError, AttributeError) as error:
         return None, f"no energy counter of the GPU can be read ({error})"
 
 

@@ -120,8 +120,7 @@ def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dic
     """How many times faster the second model is, beside what its bytes and its operations predict."""
     old, new = (row["figures"] for row in rows)
     steps = [subject.facts["step_bytes"] for subject in subjects]
-    settings = subjects[0].settings
-    work = [f["flops_prefill"]["value"] + settings.new_tokens * f["flops_per_token"]["value"] for f in (old, new)]
+    work = [subject.facts["answer_flops"] for subject in subjects]
     return {
         "time_per_output_token": _gain(
             old, new, "time_per_output_token", -1, steps[0] / steps[1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flab.errors import OptionError
 
@@ -38,3 +39,12 @@ class Measuring:
                 raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {low} or more.")
         if not 0 < self.window_seconds <= 3600:
             raise OptionError(f"--window-seconds: got {self.window_seconds:g}, allowed more than 0, at most 3600.")
+
+
+def check_context(config: Any, wanted: int) -> None:
+    """OptionError where prompt and answer do not fit the model of this config."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and wanted > longest:
+        raise OptionError(
+            f"prompt and answer are {wanted} tokens, the model reads {longest}: lower --prompt-tokens or --new-tokens."
+        )

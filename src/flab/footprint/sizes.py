@@ -11,7 +11,7 @@ from flab.budget import Shape
 from flab.checkpoint import weight_files
 from flab.evaluation.backend import Batch
 from flab.evaluation.generate import Encoded
-from flab.families import Family, head_of, is_tied
+from flab.families import Family, head_of, is_tied, layers_of
 from flab.footprint.figures import Figure, by_formula
 
 
@@ -33,7 +33,7 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
     """Parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
     body = shape.body(shape.layers, shape.width)
-    attention = 2 * shape.layers * kv_width(model.config)
+    attention, seen = 2 * shape.layers * kv_width(model.config), attended(model.config, shape.layers, prompt + 1)
     element = head_of(model, family).weight.element_size()
     once = "embedding and head" if not is_tied(model, family) else "embedding, which is the head too"
     return {
@@ -44,9 +44,9 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
             attention * element, "B", f"2 x layers x key-value heads x head size x {element} bytes"
         ),
         "flops_per_token": by_formula(
-            shape.flops_per_token(*sizes, context=prompt + 1),
+            shape.flops_per_token(*sizes) + 4 * seen * shape.attention,
             "FLOP",
-            f"2 x weights in products + 4 x layers x context x attention width, context {prompt + 1}",
+            f"2 x weights in products + 4 x layers x context x attention width, context {prompt + 1} or the layer's window",
         ),
         "flops_prefill": by_formula(
             shape.flops_of_prompt(*sizes, tokens=prompt), "FLOP", f"the same for {prompt} tokens, logits of the last"
@@ -61,10 +61,28 @@ def kv_width(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
 
 
-def bytes_per_step(model: Any, family: Family, kv_per_token: float, context: int) -> float:
+def attended(config: Any, layers: int, context: int) -> int:
+    """Tokens that one token sees, summed over the layers: all of the context, or a layer's sliding window of it."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    return sum(min(context, window) if window and kind == "sliding_attention" else context for kind in kinds)
+
+
+def bytes_per_step(model: Any, family: Family, context: int) -> float:
     """Bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
     embedding = 0 if is_tied(model, family) else model.get_input_embeddings().weight.nbytes
-    return float(sum(p.nbytes for p in model.parameters()) - embedding + kv_per_token * context)
+    element = head_of(model, family).weight.element_size()
+    layers = len(layers_of(model, family))
+    cache = 2 * kv_width(model.config) * element * attended(model.config, layers, context)
+    return float(sum(p.nbytes for p in model.parameters()) - embedding + cache)
+
+
+def answer_flops(config: Any, shape: Shape, prompt: int, new: int) -> int:
+    """Operations of a whole answer: the prompt, then every token after the first, each with its own context."""
+    sizes = (shape.vocabulary, shape.layers, shape.width)
+    seen = sum(attended(config, shape.layers, prompt + step) for step in range(1, new))
+    steps = (new - 1) * shape.flops_per_token(*sizes) + 4 * seen * shape.attention
+    return shape.flops_of_prompt(*sizes, tokens=prompt) + steps
 
 
 def count_flops(model: Any, prompt: int) -> dict[str, int]:

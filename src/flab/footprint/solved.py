@@ -11,7 +11,9 @@ from flab.evaluation.compare import read_run
 
 @dataclass(frozen=True)
 class Solving:
-    """Tokens generated on all problems of the code tasks, and the problems solved."""
+    """Tokens generated on all problems of the code tasks, and the answers that passed: one for each solved problem, of
+    several samples all that did.
+    """
 
     name: str
     tokens: int
@@ -20,7 +22,7 @@ class Solving:
     @property
     def how(self) -> str:
         """The method, for a figure that is made with it."""
-        return f"x {self.tokens:,} tokens over {self.problems} solved of {self.name}"
+        return f"x {self.tokens:,} tokens over {self.problems} passed answers of {self.name}"
 
 
 def solving(run: Path) -> Solving:

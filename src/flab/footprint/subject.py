@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,8 +17,8 @@ from flab.footprint.settings import Measuring
 from flab.recipe import Options
 
 
-class OutOfMemoryError(Exception):
-    """So many answers at once do not fit."""
+class OutOfMemoryError(FlabError):
+    """The model, or so many answers at once, do not fit."""
 
 
 class Subject:
@@ -27,10 +28,18 @@ class Subject:
         self.name, self.folder, self.settings, self.options = name, folder, settings, options
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "flab.footprint.worker"]
+        here, there = os.pipe()
+        command = [sys.executable, "-P", "-m", "flab.footprint.worker", str(there)]
         self.process = subprocess.Popen(  # a session of its own: Ctrl-C is for this process, which ends that one
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            pass_fds=[there],
         )
+        os.close(there)
+        self.answers = os.fdopen(here, encoding="utf-8")
         settings = self.settings
         try:
             self.facts = self._ask(
@@ -54,6 +63,7 @@ class Subject:
     def _end(self) -> None:
         self.process.kill()
         self.process.communicate()
+        self.answers.close()
 
     def _ask(self, **order: Any) -> dict[str, Any]:
         """Send one order and wait for its answer.
@@ -63,12 +73,12 @@ class Subject:
             OutOfMemoryError: it could not hold what was asked.
         """
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
-            said: dict[str, Any] = json.loads(self.process.stdout.readline())
+            said: dict[str, Any] = json.loads(self.answers.readline())
         except (BrokenPipeError, ValueError):
+            self.process.kill()
             code = self.process.wait()
             raise FlabError(
                 f"the process that measures {self.folder} ended (exit {code}): see above, or try a smaller --max-batch."
@@ -76,7 +86,9 @@ class Subject:
         if "error" in said:
             raise getattr(errors, said["kind"], FlabError)(said["error"])
         if "out_of_memory" in said:
-            raise OutOfMemoryError
+            raise OutOfMemoryError(
+                f"{self.folder} does not fit in memory here: use shorter prompts, or another --device."
+            )
         return said
 
     def time(self, batch: int) -> dict[str, float]:

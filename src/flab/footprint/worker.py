@@ -1,15 +1,18 @@
 """One model in a process of its own, so that its memory is its own: ``python -m flab.footprint.worker`` reads commands.
 
-A line of JSON comes in on stdin, one goes out on stdout; what a library prints goes to stderr. The first line in is the
-order (folder, options, settings), the first out the sizes; then ``time``, ``energy`` and the end of the input. It compares
-nothing.
+A line of JSON comes in on stdin, one goes out on a pipe of its own, so that nothing a library prints is in it. The first
+line in is the order (folder, options, settings), the first out the sizes; then ``time``, ``energy`` and the end of the
+input. It compares nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -18,16 +21,19 @@ from typing import Any
 
 from flab.checkpoint import fingerprint
 from flab.errors import FlabError
-from flab.evaluation.backend import Batch, context_of
+from flab.evaluation.backend import Batch
 from flab.evaluation.generate import Encoded
 from flab.families import shape_of
 from flab.footprint.memory import is_gpu, peak, reset_peak
 from flab.footprint.power import find_meter, metered
-from flab.footprint.sizes import bytes_per_step, count_flops, size_figures, storage
+from flab.footprint.settings import check_context
+from flab.footprint.sizes import answer_flops, bytes_per_step, count_flops, size_figures, storage
 from flab.generality import GENERAL_TEXT, general_texts
 from flab.prepare import open_model
 from flab.recipe import Options
 from flab.samples import read_samples
+
+PR_SET_PDEATHSIG = 1
 
 
 class Workbench:
@@ -36,7 +42,7 @@ class Workbench:
     def __init__(self, order: Mapping[str, Any]) -> None:
         self.folder, self.options = Path(order["folder"]), Options(**order["options"])
         self.prompt, self.new = int(order["prompt_tokens"]), int(order["new_tokens"])
-        self.text, self.estimate = order["text"], bool(order["estimate"])
+        self.text, self.estimate, self.batch = order["text"], bool(order["estimate"]), 0
         reset_peak(self.options.device)
         self.before = peak(self.options.device)[0]
         self.checkpoint, self.family = open_model(self.folder, self.options)
@@ -52,7 +58,6 @@ class Workbench:
         figures = {"storage_bytes": storage(self.folder)} | size_figures(self.model, self.family, shape, self.prompt)
         counted = count_flops(self.model, self.prompt)
         cuda = torch.cuda.get_device_name() if is_gpu(self.options.device) else None
-        kv = figures["kv_bytes_per_token"].value or 0.0
         return {
             "sha256": fingerprint(self.folder),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -61,7 +66,8 @@ class Workbench:
             "no_meter": find_meter(self.options.device, self.estimate)[1],
             "figures": {name: figure.to_json() for name, figure in figures.items()},
             "flops_counted": counted,
-            "step_bytes": bytes_per_step(self.model, self.family, kv, self.prompt + self.new // 2),
+            "step_bytes": bytes_per_step(self.model, self.family, self.prompt + self.new // 2),
+            "answer_flops": answer_flops(self.model.config, shape, self.prompt, self.new),
             "before_bytes": self.before,
             "load_bytes": self.loaded[0],
             "memory_method": self.loaded[1],
@@ -80,7 +86,9 @@ class Workbench:
         import torch
 
         device = self.options.device
-        chooser = random.Random(0)
+        if batch != self.batch and is_gpu(device):
+            torch.cuda.empty_cache()  # what the last size took is free for the other model too
+        self.batch, chooser = batch, random.Random(0)
         rows = [
             Encoded([chooser.randrange(self.model.config.vocab_size) for _ in range(self.prompt)], self.new, (), 0)
             for _ in range(batch)
@@ -115,31 +123,22 @@ class Workbench:
 
     def energy(self, batch: int, seconds: float) -> dict[str, Any]:
         """Joules of answering for at least so many seconds, and the tokens made meanwhile."""
-        tokens, start = 0, time.perf_counter()
         with metered(self.options.device, self.estimate) as energy:
-            while time.perf_counter() - start < seconds:
+            tokens, start = 0, time.perf_counter()
+            while not tokens or time.perf_counter() - start < seconds:
                 self.time(batch)
                 tokens += batch * self.new
         return {"energy": energy.figure.to_json(), "tokens": tokens}
 
 
-def check_context(config: Any, wanted: int) -> None:
-    """FlabError where prompt and answer do not fit."""
-    longest = context_of(config)
-    if longest is not None and wanted > longest:
-        raise FlabError(
-            f"prompt and answer are {wanted} tokens, the model reads {longest}: lower --prompt-tokens or --new-tokens."
-        )
-
-
-def answer(bench: Workbench | None, order: Mapping[str, Any]) -> tuple[Workbench, dict[str, Any]]:
+def answer(bench: Workbench | None, order: Mapping[str, Any]) -> tuple[Workbench | None, dict[str, Any]]:
     """Carry one order out."""
     import torch
 
-    if bench is None:
-        bench = Workbench(order)
-        return bench, bench.describe()
     try:
+        if bench is None:
+            bench = Workbench(order)
+            return bench, bench.describe()
         given = order["with"]
         return bench, bench.time(**given) if order["do"] == "time" else bench.energy(**given)
     except (torch.OutOfMemoryError, MemoryError):
@@ -151,9 +150,10 @@ def answer(bench: Workbench | None, order: Mapping[str, Any]) -> tuple[Workbench
 
 
 def main() -> int:
-    """Serve until the input ends."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Serve until the input ends, on the file descriptor that is named; not longer than the process that asks."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    out = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     bench: Workbench | None = None
     for line in sys.stdin:
         try:

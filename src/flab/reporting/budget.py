@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.reporting.blocks import Chart, Charts, Gap, Section, Table, Text
-from flab.reporting.inputs import AbsentError, Inputs
+from flab.reporting.inputs import PLAN, AbsentError, Inputs
 from flab.reporting.scores import main_task
-from flab.reporting.words import NONE, count, number, percent
+from flab.reporting.words import NONE, count, name_of, number, percent
 
 Json = Mapping[str, Any]
 
@@ -19,13 +19,19 @@ PUBLISHED: tuple[dict[str, Any], ...] = (
 )
 SOURCE = "Flab-Pruner, arXiv 2412.15921, as published, 7 B models, other benchmarks: for scale only"
 NO_SWEEP = "no other budget was tried: `flab sweep MODEL --remove 0.1 --remove 0.2 -o RUN/sweep` tries several"
+OTHER_SWEEP = (
+    "the sweep is of another model ({name}): `flab sweep MODEL --remove 0.1 --remove 0.2 -o SWEEP` of this run's original, "
+    "and `flab report RUN --sweep SWEEP` shows it"
+)
 
 
 def budget(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]:
     """This run's models, the sweep's, and the published points, each with what it keeps."""
     plan = inputs.plan
     if plan is None:
-        raise AbsentError("there is no plan: `flab run RECIPE -o RUN` has not finished its first stage")
+        raise AbsentError(
+            inputs.earlier(PLAN) or "there is no plan: `flab run RECIPE -o RUN` has not finished its first stage"
+        )
     share = 1 - plan["parameters_after"] / plan["parameters_before"]
     task = main_task(tasks)
     paired = {one["name"]: one.get("paired") for one in (task or {"models": []})["models"]}
@@ -42,6 +48,13 @@ def budget(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]
         "sweep": _sweep(inputs.sweep),
         "published": {"points": [dict(one) for one in PUBLISHED], "source": SOURCE},
     }
+
+
+def no_sweep(inputs: Inputs) -> str:
+    """Why there are no other budgets."""
+    if inputs.other_sweep is None:
+        return NO_SWEEP
+    return OTHER_SWEEP.format(name=name_of(inputs.other_sweep))
 
 
 def _sweep(sweep: Json | None) -> list[dict[str, Any]] | None:
@@ -138,7 +151,7 @@ def _spread(one: Json) -> str:
 
 def _sweep_table(rows: list[Json]) -> Table:
     lines = [[
-        percent(one["remove"], 0), percent(one["removed_fraction"]), count(one["parameters"]),
+        f"{100 * one['remove']:g} %", percent(one["removed_fraction"]), count(one["parameters"]),
         *(_both(one[part]) for part in ("vocabulary", "layers", "width")), number(one["kl_nats_per_token"]),
         NONE if one["task_total"] is None else f"{one['task_passed']} of {one['task_total']}",
         percent(one["retention"]), "yes" if one["pareto"] else "no",

@@ -86,7 +86,7 @@ def _table(rows: list[Json]) -> str:
 def _cells(row: Json, tasks: list[str]) -> list[str]:
     scores = [(row.get("scores") or {}).get(name) for name in tasks]
     return [
-        f"{row['remove']:.0%}",
+        f"{100 * row['remove']:g} %",
         f"{row['removed_fraction']:.1%}",
         f"{row['parameters']:,}",
         f"{row['vocabulary']['after']:,}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.reporting.blocks import Chart, Charts, Gap, Section, Shares, Strip, Table, Text
-from flab.reporting.inputs import AbsentError, Inputs
+from flab.reporting.inputs import PLAN, AbsentError, Inputs
 from flab.reporting.words import NONE, count, number, percent, quantity
 
 Json = Mapping[str, Any]
@@ -21,7 +21,9 @@ def cuts(inputs: Inputs) -> dict[str, Any]:
     """Sizes before and after, the layers by the original's index, the candidates and the path of the layer search."""
     plan = inputs.plan
     if plan is None:
-        raise AbsentError("there is no plan: `flab run RECIPE -o RUN` has not finished its first stage")
+        raise AbsentError(
+            inputs.earlier(PLAN) or "there is no plan: `flab run RECIPE -o RUN` has not finished its first stage"
+        )
     return {
         **{part: {"before": plan[part]["before"], "after": plan[part]["after"]} for part in ("vocabulary", "width")},
         "layers": {name: plan["layers"][name] for name in ("before", "after", "kept")},

@@ -12,7 +12,7 @@ from typing import Any
 from flab.errors import FlabError
 from flab.evaluation.tasks import Prediction, TaskFile, read_task
 from flab.reporting.blocks import Answer, Example, Gap, Heading, Section, Text
-from flab.reporting.inputs import ORIGINAL, AbsentError, Inputs
+from flab.reporting.inputs import ORIGINAL, AbsentError, Inputs, results_of
 from flab.reporting.scores import main_task
 from flab.reporting.words import name_of
 
@@ -34,7 +34,8 @@ def examples(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, An
     original = inputs.results.get(ORIGINAL)
     if chosen is None or smaller is None or original is None:
         raise AbsentError(
-            "two models are needed, and one was not measured: `flab run RECIPE -o RUN` goes on where it stopped"
+            inputs.earlier(results_of(ORIGINAL), results_of(inputs.smaller))
+            or "two models are needed, and one was not measured: `flab run RECIPE -o RUN` goes on where it stopped"
         )
     one, two = (_task(run, chosen["name"]) for run in (original, smaller))
     if one is None or two is None or one["sha256"] != two["sha256"]:

@@ -12,11 +12,24 @@ from typing import Any
 from flab import __version__
 from flab.errors import DataError
 from flab.reporting import budget, cuts, examples, footprint, provenance, recovery, scores, size, speed
-from flab.reporting.inputs import AbsentError, Inputs, read_inputs
+from flab.reporting.inputs import (
+    DATA,
+    MEASURE,
+    MODELS,
+    ORIGINAL,
+    SUMMARY,
+    AbsentError,
+    Inputs,
+    pair_of,
+    read_inputs,
+    results_of,
+)
+from flab.reporting.taken import of_this_run
 from flab.reporting.verdict import verdict
 from flab.reporting.words import each_text, without_home
 
 FORMAT = 1
+UNFINISHED = "the run is not finished: `flab run RECIPE -o RUN` goes on"
 
 Part = Callable[[Inputs, dict[str, Any]], Any]  # (what was read, what is gathered so far)
 PARTS: dict[str, tuple[str, Part]] = {  # with the files that a part reads, for messages
@@ -41,7 +54,10 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
     Raises:
         DataError: no run, or a file that is damaged, of another layout, or lacks what flab writes.
     """
-    inputs = read_inputs(run, sweep)
+    try:
+        inputs = of_this_run(read_inputs(run, sweep))
+    except MALFORMED as error:
+        raise malformed(run, "its JSON files", error) from error
     made: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name, (files, part) in PARTS.items():
@@ -57,8 +73,19 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
         report = {"verdict": verdict(report), **report}
     except MALFORMED as error:
         raise malformed(run, "measure.json, compare-*.json", error) from error
-    cleaned: dict[str, Any] = each_text(report, without_home)
-    return cleaned
+    return _cleaned(report)
+
+
+def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the user's own folder as ``~``; prompts and answers stay as they were made."""
+    made: dict[str, Any] = each_text(report, without_home)
+    problems = (report["examples"] or {"problems": []})["problems"]
+    for number, problem in enumerate(problems):
+        clean = made["examples"]["problems"][number]
+        clean["prompt"] = problem["prompt"]
+        for name in (ORIGINAL, "smaller"):
+            clean[name]["text"] = problem[name]["text"]
+    return made
 
 
 def malformed(run: Path, files: str, error: Exception) -> DataError:
@@ -72,8 +99,10 @@ def _smaller_gaps(inputs: Inputs, made: dict[str, Any]) -> dict[str, str]:
     gaps = {
         "energy": speed.energy_reason(made["measured"]),
         "stage_energy": footprint.energy_reason(made["footprint"]),
-        "sweep": budget.NO_SWEEP if made["budget"] and made["budget"]["sweep"] is None else None,
-        "summary": None if inputs.summary is not None else "the run is not finished: `flab run RECIPE -o RUN` goes on",
+        "sweep": budget.no_sweep(inputs) if made["budget"] and made["budget"]["sweep"] is None else None,
+        "summary": None if inputs.summary is not None else inputs.earlier(SUMMARY) or UNFINISHED,
+        "results": inputs.earlier(*map(results_of, MODELS)) if made["tasks"] else None,
+        "data": inputs.earlier(DATA) if made["recovery"] else None,
         "paired": _unpaired(inputs) if made["tasks"] else None,
         "payback": _no_payback(inputs),
     }
@@ -82,11 +111,20 @@ def _smaller_gaps(inputs: Inputs, made: dict[str, Any]) -> dict[str, str]:
 
 def _unpaired(inputs: Inputs) -> str | None:
     gaps = [name for name in inputs.names[1:] if name not in inputs.pairs]
-    named = " and ".join(gaps)
-    return f"{named} was not paired with the original: `flab run RECIPE -o RUN` does so at its end" if gaps else None
+    if not gaps:
+        return None
+    reason = inputs.earlier(*map(pair_of, gaps))
+    return (
+        reason or f"{' and '.join(gaps)} was not paired with the original: `flab run RECIPE -o RUN` does so at its end"
+    )
 
 
 def _no_payback(inputs: Inputs) -> str | None:
     if inputs.measure is None:
-        return f"when it has paid for itself is not known: {speed.NO_MEASURE.format(name=inputs.smaller)}"
-    return None if inputs.measure.get("payback") else "when it has paid for itself is not in measure.json: measure anew"
+        reason = inputs.earlier(MEASURE) or speed.NO_MEASURE.format(name=inputs.smaller)
+        return f"when it has paid for itself is not known: {reason}"
+    return (
+        None
+        if inputs.measure.get("payback")
+        else "when it has paid for itself is not in measure.json: `flab run RECIPE -o RUN` works it out"
+    )

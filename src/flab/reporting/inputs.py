@@ -15,6 +15,8 @@ Json = Mapping[str, Any]
 
 ORIGINAL = "original"
 MODELS = (ORIGINAL, "pruned", "recovered")
+SUMMARY, PLAN, RECOVERY = "summary.json", "pruned/plan.json", "recovered/recovery.json"
+DATA, MEASURE = "data.meta.json", "measure.json"
 FORMATS = {"run.json": 1, "measure.json": 1, "sweep.json": 1}
 NEEDED: dict[str, tuple[str, ...]] = {
     "run.json": ("stages",),
@@ -29,13 +31,28 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 
 
+def results_of(name: str) -> str:
+    """The file of a model's scores, from the run's folder on."""
+    return f"eval/{name}/{RESULTS}"
+
+
+def pair_of(name: str) -> str:
+    """The file that pairs a smaller model with the original."""
+    return f"compare-{name}.json"
+
+
 class AbsentError(Exception):
     """A part of the report that cannot be made; the message says why and which command makes it."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run's folder holds; None and missing keys stand for files that are not there."""
+    """What a run's folder holds; None and missing keys stand for files that are not there or not of this run.
+
+    Attributes:
+        left: files that are there and of an earlier run, each with the recipe's section that makes it, if it may lack that.
+        other_sweep: the model of a sweep that is of another one.
+    """
 
     folder: Path
     run: Json
@@ -48,6 +65,8 @@ class Inputs:
     results: Mapping[str, Json] = field(default_factory=dict)
     pairs: Mapping[str, Json] = field(default_factory=dict)
     hardware: Json | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
+    other_sweep: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -62,9 +81,19 @@ class Inputs:
         """The model that the run ends with."""
         return self.names[-1] if len(self.names) > 1 else "pruned"
 
+    def earlier(self, *files: str) -> str | None:
+        """Which of the files were left out, and what makes them anew; None where none was."""
+        found = [name for name in files if name in self.left]
+        if not found:
+            return None
+        sections = " and ".join(dict.fromkeys(f"`{self.left[name]}:`" for name in found if self.left[name]))
+        be, them = ("is", "it") if len(found) == 1 else ("are", "them")
+        where = f" where the recipe has {sections}" if sections else ""
+        return f"{' and '.join(found)} {be} of an earlier run; `flab run RECIPE -o RUN` makes {them} anew{where}"
+
 
 def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
-    """Read all that is there.
+    """Read all that is there; what of it is of this run is ``taken``'s business.
 
     Raises:
         DataError: no run, or a file that is damaged or of another layout.
@@ -73,16 +102,16 @@ def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
         raise DataError(f"{folder}: holds no run.json, so it is no run; give the folder that flab run wrote")
     if sweep is not None and not (sweep / "sweep.json").is_file():
         raise DataError(f"{sweep}: holds no sweep.json; give the folder that flab sweep wrote, or leave --sweep out")
-    results = {name: _read(folder / "eval" / name / RESULTS) for name in MODELS}
-    pairs = {name: _read(folder / f"compare-{name}.json", "compare.json") for name in MODELS[1:]}
+    results = {name: _read(folder / results_of(name)) for name in MODELS}
+    pairs = {name: _read(folder / pair_of(name), "compare.json") for name in MODELS[1:]}
     return Inputs(
         folder=folder,
         run=_read(folder / "run.json") or {},
-        summary=_read(folder / "summary.json"),
-        plan=_read(folder / "pruned" / "plan.json"),
-        recovery=_read(folder / "recovered" / "recovery.json"),
-        data=_read(folder / "data.meta.json"),
-        measure=_without_unfounded(_read(folder / "measure.json")),
+        summary=_read(folder / SUMMARY),
+        plan=_read(folder / PLAN),
+        recovery=_read(folder / RECOVERY),
+        data=_read(folder / DATA),
+        measure=_without_unfounded(_read(folder / MEASURE)),
         sweep=_read((sweep or folder / "sweep") / "sweep.json"),
         results={name: one for name, one in results.items() if one is not None},
         pairs={name: one for name, one in pairs.items() if one is not None},

@@ -37,7 +37,8 @@ def markdown(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which every sign that Markdown or HTML would read is taken literally."""
+    """Text on one line in which every sign that Markdown or HTML would read is taken literally."""
+    text = re.sub(r"\s+", " ", text)  # a line break would begin a heading, a list or code
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = MARKDOWN.sub(lambda found: f"\\{found[0]}" if not found[0].isdigit() else f"{found[0]}{NO_BREAK}", text)
     text = re.sub(r"\b(www|mailto|xmpp)(?=[.:])", lambda found: f"{found[1]}{NO_BREAK}", text, flags=re.IGNORECASE)

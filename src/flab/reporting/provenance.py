@@ -13,7 +13,7 @@ from flab.reporting.words import name_of, without_home
 Json = Mapping[str, Any]
 
 CALIBRATION = ("fit_tokens", "compare_tokens", "tokens", "max_length", "general", "seed", "judge_problems", "sandbox")
-
+MEASURING = ("prompt_tokens", "new_tokens", "rounds", "max_batch", "window_seconds", "device")
 TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # what flab check can say
 
 
@@ -87,10 +87,21 @@ def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
         lines.append(f"flab compare {run}/eval/original {run}/eval/{name}")
     return [
         *lines,
-        f"flab measure {run}/{inputs.smaller} --against {model} -o {run}/measure.json",
+        f"flab measure {run}/{inputs.smaller} --against {model}{_measuring(inputs.measure)} -o {run}/measured-again.json",
         f"flab sweep {model} {_budgets(inputs.sweep)} -o {run}/sweep",
         f"flab report {run}",
     ]
+
+
+def _measuring(measure: Json | None) -> str:
+    """The options under which the run was measured. Its file is another one: the run's own also holds the payback."""
+    settings = dict((measure or {}).get("settings") or {}) | {"device": (measure or {}).get("device")}
+    known = {name: settings[name] for name in MEASURING if settings.get(name) is not None}
+    return "".join(f" --{name.replace('_', '-')} {_value(value)}" for name, value in known.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
 
 
 def _path(path: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.reporting.blocks import Chart, Charts, Gap, Section, Table
-from flab.reporting.inputs import AbsentError, Inputs
+from flab.reporting.inputs import RECOVERY, AbsentError, Inputs
 from flab.reporting.words import count, number, percent, quantity
 
 Json = Mapping[str, Any]
@@ -21,7 +21,8 @@ def recovery(inputs: Inputs) -> dict[str, Any]:
     found = inputs.recovery
     if found is None:
         raise AbsentError(
-            "nothing was trained: give `data:` and `recover:` in the recipe, or use "
+            inputs.earlier(RECOVERY)
+            or "nothing was trained: give `data:` and `recover:` in the recipe, or use "
             "`flab recover SMALLER --teacher MODEL --data data.jsonl --minutes 30 -o RECOVERED`"
         )
     curve = found["curve"]
@@ -52,6 +53,8 @@ def section(report: Json) -> Section:
     made.blocks += [_cost(found)]
     if found["data"]:
         made.blocks.append(_steps(found["data"]))
+    elif "data" in report["missing"]:
+        made.blocks.append(Gap(report["missing"]["data"]))
     return made
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flab.reporting.blocks import Chart, Charts, Gap, Heading, Section, Table
-from flab.reporting.inputs import ORIGINAL, AbsentError, Inputs
+from flab.reporting.inputs import MODELS, ORIGINAL, AbsentError, Inputs, results_of
 from flab.reporting.words import NONE, between, name_of, number, percent, probability, rate
 
 Json = Mapping[str, Any]
@@ -19,7 +19,10 @@ CHANCE = 0.05  # below it McNemar's p is called more than chance
 def tasks(inputs: Inputs) -> list[dict[str, Any]]:
     """Every task that is not perturbed, each with one entry for each model that was measured on it."""
     if not inputs.results:
-        raise AbsentError("no model was measured: `flab run RECIPE -o RUN` goes on where it stopped")
+        raise AbsentError(
+            inputs.earlier(*map(results_of, MODELS))
+            or "no model was measured: `flab run RECIPE -o RUN` goes on where it stopped"
+        )
     made: dict[str, dict[str, Any]] = {}
     for name in inputs.names:
         for task in inputs.results.get(name, {"tasks": []})["tasks"]:
@@ -95,8 +98,7 @@ def section(report: Json) -> Section:
         made.blocks.append(Gap(report["missing"].get("tasks", "the results hold no task")))
         return made
     made.blocks.append(Charts([_rates(found), *_kept(found)]))
-    if "paired" in report["missing"]:
-        made.blocks.append(Gap(report["missing"]["paired"]))
+    made.blocks += [Gap(report["missing"][part]) for part in ("results", "paired") if part in report["missing"]]
     made.blocks.append(_failures(found))
     if report["overlaps"]:
         rows = [[row["task"], row["data"], row["warning"]] for row in report["overlaps"]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.reporting.blocks import Gap, Section, Table
-from flab.reporting.inputs import ORIGINAL, AbsentError, Inputs
+from flab.reporting.inputs import ORIGINAL, PLAN, AbsentError, Inputs
 from flab.reporting.words import NONE, count, number, percent, quantity, rate
 
 Json = Mapping[str, Any]
@@ -15,7 +15,10 @@ Json = Mapping[str, Any]
 def models(inputs: Inputs) -> list[dict[str, Any]]:
     """One row for each model: its parts, its size, what the plan and the run measured on it."""
     if inputs.plan is None:
-        raise AbsentError("the run has not cut the model yet: `flab run RECIPE -o RUN` goes on where it stopped")
+        raise AbsentError(
+            inputs.earlier(PLAN)
+            or "the run has not cut the model yet: `flab run RECIPE -o RUN` goes on where it stopped"
+        )
     return [_model(inputs, name) for name in inputs.names]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flab.reporting.blocks import Block, Chart, Charts, Gap, Section, Table
-from flab.reporting.inputs import ORIGINAL, AbsentError, Inputs
+from flab.reporting.inputs import MEASURE, ORIGINAL, AbsentError, Inputs
 from flab.reporting.words import NONE, figure, has_value, method, number, quantity
 
 Json = Mapping[str, Any]
@@ -39,8 +39,8 @@ DRAWN = (
 )  # fmt: skip
 MORE_IS_BETTER = {"throughput"}
 NO_MEASURE = (
-    "speed, memory and energy were not measured: `measure:` in the recipe does, or "
-    "`flab measure RUN/{name} --against MODEL -o RUN/measure.json`"
+    "speed, memory and energy were not measured: `measure:` in the recipe does, and "
+    "`flab measure RUN/{name} --against MODEL` shows them without the run"
 )
 
 
@@ -48,7 +48,7 @@ def measured(inputs: Inputs) -> dict[str, Any]:
     """The figures of both models, the gains beside their predictions, and on what machine."""
     found = inputs.measure
     if found is None:
-        raise AbsentError(NO_MEASURE.format(name=inputs.smaller))
+        raise AbsentError(inputs.earlier(MEASURE) or NO_MEASURE.format(name=inputs.smaller))
     models = [{"name": one["name"], "figures": one.get("figures") or {}, "throughput": one.get("throughput") or []}
               for one in found["models"]]  # fmt: skip
     return {

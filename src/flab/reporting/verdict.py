@@ -14,7 +14,10 @@ from flab.reporting.words import has_value, number, percent, probability, quanti
 Json = Mapping[str, Any]
 
 NOT_MEASURED = "not measured"
-ROUNDING = 0.005  # what two decimals of a ratio do not show
+NOT_PAIRED = "not paired with the original"
+OF_NONE = "of 0 nothing can be kept"
+MATCHED = ("cot", "output")  # kinds whose pass is an exact match
+ROUNDING = 0.005  # what two decimals of a ratio, or a whole percentage, do not show
 
 
 def verdict(report: Json) -> dict[str, Any]:
@@ -49,9 +52,12 @@ def _kept(report: Json) -> str:
         return "what it keeps was not measured"
     several = (original["num_samples"] or 1) > 1
     what = f"{original['total']} answers to problems" if several else f"{original['total']} problems"
-    solved = f"the original solves {original['passed']} and the smaller model {smaller['passed']}"
-    scores = f"of the {what} in “{task['name']}” {solved}"
+    passed = f"{original['passed']} and the smaller model {smaller['passed']}"
+    done = f"the original matches {passed} exactly" if _is_matched(task) else f"the original solves {passed}"
+    scores = f"of the {what} in “{task['name']}” {done}"
     paired = smaller["paired"]
+    if not original["passed"]:
+        return f"{scores}: {OF_NONE}"
     if not paired or not paired["retention"]:
         return scores
     kept = paired["retention"]
@@ -59,6 +65,11 @@ def _kept(report: Json) -> str:
         f"{scores}, {percent(kept['ratio'])} of that (95 % interval {percent(kept['low'])} to {percent(kept['high'])}; "
         f"{paired['lost']} lost, {paired['won']} won, McNemar {probability(paired['mcnemar_p'])})"
     )
+
+
+def _is_matched(task: Json) -> bool:
+    """Whether answers are compared with a known one; else tests are run on them."""
+    return task["kind"] in MATCHED
 
 
 def _cost(report: Json) -> str:
@@ -72,8 +83,9 @@ def _cost(report: Json) -> str:
                     f"it is slower per token, at {value:.2f} times the speed{spread}")  # fmt: skip
     memory = _ratio(report, "peak_memory_decode")
     if memory is not None:
-        less = "less" if memory <= 1 else "more"
-        said.append(f"it needs {percent(abs(1 - memory), 0)} {less} memory while it generates")
+        less = f"{percent(abs(1 - memory), 0)} {'less' if memory <= 1 else 'more'}"
+        amount = "as much" if abs(1 - memory) < ROUNDING else less
+        said.append(f"it needs {amount} memory while it generates")
     return " and ".join(said)
 
 
@@ -96,24 +108,24 @@ def _remarks(report: Json) -> Iterator[str]:
     task, _, smaller = _main(report)
     outcome = judged(smaller["paired"]) if smaller else None
     if smaller and outcome:
-        yield _chance(outcome, smaller["paired"])
+        yield _chance(outcome, smaller["paired"], task)
     for other in report["tasks"] or []:
         if other["name"] != task["name"] and smaller:
             yield from _elsewhere(other, smaller["name"])
     yield from _other_code(report)
     yield from _against(report)
-    for part in ("paired", "measured", "energy"):
+    for part in ("results", "paired", "measured", "energy"):
         if part in report["missing"]:
             text = report["missing"][part]
             yield text[:1].upper() + text[1:] + "."
 
 
-def _chance(outcome: str, paired: Json) -> str:
-    kept = paired["retention"]
+def _chance(outcome: str, paired: Json, task: Json) -> str:
+    kept, verb = paired["retention"], "matches" if _is_matched(task) else "solves"
     if outcome == "worse":
-        return "This is a loss beyond chance: the smaller model solves fewer of these problems than the original."
+        return f"This is a loss beyond chance: the smaller model {verb} fewer of these problems than the original."
     if outcome == "better":
-        return "The smaller model solves more of these problems than the original, and by more than chance."
+        return f"The smaller model {verb} more of these problems than the original, and by more than chance."
     if kept and kept["low"] < 1:
         return f"The difference may be chance; a loss of up to {percent(1 - kept['low'])} is not excluded."
     return "The difference may be chance."
@@ -125,7 +137,8 @@ def _elsewhere(task: Json, name: str) -> Iterator[str]:
         return
     original, smaller, paired = found["original"], found[name], found[name]["paired"]
     outcome = judged(paired)
-    scores = f"{smaller['passed']} of {smaller['total']}, the original {original['passed']}"
+    exact = " match exactly" if _is_matched(task) else ""
+    scores = f"{smaller['passed']} of {smaller['total']}{exact}, the original {original['passed']}"
     word = {"worse": "worse beyond chance", "better": "better beyond chance", None: "not compared"}.get(outcome, "")
     if not word:
         word = "no difference beyond chance"
@@ -180,10 +193,13 @@ def _tiles(report: Json) -> Iterator[Tile]:
 
 
 def _score_tile(report: Json) -> Tile:
-    task, _, smaller = _main(report)
-    paired = smaller["paired"] if smaller else None
-    if not paired or not paired["retention"]:
+    task, original, smaller = _main(report)
+    if original is None or smaller is None:
         return Tile("Score kept", "–", NOT_MEASURED, "missing")
+    paired = smaller["paired"]
+    if not paired or not paired["retention"]:
+        note = NOT_PAIRED if original["passed"] else f"{OF_NONE}, {task['name']}"
+        return Tile("Score kept", "–", note, "missing")
     kept = paired["retention"]
     state = "worse" if judged(paired) == "worse" else "kept"
     note = f"95 %: {percent(kept['low'])} to {percent(kept['high'])}, {task['name']}"

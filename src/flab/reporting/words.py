@@ -42,10 +42,15 @@ def number(value: float | None, digits: int = 3) -> str:
         return NONE
     if float(value).is_integer() and abs(value) < 1e15:
         return count(value)
-    size = abs(value)
+    size = abs(rounded(value, digits))  # 999.6 is 1,000, not 1e+03
     if size < 1e-4 or size >= 1e7:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.0f}" if size >= 10**digits else f"{value:.{digits}g}"
+
+
+def rounded(value: float, digits: int = 3) -> float:
+    """The nearest number of so many significant digits."""
+    return float(f"{value:.{digits - 1}e}")
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -60,6 +65,7 @@ def quantity(value: float | None, unit: str) -> str:
 
 def scaled(value: float, unit: str) -> tuple[float, str]:
     """What to divide by, and what the unit is called then, so that the number is easy to read."""
+    value = rounded(value)  # as it will be shown: 0.9997 s is 1 s, not 1,000 ms
     head, slash, rest = unit.partition("/")
     if unit == "s":
         return next(((size, name) for least, size, name in DURATIONS if abs(value) >= least), (1.0, "s"))
@@ -149,5 +155,10 @@ def _shown(char: str) -> str:
 
 def without_home(text: str) -> str:
     """Text in which the user's own folder is ``~``: it says who ran this, not what was run."""
-    home = str(Path.home())
-    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if len(home) > 1 else text
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor an entry for this user
+        return text
+    if not home.is_absolute() or str(home) == home.anchor:
+        return text
+    return re.sub(rf"(?<![\w./~-]){re.escape(str(home))}(?![\w.-])", "~", text)
