@@ -48,7 +48,7 @@ def test_sweep_takes_several_budgets_after_one_option(flab, trained_folder, cali
         *("plan-10.json", "plan-40.json", "sweep.json", "sweep.md", "kept.svg", "kl.svg")
     }
     assert "Budgets" in err
-    assert "40%" in (out_folder / "sweep.md").read_text()
+    assert "40 %" in (out_folder / "sweep.md").read_text()
     code, out, err = flab(*command, "-o", out_folder, "--json")
     assert code == 0, err
     assert [row["remove"] for row in json.loads(out)["budgets"]] == [0.1, 0.4]

@@ -44,10 +44,16 @@ def test_drawings_stand_alone_and_follow_the_colour_scheme(written):
 def test_the_table_has_every_budget_and_what_others_wrote_is_inert(written):
     lines = written["sweep.md"].splitlines()
     assert len([line for line in lines if line.startswith("| ")]) == 4
-    assert "| 40% | 40.4% | 1,000 | 4 | 4 x 4 | 0.1600 | 9/10 | 9/10 (original 10) |  |" in lines
+    assert "| 40 % | 40.4% | 1,000 | 4 | 4 x 4 | 0.1600 | 9/10 | 9/10 (original 10) |  |" in lines
     assert lines[0].count(" | ") == 8
     assert "<i>" not in written["sweep.md"]
     assert "for scale only" in written["sweep.md"]
+
+
+def test_a_budget_is_not_rounded(tmp_path):
+    write_curve({"budgets": [row(0.225), row(0.07)]}, tmp_path)
+    budgets = [line.split(" | ")[0] for line in (tmp_path / "sweep.md").read_text().splitlines()[2:4]]
+    assert budgets == ["| 22.5 %", "| 7 %"]
 
 
 def test_the_same_sweep_gives_the_same_bytes(written, tmp_path):

@@ -17,37 +17,6 @@ from flab.reporting import make_report
 from flab.reporting.gather import gather
 
 
-def test_the_verdict_says_what_was_kept_and_at_what_speed(run):
-    sentence = gather(run)["verdict"]["sentence"]
-    assert sentence.startswith(
-        "40.0 % of the parameters are gone; of the 4 problems in “problems” the original solves 2"
-    )
-    assert "100.5 % of that (95 % interval 99.0 % to 102.6 %; 1 lost, 2 won, McNemar p = 0.75)" in sentence
-    assert "2.00 times as fast per token (1.80 to 2.20) and it needs 50 % less memory" in sentence
-
-
-def test_the_verdict_is_honest_about_a_loss(changed):
-    def lose(value):
-        value["tasks"][0]["retention"] = {"ratio": 0.7, "low": 0.6, "high": 0.8}
-
-    report = gather(changed("compare-recovered.json", lose))
-    assert report["verdict"]["remarks"][0].startswith("This is a loss beyond chance")
-    assert {tile["label"]: tile["state"] for tile in report["verdict"]["tiles"]}["Score kept"] == "worse"
-
-
-def test_the_verdict_does_not_claim_a_gain_that_may_be_chance(run):
-    remarks = gather(run)["verdict"]["remarks"]
-    assert remarks[0] == "The difference may be chance; a loss of up to 1.0 % is not excluded."
-    assert "The speed-up is 0.8 of what the arithmetic promises (2.50 ×)." in remarks
-
-
-def test_a_slower_model_is_called_slower(changed):
-    def slow(value):
-        value["gains"]["time_per_output_token"] |= {"value": 0.8, "low": 0.7, "high": 0.9}
-
-    assert "slower per token, at 0.80 times the speed" in gather(changed("measure.json", slow))["verdict"]["sentence"]
-
-
 def test_models_have_their_sizes(run):
     original, pruned, recovered = gather(run)["models"]
     assert [original[n] for n in ("parameters", "parameters_body", "parameters_embedding", "bytes")] == [
@@ -232,27 +201,10 @@ def test_a_run_without_training_is_about_the_cut_model(run):
     assert "problems: worse than the original, by more than chance." in (run / "pruned/README.md").read_text()
 
 
-def test_several_samples_are_called_answers(changed):
-    def sampled(value):
-        value["tasks"][0]["summary"].update(num_samples=5, total=20, passed=9)
-
-    sentence = gather(changed("eval/original/results.json", sampled))["verdict"]["sentence"]
-    assert "of the 20 answers to problems in “problems” the original solves 9" in sentence
-
-
 def test_a_format_of_the_future_is_refused(changed):
     run = changed("measure.json", lambda value: value.update(format=2))
     with pytest.raises(DataError, match="format 2, this flab reads 1"):
         make_report(run)
-
-
-def test_a_sweep_without_scores_shows_its_tests(changed):
-    def tried(value):
-        value["budgets"] = [row | {"retention": None, "task_passed": 9, "task_total": 10} for row in value["budgets"]]
-
-    run = changed("sweep/sweep.json", tried)
-    make_report(run)
-    assert "| sweep, tests | 10.3 % | 90.0 % | – |" in (run / "report.md").read_text()
 
 
 def test_another_sweep_can_be_given(run, tmp_path):
@@ -288,14 +240,18 @@ def test_with_energy_emissions_are_shown(run):
     assert '"co2_per_1000_tokens"' in found["report.json"]
 
 
-def test_energy_of_one_model_alone_is_no_ground_for_emissions(changed):
+@pytest.mark.parametrize("unmetered", [0, 1])
+def test_energy_of_one_model_alone_is_no_ground_for_emissions(changed, unmetered):
     def forget(value):
         value.update(made_run.measured(with_energy=True))
-        value["models"][0]["figures"]["energy_per_1000_tokens"] = made_run.figure(None, "J", reason=made_run.NO_SENSOR)
+        gap = made_run.figure(None, "J", reason=made_run.NO_SENSOR)
+        value["models"][unmetered]["figures"]["energy_per_1000_tokens"] = gap
 
     run = changed("measure.json", forget)
-    make_report(run)
-    assert not EMISSIONS.search(outputs(run)["report.html"])
+    models = make_report(run)["measured"]["models"]
+    assert all("co2_per_1000_tokens" not in model["figures"] for model in models)
+    assert models[1 - unmetered]["figures"]["energy_per_1000_tokens"]["value"] is not None
+    assert not [name for name, text in outputs(run).items() if EMISSIONS.search(text)]
 
 
 def test_the_same_run_gives_the_same_bytes(run):
@@ -316,6 +272,18 @@ def test_the_home_folder_is_not_named(run, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
     make_report(run)
     assert all(str(run.parent) not in text for text in outputs(run).values())
+
+
+def test_the_command_that_measures_leaves_the_runs_file_and_has_its_settings(run):
+    wanted = f"flab measure {run}/recovered --against org/base{{}} -o {run}/measured-again.json"
+    settings = " --prompt-tokens 128 --new-tokens 64 --device cpu"
+    assert wanted.format(settings) in gather(run)["provenance"]["commands"]
+    (run / "measure.json").unlink()
+    report = gather(run)
+    assert wanted.format("") in report["provenance"]["commands"]
+    assert "measure.json" not in report["missing"]["measured"]
+    made_run.write(run / "measure.json", made_run.measured() | {"settings": {"rounds": 3, "window_seconds": 10.0}})
+    assert " --rounds 3 --window-seconds 10 --device cpu -o" in gather(run)["provenance"]["commands"][-3]
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from flab.reporting import make_report
-from flab.reporting.markup import code_span, fenced, html, markdown, table
+from flab.reporting.markup import code_span, fenced, html, markdown, plain, table
 from flab.reporting.svg import COLOURS
-from flab.reporting.words import figure, number, percent, quantity, visible
+from flab.reporting.words import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOST = "hostile.invalid"
@@ -96,7 +96,7 @@ def test_missing_parts_say_why_on_the_page(run):
     (run / "measure.json").unlink()
     text, _ = pages(run)
     assert (
-        "were not measured: measure: in the recipe does, or flab measure RUN/recovered --against MODEL"
+        "were not measured: measure: in the recipe does, and flab measure RUN/recovered --against MODEL"
         in Page(text).text
     )
 
@@ -200,6 +200,36 @@ def test_tables_in_markdown_keep_their_columns():
     assert made.count("\n") == 3
 
 
+BREAKING = "t/0\n# heading\n\n- item\n1. one\n\n---\n    code\r\n===\t x"
+
+
+def test_a_name_of_several_lines_makes_no_structure(run):
+    for name in made_run.PASSED:
+        value = json.loads((run / f"eval/{name}/results.json").read_text())
+        for row in value["tasks"][0]["rows"]:
+            row["task_id"] = f"{row['task_id']}{BREAKING}"
+        made_run.write(run / f"eval/{name}/results.json", value)
+    summary = json.loads((run / "summary.json").read_text())
+    made_run.write(run / "summary.json", summary | {"model": BREAKING})
+    make_report(run)
+    for name in ("report.md", "recovered/README.md"):
+        text = (run / name).read_text()
+        tokens = (
+            MarkdownIt("commonmark").enable("table").parse(text.split("\n---\n", 1)[1] if text[:3] == "---" else text)
+        )
+        kinds = [token.type for token in tokens]
+        assert not {"hr", "code_block", "ordered_list_open"} & set(kinds), name
+        assert "heading" not in [
+            tokens[place + 1].content for place, kind in enumerate(kinds) if kind == "heading_open"
+        ]
+        assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
+
+
+def test_plain_text_is_one_line():
+    assert "\n" not in plain(BREAKING)
+    assert plain("a \t\n b ") == "a b "
+
+
 def test_fences_are_longer_than_what_they_hold():
     assert fenced("a ````` b").startswith("``````\n")
     assert fenced("x", "bash") == "```bash\nx\n```"
@@ -210,19 +240,6 @@ def test_code_between_backticks_and_odd_ones():
     assert html("one ` alone <b>") == "one ` alone &lt;b&gt;"
     assert markdown("a_b `c_d`") == "a\\_b `c_d`"
     assert code_span("a|b") == "`a\\|b`"
-
-
-def test_numbers_are_readable():
-    assert [percent(0.403), percent(-0.068), percent(None)] == ["40.3 %", "−6.8 %", "–"]
-    assert [quantity(4860848, "B"), quantity(0.00512, "s"), quantity(145.35, "s"), quantity(1.6, "x")] == [
-        "4.86 MB", "5.12 ms", "2.42 min", "1.60 ×"]  # fmt: skip
-    assert [number(0.0212), number(12345.6), number(3.0), number(1.23e-9)] == ["0.0212", "12,346", "3", "1.23e-09"]
-    assert figure(made_run.figure(0.004, "s", 0.0005)) == "4 ms (3.5 to 4.5)"
-    assert figure(made_run.figure(None, "J", reason="none")) == "–"
-
-
-def test_invisible_characters_are_shown():
-    assert visible("a\x00\x1b\x7f\u202e\u200b\u2028b\tc\r\nd") == "a␀␛␡⟨U+202E⟩⟨U+200B⟩⟨U+2028⟩b\tc\nd"
 
 
 def browse(page, profile, *options):

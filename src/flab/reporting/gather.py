@@ -123,8 +123,7 @@ def _no_payback(inputs: Inputs) -> str | None:
     if inputs.measure is None:
         reason = inputs.earlier(MEASURE) or speed.NO_MEASURE.format(name=inputs.smaller)
         return f"when it has paid for itself is not known: {reason}"
+    known = inputs.measure.get("payback")
     return (
-        None
-        if inputs.measure.get("payback")
-        else "when it has paid for itself is not in measure.json: `flab run RECIPE -o RUN` works it out"
+        None if known else "when it has paid for itself is not in measure.json: `flab run RECIPE -o RUN` works it out"
     )

@@ -45,7 +45,7 @@ def _digests(inputs: Inputs) -> Iterator[tuple[str, str]]:
     if inputs.plan is not None and inputs.plan["model"].get("sha256"):
         yield "original, config, weights and tokenizer", inputs.plan["model"]["sha256"]
     for name, results in inputs.results.items():
-        if name != ORIGINAL:
+        if name != ORIGINAL and results["identity"].get("sha256"):
             yield f"{name}, config, weights and tokenizer", results["identity"]["sha256"]
     for source in ((inputs.plan or {}).get("calibration") or {}).get("sources", []):
         yield f"calibration: {name_of(source['path'])}", source["sha256"]

@@ -46,10 +46,8 @@ def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
     """Files that are there and of an earlier run, pairs left out, each with the recipe's section that it needs, if any."""
     stages = inputs.run["stages"]
     made = {name: (stages.get(stage) or {}).get("sha256") for name, stage in MADE_BY.items()}
-    if inputs.run.get("met") is not None and _prints((inputs.summary or {}).get("stages")) not in (
-        None,
-        _prints(stages),
-    ):
+    summed_up = _prints((inputs.summary or {}).get("stages"))
+    if inputs.run.get("met") is not None and summed_up is not None and summed_up != _prints(stages):
         yield SUMMARY, ""
     student = inputs.recovery["identity"].get("student") if inputs.recovery is not None else None
     is_made = {

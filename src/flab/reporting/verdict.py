@@ -52,9 +52,9 @@ def _kept(report: Json) -> str:
         return "what it keeps was not measured"
     several = (original["num_samples"] or 1) > 1
     what = f"{original['total']} answers to problems" if several else f"{original['total']} problems"
-    passed = f"{original['passed']} and the smaller model {smaller['passed']}"
-    done = f"the original matches {passed} exactly" if _is_matched(task) else f"the original solves {passed}"
-    scores = f"of the {what} in “{task['name']}” {done}"
+    does, matches = ("has", " exact matches") if _is_matched(task) else ("solves", "")
+    solved = f"the original {does} {original['passed']}{matches} and the smaller model {smaller['passed']}"
+    scores = f"of the {what} in “{task['name']}” {solved}"
     paired = smaller["paired"]
     if not original["passed"]:
         return f"{scores}: {OF_NONE}"
@@ -121,11 +121,12 @@ def _remarks(report: Json) -> Iterator[str]:
 
 
 def _chance(outcome: str, paired: Json, task: Json) -> str:
-    kept, verb = paired["retention"], "matches" if _is_matched(task) else "solves"
+    kept = paired["retention"]
+    does = "has {} exact matches" if _is_matched(task) else "solves {} of these problems"
     if outcome == "worse":
-        return f"This is a loss beyond chance: the smaller model {verb} fewer of these problems than the original."
+        return f"This is a loss beyond chance: the smaller model {does.format('fewer')} than the original."
     if outcome == "better":
-        return f"The smaller model {verb} more of these problems than the original, and by more than chance."
+        return f"The smaller model {does.format('more')} than the original, and by more than chance."
     if kept and kept["low"] < 1:
         return f"The difference may be chance; a loss of up to {percent(1 - kept['low'])} is not excluded."
     return "The difference may be chance."
@@ -137,8 +138,8 @@ def _elsewhere(task: Json, name: str) -> Iterator[str]:
         return
     original, smaller, paired = found["original"], found[name], found[name]["paired"]
     outcome = judged(paired)
-    exact = " match exactly" if _is_matched(task) else ""
-    scores = f"{smaller['passed']} of {smaller['total']}{exact}, the original {original['passed']}"
+    exact = " exact matches" if _is_matched(task) else ""
+    scores = f"{smaller['passed']}{exact} of {smaller['total']}, the original {original['passed']}"
     word = {"worse": "worse beyond chance", "better": "better beyond chance", None: "not compared"}.get(outcome, "")
     if not word:
         word = "no difference beyond chance"
