@@ -341,9 +341,9 @@ def test_without_tests_the_answers_kl_decides():
 def test_the_search_stops_after_some_worse_candidates():
     falling = [candidate(n, 1.0 / (n + 1)) for n in range(6)]
     rising = [candidate(n, 0.1 * (n + 1)) for n in range(PATIENCE + 1)]
-    assert not _worsening(falling)
-    assert _worsening(rising)
-    assert not _worsening(rising[:PATIENCE])
+    assert not _worsening(falling, PATIENCE)
+    assert _worsening(rising, PATIENCE)
+    assert not _worsening(rising[:PATIENCE], PATIENCE)
 
 
 # --- evaluate, and what goes wrong ---
