@@ -15,13 +15,15 @@ from typing import Any
 
 from flab import __version__
 from flab.errors import OptionError
-from flab.evaluation.record import RUN, read_json, write_json
+from flab.evaluation.record import read_json, write_json
 from flab.evaluation.store import fingerprint
 from flab.footprint.figures import Figure
 from flab.footprint.memory import is_gpu, peak, reset_peak, resident_peak
 from flab.footprint.power import Energy, metered
 from flab.progress import say
 from flab.recipe_file import RecipeFile
+
+RUN = "run.json"
 
 
 @dataclass

@@ -16,7 +16,6 @@ from flab.budget import Shape, Split
 from flab.calibrate import CalibrationSet, LayerRunner
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
-from flab.cuts.newton import MAX_STEPS
 from flab.cuts.refit import Cut, Walk
 from flab.errors import BudgetError
 from flab.families import Family, head_of
@@ -63,7 +62,6 @@ class Known:
     most_layers: int | None = None  # a larger budget is taken to keep no more layers
     kl_by_layers: dict[int, float] = field(default_factory=dict)
     patience: int = PATIENCE
-    newton_steps: int = MAX_STEPS  # of each layer of the winner, at most
 
 
 @dataclass
@@ -118,7 +116,6 @@ class Search:
             "none" if nothing else refit,
             self.recipe.output_projection,
             self.scores,
-            most_steps=self.known.newton_steps,
         )
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:

@@ -3,8 +3,7 @@ are shared; each budget begins at the depth where the smaller one ended, and pas
 worse already. That these hold from one budget to the next is assumed, not measured.
 
 Splits are decided by KL alone, where ``flab plan`` lets its finalists be decided by their tests; each budget's winner is
-fitted on all tokens, with one Newton step a layer where ``flab plan`` takes up to two, and tried on the calibration's tests.
-Its plan can be applied as it is; ``flab plan`` at the budget that is chosen in the end may find a somewhat better one.
+fitted whole and tried on the calibration's tests, so a plan of a sweep is as good to apply as one of ``flab plan``.
 A stopped sweep goes on at the budget where it was.
 """
 
@@ -36,7 +35,6 @@ from flab.search import Known
 from flab.vocabulary import Counts, plan_vocabulary
 
 FORMAT, SWEEP = 1, "sweep.json"
-NEWTON_STEPS = 1  # of each layer, where a plan takes up to two: they are most of what a budget costs
 PATIENCE = 1  # depths in a row that are worse than the best, after which fewer layers are not tried
 PathLike = str | os.PathLike[str]
 
@@ -138,7 +136,7 @@ def _digest(source: Path, recipe: Recipe, options: Options, texts: Texts) -> str
 def _known(state: Mapping[str, Any]) -> Known:
     """What the budgets so far leave for the next ones."""
     swapped = {int(count): tuple(found) for count, found in state["known"].get("swapped", {}).items()}
-    return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE, newton_steps=NEWTON_STEPS)
+    return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE)
 
 
 def _reachable(source: Path, budgets: Sequence[float], recipe: Recipe, options: Options, texts: Texts) -> Counts:

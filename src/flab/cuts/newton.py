@@ -120,16 +120,14 @@ class _Remade:
 
 
 @torch.no_grad()
-def newton_refit(
-    start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int | None, most: int = MAX_STEPS
-) -> tuple[Theta, int]:
+def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int | None) -> tuple[Theta, int]:
     """Move all matrices of one FFN; returns them and how many steps were taken.
 
-    Without ``steps``, at ``most`` so many, as long as the error on the held-out tokens falls; with it (a plan's
+    Without ``steps``, up to :data:`MAX_STEPS`, as long as the error on the held-out tokens falls; with it (a plan's
     replay) exactly so many.
     """
     theta, taken, best, path = start, 0, held_out.error(start), _path(start, fit)
-    for _ in range(most if steps is None else steps):
+    for _ in range(MAX_STEPS if steps is None else steps):
         moved = next(path, None)
         if moved is None or (steps is None and not (error := held_out.error(moved)) < best):
             break

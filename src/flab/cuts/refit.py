@@ -19,7 +19,7 @@ from torch import nn
 from flab.calibrate import Batch, LayerRunner
 from flab.cuts.ffn import choose_neurons
 from flab.cuts.gram import Gram
-from flab.cuts.newton import MAX_STEPS, FfnProblem, Tokens, newton_refit
+from flab.cuts.newton import FfnProblem, Tokens, newton_refit
 from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
 from flab.objective import kl_divergence
 
@@ -43,7 +43,6 @@ class Cut:
     ridge_ffn: Sequence[float] | None = None
     ridge_attention: Sequence[float] | None = None
     newton_steps: Sequence[int] | None = None
-    most_steps: int = MAX_STEPS  # of the Newton refit, where a plan does not say how many
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class Walk:
         act = activation_of(layer, family)
         fit, held = (FfnProblem(act, self._tokens(index, mid, held_out)) for held_out in (False, True))
         steps = self.cut.newton_steps[place] if self.cut.newton_steps else None
-        moved, taken = newton_refit(start, fit, held, steps, self.cut.most_steps)
+        moved, taken = newton_refit(start, fit, held, steps)
         return moved[:-1], moved[-1].double(), taken
 
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool) -> list[Tokens]:
