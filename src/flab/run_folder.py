@@ -51,12 +51,13 @@ class Run:
             self.save()  # or a stop after the output is replaced would leave the old record of the new output
         reset_peak(options.device)
         report = self._metered(name, digest, work)
+        used, how = resident_peak()
         self.stages[name] = {
             "fingerprint": digest,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **{key: value for key, value in self.spent.pop(name).items() if key != "fingerprint"},
-            "peak_resident_bytes": resident_peak()[0],
-            "peak_memory_method": resident_peak()[1],
+            "peak_resident_bytes": used,
+            "peak_memory_method": how,
             "peak_device_bytes": peak(options.device)[0] if is_gpu(options.device) else None,
             "output": str(output.relative_to(self.folder)),
             **report,

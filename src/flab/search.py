@@ -153,13 +153,11 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
     candidates: list[Candidate] = []
     for removed in search.removals():
         split = by_layers.pop(search.shape.layers - len(removed), None)
-        least = known.kl_by_layers.get(split.layers, 0.0) if split is not None else 0.0
-        if candidates and least > min(c.kl_search for c in candidates):
-            say(
-                f"  {split.layers if split else 0} layers: not built, a wider one of a smaller budget has KL {least:.4f}"
-            )
-            break
         if split is not None:
+            least = known.kl_by_layers.get(split.layers, 0.0)
+            if candidates and least > min(c.kl_search for c in candidates):
+                say(f"  {split.layers} layers: not built, a wider one of a smaller budget has KL {least:.4f}")
+                break
             candidates.append(search.measure(split, removed))
             say(f"  {split.layers} layers x {split.width}: KL {candidates[-1].kl_search:.4f}")
         if not by_layers or _worsening(candidates, known.patience):

@@ -67,11 +67,12 @@ def sweep(
     source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
     if source.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise OptionError(f"-o {folder} is inside the source model, which flab never changes: give another folder.")
-    state = known_sweep(folder, _digest(source, recipe, options, texts))
+    sha256 = model_fingerprint(source)
+    state = known_sweep(folder, _digest(sha256, recipe, options, texts))
     if tasks:
         sandbox_for(read_tasks(tasks, limit, (), 0), options)
     shared = Shared(texts, _reachable(source, wanted, recipe, options, texts), _known(state))
-    state |= {"model": str(source), "model_sha256": model_fingerprint(source)}
+    state |= {"model": str(source), "model_sha256": sha256}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SWEEP, state)
     for budget in wanted:
@@ -117,20 +118,12 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
     return before
 
 
-def _digest(source: Path, recipe: Recipe, options: Options, texts: Texts) -> str:
-    """All that decides the plans, but the budgets."""
-    sources = [one.to_json()["sha256"] for one in (*texts.sources, *texts.corpus_sources)]
+def _digest(model: str, recipe: Recipe, options: Options, texts: Texts) -> str:
+    """All that decides the plans, but the budgets; ``model`` is the fingerprint of the source."""
+    sources = [one.sha256 for one in (*texts.sources, *texts.corpus_sources)]
     plain = recipe.to_json() | {"remove": None, "calibration": None, "corpus": None, "finalists": None}
     where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}
-    parts = {
-        "flab": __version__,
-        "model": model_fingerprint(source),
-        "recipe": plain,
-        "options": where,
-        "data": sources,
-    }
-    drop = plain["drop_layers"]
-    return fingerprint(parts | {"recipe": plain | {"drop_layers": list(drop) if drop is not None else None}})
+    return fingerprint({"flab": __version__, "model": model, "recipe": plain, "options": where, "data": sources})
 
 
 def _known(state: Mapping[str, Any]) -> Known:
@@ -223,10 +216,9 @@ def measure_budgets(
     options: Options,
 ) -> None:
     """Measure the original and every smaller model on the tasks; rows get ``retention`` and ``scores``."""
-    found = {}
+    found, asked = {}, same_precision(source, options)
     for name, path in [("original", source), *((_name(b), folder / _name(b)) for b in budgets)]:
         say(f"evaluating {name}")
-        asked = same_precision(source, options)
         report = evaluate(path, list(tasks), folder / "eval" / name, None, asked, limit, gold=False)
         found[name] = {task["name"]: task["summary"] for task in report["tasks"]}
     for budget in budgets:

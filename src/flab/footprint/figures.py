@@ -40,7 +40,7 @@ class Figure:
     def scaled(self, factor: float, unit: str, how: str) -> Figure:
         """The figure times a constant, in another unit; its method says how."""
         if self.value is None:
-            return Figure(None, unit, reason=self.reason)
+            return unknown(unit, str(self.reason))
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
         return Figure(self.value * factor, unit, f"{self.method}; {how}", low, high, self.rounds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from flab.footprint.figures import Figure, unknown
@@ -40,12 +41,9 @@ def _inverse(throughput: Figure) -> Figure:
 
 
 def _joules(made: list[Mapping[str, Any]]) -> Figure:
-    figures = [stage.get("energy") for stage in made]
-    for one in figures:
-        if one is None or one["value"] is None:
-            return unknown("J", one["reason"] if one else "the run was made before stages were metered")
-    total = sum(one["value"] for one in figures if one is not None)
-    return Figure(total, "J", figures[-1]["method"] if figures[-1] else None)
+    """The sum over the stages."""
+    old = unknown("J", "the run was made before stages were metered")
+    return reduce(Figure.plus, (Figure(**stage["energy"]) if stage.get("energy") else old for stage in made))
 
 
 def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:

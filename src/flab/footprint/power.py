@@ -117,9 +117,8 @@ class EstimateMeter:
             f"estimated: codecarbon, machine mode ({data.cpu_model}, load x design power: {data.cpu_power:.1f} W; memory by "
             f"its size: {data.ram_power:.1f} W; GPUs: {data.gpu_power:.1f} W)"
         )
-        return (
-            float(data.cpu_power + data.ram_power + data.gpu_power) * seconds
-        )  # its own sum may bill a second too much
+        power = float(data.cpu_power + data.ram_power + data.gpu_power)
+        return power * seconds  # its own sum may bill a second too much
 
 
 @dataclass

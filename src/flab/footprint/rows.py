@@ -5,12 +5,12 @@ It runs nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flab.footprint.figures import Figure, by_formula, measured, unknown
+from flab.footprint.figures import Figure, measured, unknown
 from flab.footprint.solved import Solving
 from flab.footprint.subject import Subject
 
@@ -60,11 +60,7 @@ def checked(figure: Figure, counted: int) -> Figure:
     """The formula's figure, with torch's own count beside it."""
     assert figure.value is not None
     off = counted / figure.value - 1
-    return by_formula(
-        figure.value,
-        figure.unit,
-        f"{(figure.method or '')[9:]}; torch counts {counted:,} with eager attention ({off:+.2%})",
-    )
+    return replace(figure, method=f"{figure.method}; torch counts {counted:,} with eager attention ({off:+.2%})")
 
 
 def memory_figures(
@@ -91,9 +87,8 @@ def energy_figures(
         names = ("energy_per_1000_tokens", "energy_per_solved_problem")
         return {name: unknown("J", reason) for name in names}
     values = [1000 * w["energy"]["value"] / w["tokens"] for w in windows]
-    kind, _, how = windows[-1]["energy"]["method"].partition(": ")
-    figure = measured(values, "J", f"{how}; {batch} answers at once, prompts included")
-    energy = Figure(figure.value, "J", f"{kind}{(figure.method or '')[8:]}", figure.low, figure.high, figure.rounds)
+    how = f"{windows[-1]['energy']['method']}; {batch} answers at once, prompts included"
+    energy = replace(measured(values, "J", ""), method=how)
     if solved is None:
         each = unknown("J", "no results of flab eval were given (--results)")
     elif not solved.problems:
@@ -109,11 +104,12 @@ def energy_figures(
 
 
 def _co2(joules: Figure, grid: Mapping[str, Any] | None) -> Figure:
-    if grid is None and joules.value is not None:
+    if joules.value is None:
+        return unknown("g", str(joules.reason))
+    if grid is None:
         return unknown("g", "no grid was given (--grid, grams per kWh or a country's code)")
-    per_kwh = grid["grams_per_kwh"] if grid is not None else math.nan
-    how = f"x {per_kwh:g} g CO2 per kWh, {grid['source']}" if grid is not None else ""
-    return joules.scaled(per_kwh * KWH_PER_JOULE, "g", how)
+    per_kwh = grid["grams_per_kwh"]
+    return joules.scaled(per_kwh * KWH_PER_JOULE, "g", f"x {per_kwh:g} g CO2 per kWh, {grid['source']}")
 
 
 def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

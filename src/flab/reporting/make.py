@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.evaluation.record import write_json
+from flab.evaluation.record import write_json, write_text
 from flab.progress import say
 from flab.reporting.card import MARK, card
 from flab.reporting.gather import MALFORMED, gather, malformed
@@ -74,13 +73,3 @@ def _licence(folder: Path) -> str:
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="utf-8", errors="replace")
     return ""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file whole, through a temporary name beside it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
