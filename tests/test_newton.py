@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from flab.cuts import newton
-from flab.cuts.newton import FfnProblem, Tokens, newton_refit
+from flab.cuts.curvature import product_dtype
+from flab.cuts.newton import FfnProblem, Linearised, Tokens, newton_refit
 
 SHAPES = {"gated": (2, 0), "ungated": (1, 0), "biased": (1, 1), "gated-biased": (2, 1)}
 D, F, N = 5, 7, 60
@@ -47,28 +48,86 @@ def test_descent_and_curvature_are_autograds(kind, act):
     missing = wanted - outputs(*theta)
     assert problem.error(theta) == pytest.approx(float(missing.pow(2).sum()))
     _, pull_back = torch.func.vjp(outputs, *theta)
-    linear = problem.linearise(theta)
-    down, diagonal = problem.descent(theta, linear)
-    for got, expected in zip(down, pull_back(missing), strict=True):
+    linear = Linearised(problem, theta)
+    for got, expected in zip(linear.down, pull_back(missing), strict=True):
         torch.testing.assert_close(got, expected)
     direction = [torch.randn_like(w) for w in theta]
     _, moved = torch.func.jvp(outputs, tuple(theta), tuple(direction))
-    for got, expected in zip(problem.curvature(theta, linear, direction), pull_back(moved), strict=True):
+    for got, expected in zip(linear.curvature(direction), pull_back(moved), strict=True):
         torch.testing.assert_close(got, expected)
-    assert all(bool((d > 0).all()) for d in diagonal)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_output_projections_block_is_exact_and_solved(kind):
+    """Its part of J^T J is the Gram matrix of the features, so the preconditioner undoes it."""
+    theta, tokens = make(kind)
+    linear = Linearised(FfnProblem(nn.functional.silu, tokens), theta)
+    precondition = linear.blocks.damped(1e-2, theta[-1])
+    moved = [torch.zeros_like(w) for w in theta[:-1]] + [torch.randn_like(theta[-1])]
+    bent = linear.curvature(moved)[-1] + precondition.shifts[-1] * moved[-1]
+    torch.testing.assert_close(precondition([*moved[:-1], bent])[-1], moved[-1])
+
+
+def test_an_input_projections_block_is_solved_where_it_is_a_kronecker_product():
+    """One weight and constant slopes: the block then is what the preconditioner takes it for."""
+    theta, tokens = make("ungated")
+    tokens = [Tokens(t.inputs, t.targets, torch.ones(N, 1, dtype=torch.float64)) for t in tokens]
+    problem = FfnProblem(lambda x: 3 * x, tokens)
+    theta[-1][:, 1:] = 0  # one neuron is seen, so that no block couples two
+    linear = Linearised(problem, theta)
+    precondition = linear.blocks.damped(1e-2, theta[-1])
+    moved = [torch.zeros_like(w) for w in theta]
+    moved[0][0] = torch.randn(D, dtype=torch.float64)
+    bent = linear.curvature(moved)[0] + precondition.shifts[0] * moved[0]
+    torch.testing.assert_close(precondition([bent, moved[1]])[0], moved[0])
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_linearisation_that_is_not_kept_gives_the_same(kind, monkeypatch):
     theta, tokens = make(kind)
     problem = FfnProblem(nn.functional.silu, tokens)
-    kept = problem.linearise(theta)
+    kept = Linearised(problem, theta)
     monkeypatch.setattr(newton, "KEPT_ELEMENTS", 0)
-    remade = problem.linearise(theta)
-    assert isinstance(kept, list)
-    assert not isinstance(remade, list)
-    for a, b in zip(problem.curvature(theta, kept, theta), problem.curvature(theta, remade, theta), strict=True):
+    remade = Linearised(problem, theta)
+    assert kept._kept
+    assert remade._kept is None
+    for a, b in zip(kept.curvature(theta), remade.curvature(theta), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_in_either_precision_go_most_of_the_way(dtype, monkeypatch):
+    """What a step is worth is measured in full; bfloat16 only leads."""
+    start, tokens = make("gated", torch.float32)
+    fit = FfnProblem(nn.functional.silu, tokens)
+    monkeypatch.setattr(newton, "product_dtype", lambda _: dtype)
+    moved, taken = newton_refit(start, fit, fit, None)
+    monkeypatch.setattr(newton, "product_dtype", lambda w: w.dtype)
+    exact, _ = newton_refit([w.double() for w in start], doubled(fit), doubled(fit), None)
+    assert taken == newton.MAX_STEPS
+    assert all(w.dtype == torch.float32 for w in moved)
+    before = fit.error(start)
+    assert before - fit.error(moved) > 0.9 * (before - doubled(fit).error(exact)) > 0
+
+
+def doubled(problem):
+    tokens = [Tokens(t.inputs.double(), t.targets.double(), t.weight.double()) for t in problem.tokens]
+    return FfnProblem(problem.act, tokens)
+
+
+def test_bfloat16_is_for_float32_and_for_machines_that_multiply_it(monkeypatch):
+    like = torch.zeros(1)
+    for name, has, expected in [
+        ("avx512_bf16", True, torch.bfloat16),
+        ("amx_bf16", True, torch.bfloat16),
+        ("avx2", True, torch.float32),
+        ("avx512_bf16", False, torch.float32),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda n=name, h=has: {n: h}, raising=False)
+        assert product_dtype(like) == expected
+        assert product_dtype(like.double()) == torch.float64
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert product_dtype(like) == torch.float32
 
 
 @pytest.mark.parametrize("kind", SHAPES)

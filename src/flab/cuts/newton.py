@@ -5,9 +5,9 @@ there, this moves the neurons too, towards the same target:
 
     minimise  sum_t w_t ||target_t - W_out a_t||^2 + shift ||theta - theta_0||^2,   a_t = act(W_gate x_t) * (W_up x_t)
 
-over theta = (W_gate, W_up, W_out). Each step linearises a_t and solves the normal equations by conjugate gradients with a
-diagonal preconditioner, matrix-free (Nocedal & Wright, Numerical Optimization, 2006, 7.1 and 10.3). Held-out rows end it. There
-are no labels, no backward pass through the model and no learning rate; one layer at a time, shapes stay standard.
+over theta = (W_gate, W_up, W_out). Each step linearises a_t and solves the normal equations by preconditioned conjugate
+gradients, matrix-free (Nocedal & Wright, Numerical Optimization, 2006, 7.1 and 10.3). Held-out rows end it. There are no
+labels, no backward pass through the model and no learning rate; one layer at a time, shapes stay standard.
 
 Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
 """
@@ -19,15 +19,16 @@ from dataclasses import dataclass
 
 import torch
 
+from flab.cuts.curvature import KroneckerBlocks, product_dtype
 from flab.families import extended
 
 MAX_STEPS = 2
 CG_ITERATIONS = 12
-DAMPING = 1e-3  # relative to the mean of the curvature's diagonal, for each matrix
+DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
 SHORTEST_STEP = 1 / 16
-KEPT_ELEMENTS = 2**27  # of the features and slopes of one linearisation: 512 MiB
+KEPT_ELEMENTS = 2**27  # of the inputs, features and slopes of one linearisation: 512 MiB in float32, half in bfloat16
 
-Theta = list[torch.Tensor]  # the input projections (F, D or D + 1), last the output projection (D, F or F + 1)
+Theta = list[torch.Tensor]  # the input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1)
 
 
 @dataclass(frozen=True)
@@ -39,84 +40,92 @@ class Tokens:
     weight: torch.Tensor  # (N, 1), square root of the token's weight
 
 
-Linear = tuple[Tokens, torch.Tensor, Theta]  # a micro-batch, its features (N, F or F + 1) and slopes (N, F)
+@dataclass(frozen=True)
+class Slopes:
+    """One micro-batch of one linearisation, in the precision of its products."""
+
+    inputs: torch.Tensor  # (N, D) or (N, D + 1)
+    weight: torch.Tensor  # (N, 1), the token's weight
+    features: torch.Tensor  # (N, F) or (N, F + 1), the neurons' activations
+    slopes: list[torch.Tensor]  # of the activations by each input projection's output, (N, F) each
 
 
 class FfnProblem:
-    """The least-squares problem of one FFN over some micro-batches, in float32.
-
-    What is N x F large is made anew for every micro-batch, or kept for one linearisation where it is small.
-    """
+    """The least-squares problem of one FFN over some micro-batches, in float32."""
 
     def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[Tokens]) -> None:
         self.act, self.tokens = act, tokens
 
-    def linearise(self, theta: Theta) -> Iterable[Linear]:
-        """The micro-batches with features and slopes at ``theta``, to be gone through many times."""
-        elements = sum(len(t.inputs) for t in self.tokens) * theta[0].shape[0] * len(theta)
-        remade = _Remade(self, theta)
-        return list(remade) if elements <= KEPT_ELEMENTS else remade
-
-    def features(self, theta: Theta, tokens: Tokens) -> tuple[torch.Tensor, Theta]:
-        """The neurons' activations (N, F or F + 1), and their slopes by each input projection's output (N, F)."""
-        before = [extended(tokens.inputs, w.shape[1]) @ w.T for w in theta[:-1]]
+    def features(self, theta: Theta, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, Theta]:
+        """The inputs (N, D or D + 1), the neurons' activations (N, F or F + 1), and their slopes (N, F)."""
+        inputs = extended(tokens.inputs, theta[0].shape[1])
+        before = [inputs @ w.T for w in theta[:-1]]
         value, slope = torch.func.jvp(self.act, (before[0],), (torch.ones_like(before[0]),))  # type: ignore[misc]
         slopes = [slope * before[1], value] if len(before) == 2 else [slope]
         features = value * before[1] if len(before) == 2 else value
-        return extended(features, theta[-1].shape[1]), slopes
-
-    def _pull_back(
-        self, theta: Theta, tokens: Tokens, features: torch.Tensor, slopes: Theta, error: torch.Tensor
-    ) -> Theta:
-        """J^T error for every matrix."""
-        error = tokens.weight * error
-        back = error @ theta[-1][:, : slopes[0].shape[1]]
-        inputs = [(s * back).T @ extended(tokens.inputs, w.shape[1]) for s, w in zip(slopes, theta[:-1], strict=True)]
-        return [*inputs, error.T @ features]
+        return inputs, extended(features, theta[-1].shape[1]), slopes
 
     def error(self, theta: Theta) -> float:
         """sum_t w_t ||target_t - W_out a_t||^2."""
         total = 0.0
         for tokens in self.tokens:
-            missing = tokens.targets - self.features(theta, tokens)[0] @ theta[-1].T
+            missing = tokens.targets - self.features(theta, tokens)[1] @ theta[-1].T
             total += float((tokens.weight * missing).pow(2).sum().double())
         return total
 
-    def descent(self, theta: Theta, linear: Iterable[Linear]) -> tuple[Theta, Theta]:
-        """J^T (target - output), and the diagonal of J^T J (columns of the input projections taken as of mean size)."""
-        down, diagonal = [torch.zeros_like(w) for w in theta], [torch.zeros_like(w) for w in theta]
-        norms = theta[-1].pow(2).sum(0)
-        for tokens, features, slopes in linear:
-            missing = tokens.weight * (tokens.targets - features @ theta[-1].T)
-            _add(down, self._pull_back(theta, tokens, features, slopes, missing))
-            size = (tokens.weight.pow(2) * tokens.inputs.pow(2)).mean(1, keepdim=True)
-            for total, slope in zip(diagonal[:-1], slopes, strict=True):
-                total += ((slope.pow(2) * size).sum(0) * norms[: slope.shape[1]])[:, None]
-            diagonal[-1] += (tokens.weight * features).pow(2).sum(0)
-        return down, diagonal
 
-    def curvature(self, theta: Theta, linear: Iterable[Linear], direction: Theta) -> Theta:
+class Linearised:
+    """A problem linearised at ``theta``: J^T (target - output) in full precision, and products with J^T J.
+
+    The products only lead the conjugate gradients, so they are made in bfloat16 where the machine does that natively; what
+    a step is worth is measured in full. What is N x F large is kept where it is small, else made anew for each product.
+    """
+
+    def __init__(self, problem: FfnProblem, theta: Theta) -> None:
+        self.problem, self.theta = problem, theta
+        self.dtype = product_dtype(theta[-1])
+        self.down = [torch.zeros_like(w) for w in theta]
+        self.blocks = KroneckerBlocks.zeros(theta)
+        elements = sum(len(t.inputs) for t in problem.tokens) * theta[0].shape[0] * len(theta)
+        self._kept: list[Slopes] | None = [] if elements <= KEPT_ELEMENTS else None
+        for tokens in problem.tokens:
+            inputs, features, slopes = problem.features(theta, tokens)
+            weight = tokens.weight.pow(2)
+            part = Slopes(inputs, weight, features, slopes)
+            _add(self.down, _pull_back(part, theta[-1], weight * (tokens.targets - features @ theta[-1].T)))
+            self.blocks.add(inputs, weight, features, slopes)
+            if self._kept is not None:
+                self._kept.append(self._rounded(part))
+
+    def _rounded(self, part: Slopes) -> Slopes:
+        inputs, features, *slopes = (x.to(self.dtype) for x in (part.inputs, part.features, *part.slopes))
+        return Slopes(inputs, part.weight.to(self.dtype), features, slopes)
+
+    def _parts(self) -> Iterable[Slopes]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for tokens in self.problem.tokens:
+            inputs, features, slopes = self.problem.features(self.theta, tokens)
+            yield self._rounded(Slopes(inputs, tokens.weight.pow(2), features, slopes))
+
+    def curvature(self, direction: Theta) -> Theta:
         """J^T J direction."""
-        product = [torch.zeros_like(w) for w in theta]
-        for tokens, features, slopes in linear:
-            moved = torch.zeros_like(slopes[0])
-            for slope, v in zip(slopes, direction[:-1], strict=True):
-                moved.addcmul_(slope, extended(tokens.inputs, v.shape[1]) @ v.T)
-            change = moved @ theta[-1][:, : slopes[0].shape[1]].T + features @ direction[-1].T
-            _add(product, self._pull_back(theta, tokens, features, slopes, tokens.weight * change))
+        product, out = [torch.zeros_like(w) for w in self.theta], self.theta[-1].to(self.dtype)
+        rounded = [v.to(self.dtype) for v in direction]
+        for part in self._parts():
+            moved = torch.zeros_like(part.slopes[0])
+            for slope, v in zip(part.slopes, rounded[:-1], strict=True):
+                moved.addcmul_(slope, part.inputs @ v.T)
+            change = moved @ out[:, : moved.shape[1]].T + part.features @ rounded[-1].T
+            _add(product, _pull_back(part, out, part.weight * change))
         return product
 
 
-@dataclass(frozen=True)
-class _Remade:
-    """A linearisation that keeps nothing: each pass computes it anew."""
-
-    problem: FfnProblem
-    theta: Theta
-
-    def __iter__(self) -> Iterator[Linear]:
-        for tokens in self.problem.tokens:
-            yield (tokens, *self.problem.features(self.theta, tokens))
+def _pull_back(part: Slopes, out: torch.Tensor, error: torch.Tensor) -> Theta:
+    """J^T error for every matrix."""
+    back = error @ out[:, : part.slopes[0].shape[1]]
+    return [*((slope * back).T @ part.inputs for slope in part.slopes), error.T @ part.features]
 
 
 @torch.no_grad()
@@ -155,22 +164,21 @@ def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
 
 def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> Theta:
     """One damped Gauss-Newton step by preconditioned conjugate gradients from zero."""
-    linear = problem.linearise(theta)
-    down, diagonal = problem.descent(theta, linear)
-    shifts = [DAMPING * d.mean() + torch.finfo(torch.float32).tiny for d in diagonal]
-    scale = [d + shift for d, shift in zip(diagonal, shifts, strict=True)]
-    rest = [g - shift * (w - w0) for g, shift, w, w0 in zip(down, shifts, theta, start, strict=True)]
-    step, direction = [torch.zeros_like(w) for w in theta], [r / m for r, m in zip(rest, scale, strict=True)]
+    linear = Linearised(problem, theta)
+    precondition = linear.blocks.damped(DAMPING, theta[-1])
+    shifts = precondition.shifts
+    rest = [g - shift * (w - w0) for g, shift, w, w0 in zip(linear.down, shifts, theta, start, strict=True)]
+    step, direction = [torch.zeros_like(w) for w in theta], precondition(rest)
     size = _dot(rest, direction)
     for _ in range(CG_ITERATIONS):
         if size <= 0:
             break
-        bent = problem.curvature(theta, linear, direction)
+        bent = linear.curvature(direction)
         _add(bent, [shift * d for shift, d in zip(shifts, direction, strict=True)])
         length = size / _dot(direction, bent)
         _add(step, [length * d for d in direction])
         _add(rest, [-length * b for b in bent])
-        scaled = [r / m for r, m in zip(rest, scale, strict=True)]
+        scaled = precondition(rest)
         size, before = _dot(rest, scaled), size
         direction = [s + size / before * d for s, d in zip(scaled, direction, strict=True)]
     return step

@@ -1,0 +1,91 @@
+"""What leads the conjugate gradients of the Newton refit: the precision of their products, and a preconditioner made of the
+curvature's blocks, one for each matrix of the FFN.
+
+The block of the output projection is exact: it is the Gram matrix of the features, once for each output. That of an input
+projection is taken as a Kronecker product, the Gram matrix of the inputs times one number for each neuron (Martens & Grosse,
+Optimizing Neural Networks with Kronecker-factored Approximate Curvature, 2015).
+
+Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+Theta = list[torch.Tensor]
+
+
+def product_dtype(like: torch.Tensor) -> torch.dtype:
+    """bfloat16 for float32 where the machine multiplies bfloat16 natively (a processor without does so slowly)."""
+    if like.dtype != torch.float32:
+        return like.dtype
+    if like.device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+        native = like.device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+@dataclass
+class KroneckerBlocks:
+    """Sums over tokens, in the problem's precision."""
+
+    inputs: torch.Tensor  # sum_t w_t x_t x_t^T, (D, D) or (D + 1, D + 1)
+    slopes: list[torch.Tensor]  # sum_t w_t slope_tj^2 for each input projection, (F,)
+    features: torch.Tensor  # sum_t w_t a_t a_t^T, (F, F) or (F + 1, F + 1)
+    weight: float = 0.0
+
+    @classmethod
+    def zeros(cls, theta: Sequence[torch.Tensor]) -> KroneckerBlocks:
+        """No tokens yet."""
+        columns, outputs = theta[0].shape[1], theta[-1].shape[1]
+        slopes = [w.new_zeros(len(w)) for w in theta[:-1]]
+        return cls(theta[0].new_zeros(columns, columns), slopes, theta[-1].new_zeros(outputs, outputs))
+
+    def add(
+        self, inputs: torch.Tensor, weight: torch.Tensor, features: torch.Tensor, slopes: Sequence[torch.Tensor]
+    ) -> None:
+        """Add the tokens of one micro-batch: inputs (N, D or D + 1), weight (N, 1), features (N, F or F + 1), slopes (N, F)."""
+        self.inputs += (weight * inputs).T @ inputs
+        self.features += (weight * features).T @ features
+        for total, slope in zip(self.slopes, slopes, strict=True):
+            total += (weight * slope.pow(2)).sum(0)
+        self.weight += float(weight.sum())
+
+    def damped(self, damping: float, out: torch.Tensor) -> Preconditioner:
+        """The blocks with ``damping`` times the mean of their diagonal added, ready to be solved.
+
+        Args:
+            damping: relative to the mean of each block's diagonal.
+            out: the output projection, (D, F) or (D, F + 1).
+        """
+        tiny = torch.finfo(out.dtype).tiny
+        size, basis = torch.linalg.eigh(self.inputs / max(self.weight, tiny))
+        size = size.clamp_min(0)
+        norms = out[:, : len(self.slopes[0])].pow(2).sum(0)
+        neurons = [norms * slope for slope in self.slopes]
+        shifts = [float(damping * n.mean() * size.mean()) + tiny for n in neurons]
+        shifts.append(float(damping * self.features.diagonal().mean()) + tiny)
+        scales = [n[:, None] * size + shift for n, shift in zip(neurons, shifts[:-1], strict=True)]
+        gram = self.features.double()
+        gram.diagonal().add_(shifts[-1])
+        return Preconditioner(shifts, basis, scales, torch.linalg.cholesky(gram).to(out.dtype))
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """The inverse of the damped blocks."""
+
+    shifts: list[float]  # what was added to the diagonal, for each matrix
+    basis: torch.Tensor  # eigenvectors of the inputs' Gram matrix
+    scales: list[torch.Tensor]  # the input projections' blocks in that basis, diagonal
+    features: torch.Tensor  # Cholesky factor of the output projection's block
+
+    def __call__(self, theta: Theta) -> Theta:
+        """Solve each block for its matrix."""
+        inputs = [w @ self.basis / scale @ self.basis.T for w, scale in zip(theta[:-1], self.scales, strict=True)]
+        return [*inputs, torch.cholesky_solve(theta[-1].T, self.features).T]
