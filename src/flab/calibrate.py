@@ -202,8 +202,12 @@ class LayerRunner:
     @torch.no_grad()
     def layer(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The output of layer ``index``, (B, T, D)."""
+        return self.run(index, hidden_BTD, self.layers[index])
+
+    def run(self, index: int, hidden_BTD: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        """The output of ``module`` standing in for layer ``index``, (B, T, D); gradients are not turned off."""
         hidden, kwargs = self._call(index, hidden_BTD)
-        output = self.layers[index](hidden, **kwargs)
+        output = module(hidden, **kwargs)
         return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
     @torch.no_grad()

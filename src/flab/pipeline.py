@@ -226,7 +226,7 @@ def replay_cut(plan: Plan, kind: str) -> Cut:
     refit = plan.refit
     return Cut(
         plan.layers.kept, plan.width.after, kind, refit.output_projection, None,
-        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps,
+        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.reconstruction_rates,
     )  # fmt: skip
 
 

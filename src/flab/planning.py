@@ -20,7 +20,7 @@ from flab.budget import Pins, Shape, Split, feasible_splits
 from flab.calibrate import CalibrationSet, Window
 from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
-from flab.cuts.refit import NewLayer
+from flab.cuts.new_layer import NewLayer
 from flab.errors import OptionError, SandboxError
 from flab.evaluation.backend import TransformersGenerator
 from flab.evaluation.code import score_code
@@ -207,7 +207,8 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
     shape, split, recipe = bench.shape, winner.split, bench.recipe
     decisions = bench.decisions
     kind = bench.search.cut_for(split, winner.removed).kind
-    solved = [[getattr(d, name) for d in decisions] for name in ("ridge_ffn", "ridge_attention", "newton_steps")]
+    names = ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rate")
+    solved = [[getattr(d, name) for d in decisions] for name in names]
     return Plan(
         remove=recipe.remove,
         model=model_facts(bench.source, bench.family, bench.options),

@@ -14,7 +14,7 @@ from typing import Any
 from flab.errors import PlanError
 
 FORMAT = 1
-REFITS = ("newton", "residual", "simple", "none")
+REFITS = ("reconstruction", "newton", "residual", "simple", "none")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Refit:
     """How the remaining weights are corrected: the kind, and the ridge chosen for every layer.
 
     ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer, relative to the mean of the Gram's diagonal;
-    ``newton_steps`` how many Gauss-Newton steps each layer took.
+    ``newton_steps`` how many Gauss-Newton steps each layer took, ``reconstruction_rates`` at which rate it was reconstructed
+    (0 where it was not).
     """
 
     kind: str = "newton"
@@ -43,6 +44,7 @@ class Refit:
     ridge_ffn: list[float] = field(default_factory=list)
     ridge_attention: list[float] = field(default_factory=list)
     newton_steps: list[int] = field(default_factory=list)
+    reconstruction_rates: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ class Search:
             yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
-        """The instructions that build a split; where it is only compared, with the cheaper start of the Newton refit."""
-        refit = "residual" if compared and self.recipe.refit == "newton" else self.recipe.refit
+        """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
+        refit = "residual" if compared and self.recipe.refit in ("newton", "reconstruction") else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
         return Cut(

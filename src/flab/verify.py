@@ -130,10 +130,9 @@ def _hostile_texts() -> list[str]:
 
 
 def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool, str]:
-    file = folder / PROOF
-    if not file.is_file():
+    proof = _proof_of(folder)
+    if not proof:
         return True, "no proof.json: not written by flab"
-    proof = json.loads(file.read_text())
     now, then = last_logits(checkpoint.model, proof["ids"]), proof["logits"]
     largest = max(abs(x) for row in then for x in row)
     error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
@@ -168,12 +167,15 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[
     """The comparisons with the original; it is loaded once, when the first of them runs."""
 
     original, plan = load(against), Plan.read(folder / "plan.json")
-    if _is_trained(folder):
+    if _proof_of(folder).get("trained"):  # then none equals the original's
         weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
     else:
         weights = [
             ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
-            ("tensors that no cut touches are the original's", lambda: _untouched_equal(checkpoint, original, plan)),
+            (
+                "tensors that no cut touches are the original's",
+                lambda: _untouched_equal(checkpoint, original, plan, _proof_of(folder).get("refit")),
+            ),
         ]
     return [
         *weights,
@@ -198,10 +200,10 @@ def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tup
     return same and tied, detail
 
 
-def _is_trained(folder: Path) -> bool:
-    """Whether the weights were trained after the cut, so that none equals the original's."""
+def _proof_of(folder: Path) -> dict[str, Any]:
+    """What was written down when the folder was saved; nothing where flab did not write it."""
     file = folder / PROOF
-    return file.is_file() and bool(json.loads(file.read_text()).get("trained"))
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
@@ -211,13 +213,16 @@ def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str
     return tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
 
 
-def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
-
+def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, refit: str | None) -> tuple[bool, str]:
+    """Nothing of a layer that was reconstructed as a whole; of the others all but the FFN and the attention's output."""
     family = family_of(checkpoint.model.config)
     touched = (*family.ffn_in, family.ffn_out, family.attention_out)
     layers, old_layers = layers_of(checkpoint.model, family), layers_of(original.model, family)
+    rates = plan.refit.reconstruction_rates if refit == "reconstruction" else []
     wrong = []
     for place, index in enumerate(plan.layers.kept):
+        if rates and rates[place]:
+            continue
         state, old = layers[place].state_dict(), old_layers[index].state_dict()
         names = [n for n in state if not n.startswith(touched)]
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]

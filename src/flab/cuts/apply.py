@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
-
 from flab.calibrate import Batch, LayerRunner
-from flab.cuts.ffn import cut_ffn
 from flab.cuts.layers import cut_layers
-from flab.cuts.refit import Cut, NewLayer, Walk
-from flab.families import Family, layers_of, linear
+from flab.cuts.new_layer import NewLayer, replace_weights
+from flab.cuts.refit import Cut, Walk
+from flab.families import Family, layers_of
 from flab.progress import track
 
 
@@ -31,28 +28,8 @@ def carve(
     layers, decisions = layers_of(model, family), []
     for new in track(walk, "Cutting and refitting layers", total=len(cut.kept_layers)):
         replace_weights(layers[new.index], family, new)
-        decisions.append(replace(new, ffn_out=new.ffn_out[:0], attention_out=None, ffn_in=None))
+        decisions.append(replace(new, ffn_out=new.ffn_out[:0], attention_out=None, ffn_in=None, state=None))
     if len(cut.kept_layers) < len(layers):
         cut_layers(model, family, cut.kept_layers)
     model.config.intermediate_size = cut.width
     return decisions, walk
-
-
-def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
-    """Cut one layer's FFN to the chosen neurons and copy the new output projections into it."""
-    out = linear(layer, family.ffn_out)
-    if len(new.neurons) < out.in_features:
-        cut_ffn(layer, family, new.neurons)
-    _copy(out, new.ffn_out)
-    for path, weights in zip(family.ffn_in, new.ffn_in or (), strict=False):
-        _copy(linear(layer, path), weights)
-    if new.attention_out is not None:
-        _copy(linear(layer, family.attention_out), new.attention_out)
-
-
-@torch.no_grad()
-def _copy(module: nn.Linear, weights: torch.Tensor) -> None:
-    """Weights (D, P) with the bias as last column, into a linear layer of P (or P - 1) inputs."""
-    module.weight.copy_(weights[:, : module.in_features])
-    if module.bias is not None:
-        module.bias.copy_(weights[:, -1])

@@ -28,7 +28,9 @@ DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each mat
 SHORTEST_STEP = 1 / 16
 KEPT_ELEMENTS = 2**27  # of the inputs, features and slopes of one linearisation: 512 MiB in float32, half in bfloat16
 
-Theta = list[torch.Tensor]  # the input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1)
+Theta = list[
+    torch.Tensor
+]  # the input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,7 +20,9 @@ from torch import nn
 from flab.calibrate import Batch, LayerRunner
 from flab.cuts.ffn import choose_neurons
 from flab.cuts.gram import Gram
+from flab.cuts.new_layer import NewLayer, replace_weights
 from flab.cuts.newton import FfnProblem, Tokens, newton_refit
+from flab.cuts.reconstruction import Rows, reconstruct
 from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
 from flab.objective import kl_divergence
 
@@ -36,27 +39,16 @@ class Cut:
 
     kept_layers: Sequence[int]
     width: int
-    kind: str = "residual"  # newton (which starts from residual), residual, simple or none
+    kind: str = (
+        "residual"  # reconstruction (which starts from newton), newton (from residual), residual, simple or none
+    )
     output_projection: bool = True
     scores: torch.Tensor | None = None
     neurons: Sequence[Sequence[int]] | None = None
     ridge_ffn: Sequence[float] | None = None
     ridge_attention: Sequence[float] | None = None
     newton_steps: Sequence[int] | None = None
-
-
-@dataclass(frozen=True)
-class NewLayer:
-    """The decisions and new weights of one kept layer; ``None`` weights stay as they are."""
-
-    index: int
-    neurons: list[int]
-    ffn_out: torch.Tensor  # (D, P) in float64, the last column the bias where there is one
-    attention_out: torch.Tensor | None
-    ridge_ffn: float
-    ridge_attention: float
-    ffn_in: list[torch.Tensor] | None = None  # input projections, each (F', D) or (F', D + 1)
-    newton_steps: int = 0
+    reconstruction_rates: Sequence[float] | None = None
 
 
 class Walk:
@@ -105,10 +97,14 @@ class Walk:
         neurons = self._choose(place, index, gram)
         weights, ridge = self._ffn_weights(place, index, neurons, gram)
         inputs, steps = None, 0
-        if self.cut.kind == "newton":
+        if self.cut.kind in ("newton", "reconstruction"):
             inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
-        self._advance_pruned(index, mid, neurons, weights, inputs)
-        return NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps)
+        new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps)
+        if self.cut.kind == "reconstruction":
+            new = self._reconstructed(place, new)
+        if new.state is None:
+            self._advance_pruned(index, mid, neurons, weights, inputs)
+        return new
 
     def _ffn(self, index: int) -> nn.Linear:
         return linear(self.runner.layers[index], self.runner.family.ffn_out)
@@ -125,7 +121,7 @@ class Walk:
         """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
         if self.clean:
             return None, original_mid, 0.0
-        if not self.cut.output_projection or self.cut.kind not in ("newton", "residual"):
+        if not self.cut.output_projection or self.cut.kind not in ("reconstruction", "newton", "residual"):
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         old, caught = with_bias(projection).double(), []
@@ -192,6 +188,34 @@ class Walk:
         steps = self.cut.newton_steps[place] if self.cut.newton_steps else None
         moved, taken = newton_refit(start, fit, held, steps)
         return moved[:-1], moved[-1].double(), taken
+
+    def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
+        """Move all weights of the layer, and the pruned stream past it; ``new`` as it is where that is refused."""
+        old, rates = self.runner.layers[new.index], self.cut.reconstruction_rates
+        if rates and not rates[place]:
+            return new
+        start = copy.deepcopy(old)
+        replace_weights(start, self.runner.family, new)
+        made, rate = reconstruct(
+            start.float(),
+            lambda layer, hidden: self.runner.run(new.index, hidden, layer),
+            list(self._rows()),
+            rates[place] if rates else None,
+        )
+        if not rate:
+            return new
+        made = made.to(self._ffn(new.index).weight.dtype)
+        with torch.no_grad():
+            self.pruned = [self.runner.run(new.index, hidden, made) for hidden in self.pruned]
+        return replace(new, state=made.state_dict(), reconstruction_rate=rate)
+
+    def _rows(self) -> Iterator[Rows]:
+        """What enters and what should leave the layer: the two streams, which are at its ends."""
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            inputs = self.pruned[n].float()
+            targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
+            weight = batch.weight.to(inputs.device) * valid
+            yield Rows(inputs, targets, weight * ~held, weight * held)
 
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool) -> list[Tokens]:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
