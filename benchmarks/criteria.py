@@ -59,16 +59,16 @@ class Lab:
 
     def __init__(self, recipe: Recipe) -> None:
         self.bench, checkpoint = prepare_bench(assets.model_path(), recipe, Options())
-        self.model, self.data = checkpoint.model, self.bench.data
+        self.model, self.data = checkpoint.model, self.bench.material.data
         self.problems, self.sandbox = read_task(assets.problems_path(), "code").problems, Sandbox.detect()
 
     def measure(self, cut: Cut, data: CalibrationSet | None = None) -> tuple[float, float, float]:
         """KL, pass@1 and bits per byte of one cut."""
         data = data or self.data
         built, family = open_model(assets.model_path(), Options())
-        cut_to_vocabulary(built, family, self.bench.kept)
+        cut_to_vocabulary(built, family, self.bench.material.kept)
         _, walk = carve(built.model, family, cut, data.fit, data.compare)
-        built.tokenizer = self.bench.tokenizer
+        built.tokenizer = self.bench.material.tokenizer
         result = run_problems(built, self.problems, self.sandbox)
         kl, _ = walk.divergence(head_of(built.model, family))
         return kl, sum(result.passed) / len(result.rows), general_bits_per_byte(built)
@@ -128,7 +128,7 @@ def main() -> None:
     table.head("Vocabulary cut only", "tokens", "KL of the cut", "pass@1", "bits/byte")
     whole = Cut(range(lab.bench.shape.layers), lab.bench.shape.width, "none", False)
     _, success, bits = lab.measure(whole)
-    table.add(len(lab.bench.kept), lab.bench.kl_vocabulary, success, bits)
+    table.add(len(lab.bench.material.kept), lab.bench.material.kl_vocabulary, success, bits)
     neurons(lab, table)
     layers(lab, table)
     closing = f"\n{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from flab.evaluation.runs import Settings
 from flab.evaluation.sandbox import Sandbox
 from flab.pipeline import build, plan
 from flab.plans import Plan
-from flab.search import PATIENCE, Candidate, Split, _worsening, decide
+from flab.search import PATIENCE, Candidate, Split, _worsening, decide, deep_cut_hint
 
 
 def files_of(folder) -> dict[str, bytes]:
@@ -336,6 +336,17 @@ def test_without_tests_the_answers_kl_decides():
         c.kl, c.kl_answer = {5: (0.1, 0.4), 4: (0.2, 0.3)}[c.split.layers]
 
     assert decide(found, 2, judge).split.layers == 4
+
+
+@pytest.mark.parametrize(
+    ("refit", "kl", "said"),
+    [("newton", 0.08, 1), ("newton", 0.01, 0), ("residual", 0.08, 0), ("reconstruction", 0.08, 0)],
+)
+def test_a_deep_cut_by_the_default_refit_names_the_dearer_one(refit, kl, said):
+    winner = replace(candidate(4, kl), kl=kl)
+    hints = deep_cut_hint(Recipe(refit=refit), winner)
+    assert len(hints) == said
+    assert all("--refit reconstruction" in hint and "0.080" in hint for hint in hints)
 
 
 def test_the_search_stops_after_some_worse_candidates():

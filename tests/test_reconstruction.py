@@ -85,6 +85,15 @@ def test_tokens_without_weight_are_not_seen(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(first[0].parameters(), second[0].parameters(), strict=True))
 
 
+def test_rows_are_split_whole_and_in_order():
+    rows = rows_for(attention(), 1, 0)[0]
+    parts = list(rows.split(25))
+    assert [len(part.inputs) for part in parts] == [2, 2]
+    for name in ("inputs", "targets", "fitted", "held_out"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(rows, name))
+    assert [len(part.inputs) for part in rows.split(3)] == [1, 1, 1, 1]  # a row longer than a step stays whole
+
+
 def test_held_out_rows_refuse_what_only_fits():
     """They are what the start puts out already, so every step away is worse; all rates are tried first."""
     start = attention()

@@ -173,14 +173,13 @@ class LayerRunner:
     @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
         """Hidden states entering the first layer, (B, T, D)."""
-        shape = (batch.ids.shape[0], batch.ids.shape[1])
-        if shape not in self._kwargs:
-            self._kwargs[shape] = self._record(batch.ids)
         embedding = embedding_of(self.model, self.family)
         hidden: torch.Tensor = embedding(batch.ids.to(embedding.weight.device))
         return hidden
 
+    @torch.no_grad()
     def _record(self, ids: torch.Tensor) -> list[dict[str, Any]]:
+        """Masks and positions of every layer; only the shape of the ids decides them."""
         owner_path, _, name = self.family.layers.rpartition(".")
         owner, calls = self.model.get_submodule(owner_path), []  # type: ignore[var-annotated]
         original = getattr(owner, name)
@@ -196,8 +195,10 @@ class LayerRunner:
         return linear(self.layers[index], self.family.ffn_out).weight.device
 
     def _call(self, index: int, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        kwargs = self._kwargs[(hidden_BTD.shape[0], hidden_BTD.shape[1])][index]
-        return hidden_BTD.to(self.device(index)), send_to_device(kwargs, self.device(index))
+        shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
+        if shape not in self._kwargs:
+            self._kwargs[shape] = self._record(torch.zeros(shape, dtype=torch.long))
+        return hidden_BTD.to(self.device(index)), send_to_device(self._kwargs[shape][index], self.device(index))
 
     @torch.no_grad()
     def layer(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ from flab.cli_eval import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli_recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
 from flab.cli_report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
 from flab.errors import FlabError
-from flab.recipe import Options, as_path
-from flab.recipe_arguments import planning_options
+from flab.recipe import Options, Recipe, as_path
+from flab.recipe_arguments import RefitKind, Tokens, planning_options
 
 app = typer.Typer(
     name="flab",
@@ -40,13 +40,16 @@ def demo(
     output: Output = Path("demo"),
     remove: Annotated[list[float] | None, typer.Option(help="Budgets to show; repeat for several.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
+    refit: RefitKind = Recipe.refit,
+    tokens: Tokens = Recipe.tokens,
     json_: Json = False,
 ) -> None:
     """Prune the bundled model at 22, 40 and 60 %, beside the authors' recipe, and show what was kept."""
     from flab.demo import run_demo
     from flab.show import show_demo
 
-    report = run_demo(as_path(output), tuple(remove or (0.22, 0.40, 0.60)), limit)
+    recipes = [Recipe(remove=budget, refit=refit, tokens=tokens) for budget in remove or (0.22, 0.40, 0.60)]
+    report = run_demo(as_path(output), recipes, limit)
     emit(report) if json_ else show_demo(report)
 
 

@@ -81,8 +81,8 @@ class Bench:
         }
 
 
-def run_demo(output: Path, budgets: tuple[float, ...], limit: int | None = None) -> dict[str, Any]:
-    """Prune, save and measure at every budget; the report is also written to ``output/demo.json``.
+def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) -> dict[str, Any]:
+    """Prune, save and measure by every recipe, one for each budget; the report is also written to ``output/demo.json``.
 
     Raises:
         CheckpointError: the bundled model is not there.
@@ -93,8 +93,8 @@ def run_demo(output: Path, budgets: tuple[float, ...], limit: int | None = None)
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(read_task(assets.problems_path(), "code", limit).problems, Sandbox.detect())
     rows = [bench.row("original", model, None)]
-    for budget in budgets:
-        recipe = Recipe(remove=budget)
+    for recipe in recipes:
+        budget = recipe.remove
         for name in ("flab", "authors"):
             folder = output / f"{name}-{100 * budget:g}"
             decided = build(model, folder, recipe, Options(overwrite=True))

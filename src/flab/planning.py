@@ -13,11 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from flab import __version__
 from flab.budget import Pins, Shape, Split, feasible_splits
-from flab.calibrate import CalibrationSet, Window
+from flab.calibrate import CalibrationSet
 from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
@@ -30,25 +28,22 @@ from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, make_task
 from flab.families import Family, head_of, shape_of
+from flab.material import Material, prepare_material
 from flab.plans import Kept, Plan, Refit
 from flab.prepare import (
     Texts,
-    build_set,
-    calibration_windows,
     compute_dtype,
     cut_to_vocabulary,
-    end_of_text,
     first_tokens,
     free,
-    new_tokenizer,
     open_model,
     read_texts,
     stored_dtype,
 )
 from flab.progress import say
 from flab.recipe import Options, Recipe
-from flab.search import Candidate, Known, Search, decide, search_splits
-from flab.vocabulary import Counts, plan_vocabulary, vocabulary_kl
+from flab.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
+from flab.vocabulary import Counts, plan_vocabulary
 
 
 @dataclass
@@ -65,13 +60,14 @@ class Clock:
         self.start = now
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shared:
-    """What does not depend on the budget, and what its search leaves for the next, deeper one."""
+    """What does not depend on the budget, and what one leaves for the next, deeper one."""
 
     texts: Texts
     counts: Counts
     known: Known
+    material: Material | None = None  # of the budget before, which may keep the same tokens
 
 
 @dataclass
@@ -84,15 +80,9 @@ class Bench:
     texts: Texts
     family: Family
     shape: Shape
-    kept: list[int]
-    tokenizer: Tokenizer
-    tokenizer_json: dict[str, Any] | None
-    settings: dict[str, Any]
-    windows: list[Window]
-    data: CalibrationSet
+    material: Material
     splits: list[Split]
     search: Search
-    kl_vocabulary: float
     sandbox: Sandbox | None = None
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
@@ -100,18 +90,18 @@ class Bench:
     def build(self, candidate: Candidate, data: CalibrationSet, compared: bool = False) -> Checkpoint:
         """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
         built, _ = open_model(self.source, self.options)
-        cut_to_vocabulary(built, self.family, self.kept)
+        cut_to_vocabulary(built, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare)
         candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
-        built.tokenizer = self.tokenizer
+        built.tokenizer = self.material.tokenizer
         return built
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and try it on the tests, where there are any."""
         recipe = self.recipe
-        data = first_tokens(self.windows, recipe.finalist_tokens, self.options, recipe.prompt_weight)
+        data = first_tokens(self.material.windows, recipe.finalist_tokens, self.options, recipe.prompt_weight)
         built = self.build(candidate, data, compared=True)
         self.try_tests(candidate, built)
         free(built)
@@ -138,18 +128,19 @@ def make_plan(
     bench.search.model = None
     free(checkpoint)
     clock.lap("search")
-    bench.problems = judge_problems(bench.texts, bench.data, recipe)
+    bench.problems = judge_problems(bench.texts, bench.material.data, recipe)
     finalists = 1 if shared is not None else recipe.finalists
     if bench.problems and (min(len(candidates), finalists) > 1 or shared is not None):
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
     winner = decide(candidates, finalists, bench.judge)
     clock.lap("finalists")
-    built = bench.build(winner, bench.data)
+    built = bench.build(winner, bench.material.data)
+    bench.search.warnings += deep_cut_hint(recipe, winner)
     clock.lap("winner")
     if shared is not None:
         bench.try_tests(winner, built)
         clock.lap("tests")
-    return record(bench, candidates, winner, clock), built, bench.tokenizer_json
+    return record(bench, candidates, winner, clock), built, bench.material.tokenizer_json
 
 
 def prepare_bench(
@@ -167,38 +158,20 @@ def prepare_bench(
     )
     kept = plan_vocabulary(checkpoint, family, recipe, pins, counts)
     splits = feasible_splits(shape, recipe.remove, len(kept), pins)
-    tokenizer, tokenizer_json = new_tokenizer(checkpoint, kept)
-    settings = window_settings(recipe, checkpoint.model)
-    windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
-    weight = recipe.prompt_weight
-    data = build_set(windows, options, weight)
-    small = first_tokens(windows, recipe.search_tokens, options, weight)
-    kl_vocabulary = vocabulary_kl(checkpoint, family, kept, data)
+    material = shared.material if shared is not None else None
+    if material is None or material.kept != kept:
+        material = prepare_material(checkpoint, family, kept, texts, recipe, options)
+    if shared is not None:
+        shared.material = material
     cut_to_vocabulary(checkpoint, family, kept)
     known = shared.known if shared is not None else Known()
-    search = Search(checkpoint.model, family, shape, recipe, small, known, list(checkpoint.warnings))
-    if data.num_fit_tokens < 4 * shape.width:
+    search = Search(checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings))
+    if (tokens := material.data.num_fit_tokens) < 4 * shape.width:
         search.warnings.append(
-            f"{data.num_fit_tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
+            f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
             "many; raise --tokens or give more text."
         )
-    bench = Bench(
-        resolve(model),
-        recipe,
-        options,
-        texts,
-        family,
-        shape,
-        kept,
-        tokenizer,
-        tokenizer_json,
-        settings,
-        windows,
-        data,
-        splits,
-        search,
-        kl_vocabulary,
-    )
+    bench = Bench(resolve(model), recipe, options, texts, family, shape, material, splits, search)
     return bench, checkpoint
 
 
@@ -213,7 +186,7 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
         remove=recipe.remove,
         model=model_facts(bench.source, bench.family, bench.options),
         calibration=calibration_facts(bench),
-        vocabulary=Kept(shape.vocabulary, len(bench.kept), bench.kept),
+        vocabulary=Kept(shape.vocabulary, len(bench.material.kept), bench.material.kept),
         layers=Kept(shape.layers, split.layers, winner.kept_layers),
         width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
         refit=Refit(kind, recipe.output_projection, *solved),
@@ -221,7 +194,7 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
         parameters_after=split.parameters,
         body_before=shape.body(shape.layers, shape.width),
         body_after=shape.body(split.layers, split.width),
-        kl_vocabulary=bench.kl_vocabulary,
+        kl_vocabulary=bench.material.kl_vocabulary,
         kl_nats_per_token=winner.kl if winner.kl is not None else winner.kl_search,
         criteria={"layers": recipe.layer_criterion, "neurons": recipe.neuron_criterion},
         candidates=[c.to_json() for c in candidates],
@@ -250,12 +223,12 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
         "sources": [s.to_json() for s in bench.texts.sources],
         "corpus": [s.to_json() for s in bench.texts.corpus_sources],
         "path": str(path.resolve()) if path else None,
-        "fit_tokens": bench.data.num_fit_tokens,
-        "compare_tokens": bench.data.num_compare_tokens,
+        "fit_tokens": bench.material.data.num_fit_tokens,
+        "compare_tokens": bench.material.data.num_compare_tokens,
         "judge_problems": len(bench.problems) if bench.sandbox is not None else 0,
         "sandbox": bench.sandbox.level if bench.sandbox is not None else None,
         "batch_tokens": bench.options.batch_tokens,
-    } | bench.settings
+    } | bench.material.settings
 
 
 def run_problems(
@@ -270,19 +243,6 @@ def run_problems(
     requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
     made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
     return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)
-
-
-def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
-    """What decides which calibration windows come out."""
-    longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
-    length = min(recipe.max_length, longest)
-    return {
-        "tokens": recipe.tokens,
-        "max_length": length,
-        "general": recipe.general,
-        "seed": recipe.seed,
-        "prompt_weight": recipe.prompt_weight,
-    }
 
 
 def pins_of(recipe: Recipe, shape: Shape) -> Pins:

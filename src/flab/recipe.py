@@ -31,6 +31,8 @@ class Recipe:
         vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
         drop_layers: the layers to remove, original numbering; None lets the criterion choose.
         tokens: calibration tokens for the statistics of the winner; search_tokens and finalist_tokens: of the search before.
+        refit: how what stays is corrected, from cheap to dear: none, simple, residual, newton, reconstruction (which wants
+            many tokens).
         finalists: candidates rebuilt on more tokens and decided by task success, or by KL without tests.
     """
 

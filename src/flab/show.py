@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flab.progress import console, say, table_of
+from flab.progress import add, console, say, table_of
 from flab.recipe import Recipe
 
 
@@ -80,16 +80,15 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     table = table_of("Checks in a fresh process", ["check", "outcome", "detail"])
     for line in verdict["checks"]:
         outcome = {True: "ok", False: "FAILED", None: "note"}[line["ok"]]
-        table.add_row(line["name"], outcome, line["detail"])
+        add(table, line["name"], outcome, line["detail"])
     console.print(table)
     loads, table = verdict["loads_in"], table_of("Loads in", ["program", "", "how"])
     transformers, sizes = loads["transformers"], loads["vllm"]["tensor_parallel_sizes"]
-    table.add_row(
-        "transformers", "yes" if transformers["ok"] else "no", f"{transformers['how']}; {transformers['tokenizer']}"
-    )
-    table.add_row("vLLM", f"tensor parallel {', '.join(map(str, sizes))}", loads["vllm"]["how"])
-    table.add_row("llama.cpp", "needs", f"{loads['llama.cpp']['needs']} ({loads['llama.cpp']['how']})")
-    table.add_row("k-quants", "yes" if loads["k-quants"]["ok"] else "no", loads["k-quants"]["why"])
+    how = f"{transformers['how']}; {transformers['tokenizer']}"
+    add(table, "transformers", "yes" if transformers["ok"] else "no", how)
+    add(table, "vLLM", f"tensor parallel {', '.join(map(str, sizes))}", loads["vllm"]["how"])
+    add(table, "llama.cpp", "needs", f"{loads['llama.cpp']['needs']} ({loads['llama.cpp']['how']})")
+    add(table, "k-quants", "yes" if loads["k-quants"]["ok"] else "no", loads["k-quants"]["why"])
     console.print(table)
 
 

@@ -23,7 +23,7 @@ from flab.cuts.curvature import KroneckerBlocks, product_dtype
 from flab.families import extended
 
 MAX_STEPS = 2
-CG_ITERATIONS = 12
+CG_ITERATIONS = 10
 DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
 SHORTEST_STEP = 1 / 16
 KEPT_ELEMENTS = 2**27  # of the inputs, features and slopes of one linearisation: 512 MiB in float32, half in bfloat16
@@ -58,26 +58,30 @@ class FfnProblem:
     def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[Tokens]) -> None:
         self.act, self.tokens = act, tokens
 
-    def features(self, theta: Theta, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, Theta]:
-        """The inputs (N, D or D + 1), the neurons' activations (N, F or F + 1), and their slopes (N, F)."""
+    def slopes(self, theta: Theta, tokens: Tokens) -> Slopes:
+        """The neurons' activations and their slopes by each input projection's output."""
         inputs = extended(tokens.inputs, theta[0].shape[1])
         before = [inputs @ w.T for w in theta[:-1]]
         value, slope = torch.func.jvp(self.act, (before[0],), (torch.ones_like(before[0]),))  # type: ignore[misc]
         slopes = [slope * before[1], value] if len(before) == 2 else [slope]
         features = value * before[1] if len(before) == 2 else value
-        return inputs, extended(features, theta[-1].shape[1]), slopes
+        return Slopes(inputs, tokens.weight.pow(2), extended(features, theta[-1].shape[1]), slopes)
 
     def error(self, theta: Theta) -> float:
         """sum_t w_t ||target_t - W_out a_t||^2."""
         total = 0.0
         for tokens in self.tokens:
-            missing = tokens.targets - self.features(theta, tokens)[1] @ theta[-1].T
+            inputs = extended(tokens.inputs, theta[0].shape[1])
+            features = self.act(inputs @ theta[0].T)
+            for w in theta[1:-1]:
+                features = features * (inputs @ w.T)
+            missing = tokens.targets - extended(features, theta[-1].shape[1]) @ theta[-1].T
             total += float((tokens.weight * missing).pow(2).sum().double())
         return total
 
 
 class Linearised:
-    """A problem linearised at ``theta``: J^T (target - output) in full precision, and products with J^T J.
+    """A problem linearised at ``theta``: its error and J^T (target - output) in full precision, and products with J^T J.
 
     The products only lead the conjugate gradients, so they are made in bfloat16 where the machine does that natively; what
     a step is worth is measured in full. What is N x F large is kept where it is small, else made anew for each product.
@@ -86,16 +90,17 @@ class Linearised:
     def __init__(self, problem: FfnProblem, theta: Theta) -> None:
         self.problem, self.theta = problem, theta
         self.dtype = product_dtype(theta[-1])
+        self.error = 0.0
         self.down = [torch.zeros_like(w) for w in theta]
         self.blocks = KroneckerBlocks.zeros(theta)
         elements = sum(len(t.inputs) for t in problem.tokens) * theta[0].shape[0] * len(theta)
         self._kept: list[Slopes] | None = [] if elements <= KEPT_ELEMENTS else None
         for tokens in problem.tokens:
-            inputs, features, slopes = problem.features(theta, tokens)
-            weight = tokens.weight.pow(2)
-            part = Slopes(inputs, weight, features, slopes)
-            _add(self.down, _pull_back(part, theta[-1], weight * (tokens.targets - features @ theta[-1].T)))
-            self.blocks.add(inputs, weight, features, slopes)
+            part = problem.slopes(theta, tokens)
+            missing = tokens.targets - part.features @ theta[-1].T
+            self.error += float((tokens.weight * missing).pow(2).sum().double())
+            _add(self.down, _pull_back(part, theta[-1], part.weight * missing))
+            self.blocks.add(part.inputs, part.weight, part.features, part.slopes)
             if self._kept is not None:
                 self._kept.append(self._rounded(part))
 
@@ -108,8 +113,7 @@ class Linearised:
             yield from self._kept
             return
         for tokens in self.problem.tokens:
-            inputs, features, slopes = self.problem.features(self.theta, tokens)
-            yield self._rounded(Slopes(inputs, tokens.weight.pow(2), features, slopes))
+            yield self._rounded(self.problem.slopes(self.theta, tokens))
 
     def curvature(self, direction: Theta) -> Theta:
         """J^T J direction."""
@@ -149,24 +153,24 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
 
 def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
     """The iterates of the damped Gauss-Newton method, each with a smaller error on the fitted tokens; ends when none is."""
-    theta, error = start, problem.error(start)
+    theta = start
     while True:
-        step = _solve(problem, theta, start)
-        length = 1.0
+        linear = Linearised(problem, theta)
+        step, length = _solve(linear, start), 1.0
         while length >= SHORTEST_STEP:
             moved = [w + length * s for w, s in zip(theta, step, strict=True)]
-            if (smaller := problem.error(moved)) < error:
+            if problem.error(moved) < linear.error:
                 break
             length /= 2
         else:
             return
-        theta, error = moved, smaller
+        theta = moved
         yield theta
 
 
-def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> Theta:
+def _solve(linear: Linearised, start: Theta) -> Theta:
     """One damped Gauss-Newton step by preconditioned conjugate gradients from zero."""
-    linear = Linearised(problem, theta)
+    theta = linear.theta
     precondition = linear.blocks.damped(DAMPING, theta[-1])
     shifts = precondition.shifts
     rest = [g - shift * (w - w0) for g, shift, w, w0 in zip(linear.down, shifts, theta, start, strict=True)]

@@ -13,17 +13,21 @@ Legend: B rows, T positions, D hidden size.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import get_cosine_schedule_with_warmup
 
 from flab.cuts.curvature import product_dtype
 
 EPOCHS = 10
+STEP_TOKENS = 1024  # one step of Adam sees about so many
 RATES = (0.02, 0.0025)  # step of Adam relative to the root mean square of each tensor; the first that helps is taken
 Run = Callable[
     [nn.Module, torch.Tensor], torch.Tensor
@@ -38,6 +42,14 @@ class Rows:
     targets: torch.Tensor  # (B, T, D)
     fitted: torch.Tensor  # 0 where nothing is fitted
     held_out: torch.Tensor  # 0 where nothing is judged
+
+    def split(self, tokens: int) -> Iterator[Rows]:
+        """The same rows in micro-batches of about so many tokens, padding counted."""
+        parts = (
+            torch.split(x, max(1, tokens // x.shape[1]))
+            for x in (self.inputs, self.targets, self.fitted, self.held_out)
+        )
+        return (Rows(*part) for part in zip(*parts, strict=True))
 
 
 def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | None) -> tuple[nn.Module, float]:
@@ -67,10 +79,18 @@ def _squared(output: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) 
     return (weight[chosen] * (targets[chosen].float() - output[chosen].float()).pow(2).sum(-1)).sum()
 
 
+def _repeatable(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Attention whose backward pass adds up in one order: CUDA's fused kernels do not."""
+    return sdpa_kernel(SDPBackend.MATH) if device == "cuda" else contextlib.nullcontext()
+
+
 @torch.enable_grad()
 def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn.Module:
     """Adam over the fitted tokens, micro-batch by micro-batch in an order that is the same every time."""
-    layer, rows = copy.deepcopy(start), [one for one in rows if bool(one.fitted.any())]
+    layer, rows = (
+        copy.deepcopy(start),
+        [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())],
+    )
     parameters = [p.requires_grad_() for p in layer.parameters()]
     steps = [rate * max(float(p.detach().float().pow(2).mean().sqrt()), 1e-3) for p in parameters]
     groups = [{"params": [p], "lr": step} for p, step in zip(parameters, steps, strict=True)]
@@ -84,7 +104,7 @@ def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn
     for _ in range(EPOCHS):
         for n in torch.randperm(len(rows), generator=order).tolist():
             one = rows[n]
-            with torch.autocast(device, products, enabled=products != parameters[0].dtype):
+            with torch.autocast(device, products, enabled=products != parameters[0].dtype), _repeatable(device):
                 output = run(layer, one.inputs)
             optimizer.zero_grad()
             (_squared(output, one.targets, one.fitted) / max(scale, torch.finfo(torch.float32).tiny)).backward()  # type: ignore[no-untyped-call]
