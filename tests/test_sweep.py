@@ -7,6 +7,7 @@ import json
 import pytest
 
 import flab
+from flab import planning
 from flab.cuts import layers
 from flab.errors import BudgetError, DataError, OptionError
 from flab.plans import Plan
@@ -52,6 +53,28 @@ def test_the_order_of_the_layers_is_searched_once(tmp_path, trained_folder, reci
     sweep(trained_folder, BUDGETS, tmp_path / "out", recipe())
     assert scored
     assert len(scored) == len(set(scored)), "a set of layers was scored for two budgets"
+
+
+def test_budgets_that_keep_the_same_tokens_share_what_follows_from_them(tmp_path, trained_folder, recipe, monkeypatch):
+    """Once for each vocabulary, and the plans are those of budgets that share nothing."""
+    made, real = [], planning.prepare_material
+
+    def counting(checkpoint, family, kept, *rest):
+        made.append(tuple(kept))
+        return real(checkpoint, family, kept, *rest)
+
+    monkeypatch.setattr(planning, "prepare_material", counting)
+    pinned = recipe(vocabulary=400)
+    sweep(trained_folder, [0.3, 0.35], tmp_path / "pinned", pinned)
+    assert len(made) == 1
+    for name, budget in (("plan-30.json", 0.3), ("plan-35.json", 0.35)):
+        sweep(trained_folder, [budget], tmp_path / name, pinned)
+        alone, shared = (Plan.read(folder / name) for folder in (tmp_path / name, tmp_path / "pinned"))
+        for field in ("vocabulary", "kl_vocabulary", "calibration"):
+            assert getattr(alone, field) == getattr(shared, field)
+    made.clear()
+    sweep(trained_folder, [0.0, 0.6], tmp_path / "free", recipe())
+    assert len(set(made)) == len(made) == 2, "another vocabulary has material of its own"
 
 
 def test_alone_a_budget_is_decided_as_a_plan_by_kl_is(tmp_path, trained_folder, recipe):

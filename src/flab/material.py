@@ -4,13 +4,14 @@ the cut. All of it follows from the kept tokens, so budgets of a sweep that keep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from flab.calibrate import CalibrationSet, Window
 from flab.checkpoint import Checkpoint
+from flab.cuts.streams import Streams
 from flab.families import Family
 from flab.prepare import Texts, build_set, calibration_windows, end_of_text, first_tokens, new_tokenizer
 from flab.recipe import Options, Recipe
@@ -29,6 +30,8 @@ class Material:
     data: CalibrationSet  # all of them
     small: CalibrationSet  # what the search sees
     kl_vocabulary: float
+    streams: Streams = field(default_factory=Streams)  # of the model with this vocabulary, over ``data``
+    small_streams: Streams = field(default_factory=Streams)  # over ``small``
 
 
 def prepare_material(

@@ -19,6 +19,7 @@ from flab.calibrate import CalibrationSet
 from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
+from flab.cuts.streams import Streams
 from flab.errors import OptionError, SandboxError
 from flab.evaluation.backend import TransformersGenerator
 from flab.evaluation.code import score_code
@@ -87,12 +88,14 @@ class Bench:
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
 
-    def build(self, candidate: Candidate, data: CalibrationSet, compared: bool = False) -> Checkpoint:
+    def build(
+        self, candidate: Candidate, data: CalibrationSet, compared: bool = False, streams: Streams | None = None
+    ) -> Checkpoint:
         """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
         built, _ = open_model(self.source, self.options)
         cut_to_vocabulary(built, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
-        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare)
+        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
         candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
         built.tokenizer = self.material.tokenizer
@@ -126,6 +129,8 @@ def make_plan(
     clock.lap("vocabulary")
     candidates = search_splits(bench.search, bench.splits)
     bench.search.model = None
+    if shared is None:
+        bench.material.small_streams.clear()
     free(checkpoint)
     clock.lap("search")
     bench.problems = judge_problems(bench.texts, bench.material.data, recipe)
@@ -134,7 +139,7 @@ def make_plan(
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
     winner = decide(candidates, finalists, bench.judge)
     clock.lap("finalists")
-    built = bench.build(winner, bench.material.data)
+    built = bench.build(winner, bench.material.data, streams=bench.material.streams if shared is not None else None)
     bench.search.warnings += deep_cut_hint(recipe, winner)
     clock.lap("winner")
     if shared is not None:
@@ -165,7 +170,9 @@ def prepare_bench(
         shared.material = material
     cut_to_vocabulary(checkpoint, family, kept)
     known = shared.known if shared is not None else Known()
-    search = Search(checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings))
+    search = Search(
+        checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams
+    )  # fmt: skip
     if (tokens := material.data.num_fit_tokens) < 4 * shape.width:
         search.warnings.append(
             f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "

@@ -17,6 +17,7 @@ from flab.calibrate import CalibrationSet, LayerRunner
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.cuts.refit import Cut, Walk
+from flab.cuts.streams import Streams
 from flab.errors import BudgetError
 from flab.families import Family, head_of
 from flab.progress import say, track
@@ -77,6 +78,7 @@ class Search:
     known: Known = field(default_factory=Known)
     warnings: list[str] = field(default_factory=list)
     scores: torch.Tensor | None = None
+    streams: Streams = field(default_factory=Streams)
 
     @property
     def layer_path(self) -> list[dict[str, Any]]:
@@ -122,7 +124,7 @@ class Search:
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Build a split without touching the model, and measure it."""
         cut = self.cut_for(split, removed, compared=True)
-        walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare)
+        walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
         for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers):
             pass
         kl, kl_answer = walk.divergence(head_of(self.model, self.family))

@@ -13,18 +13,24 @@ from flab.calibrate import Batch, LayerRunner
 from flab.cuts.layers import cut_layers
 from flab.cuts.new_layer import NewLayer, replace_weights
 from flab.cuts.refit import Cut, Walk
+from flab.cuts.streams import Streams
 from flab.families import Family, layers_of
 from flab.progress import track
 
 
 def carve(
-    model: Any, family: Family, cut: Cut, fit: Sequence[Batch], compare: Sequence[Batch]
+    model: Any,
+    family: Family,
+    cut: Cut,
+    fit: Sequence[Batch],
+    compare: Sequence[Batch],
+    streams: Streams | None = None,
 ) -> tuple[list[NewLayer], Walk]:
     """Cut layers and neurons of ``model`` in place and put the refitted weights in.
 
     Returns the decisions made (without weights) and the finished walk, which knows the divergence.
     """
-    walk = Walk(LayerRunner(model, family), cut, fit, compare)
+    walk = Walk(LayerRunner(model, family), cut, fit, compare, streams)
     layers, decisions = layers_of(model, family), []
     for new in track(walk, "Cutting and refitting layers", total=len(cut.kept_layers)):
         replace_weights(layers[new.index], family, new)

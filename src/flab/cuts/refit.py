@@ -23,6 +23,7 @@ from flab.cuts.gram import Gram
 from flab.cuts.new_layer import NewLayer, replace_weights
 from flab.cuts.newton import FfnProblem, Tokens, newton_refit
 from flab.cuts.reconstruction import Rows, reconstruct
+from flab.cuts.streams import Streams
 from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
 from flab.objective import kl_divergence
 
@@ -58,8 +59,15 @@ class Walk:
     consumer may cut it in place. Afterwards :meth:`divergence` gives the KL.
     """
 
-    def __init__(self, runner: LayerRunner, cut: Cut, fit: Sequence[Batch], compare: Sequence[Batch]) -> None:
-        self.runner, self.cut = runner, cut
+    def __init__(
+        self,
+        runner: LayerRunner,
+        cut: Cut,
+        fit: Sequence[Batch],
+        compare: Sequence[Batch],
+        streams: Streams | None = None,
+    ) -> None:
+        self.runner, self.cut, self.streams = runner, cut, streams or Streams(0)
         self.batches, self.num_fit = [*fit, *compare], len(fit)
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
@@ -75,17 +83,25 @@ class Walk:
         for place, (index, after) in enumerate(zip(self.cut.kept_layers, following, strict=True)):
             yield self._layer(place, index, after)
 
+    def _original_mid(self, index: int) -> list[torch.Tensor]:
+        """The original's stream before the FFN of a layer."""
+        return self.streams.get((index, "before FFN"), lambda: [self._mid(index, h) for h in self.original])
+
+    def _advance_original(self, index: int, mid: list[torch.Tensor]) -> None:
+        out = self._ffn(index)
+        self.original = self.streams.get(
+            (index, "after"), lambda: [hidden + out(self.runner.ffn_features(index, hidden)) for hidden in mid]
+        )
+
     def _skip(self, index: int) -> None:
         """Take the original's stream through a layer that the pruned model does not have."""
-        for n, hidden in enumerate(self.original):
-            self.original[n] = self.runner.layer(index, hidden)
+        self._advance_original(index, self._original_mid(index))
 
     def _layer(self, place: int, index: int, after: int) -> NewLayer:
-        original_mid = [self._mid(index, h) for h in self.original]
+        original_mid = self._original_mid(index)
         attention, mid, attention_ridge = self._attention(place, index, original_mid)
         untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
-        for n, hidden in enumerate(original_mid):
-            self.original[n] = hidden + self._ffn(index)(self.runner.ffn_features(index, hidden))
+        self._advance_original(index, original_mid)
         for skipped in range(index + 1, after):
             self._skip(skipped)
         if untouched:
