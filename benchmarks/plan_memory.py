@@ -21,6 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import flab
 from flab import assets
 from flab.cuts.refit import NEWTON_TOKENS
+from flab.cuts.streams import KEPT_BYTES
 from flab.footprint.memory import reset_peak, resident_peak
 from flab.objective import CHUNK_ELEMENTS
 
@@ -51,6 +52,7 @@ def predicted(given: argparse.Namespace, parameters: int) -> dict[str, float]:
         "solver": 8 * 6.3 * width**2,
         "newton": 4 * (2 * min(tokens, NEWTON_TOKENS) * hidden + 8 * 3 * hidden * width + 4 * width**2) + 512 * 2**20,
         "calibration": 4 * 5 * tokens * hidden,
+        "streams": min(KEPT_BYTES, 4 * 2 * given.layers * tokens * hidden),
         "logits": 3 * 4 * CHUNK_ELEMENTS,
     }
 
