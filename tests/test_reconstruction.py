@@ -104,6 +104,12 @@ def test_held_out_rows_refuse_what_only_fits():
     assert made is start
 
 
+def test_without_held_out_rows_nothing_is_tried(monkeypatch):
+    monkeypatch.setattr(reconstruction, "_fitted", None)
+    start = attention()
+    assert reconstruct(start, run, rows_for(start, held=0), None) == (start, 0.0)
+
+
 def test_a_smaller_rate_is_taken_where_the_first_is_refused(monkeypatch):
     monkeypatch.setattr(reconstruction, "RATES", (50.0, 0.02))
     truth = attention()

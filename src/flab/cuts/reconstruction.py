@@ -59,6 +59,8 @@ def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | 
     """
     if rate is not None:
         return _fitted(start, run, rows, rate), rate
+    if not any(bool(one.held_out.any()) for one in rows):
+        return start, 0.0  # nothing could tell whether it helps
     before = _error(start, run, rows)
     for tried in RATES:
         moved = _fitted(start, run, rows, tried)
