@@ -50,7 +50,7 @@ def predicted(given: argparse.Namespace, parameters: int) -> dict[str, float]:
         "model": 4 * parameters,
         "statistics": 8 * 2 * (width**2 + hidden * width),
         "solver": 8 * 6.3 * width**2,
-        "newton": 4 * (2 * min(tokens, NEWTON_TOKENS) * hidden + 8 * 3 * hidden * width + 4 * width**2) + 512 * 2**20,
+        "newton": 4 * (2 * min(tokens, NEWTON_TOKENS) * hidden + 8 * 3 * hidden * width + 6 * width**2) + 512 * 2**20,
         "calibration": 4 * 5 * tokens * hidden,
         "streams": min(KEPT_BYTES, 4 * 2 * given.layers * tokens * hidden),
         "logits": 3 * 4 * CHUNK_ELEMENTS,

@@ -49,6 +49,10 @@ def test_every_recipe_is_measured_beside_the_authors(small, tmp_path, capsys):
         assert row["removed_fraction"] >= plan["remove"]
         assert row["both"] + row["only_original"] + row["only_pruned"] + row["neither"] == 2
         assert row["bits_per_byte"] > 0
+    texts = [
+        json.loads((tmp_path / "out" / f"{n}-40" / "plan.json").read_text())["calibration"] for n in ("flab", "authors")
+    ]
+    assert texts[0]["tokens"] == texts[1]["tokens"] == 2000
     assert [row["layers"] for row in others[::2]] == [row["layers"] for row in others[1::2]]
     capsys.readouterr()
     show_demo(report)

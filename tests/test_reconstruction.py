@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import pico
-from flab import apply
+from flab import Recipe, apply
 from flab.checkpoint import load
 from flab.cuts import reconstruction
 from flab.cuts.reconstruction import Rows, reconstruct
+from flab.errors import OptionError
 from flab.pipeline import build
 from flab.plans import Plan
 from flab.verify import verify
@@ -68,7 +69,7 @@ def test_it_finds_its_way_back_to_a_disturbed_layer(many_epochs):
     assert all(torch.equal(a, b) for a, b in zip(before, start.parameters(), strict=True))
     moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), made.parameters(), strict=True)]
     assert all(moved)
-    assert not any(p.requires_grad for p in made.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in made.parameters())
 
 
 def test_tokens_without_weight_are_not_seen(monkeypatch):
@@ -158,6 +159,24 @@ def test_check_still_sees_what_no_refit_should_have_touched(pico_folder, recipe,
     proof = json.loads((cut / "proof.json").read_text())
     (cut / "proof.json").write_text(json.dumps(proof | {"refit": "none"}))
     assert not verify(cut, source)["ok"]
+
+
+def test_check_tells_how_many_layers_it_compared(pico_folder, recipe, tmp_path, monkeypatch):
+    """Without its proof a folder is judged by the plan; with every layer reconstructed nothing is left to compare."""
+    falling = itertools.count(0, -1)
+    monkeypatch.setattr(reconstruction, "_error", lambda *_: next(falling))
+    source, built = pico_folder("qwen2"), tmp_path / "built"
+    build(source, built, recipe(remove=0.5, refit="reconstruction"))
+    (built / "proof.json").unlink()
+    line = next(x for x in verify(built, source)["checks"] if x["name"].startswith("tensors that no cut"))
+    assert (line["ok"], line["detail"][:11]) == (None, "every layer")
+    (built / "proof.json").write_text("{}")
+    assert not verify(built, source)["ok"]
+
+
+def test_it_needs_the_attention():
+    with pytest.raises(OptionError, match="--refit reconstruction moves the attention"):
+        Recipe(refit="reconstruction", output_projection=False)
 
 
 def test_a_plan_of_before_has_no_rates(pico_folder, recipe, tmp_path):

@@ -1,7 +1,7 @@
 """The demonstration: the bundled model at several budgets, beside the recipe of the paper's public scripts.
 
-Nothing is trained. Both recipes read the same calibration text and cut to the same depth; the authors' vocabulary is not
-closed under derivation, their layers go by the last token's similarity, and the first N neurons stay.
+No labels, and nothing is trained as a whole. Both recipes read the same calibration text and cut to the same depth; the
+authors' vocabulary is not closed under derivation, their layers go by the last token's similarity, and the first N neurons stay.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from flab.progress import say
 from flab.recipe import Options, Recipe
 
 
-def authors_recipe(ours: Plan) -> Recipe:
-    """What the paper's public scripts do, at the depth of our plan: only the selection differs."""
-    return Recipe(
-        remove=ours.remove,
+def authors_recipe(recipe: Recipe, ours: Plan) -> Recipe:
+    """What the paper's public scripts do, on the same text and at the depth of our plan: only the selection differs."""
+    return replace(
+        recipe,
         layers=ours.layers.after,
         closure=False,
         layer_criterion="last-token",
@@ -98,7 +98,7 @@ def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) 
         for name in ("flab", "authors"):
             folder = output / f"{name}-{100 * budget:g}"
             decided = build(model, folder, recipe, Options(overwrite=True))
-            recipe = authors_recipe(decided)
+            recipe = authors_recipe(recipe, decided)
             row = bench.row(f"{name} -{100 * budget:g} %", folder, decided.kl_nats_per_token)
             rows.append(row | {"removed_fraction": decided.removed_fraction})
     report = {

@@ -33,6 +33,11 @@ class Material:
     streams: Streams = field(default_factory=Streams)  # of the model with this vocabulary, over ``data``
     small_streams: Streams = field(default_factory=Streams)  # over ``small``
 
+    def free_streams(self) -> None:
+        """Let go of what can be made anew."""
+        self.streams.clear()
+        self.small_streams.clear()
+
 
 def prepare_material(
     checkpoint: Checkpoint, family: Family, kept: list[int], texts: Texts, recipe: Recipe, options: Options

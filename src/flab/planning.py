@@ -130,7 +130,7 @@ def make_plan(
     candidates = search_splits(bench.search, bench.splits)
     bench.search.model = None
     if shared is None:
-        bench.material.small_streams.clear()
+        bench.material.free_streams()
     free(checkpoint)
     clock.lap("search")
     bench.problems = judge_problems(bench.texts, bench.material.data, recipe)
@@ -165,6 +165,8 @@ def prepare_bench(
     splits = feasible_splits(shape, recipe.remove, len(kept), pins)
     material = shared.material if shared is not None else None
     if material is None or material.kept != kept:
+        if shared is not None:
+            shared.material = None
         material = prepare_material(checkpoint, family, kept, texts, recipe, options)
     if shared is not None:
         shared.material = material

@@ -75,6 +75,10 @@ class Recipe:
                 raise OptionError(
                     f"--{name.replace('_', '-')}: got {getattr(self, name)!r}, allowed {', '.join(allowed)}."
                 )
+        if self.refit == "reconstruction" and not self.output_projection:
+            raise OptionError(
+                "--no-output-projection: --refit reconstruction moves the attention too; leave one of them out."
+            )
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")

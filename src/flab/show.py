@@ -106,7 +106,7 @@ def show_demo(report: Mapping[str, Any]) -> None:
         "lost/won",
         "bits/byte",
     ]
-    table = table_of("Bundled model, untrained", columns)
+    table = table_of("Bundled model, cut and refitted, not recovered", columns)
     for row in report["rows"]:
         low, high = row["interval_95"]
         table.add_row(

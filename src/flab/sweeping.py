@@ -87,6 +87,8 @@ def sweep(
         else:
             say(f"budget {100 * budget:g} %: planned before, {folder / row['plan']} stays")
         if save or tasks:
+            if shared.material is not None:
+                shared.material.free_streams()
             _save(source, folder, budget, options)
     if tasks:
         measure_budgets(source, folder, wanted, state, tasks, limit, options)

@@ -26,7 +26,7 @@ from flab.plans import Plan
 NUM_ROUND_TRIPS = 300
 STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
-Step = tuple[str, Callable[[], tuple[bool, str]]]
+Step = tuple[str, Callable[[], tuple[bool | None, str]]]
 
 
 @dataclass
@@ -130,9 +130,9 @@ def _hostile_texts() -> list[str]:
 
 
 def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool, str]:
-    proof = _proof_of(folder)
-    if not proof:
+    if not (folder / PROOF).is_file():
         return True, "no proof.json: not written by flab"
+    proof = _proof_of(folder)
     now, then = last_logits(checkpoint.model, proof["ids"]), proof["logits"]
     largest = max(abs(x) for row in then for x in row)
     error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
@@ -174,7 +174,7 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[
             ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
             (
                 "tensors that no cut touches are the original's",
-                lambda: _untouched_equal(checkpoint, original, plan, _proof_of(folder).get("refit")),
+                lambda: _untouched_equal(checkpoint, original, plan, _proof_of(folder).get("refit", plan.refit.kind)),
             ),
         ]
     return [
@@ -213,20 +213,21 @@ def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str
     return tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
 
 
-def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, refit: str | None) -> tuple[bool, str]:
+def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, refit: str) -> tuple[bool | None, str]:
     """Nothing of a layer that was reconstructed as a whole; of the others all but the FFN and the attention's output."""
     family = family_of(checkpoint.model.config)
     touched = (*family.ffn_in, family.ffn_out, family.attention_out)
     layers, old_layers = layers_of(checkpoint.model, family), layers_of(original.model, family)
     rates = plan.refit.reconstruction_rates if refit == "reconstruction" else []
-    wrong = []
-    for place, index in enumerate(plan.layers.kept):
-        if rates and rates[place]:
-            continue
+    wrong, compared = [], [place for place in range(len(plan.layers.kept)) if not (rates and rates[place])]
+    for place in compared:
+        index = plan.layers.kept[place]
         state, old = layers[place].state_dict(), old_layers[index].state_dict()
         names = [n for n in state if not n.startswith(touched)]
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]
-    return not wrong, ", ".join(wrong[:3])
+    if not compared:
+        return None, "every layer was reconstructed as a whole: none is left to compare"
+    return not wrong, ", ".join(wrong[:3]) or f"{len(compared)} of {len(plan.layers.kept)} layers compared"
 
 
 def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:

@@ -344,7 +344,7 @@ def test_a_value_of_the_wrong_type_is_refused(refused, kind):
 
 OUTSIDE = {
     "remove": ("prune", "{remove: 1.5}", "got 1.5, allowed 0 <= x < 1"),
-    "refit": ("prune", "{refit: magic}", "got 'magic', allowed newton"),
+    "refit": ("prune", "{refit: magic}", "got 'magic', allowed reconstruction, newton"),
     "general": ("prune", "{general: 0.95}", "allowed 0 to 0.9"),
     "tokens": ("prune", "{tokens: 3}", "got 3, allowed 256 or more"),
     "strategy": ("data", "{instructions: bundled, strategy: best}", "got 'best', allowed verified-self"),

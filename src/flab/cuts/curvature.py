@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-Theta = list[torch.Tensor]
+Theta = list[
+    torch.Tensor
+]  # the input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1)
 
 
 def product_dtype(like: torch.Tensor) -> torch.dtype:

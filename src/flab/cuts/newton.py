@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flab.cuts.curvature import KroneckerBlocks, product_dtype
+from flab.cuts.curvature import KroneckerBlocks, Theta, product_dtype
 from flab.families import extended
 
 MAX_STEPS = 2
@@ -27,10 +27,6 @@ CG_ITERATIONS = 10
 DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
 SHORTEST_STEP = 1 / 16
 KEPT_ELEMENTS = 2**27  # of the inputs, features and slopes of one linearisation: 512 MiB in float32, half in bfloat16
-
-Theta = list[
-    torch.Tensor
-]  # the input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,8 @@ class Linearised:
         self.error = 0.0
         self.down = [torch.zeros_like(w) for w in theta]
         self.blocks = KroneckerBlocks.zeros(theta)
-        elements = sum(len(t.inputs) for t in problem.tokens) * theta[0].shape[0] * len(theta)
+        columns = theta[0].shape[0] * len(theta) + theta[0].shape[1]
+        elements = sum(len(t.inputs) for t in problem.tokens) * columns
         self._kept: list[Slopes] | None = [] if elements <= KEPT_ELEMENTS else None
         for tokens in problem.tokens:
             part = problem.slopes(theta, tokens)
@@ -141,7 +138,10 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
     Without ``steps``, up to :data:`MAX_STEPS`, as long as the error on the held-out tokens falls; with it (a plan's
     replay) exactly so many.
     """
-    theta, taken, best, path = start, 0, held_out.error(start), _path(start, fit)
+    if steps is None and not held_out.tokens:
+        return start, 0  # nothing could tell whether it helps
+    theta, taken, path = start, 0, _path(start, fit)
+    best = held_out.error(start) if steps is None else 0.0
     for _ in range(MAX_STEPS if steps is None else steps):
         moved = next(path, None)
         if moved is None or (steps is None and not (error := held_out.error(moved)) < best):
@@ -155,11 +155,11 @@ def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
     """The iterates of the damped Gauss-Newton method, each with a smaller error on the fitted tokens; ends when none is."""
     theta = start
     while True:
-        linear = Linearised(problem, theta)
-        step, length = _solve(linear, start), 1.0
+        step, error = _solve(problem, theta, start)
+        length = 1.0
         while length >= SHORTEST_STEP:
             moved = [w + length * s for w, s in zip(theta, step, strict=True)]
-            if problem.error(moved) < linear.error:
+            if problem.error(moved) < error:
                 break
             length /= 2
         else:
@@ -168,9 +168,9 @@ def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
         yield theta
 
 
-def _solve(linear: Linearised, start: Theta) -> Theta:
-    """One damped Gauss-Newton step by preconditioned conjugate gradients from zero."""
-    theta = linear.theta
+def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, float]:
+    """One damped Gauss-Newton step by preconditioned conjugate gradients from zero, and the error before it."""
+    linear = Linearised(problem, theta)
     precondition = linear.blocks.damped(DAMPING, theta[-1])
     shifts = precondition.shifts
     rest = [g - shift * (w - w0) for g, shift, w, w0 in zip(linear.down, shifts, theta, start, strict=True)]
@@ -187,7 +187,7 @@ def _solve(linear: Linearised, start: Theta) -> Theta:
         scaled = precondition(rest)
         size, before = _dot(rest, scaled), size
         direction = [s + size / before * d for s, d in zip(scaled, direction, strict=True)]
-    return step
+    return step, linear.error
 
 
 def _dot(a: Theta, b: Theta) -> float:

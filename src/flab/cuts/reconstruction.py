@@ -66,6 +66,7 @@ def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | 
         moved = _fitted(start, run, rows, tried)
         if _error(moved, run, rows) < before:
             return moved, tried
+        del moved
     return start, 0.0
 
 
@@ -112,6 +113,7 @@ def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn
             (_squared(output, one.targets, one.fitted) / max(scale, torch.finfo(torch.float32).tiny)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+    optimizer.zero_grad()
     for p in parameters:
         p.requires_grad_(False)
     return layer

@@ -3,7 +3,8 @@
 At kept layer i, whose next kept layer is j, the FFN's output projection is fitted to the *original's* residual stream where
 it enters layer j, so the contribution of removed layers is part of the target; the attention's output projection to the
 original's stream before the FFN of layer i. Only Gram and cross matrices are held, of one layer at a time, in float64.
-No bias appears where there was none, shapes stay standard, nothing is trained.
+No bias appears where there was none, shapes stay standard. The dearer refits (:mod:`flab.cuts.newton`,
+:mod:`flab.cuts.reconstruction`) go on from there, layer by layer in the same walk.
 
 Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, one more where the layer has a bias).
 """
@@ -215,7 +216,7 @@ class Walk:
         made, rate = reconstruct(
             start.float(),
             lambda layer, hidden: self.runner.run(new.index, hidden, layer),
-            list(self._rows()),
+            list(self._rows(new.index)),
             rates[place] if rates else None,
         )
         if not rate:
@@ -225,10 +226,10 @@ class Walk:
             self.pruned = [self.runner.run(new.index, hidden, made) for hidden in self.pruned]
         return replace(new, state=made.state_dict(), reconstruction_rate=rate)
 
-    def _rows(self) -> Iterator[Rows]:
+    def _rows(self, index: int) -> Iterator[Rows]:
         """What enters and what should leave the layer: the two streams, which are at its ends."""
         for n, batch in enumerate(self.batches[: self.num_fit]):
-            inputs = self.pruned[n].float()
+            inputs = self.pruned[n].to(self.runner.device(index)).float()
             targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
             weight = batch.weight.to(inputs.device) * valid
             yield Rows(inputs, targets, weight * ~held, weight * held)
