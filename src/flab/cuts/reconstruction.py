@@ -90,10 +90,8 @@ def _repeatable(device: str) -> contextlib.AbstractContextManager[Any]:
 @torch.enable_grad()
 def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn.Module:
     """Adam over the fitted tokens, micro-batch by micro-batch in an order that is the same every time."""
-    layer, rows = (
-        copy.deepcopy(start),
-        [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())],
-    )
+    layer = copy.deepcopy(start)
+    rows = [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())]
     parameters = [p.requires_grad_() for p in layer.parameters()]
     steps = [rate * max(float(p.detach().float().pow(2).mean().sqrt()), 1e-3) for p in parameters]
     groups = [{"params": [p], "lr": step} for p, step in zip(parameters, steps, strict=True)]
