@@ -235,6 +235,22 @@ def test_a_plan_has_somewhere_to_go_before_the_work(flab, pico_folder, place):
     assert not list(place.iterdir())
 
 
+def test_a_plan_is_not_written_over_another_unasked(flab, pico_folder, place):
+    (place / "plan.json").write_text("hours of work")
+    assert_refused(flab("plan", pico_folder(), "-o", place / "plan.json"), "plan.json exists: pass --overwrite")
+    assert (place / "plan.json").read_text() == "hours of work"
+
+
+@pytest.mark.parametrize("command", ["plan", "prune"])
+def test_nothing_is_written_into_the_source_model(flab, pico_folder, calibration_file, command):
+    model = pico_folder()
+    before = {p: p.read_bytes() for p in model.iterdir()}
+    for name in ("config.json", "new"):
+        result = flab(command, model, "--calibration", calibration_file, "-o", model / name, "--overwrite", *QUICK)
+        assert_refused(result, "is in the source model, which flab never changes")
+    assert {p: p.read_bytes() for p in model.iterdir()} == before
+
+
 def test_bad_plans(flab, pico_folder, place, tmp_path):
     assert_refused(flab("apply", pico_folder(), tmp_path / "plan.json", "-o", place / "out"), "cannot read the plan")
     (tmp_path / "plan.json").write_text("[1, 2]")
@@ -398,6 +414,8 @@ def test_plan_then_apply(flab, pico_folder, calibration_file, place):
     code, out, err = flab("plan", pico_folder(), *arguments)
     assert (code, out) == (0, ""), err
     assert "chosen" in err
+    code, _, err = flab("plan", pico_folder(), *arguments, "--overwrite")
+    assert code == 0, err
     code, out, err = flab("apply", pico_folder(), place / "plan.json", "-o", place / "out", "--json")
     assert code == 0, err
     assert json.loads(out)["output"] == str(place / "out")

@@ -161,7 +161,7 @@ def test_what_only_the_measuring_reads_is_missed_before_the_planning(tmp_path, t
         sweep(trained_folder, [0.1], tmp_path / "out", recipe(), tasks=["output:nothere.jsonl"])
     with pytest.raises(OptionError, match="--limit is of the problems of a --task"):
         sweep(trained_folder, [0.1], tmp_path / "out", recipe(), limit=3)
-    with pytest.raises(OptionError, match="inside the source model"):
+    with pytest.raises(OptionError, match="is in the source model"):
         sweep(trained_folder, [0.1], trained_folder / "out", recipe())
     assert not (tmp_path / "out").exists()
     assert not (trained_folder / "out").exists()

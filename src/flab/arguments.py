@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from flab.errors import FlabError
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
@@ -27,13 +24,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 def emit(value: Mapping[str, Any]) -> None:
     """Print one object on stdout."""
     sys.stdout.write(json.dumps(value) + "\n")
-
-
-def check_file(path: Path) -> None:
-    """Fail before the work, not after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
-        raise FlabError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
 
 
 def say_shard(report: Mapping[str, Any]) -> None:

@@ -13,11 +13,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flab import __version__
-from flab.arguments import Device, Json, Overwrite, Trust, check_file, emit
+from flab.arguments import Device, Json, Overwrite, Trust, emit
 from flab.cli_eval import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli_recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
 from flab.cli_report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
 from flab.errors import FlabError
+from flab.files import check_file, check_outside
 from flab.recipe import Options, Recipe, as_path
 from flab.recipe_arguments import RefitKind, Tokens, planning_options
 
@@ -55,12 +56,20 @@ def demo(
 
 @app.command(epilog="Example: flab plan MODEL --remove 0.22 --calibration rows.jsonl -o plan.json")
 @planning_options
-def plan(model: Model, recipe: Any, options: Any, output: Output = Path("plan.json"), json_: Json = False) -> None:
+def plan(
+    model: Model,
+    recipe: Any,
+    options: Any,
+    output: Output = Path("plan.json"),
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
     """Decide what to remove, and write the decisions as JSON; cuts nothing."""
     from flab.pipeline import plan as make
     from flab.show import announce, show_plan
 
-    check_file(output)
+    check_outside(as_path(output), as_path(model))
+    check_file(as_path(output), options.overwrite)
     announce(recipe)
     decided = make(model, recipe, options)
     decided.write(as_path(output))

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.arguments import Device, Dtype, Json, ShardOf, Trust, Unsandboxed, check_file, emit, say_shard
+from flab.arguments import Device, Dtype, Json, ShardOf, Trust, Unsandboxed, emit, say_shard
 from flab.errors import FlabError, OptionError
+from flab.files import check_file
 from flab.recipe import Options, as_path
 
 EVAL_EXAMPLE = "Example: flab eval MODEL --task HumanEval.jsonl --perturb all -o RUN"

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.arguments import Device, Dtype, Json, Trust, check_file, emit
+from flab.arguments import Device, Dtype, Json, Trust, emit
 from flab.errors import FlabError
+from flab.files import check_file
 from flab.footprint.settings import Measuring
 from flab.recipe import Options, as_path
 from flab.recipe_arguments import planning_options

@@ -93,14 +93,18 @@ def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) 
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(read_task(assets.problems_path(), "code", limit).problems, Sandbox.detect())
     rows = [bench.row("original", model, None)]
+
+    def add(name: str, recipe: Recipe) -> Plan:
+        percent = f"{100 * recipe.remove:g}"
+        folder = output / f"{name}-{percent}"
+        decided = build(model, folder, recipe, Options(overwrite=True))
+        row = bench.row(f"{name} -{percent} %", folder, decided.kl_nats_per_token)
+        rows.append(row | {"removed_fraction": decided.removed_fraction})
+        return decided
+
     for recipe in recipes:
-        budget = recipe.remove
-        for name in ("flab", "authors"):
-            folder = output / f"{name}-{100 * budget:g}"
-            decided = build(model, folder, recipe, Options(overwrite=True))
-            recipe = authors_recipe(recipe, decided)
-            row = bench.row(f"{name} -{100 * budget:g} %", folder, decided.kl_nats_per_token)
-            rows.append(row | {"removed_fraction": decided.removed_fraction})
+        ours = add("flab", recipe)
+        add("authors", authors_recipe(recipe, ours))
     report = {
         "rows": rows,
         "problems": len(bench.problems),

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from flab.errors import CheckpointError, OptionError
+from flab.files import check_outside
 
 
 @contextlib.contextmanager
@@ -55,10 +56,8 @@ def check_output(path: Path, overwrite: bool, source: Path | None = None) -> Non
     """Fail early, before hours of work, when the output is taken."""
     if path.exists() and not overwrite:
         raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
-    if source is not None and path.exists() and path.resolve() == source.resolve():
-        raise OptionError(
-            f"the output {path} is the source model itself: flab never changes it. Choose another output."
-        )
+    if source is not None:
+        check_outside(path, source)
     if path.exists() and path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
         raise OptionError(f"{path} is a folder but no model: flab does not overwrite it. Choose another output.")
 

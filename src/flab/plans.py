@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import PlanError
+from flab.files import write_text
 
 FORMAT = 1
-REFITS = ("reconstruction", "newton", "residual", "simple", "none")
+REFITS = ("reconstruction", "newton", "residual", "simple", "none")  # from dear to cheap
+NEWTON_FIRST = REFITS[:2]  # those that begin with the Newton refit
+RESIDUAL_FIRST = REFITS[:3]  # those that begin with the residual refit
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,7 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Plan:

@@ -20,6 +20,7 @@ from flab.cuts.refit import Cut, Walk
 from flab.cuts.streams import Streams
 from flab.errors import BudgetError
 from flab.families import Family, head_of
+from flab.plans import NEWTON_FIRST
 from flab.progress import say, track
 from flab.recipe import Recipe
 
@@ -110,7 +111,7 @@ class Search:
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
         """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
-        refit = "residual" if compared and self.recipe.refit in ("newton", "reconstruction") else self.recipe.refit
+        refit = "residual" if compared and self.recipe.refit in NEWTON_FIRST else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
         return Cut(

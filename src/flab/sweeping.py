@@ -24,6 +24,7 @@ from flab.errors import OptionError
 from flab.evaluation.record import read_json, write_json
 from flab.evaluation.store import fingerprint
 from flab.families import shape_of
+from flab.files import check_outside
 from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import apply, evaluate
 from flab.planning import Shared, make_plan, pins_of
@@ -65,8 +66,7 @@ def sweep(
         raise OptionError("--limit is of the problems of a --task: give one, or leave it out.")
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
-    if source.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise OptionError(f"-o {folder} is inside the source model, which flab never changes: give another folder.")
+    check_outside(folder, source)
     sha256 = model_fingerprint(source)
     state = known_sweep(folder, _digest(sha256, recipe, options, texts))
     if tasks:

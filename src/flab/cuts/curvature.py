@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-Theta = list[
-    torch.Tensor
-]  # the input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1)
+# The input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1).
+Theta = list[torch.Tensor]
 
 
 def product_dtype(like: torch.Tensor) -> torch.dtype:

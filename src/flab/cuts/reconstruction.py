@@ -29,9 +29,8 @@ from flab.cuts.curvature import product_dtype
 EPOCHS = 10
 STEP_TOKENS = 1024  # one step of Adam sees about so many
 RATES = (0.02, 0.0025)  # step of Adam relative to the root mean square of each tensor; the first that helps is taken
-Run = Callable[
-    [nn.Module, torch.Tensor], torch.Tensor
-]  # a layer on hidden states (B, T, D), with its mask and positions
+# A layer on hidden states (B, T, D), with its mask and positions.
+Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from flab.cuts.reconstruction import Rows, reconstruct
 from flab.cuts.streams import Streams
 from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
 from flab.objective import kl_divergence
+from flab.plans import NEWTON_FIRST, RESIDUAL_FIRST
 
 NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
 
@@ -41,9 +42,7 @@ class Cut:
 
     kept_layers: Sequence[int]
     width: int
-    kind: str = (
-        "residual"  # reconstruction (which starts from newton), newton (from residual), residual, simple or none
-    )
+    kind: str = "residual"  # one of REFITS
     output_projection: bool = True
     scores: torch.Tensor | None = None
     neurons: Sequence[Sequence[int]] | None = None
@@ -114,7 +113,7 @@ class Walk:
         neurons = self._choose(place, index, gram)
         weights, ridge = self._ffn_weights(place, index, neurons, gram)
         inputs, steps = None, 0
-        if self.cut.kind in ("newton", "reconstruction"):
+        if self.cut.kind in NEWTON_FIRST:
             inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
         new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps)
         if self.cut.kind == "reconstruction":
@@ -138,7 +137,7 @@ class Walk:
         """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
         if self.clean:
             return None, original_mid, 0.0
-        if not self.cut.output_projection or self.cut.kind not in ("reconstruction", "newton", "residual"):
+        if not self.cut.output_projection or self.cut.kind not in RESIDUAL_FIRST:
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         old, caught = with_bias(projection).double(), []

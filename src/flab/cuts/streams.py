@@ -21,13 +21,13 @@ class Streams:
     @property
     def num_bytes(self) -> int:
         """What is held now."""
-        return sum(h.numel() * h.element_size() for hidden in self._kept.values() for h in hidden)
+        return sum(h.nbytes for hidden in self._kept.values() for h in hidden)
 
     def get(self, place: Place, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         """The hidden states at a place: kept ones, else made, and kept where there is room. Not to be changed in place."""
         if place not in self._kept:
             made = make()
-            if self.num_bytes + sum(h.numel() * h.element_size() for h in made) > self.most_bytes:
+            if self.num_bytes + sum(h.nbytes for h in made) > self.most_bytes:
                 return made
             self._kept[place] = made
         return list(self._kept[place])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
+from flab.files import write_text
 from flab.progress import say
 
 GENERATIONS, RUN, RESULTS = "generations.jsonl", "run.json", "results.json"
@@ -82,13 +83,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a file whole by an object."""
     write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file whole, through a temporary name beside it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

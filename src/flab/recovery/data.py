@@ -20,6 +20,7 @@ from flab.errors import DataError, OptionError
 from flab.evaluation.record import write_json
 from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.store import Shard
+from flab.files import check_file
 from flab.measuring import open_subject, read_tasks, text_of
 from flab.recipe import Options
 from flab.recovery.answers import ask, outcomes, verdicts, verify_references
@@ -136,12 +137,8 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
-    if out.is_dir() or not out.parent.is_dir():
-        problem = "is a folder" if out.is_dir() else f"cannot be written: no folder {out.parent}"
-        raise OptionError(f"--output {out} {problem}: give the name of a .jsonl file in a folder that exists.")
     for file in (out, out.with_suffix(".meta.json")):  # data.json has the sidecar of data.jsonl
-        if file.exists() and not overwrite:
-            raise OptionError(f"the output {file} exists: pass --overwrite to replace it, or choose another.")
+        check_file(file, overwrite)
     if out.exists() and any(Path(path).exists() and out.samefile(path) for path in read):
         raise OptionError(f"--output {out} is one of the files that are read: choose another.")
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from flab.evaluation.record import write_text
+from flab.files import write_text
 from flab.reporting.budget import PUBLISHED, SOURCE
 from flab.reporting.drawings import drawing
 from flab.reporting.markup import table

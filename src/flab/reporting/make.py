@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.evaluation.record import write_json, write_text
+from flab.evaluation.record import write_json
+from flab.files import write_text
 from flab.progress import say
 from flab.reporting.card import MARK, card
 from flab.reporting.gather import MALFORMED, gather, malformed
