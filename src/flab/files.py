@@ -1,0 +1,37 @@
+"""Output files that appear whole or not at all, and the check of their place before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flab.errors import OptionError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole, through a temporary name beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_file(path: Path, overwrite: bool = True) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        OptionError: a folder is there, none to hold it is, or the file exists and ``overwrite`` is off.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
+        raise OptionError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+    if path.exists() and not overwrite:
+        raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
+
+
+def check_outside(path: Path, source: Path) -> None:
+    """OptionError where an output is the source model or lies in it."""
+    if source.resolve() in (path.resolve(), *path.resolve().parents):
+        raise OptionError(f"the output {path} is in the source model, which flab never changes: choose another.")
