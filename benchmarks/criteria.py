@@ -1,6 +1,6 @@
-"""What each criterion and each form of the refit does on the bundled model: python benchmarks/criteria.py
+"""What each component, each criterion and each form of the refit does on the bundled model: python benchmarks/criteria.py
 
-One process, one calibration set, nothing trained: KL on comparison tokens, greedy pass@1 on the 200 test problems and
+One process, one calibration set, nothing trained as a whole: KL on comparison tokens, greedy pass@1 on the 200 test problems and
 bits per byte of other code. Prints Markdown (and writes it where --output says).
 """
 
@@ -24,15 +24,25 @@ from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import read_task
 from flab.families import head_of
 from flab.generality import general_bits_per_byte
-from flab.planning import prepare_bench, run_problems
+from flab.planning import make_plan, prepare_bench, run_problems
 from flab.prepare import cut_to_vocabulary, open_model
 from flab.recipe import Options, Recipe
 
 REFITS = {
     "none": ("none", False),
+    "residual + projection": ("residual", True),
+    "newton": ("newton", True),
+}
+MORE_REFITS = {
     "simple": ("simple", False),
     "residual": ("residual", False),
-    "residual + projection": ("residual", True),
+    "reconstruction": ("reconstruction", True),
+}  # beside the default criterion only
+COMPONENTS: dict[str, dict[str, int]] = {
+    "vocabulary, layers and FFN": {},
+    "FFN": {"vocabulary": 4096, "layers": 7},
+    "layers": {"vocabulary": 4096, "width": 640},
+    "layers and FFN": {"vocabulary": 4096},
 }
 
 
@@ -101,7 +111,7 @@ def neurons(lab: Lab, table: Table) -> None:
     )
     for criterion in (*FFN_CRITERIA, "elimination"):
         scores = lab.scores(criterion)
-        for name, (kind, projection) in REFITS.items():
+        for name, (kind, projection) in (REFITS | (MORE_REFITS if scores is None else {})).items():
             cut = Cut(range(lab.bench.shape.layers), width, kind, projection, scores)
             table.add(criterion, name, *lab.measure(cut))
 
@@ -117,6 +127,18 @@ def layers(lab: Lab, table: Table) -> None:
             table.add(criterion, removed, alone[0], refitted[0], refitted[1])
 
 
+def components(lab: Lab, table: Table, remove: float = 0.4) -> None:
+    """One budget, met by all components or by some: planned each time as ``flab plan`` does."""
+    columns = ("parameters", "tokens", "layers x width", "KL", "pass@1", "bits/byte")
+    table.head(f"{remove:.0%} removed from", "component", *columns)
+    for name, pins in COMPONENTS.items():
+        plan, built, _ = make_plan(assets.model_path(), Recipe(remove=remove, **pins), Options())
+        result = run_problems(built, lab.problems, lab.sandbox)
+        sizes = f"{plan.layers.after} x {plan.width.after}"
+        success, bits = sum(result.passed) / len(result.rows), general_bits_per_byte(built)
+        table.add(name, plan.parameters_after, plan.vocabulary.after, sizes, plan.kl_nats_per_token, success, bits)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,6 +151,7 @@ def main() -> None:
     whole = Cut(range(lab.bench.shape.layers), lab.bench.shape.width, "none", False)
     _, success, bits = lab.measure(whole)
     table.add(len(lab.bench.material.kept), lab.bench.material.kl_vocabulary, success, bits)
+    components(lab, table)
     neurons(lab, table)
     layers(lab, table)
     closing = f"\n{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "

@@ -394,6 +394,14 @@ def test_few_tokens_are_said(pico_folder, recipe, tmp_path):
     assert any("calibration tokens for a width of 64" in w for w in made.warnings)
 
 
+@pytest.mark.parametrize(("rows", "said"), [(3, True), (40, False)])
+def test_too_few_windows_to_hold_any_out_are_said(pico_folder, recipe, tmp_path, rows, said):
+    file = pico.write_calibration(tmp_path / "rows.jsonl", rows)
+    made = plan(pico_folder("qwen2"), recipe(calibration=file, remove=0.3, finalists=1, width=16, refit="newton"))
+    assert any("so none is held out: --refit newton does no more" in w for w in made.warnings) == said
+    assert any(made.refit.newton_steps) != said
+
+
 def test_a_source_folder_serves_as_calibration(pico_folder, recipe, tmp_path):
     for n, text in enumerate(pico.CODE):
         (tmp_path / f"{n}.py").write_text(text)

@@ -64,6 +64,11 @@ class CalibrationSet:
     def num_compare_tokens(self) -> int:
         return sum(b.num_tokens for b in self.compare)
 
+    @property
+    def has_held_out(self) -> bool:
+        """Whether a fit can be judged on rows that it does not see."""
+        return any(bool(b.held_out.any()) for b in self.fit)
+
 
 def windows_of(samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None) -> list[Window]:
     """The samples as token windows; a prompt with an answer ends with ``eos`` and answers start where the prompt's text ends."""

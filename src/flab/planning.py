@@ -15,7 +15,7 @@ from typing import Any
 
 from flab import __version__
 from flab.budget import Pins, Shape, Split, feasible_splits
-from flab.calibrate import CalibrationSet
+from flab.calibrate import HELD_OUT_EVERY, CalibrationSet
 from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
@@ -30,7 +30,7 @@ from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, make_task
 from flab.families import Family, head_of, shape_of
 from flab.material import Material, prepare_material
-from flab.plans import Kept, Plan, Refit
+from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
 from flab.prepare import (
     Texts,
     compute_dtype,
@@ -175,13 +175,25 @@ def prepare_bench(
     search = Search(
         checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams
     )  # fmt: skip
-    if (tokens := material.data.num_fit_tokens) < 4 * shape.width:
-        search.warnings.append(
+    search.warnings += few_texts(recipe, shape, material.data)
+    bench = Bench(resolve(model), recipe, options, texts, family, shape, material, splits, search)
+    return bench, checkpoint
+
+
+def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
+    """What the refit cannot do with so little text."""
+    found = []
+    if (tokens := data.num_fit_tokens) < 4 * shape.width:
+        found.append(
             f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
             "many; raise --tokens or give more text."
         )
-    bench = Bench(resolve(model), recipe, options, texts, family, shape, material, splits, search)
-    return bench, checkpoint
+    if recipe.refit in NEWTON_FIRST and not data.has_held_out:
+        found.append(
+            f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: --refit {recipe.refit} "
+            "does no more than --refit residual; give more text."
+        )
+    return found
 
 
 def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
