@@ -11,7 +11,12 @@ import typer
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
-Unsandboxed = Annotated[bool, typer.Option(help="Allow running tests with resource limits only.")]
+Unsandboxed = Annotated[
+    bool,
+    typer.Option(
+        help="Where no isolation works, run tests with resource limits alone: files and network are open to them."
+    ),
+]
 Trust = Annotated[bool, typer.Option(help="Run code that the model folder brings.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
 ShardOf = Annotated[

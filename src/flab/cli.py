@@ -36,9 +36,9 @@ Model = Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 
 
-@app.command(epilog="Example: flab demo -o demo/")
+@app.command(epilog="Example: flab demo -o table")
 def demo(
-    output: Output = Path("demo"),
+    output: Output = Path("table"),
     remove: Annotated[list[float] | None, typer.Option(help="Budgets to show; repeat for several.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N problems.")] = None,
     refit: RefitKind = Recipe.refit,
@@ -155,7 +155,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
 ) -> None:
     """Make code LLMs smaller under one parameter budget, and prove what was kept."""
@@ -195,7 +197,10 @@ def _line_of(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}"
     if isinstance(error, MemoryError):
-        return "out of memory: use a smaller --tokens, or a machine with more"
+        return (
+            "out of memory: lower --tokens (plan, prune, sweep), --batch-size (eval, data), --micro-batch (recover) or "
+            "--max-batch (measure), or use a machine with more"
+        )
     raise error
 
 

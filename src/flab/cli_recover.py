@@ -29,14 +29,18 @@ Text = Annotated[
 ]
 TextShare = Annotated[float, typer.Option(help="Share of plain text in the characters, where any is given.")]
 StrategyName = Annotated[str, typer.Option(help=f"One of: {', '.join(STRATEGIES)}.")]
-Untested = Annotated[str, typer.Option(help=f"What nothing can verify: {', '.join(UNTESTED)}.")]
+Untested = Annotated[str, typer.Option(help=f"For rows that nothing can verify, the target: {', '.join(UNTESTED)}.")]
 Tries = Annotated[int, typer.Option(help="Answers drawn where the greedy one is wrong.")]
-Temperature = Annotated[float, typer.Option(help="Of the drawn answers.")]
-TopP = Annotated[float, typer.Option(help="Of the drawn answers.")]
+Temperature = Annotated[float, typer.Option(help="Of the answers drawn where the greedy one is wrong.")]
+TopP = Annotated[float, typer.Option(help="Of the answers drawn where the greedy one is wrong.")]
 Mix = Annotated[
     list[str] | None,
-    typer.Option(metavar="KIND=SHARE", help="Wanted shares of kinds, e.g. code=2; repeat for several."),
+    typer.Option(
+        metavar="KIND=SHARE",
+        help="Wanted shares of kinds, e.g. code=2; kinds not named are dropped (own texts are own); repeat for several.",
+    ),
 ]
+Patience = Annotated[int, typer.Option(help="Stop after so many measurements in a row without a better one.")]
 OwnTexts = Annotated[
     int,
     typer.Option(
@@ -152,13 +156,13 @@ def recover(
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: 1e-3 full, 2e-4 LoRA, 2e-5 full from 1 B parameters.")
     ] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = Training.warmup,
+    warmup: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = Training.warmup,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = Training.weight_decay,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that only measure.")] = Training.held_out,
     evaluations: Annotated[
-        int, typer.Option(help="How often they are measured, and a checkpoint saved.")
+        int, typer.Option(help="How often the held-out rows are measured, and a checkpoint saved.")
     ] = Training.evaluations,
-    patience: Annotated[int, typer.Option(help="Stop after so many without a better one.")] = Training.patience,
+    patience: Patience = Training.patience,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, slower.")] = False,
     lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA updates.")] = Training.lora_rank,
     seed: Seed = Training.seed,
@@ -191,7 +195,7 @@ def run(
     output: Out,
     json_: Json = False,
 ) -> None:
-    """Prune, make data, recover, evaluate and compare, as a recipe says; skips what is done, resumes what was stopped."""
+    """Prune, make data, recover, evaluate, compare, measure and report, as a recipe says; skips what is done."""
     from flab.recipe_file import read_recipe
     from flab.show_recover import show_summary
     from flab.stages import run_recipe

@@ -74,11 +74,12 @@ def sweep(
     options: Any,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the sweep, resumed if there.")],
     more: Annotated[
-        list[float] | None, typer.Argument(metavar="[BUDGET]...", help="More budgets: --remove 0.2 0.4 0.6 works.")
+        list[float] | None,
+        typer.Argument(metavar="[BUDGET]...", help="More budgets, so that --remove 0.2 0.4 0.6 works."),
     ] = None,
     budgets: Annotated[
         list[float] | None,
-        typer.Option("--remove", help="Budgets; repeat, or write several.", show_default="0.1 to 0.6"),
+        typer.Option("--remove", help="Budgets; repeat, or write several.", show_default="0.1 0.2 0.3 0.4 0.5 0.6"),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep each budget's model too.")] = False,
     task: Annotated[
@@ -104,7 +105,7 @@ def sweep(
     emit(report) if json_ else show_sweep(report, str(output))
 
 
-sweep = planning_options(sweep, without=("remove", "finalists"))
+sweep = planning_options(sweep, without=("remove", "finalists", "finalist_tokens"))
 
 
 def report(

@@ -292,6 +292,6 @@ def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
     try:
         return Sandbox.detect(options.unsandboxed)
     except SandboxError as error:
-        warnings.append(f"finalists were decided by KL, not by their tests: {error}")
+        warnings.append(f"the calibration's tests were not run, KL alone decides: {error}")
         say(warnings[-1])
         return None

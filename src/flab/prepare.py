@@ -126,7 +126,7 @@ def new_tokenizer(checkpoint: Checkpoint, kept: list[int]) -> tuple[Tokenizer, d
     if wrong:
         raise CheckpointError(
             f"the rewritten tokenizer renumbers token {wrong[0]} otherwise than planned: keep the vocabulary with --vocabulary "
-            f"{old.get_vocab_size()} and report this tokenizer."
+            f"{checkpoint.model.get_input_embeddings().num_embeddings} and report this tokenizer."
         )
     return tokenizer, data
 

@@ -123,7 +123,7 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
 def _digest(model: str, recipe: Recipe, options: Options, texts: Texts) -> str:
     """All that decides the plans, but the budgets; ``model`` is the fingerprint of the source."""
     sources = [one.sha256 for one in (*texts.sources, *texts.corpus_sources)]
-    plain = recipe.to_json() | {"remove": None, "calibration": None, "corpus": None, "finalists": None}
+    plain = recipe.to_json() | dict.fromkeys(("remove", "calibration", "corpus", "finalists", "finalist_tokens"))
     where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}
     return fingerprint({"flab": __version__, "model": model, "recipe": plain, "options": where, "data": sources})
 

@@ -35,7 +35,8 @@ class TokenizerModel:
         self.kind = model.get("type", "BPE")
         if self.kind not in ("BPE", "Unigram"):
             raise UnsupportedModelError(
-                f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. Use --vocabulary to pin its size."
+                f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. "
+                "Pin --vocabulary to the model's own size."
             )
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""Generation with vLLM behind the same seam: ``pip install "flab-pruner[vllm]"``, a GPU, and a model folder.
+"""Generation with vLLM behind the same seam: ``pip install vllm``, a GPU, and a model folder.
 
 Prompts go in as token ids and answers come out as token ids, both made with the folder's own ``tokenizer.json``; vLLM
 reads the same one from a folder of its own, because ``AutoTokenizer`` brings another pre-tokenizer for some families
@@ -85,7 +85,7 @@ def import_vllm() -> Any:
         import vllm  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise OptionError(
-            f'--backend vllm: vLLM is not installed ({error}); pip install "flab-pruner[vllm]", or use transformers.'
+            f"--backend vllm: vLLM is not installed ({error}); pip install vllm, or use transformers."
         ) from None
     return vllm
 

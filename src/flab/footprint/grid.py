@@ -7,7 +7,7 @@ from typing import Any
 
 from flab.errors import OptionError
 
-CODECARBON = "pip install 'flab-pruner[energy]'"
+CODECARBON = "pip install codecarbon"
 
 
 def carbon_intensity(grid: str) -> dict[str, Any]:
