@@ -2,8 +2,8 @@
 
     python benchmarks/plan_memory.py --hidden 1024 --layers 30 --width 4096 --tokens 6144
 
-The model has the bundled tokenizer; depth and width are pinned, so that one candidate is built (by elimination and the Newton
-refit) where the search would build several, each like it. Resident memory counts from before the model is loaded.
+The model has the bundled tokenizer; the layers to drop and the width are given, so that one candidate is built (by elimination
+and the Newton refit) where the search would build several, each like it. Resident memory counts from before the model is loaded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> int:
         reset_peak("cpu")
         before, start = resident_peak()[0], time.perf_counter()
         recipe = flab.Recipe(
-            remove=0.3, layers=given.layers - 2, width=given.width * 5 // 8, tokens=given.tokens, search_tokens=given.tokens,
+            remove=0.3, drop_layers=(1, 3), width=given.width * 5 // 8, tokens=given.tokens, search_tokens=given.tokens,
             finalists=1,
         )  # fmt: skip
         plan = flab.plan(folder, recipe)

@@ -144,7 +144,29 @@ BROKEN = {
     "layer out of range": lambda d: json.dumps(d | {"layers": {"before": 5, "after": 1, "kept": [5]}}),
     "neurons missing": lambda d: json.dumps(d | {"width": d["width"] | {"kept": d["width"]["kept"][1:]}}),
     "unknown refit": lambda d: json.dumps(d | {"refit": d["refit"] | {"kind": "magic"}}),
+    "a ridge too few": lambda d: json.dumps(d | {"refit": d["refit"] | {"ridge_ffn": d["refit"]["ridge_ffn"][1:]}}),
+    "a rate below zero": lambda d: json.dumps(
+        d | {"refit": d["refit"] | {"ridge_attention": [-1] * d["layers"]["after"]}}
+    ),
+    "steps that are no numbers": lambda d: json.dumps(
+        d | {"refit": d["refit"] | {"newton_steps": ["x"] * d["layers"]["after"]}}
+    ),
 }
+
+
+@pytest.mark.parametrize("junk", [None, "x", -1, 1e9, [], {}], ids=str)
+@pytest.mark.parametrize("part", ["model", "calibration", "refit"])
+def test_junk_in_a_plan_is_one_error_or_harmless(part, junk, decided, pico_folder, tmp_path):
+    """A plan edited by hand: every field that ``apply`` reads, replaced."""
+    decided.write(tmp_path / "good.json")
+    good, refused = json.loads((tmp_path / "good.json").read_text()), 0
+    for name in good[part]:
+        (tmp_path / "bad.json").write_text(json.dumps(good | {part: good[part] | {name: junk}}))
+        try:
+            apply(pico_folder("qwen2"), tmp_path / "bad.json", tmp_path / "out", Options(overwrite=True))
+        except FlabError as error:
+            refused += "\n" not in str(error)
+    assert refused
 
 
 @pytest.mark.parametrize("kind", sorted(BROKEN))

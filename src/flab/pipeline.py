@@ -234,7 +234,8 @@ def _replay_data(plan: Plan, tokenizer: Any, checkpoint: Checkpoint) -> Calibrat
     """The calibration batches of the plan, from the data it names."""
     settings = plan.calibration
     path = settings["path"]
-    recipe = Recipe(calibration=Path(path) if path else None, general=settings["general"])
+    names = ("general", "tokens", "max_length", "prompt_weight", "seed")
+    recipe = Recipe(calibration=Path(path) if path else None, **{name: settings[name] for name in names})
     texts = read_texts(recipe)
     verify_sources(texts, settings["sources"])
     eos = end_of_text(checkpoint.model, plan.vocabulary.kept)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,13 @@ FORMAT = 1
 REFITS = ("reconstruction", "newton", "residual", "simple", "none")  # from dear to cheap
 NEWTON_FIRST = REFITS[:2]  # those that begin with the Newton refit
 RESIDUAL_FIRST = REFITS[:3]  # those that begin with the residual refit
+STORED_DTYPES = ("float32", "bfloat16", "float16")
+NUMBER: tuple[type, ...] = (int, float)
+FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the model and of the calibration
+    "model": dict.fromkeys(("path", "sha256", "stored_dtype", "compute_dtype"), (str,)),
+    "calibration": {"path": (str, type(None)), "general": NUMBER, "prompt_weight": NUMBER, "sources": (list,)}
+    | dict.fromkeys(("tokens", "max_length", "batch_tokens", "seed"), (int,)),
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,8 @@ def _from_json(data: Any, path: Path) -> Plan:
         nested = {name: Kept(**data[name]) for name in ("vocabulary", "layers", "width")}
         plan = Plan(**{**data, **nested, "refit": Refit(**data["refit"])})
         _check_indices(plan)
+        _check_refit(plan)
+        _check_facts(plan)
     except (TypeError, ValueError, KeyError) as error:
         raise PlanError(f"{path} is damaged ({error}). Make the plan again with `flab plan`.") from None
     return plan
@@ -163,5 +173,34 @@ def _check_indices(plan: Plan) -> None:
             raise ValueError(
                 f"the kept indices of the {name} are not {sizes.after} ascending numbers below {sizes.before}"
             )
-    if plan.refit.kind not in REFITS:
-        raise ValueError(f"unknown refit {plan.refit.kind!r}, allowed: {', '.join(REFITS)}")
+
+
+def _check_refit(plan: Plan) -> None:
+    """The refit is known, and what was chosen for each kept layer is a number for each."""
+    refit = plan.refit
+    if refit.kind not in REFITS:
+        raise ValueError(f"unknown refit {refit.kind!r}, allowed: {', '.join(REFITS)}")
+    for name in ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rates"):
+        chosen = getattr(refit, name)
+        kind: Any = int if name == "newton_steps" else NUMBER
+        right = all(isinstance(value, kind) and 0 <= value < math.inf for value in chosen)
+        if len(chosen) not in (0, plan.layers.after) or not right:
+            raise ValueError(f"{name} of the refit are not {plan.layers.after} numbers from 0 on")
+
+
+def _check_facts(plan: Plan) -> None:
+    """What ``apply`` reads of the model and of the calibration is there."""
+    for part, wanted in FACTS.items():
+        got = getattr(plan, part)
+        wrong = [
+            name
+            for name, kinds in wanted.items()
+            if not isinstance(got, dict) or not isinstance(got.get(name, ...), kinds)
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]} of the {part} is missing or of a wrong type")
+    if plan.model["stored_dtype"] not in STORED_DTYPES:
+        raise ValueError(f"stored_dtype {plan.model['stored_dtype']!r}, allowed: {', '.join(STORED_DTYPES)}")
+    for source in plan.calibration["sources"]:
+        if not isinstance(source, dict) or not all(isinstance(source.get(name), str) for name in ("path", "sha256")):
+            raise ValueError("a source of the calibration has no path and sha256")
