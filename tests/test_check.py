@@ -113,6 +113,27 @@ def test_stale_and_pickled_files_are_found(folder, name):
     assert name in next(line["detail"] for line in verdict["checks"] if line["ok"] is False)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "[0, 1, 2]"])
+def test_a_damaged_list_of_kept_tokens_is_found(folder, damage):
+    (folder / "kept_tokens.json").write_text(damage)
+    assert failed(verify(folder, None)) == {"kept tokens are those of the plan"}
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"ids": 1}', '{"logits": [], "ids": []}'])
+def test_a_damaged_proof_is_found(folder, source, damage):
+    (folder / "proof.json").write_text(damage)
+    assert failed(verify(folder, None)) == {"logits equal those before saving"}
+    if damage in ("{", "[]"):
+        with pytest.raises(CheckpointError, match=r"proof\.json is damaged"):
+            verify(folder, source)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"tokenizer_class": "NoSuchTokenizer"'])
+def test_a_tokenizer_that_only_autotokenizer_cannot_read_is_found(folder, source, damage):
+    (folder / "tokenizer_config.json").write_text(damage)
+    assert failed(verify(folder, source)) == {"AutoTokenizer is as true as the original's"}
+
+
 def drop_token(folder, wanted) -> None:
     """Take one token and its merges out, and close the gap in the ids."""
     data = json.loads((folder / "tokenizer.json").read_text())

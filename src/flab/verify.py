@@ -19,7 +19,7 @@ import torch
 from flab.checking import PROOF, last_logits, loads_in, probe_ids
 from flab.checkpoint import PICKLED, PROBES, Checkpoint, load
 from flab.cuts.vocabulary import named_ids
-from flab.errors import FlabError
+from flab.errors import CheckpointError, FlabError
 from flab.families import family_of, layers_of, shape_of
 from flab.plans import Plan
 
@@ -59,7 +59,7 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     findings.add("reloads with every weight in place", True)
     findings.add("AutoTokenizer equals tokenizer.json", not checkpoint.warnings, "; ".join(checkpoint.warnings))
     if checkpoint.warnings:
-        findings.lines[-1]["ok"] = None  # true of the original as well; said, not failed
+        findings.lines[-1]["ok"] = None  # perhaps so with the original; judged beside it
     steps: list[Step] = [
         ("only safetensors, no stale tokenizer files", lambda: _files(folder)),
         ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
@@ -69,6 +69,7 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     plan_file = folder / "plan.json"
     if plan_file.is_file():
         steps.append(("sizes are those of the plan", lambda: _sizes(checkpoint, plan_file)))
+        steps.append(("kept tokens are those of the plan", lambda: _kept_tokens(folder)))
     if against is not None and plan_file.is_file():
         steps += _against_steps(folder, checkpoint, against)
     elif against is not None:
@@ -163,6 +164,13 @@ def _sizes(checkpoint: Checkpoint, plan_file: Path) -> tuple[bool, str]:
     return got == want, f"vocabulary, layers, width, parameters: got {got}, planned {want}"
 
 
+def _kept_tokens(folder: Path) -> tuple[bool | None, str]:
+    file = folder / "kept_tokens.json"
+    if not file.is_file():
+        return None, f"no {file.name}"
+    return json.loads(file.read_text()) == Plan.read(folder / "plan.json").vocabulary.kept, file.name
+
+
 def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[Step]:
     """The comparisons with the original; it is loaded once, when the first of them runs."""
 
@@ -184,6 +192,7 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[
             lambda: _tokens_equal(checkpoint, original, plan),
         ),
         ("any text survives encode -> decode as before", lambda: _round_trips(checkpoint, original)),
+        ("AutoTokenizer is as true as the original's", lambda: _auto_equal(checkpoint, original)),
         (
             "special ids and chat template are intact",
             lambda: _roles_equal(folder, checkpoint, original, plan),
@@ -203,7 +212,13 @@ def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tup
 def _proof_of(folder: Path) -> dict[str, Any]:
     """What was written down when the folder was saved; nothing where flab did not write it."""
     file = folder / PROOF
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        proof = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}): save the folder again.") from None
+    if not isinstance(proof, dict):
+        raise CheckpointError(f"{file} is damaged (it holds no object): save the folder again.")
+    return proof
 
 
 def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
@@ -253,6 +268,11 @@ def _round_trips(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, st
         t for t in _hostile_texts() if there_and_back(checkpoint.tokenizer, t) != there_and_back(original.tokenizer, t)
     ]
     return not lost, f"{len(lost)} of {NUM_ROUND_TRIPS} texts differ" if lost else ""
+
+
+def _auto_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
+    """What AutoTokenizer gets wrong it gets wrong with the original as well."""
+    return bool(original.warnings) or not checkpoint.warnings, "; ".join(checkpoint.warnings)
 
 
 def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
