@@ -126,8 +126,15 @@ def read_recipe(path: Path) -> RecipeFile:
         recover,
         _evaluation(top["evaluate"], path),
         _measuring(top["measure"], path) if "measure" in top else None,
-        _made(Options, top.get("options"), f"{path}: options"),
+        _options(top.get("options"), path),
     )
+
+
+def _options(raw: Any, path: Path) -> Options:
+    where = f"{path}: options"
+    if "overwrite" in _mapping(raw, where):
+        raise OptionError(f"{where}: overwrite is for single commands; a run replaces what has changed: leave it out.")
+    return _made(Options, raw, where)
 
 
 def _load(path: Path) -> Any:
