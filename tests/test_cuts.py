@@ -18,7 +18,7 @@ from flab.checkpoint import load
 from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
 from flab.cuts.gram import RIDGES, Gram
-from flab.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states
+from flab.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
 from flab.cuts.refit import Cut, Walk
 from flab.cuts.streams import Streams
 from flab.families import family_of, head_of, layers_of, linear
@@ -208,6 +208,15 @@ def naive_greedy(folder, batches) -> list[tuple[int, ...]]:
         kept.remove(min(costs, key=lambda i: (costs[i], i)))
         path.append(tuple(sorted(set(range(5)) - set(kept))))
     return path
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16, 23])
+def test_every_beginning_of_the_spread_order_reaches_over_all_lengths(count):
+    order = spread(count)
+    assert sorted(order) == list(range(count))
+    for done in (4, 8):
+        edges = [0, *sorted(order[:done]), count]
+        assert max(b - a for a, b in zip(edges, edges[1:], strict=False)) <= 2 * -(-count // min(done, count))
 
 
 @pytest.mark.parametrize("race", [True, False])

@@ -47,7 +47,8 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
     """
     head = head_of(search.runner.model, search.runner.family)
     racing, batches_kl = list(range(len(kept))), [[] for _ in kept]  # type: ignore[var-annotated]
-    for number, batch in enumerate(track(search.batches, f"Scoring {len(kept)} layers")):
+    for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers"), 1):
+        batch = search.batches[number]
         states = list(search.runner.forward(batch, kept))
         for place in racing:
             hidden = states[place]
@@ -55,9 +56,16 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
                 hidden = search.runner.layer(index, hidden)
             final = search.runner.finish(hidden)[batch.valid]
             batches_kl[place].append(kl_divergence(head, reference[number], final).double().cpu())
-        if search.race and number + 1 >= RACE_WARM_UP:
+        if search.race and done >= RACE_WARM_UP:
             racing = _still_racing(racing, batches_kl)
     return {kept[place]: float(torch.cat(batches_kl[place]).mean()) for place in racing}
+
+
+def spread(count: int) -> list[int]:
+    """0 to ``count`` - 1, every beginning of it over the whole range: micro-batches are sorted by length, and a race over the
+    short ones alone would be another race."""
+    bits = max(1, (count - 1).bit_length())
+    return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
 
 
 def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> list[int]:
