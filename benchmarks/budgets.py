@@ -4,7 +4,7 @@
 
 Makes the training rows once, then for each budget prunes (from 60 % removed on whole layers are reconstructed), recovers and
 measures. The rows, the cut models and the answers that are in OUT are not made again, the recoveries are. Writes
-OUT/budgets.json and prints Markdown. About 50 minutes on two cores.
+OUT/budgets.json and prints Markdown. About 40 minutes on two cores.
 """
 
 from __future__ import annotations
