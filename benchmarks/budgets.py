@@ -19,8 +19,8 @@ from typing import Any
 from flab import Making, Options, Recipe, Training, assets, evaluate, make_data, prune, recover
 from flab.evaluation.compare import compare_runs
 from flab.progress import say
+from flab.recipe_file import BUNDLED_TASKS as TASKS
 
-TASKS = [str(path) for path in (assets.problems_path(), assets.cot_path(), assets.outputs_path())]
 MINUTES_AND_RATE = {0.22: (2, 2e-4), 0.4: (3, 1e-3), 0.6: (5, 2e-3), 0.7: (5, 2e-3), 0.8: (5, 2e-3)}
 COLUMNS = (
     "removed", "pass@1, only cut", "kept", "recovered", "kept (95 %)", "lost/won", "chain of thought", "output prediction",

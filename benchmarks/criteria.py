@@ -16,6 +16,7 @@ import torch
 
 from flab import assets
 from flab.calibrate import CalibrationSet, LayerRunner
+from flab.checkpoint import Checkpoint
 from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
@@ -79,9 +80,13 @@ class Lab:
         cut_to_vocabulary(built, family, self.bench.material.kept)
         _, walk = carve(built.model, family, cut, data.fit, data.compare)
         built.tokenizer = self.bench.material.tokenizer
-        result = run_problems(built, self.problems, self.sandbox)
         kl, _ = walk.divergence(head_of(built.model, family))
-        return kl, sum(result.passed) / len(result.rows), general_bits_per_byte(built)
+        return kl, *self.outcome(built)
+
+    def outcome(self, built: Checkpoint) -> tuple[float, float]:
+        """pass@1 and bits per byte of a model."""
+        result = run_problems(built, self.problems, self.sandbox)
+        return sum(result.passed) / len(result.rows), general_bits_per_byte(built)
 
     def removals(self, criterion: str, count: int) -> list[tuple[int, ...]]:
         """The removed sets for 1 .. count layers."""
@@ -133,10 +138,10 @@ def components(lab: Lab, table: Table, remove: float = 0.4) -> None:
     table.head(f"{remove:.0%} removed from", "component", *columns)
     for name, pins in COMPONENTS.items():
         plan, built, _ = make_plan(assets.model_path(), Recipe(remove=remove, **pins), Options())
-        result = run_problems(built, lab.problems, lab.sandbox)
         sizes = f"{plan.layers.after} x {plan.width.after}"
-        success, bits = sum(result.passed) / len(result.rows), general_bits_per_byte(built)
-        table.add(name, plan.parameters_after, plan.vocabulary.after, sizes, plan.kl_nats_per_token, success, bits)
+        table.add(
+            name, plan.parameters_after, plan.vocabulary.after, sizes, plan.kl_nats_per_token, *lab.outcome(built)
+        )
 
 
 def main() -> None:

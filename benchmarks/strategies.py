@@ -17,8 +17,8 @@ from pathlib import Path
 
 from flab import Making, Options, Training, assets, evaluate, make_data, recover
 from flab.progress import add, console, say, table_of
+from flab.recipe_file import BUNDLED_TASKS as TASKS
 
-TASKS = [str(path) for path in (assets.problems_path(), assets.cot_path(), assets.outputs_path())]
 STRATEGIES = ("verified-self", "reference", "self")
 
 

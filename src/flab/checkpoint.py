@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from flab.errors import CheckpointError, OptionError
 from flab.families import family_of
+from flab.plans import STORED_DTYPES
 
 PROBES = (
     "def add(a, b):\n    return a + b  # sum\n",
@@ -39,7 +40,7 @@ NOT_COPIED = {
 }  # fmt: skip
 COPIED_SUFFIXES = {".jinja", ".txt", ".md", ".json", ""}
 
-torch_dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+torch_dtypes: dict[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
 
 
 @dataclass

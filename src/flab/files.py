@@ -27,6 +27,11 @@ def check_file(path: Path, overwrite: bool = True) -> None:
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
         raise OptionError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+    check_free(path, overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """OptionError where a file or folder is there that was not to be replaced."""
     if path.exists() and not overwrite:
         raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from flab.errors import CheckpointError, OptionError
-from flab.files import check_outside
+from flab.files import check_free, check_outside
 
 
 @contextlib.contextmanager
@@ -54,8 +54,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def check_output(path: Path, overwrite: bool, source: Path | None = None) -> None:
     """Fail early, before hours of work, when the output is taken."""
-    if path.exists() and not overwrite:
-        raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
+    check_free(path, overwrite)
     if source is not None:
         check_outside(path, source)
     if path.exists() and path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():

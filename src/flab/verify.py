@@ -55,23 +55,23 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
     """Run every check in this process; the command behind :func:`check`."""
 
     findings = _Findings()
+    plan = Plan.read(folder / "plan.json") if (folder / "plan.json").is_file() else None
     checkpoint = load(folder)  # demands that no weight is missing, unexpected or of another shape
     findings.add("reloads with every weight in place", True)
     findings.add("AutoTokenizer equals tokenizer.json", not checkpoint.warnings, "; ".join(checkpoint.warnings))
     if checkpoint.warnings:
         findings.lines[-1]["ok"] = None  # perhaps so with the original; judged beside it
     steps: list[Step] = [
-        ("only safetensors, no stale tokenizer files", lambda: _files(folder)),
+        ("only safetensors, no stale tokenizer files", lambda: _files(folder, plan)),
         ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
         ("logits equal those before saving", lambda: _proof(folder, checkpoint)),
         ("cached generation equals uncached", lambda: _cache(checkpoint)),
     ]
-    plan_file = folder / "plan.json"
-    if plan_file.is_file():
-        steps.append(("sizes are those of the plan", lambda: _sizes(checkpoint, plan_file)))
-        steps.append(("kept tokens are those of the plan", lambda: _kept_tokens(folder)))
-    if against is not None and plan_file.is_file():
-        steps += _against_steps(folder, checkpoint, against)
+    if plan is not None:
+        steps.append(("sizes are those of the plan", lambda: _sizes(checkpoint, plan)))
+        steps.append(("kept tokens are those of the plan", lambda: _kept_tokens(folder, plan)))
+    if against is not None and plan is not None:
+        steps += _against_steps(folder, checkpoint, against, plan)
     elif against is not None:
         findings.add("compared with the original", None, "no plan.json in the folder: rows cannot be matched")
     for name, step in steps:
@@ -81,32 +81,22 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
         "ok": findings.ok,
         "checks": findings.lines,
         "loads_in": loads_in(
-            checkpoint.model.config, findings.ok, checkpoint.warnings, plan_file.is_file() and _is_renumbered(plan_file)
+            checkpoint.model.config, findings.ok, checkpoint.warnings, plan is not None and _is_renumbered(plan)
         ),
     }
 
 
-def _is_renumbered(plan_file: Path) -> bool:
+def _is_renumbered(plan: Plan) -> bool:
     """Whether any token of the original is gone, and with it the ids of those after it."""
-    vocabulary = Plan.read(plan_file).vocabulary
-    return vocabulary.after < vocabulary.before
+    return plan.vocabulary.after < plan.vocabulary.before
 
 
-def _files(folder: Path) -> tuple[bool, str]:
+def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
 
     bad = [p.name for pattern in (*PICKLED, "*.py") for p in folder.glob(pattern)]
-    bad += [
-        name
-        for name in STALE
-        if (folder / name).exists() and (folder / "kept_tokens.json").exists() and _is_cut(folder)
-    ]
+    if plan is not None and _is_renumbered(plan):
+        bad += [name for name in STALE if (folder / name).exists()]
     return not bad, ", ".join(bad)
-
-
-def _is_cut(folder: Path) -> bool:
-
-    vocabulary = Plan.read(folder / "plan.json").vocabulary
-    return vocabulary.after < vocabulary.before
 
 
 def _ids(checkpoint: Checkpoint) -> tuple[bool, str]:
@@ -156,25 +146,25 @@ def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
     return cached == uncached, "" if cached == uncached else f"{cached} != {uncached}"
 
 
-def _sizes(checkpoint: Checkpoint, plan_file: Path) -> tuple[bool, str]:
+def _sizes(checkpoint: Checkpoint, plan: Plan) -> tuple[bool, str]:
 
-    plan, shape = Plan.read(plan_file), shape_of(checkpoint.model, family_of(checkpoint.model.config))
+    shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
     got = (shape.vocabulary, shape.layers, shape.width, shape.total)
     want = (plan.vocabulary.after, plan.layers.after, plan.width.after, plan.parameters_after)
     return got == want, f"vocabulary, layers, width, parameters: got {got}, planned {want}"
 
 
-def _kept_tokens(folder: Path) -> tuple[bool | None, str]:
+def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:
     file = folder / "kept_tokens.json"
     if not file.is_file():
         return None, f"no {file.name}"
-    return json.loads(file.read_text()) == Plan.read(folder / "plan.json").vocabulary.kept, file.name
+    return json.loads(file.read_text()) == plan.vocabulary.kept, file.name
 
 
-def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path) -> list[Step]:
-    """The comparisons with the original; it is loaded once, when the first of them runs."""
+def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Plan) -> list[Step]:
+    """The comparisons with the original, which is loaded here, once."""
 
-    original, plan = load(against), Plan.read(folder / "plan.json")
+    original = load(against)
     if _proof_of(folder).get("trained"):  # then none equals the original's
         weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
     else:

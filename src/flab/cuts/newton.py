@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -141,13 +142,16 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
     if steps is None and not held_out.tokens:
         return start, 0  # nothing could tell whether it helps
     theta, taken, path = start, 0, _path(start, fit)
-    best = held_out.error(start) if steps is None else 0.0
-    for _ in range(MAX_STEPS if steps is None else steps):
-        moved = next(path, None)
-        if moved is None or (steps is None and not (error := held_out.error(moved)) < best):
+    if steps is not None:
+        for moved in islice(path, steps):
+            theta, taken = moved, taken + 1
+        return theta, taken
+    best = held_out.error(start)
+    for moved in islice(path, MAX_STEPS):
+        error = held_out.error(moved)
+        if not error < best:
             break
-        theta, taken = moved, taken + 1
-        best = error if steps is None else best
+        theta, taken, best = moved, taken + 1, error
     return theta, taken
 
 
