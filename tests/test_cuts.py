@@ -316,6 +316,22 @@ def cost_of(gram: Gram, columns: list[int], shift: float) -> float:
     return -float((torch.linalg.solve(left, cross[:, columns].T) * cross[:, columns].T).sum())
 
 
+def test_in_blocks_of_rows_the_outcome_is_the_same(monkeypatch):
+    whole, again = random_gram(features=37)[0], [random_gram(features=37)[0]]
+    monkeypatch.setattr("flab.cuts.gram.BLOCK_ROWS", 5)
+    again.append(random_gram(features=37)[0])
+    kept = whole.eliminate(17, forced=(36,))
+    assert len(kept) == 17 and all(gram.eliminate(17, forced=(36,)) == kept for gram in again)
+    columns = [*kept, 36]
+    monkeypatch.undo()
+    expected, ridge = whole.solve(columns, None)
+    monkeypatch.setattr("flab.cuts.gram.BLOCK_ROWS", 5)
+    for gram in again:
+        weights, chosen = gram.solve(columns, None)
+        assert chosen == ridge
+        torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-5)  # ill-conditioned sums
+
+
 @pytest.mark.parametrize("forced", [(), (8,)])
 def test_elimination_equals_brute_force_greedy(forced):
     """With fewer columns to go than rounds, one goes at a time: the one whose loss costs least, all else refitted."""

@@ -1,18 +1,20 @@
 """One least-squares problem held as sums over tokens: ridge regression towards given weights, and backward elimination.
 
-Gram and cross matrices are float64, those of held-out tokens apart; activations are never kept.
+Gram and cross matrices are float64, those of held-out tokens apart; activations are never kept. Of a Gram matrix the lower
+triangle is used. All that is P x P large is made in place: beside the two Gram matrices there is one more, never two.
 Legend: N tokens, D targets, P features (FFN neurons or attention outputs, one more where the layer has a bias).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 ELIMINATION_RIDGE = 1e-3
 ELIMINATION_ROUNDS = 16
+BLOCK_ROWS = 1024  # of a matrix at once, where a copy of all of it would be made
 
 
 class Gram:
@@ -28,33 +30,46 @@ class Gram:
     def add(self, features_NP: torch.Tensor, targets_ND: torch.Tensor, held_out: bool) -> None:
         """Add the tokens of one micro-batch."""
         x, y = features_NP.float(), targets_ND.float()
-        self.gram[held_out] += (x.T @ x).double()
+        for rows in _blocks(x.shape[1]):
+            self.gram[held_out][rows, : rows.stop] += (x[:, rows].T @ x[:, : rows.stop]).double()
         self.cross[held_out] += (y.T @ x).double()
 
     def solve(self, columns: Sequence[int], ridge: float | None) -> tuple[torch.Tensor, float]:
         """Ridge regression towards the original columns; the ridge by held-out tokens where it is not given.
 
-        Returns the weights (D, P') of the chosen feature columns, and the ridge, relative to the mean of the diagonal.
+        The sums are used up: nothing can be solved or added afterwards.
+
+        Args:
+            columns: the features that stay, ascending.
+            ridge: relative to the mean of the Gram matrix's diagonal.
+
+        Returns:
+            The weights (D, P') of these columns, and the ridge.
         """
         index = torch.tensor(list(columns), device=self.weight.device)
-        fit, held = ((g[index][:, index], c[:, index]) for g, c in zip(self.gram, self.cross, strict=True))
-        prior = self.weight[:, index]
+        fit, held = (_taken(gram.tril_(), index) for gram in self.gram)
+        fit_cross, held_cross = (cross[:, index] for cross in self.cross)
+        prior, work = self.weight[:, index], _column_major(fit)
         if ridge is None:
-            errors = {r: _squared_error(_ridge(*fit, prior, r), *held) for r in RIDGES}
+            errors = {
+                r: _squared_error(_ridge(fit, fit_cross, prior, r, work), held, held_cross) for r in RIDGES
+            }
             ridge = min(errors, key=lambda r: (errors[r], -r))
-        return _ridge(fit[0] + held[0], fit[1] + held[1], prior, ridge), ridge
+        return _ridge(fit.add_(held), fit_cross + held_cross, prior, ridge, work), ridge
 
     def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
         """Backward elimination (optimal-brain-surgeon order) down to ``width`` columns, ascending; ``forced`` stay besides.
 
         In each of about 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
         """
-        gram, cross = self.gram[0] + self.gram[1], self.cross[0] + self.cross[1]
-        shift = ELIMINATION_RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        gram.diagonal().add_(shift)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        weights = (cross + shift * self.weight) @ inverse
-        alive = torch.arange(gram.shape[0], device=gram.device)
+        inverse = torch.add(*self.gram, out=_column_major(self.gram[0]))
+        shift = ELIMINATION_RIDGE * inverse.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        inverse.diagonal().add_(shift)
+        torch.cholesky_inverse(torch.linalg.cholesky(inverse, out=inverse), out=inverse)
+        inverse = inverse.T  # symmetric: the same by rows
+        weights = (self.cross[0] + self.cross[1] + shift * self.weight) @ inverse
+        alive = torch.arange(len(inverse), device=inverse.device)
+        kept_anyway = torch.tensor(list(forced), device=alive.device, dtype=alive.dtype)
         surplus = len(alive) - len(forced) - width
         for round_ in range(ELIMINATION_ROUNDS):
             count = surplus // (ELIMINATION_ROUNDS - round_)
@@ -62,23 +77,57 @@ class Gram:
             if count == 0:
                 continue
             scores = weights.pow(2).sum(0) / inverse.diagonal()
-            scores[torch.isin(alive, torch.tensor(list(forced), device=alive.device, dtype=alive.dtype))] = float("inf")
+            scores[torch.isin(alive, kept_anyway)] = float("inf")
             order = torch.argsort(scores, stable=True)
             gone, stay = order[:count], order[count:].sort().values
-            correction = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stay])
+            rows = inverse[gone]
+            correction = torch.linalg.solve(rows[:, gone], rows[:, stay])
             weights = weights[:, stay] - weights[:, gone] @ correction
-            inverse = inverse[stay][:, stay] - inverse[stay][:, gone] @ correction
+            inverse = _taken(inverse, stay, gone, correction)
             alive = alive[stay]
         return sorted(set(alive.tolist()) - set(forced))
 
 
-def _ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float) -> torch.Tensor:
-    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums."""
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK_ROWS, size)) for start in range(0, size, BLOCK_ROWS))
+
+
+def _column_major(like: torch.Tensor) -> torch.Tensor:
+    """An empty square matrix in the layout in which LAPACK factors in place."""
+    return torch.empty_like(like, memory_format=torch.contiguous_format).T
+
+
+def _taken(
+    matrix: torch.Tensor, stay: torch.Tensor, gone: torch.Tensor | None = None, correction: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rows and columns ``stay`` (ascending) of a contiguous matrix, less ``matrix[stay, gone] @ correction``, in its memory.
+
+    A row moves up or stays where it is, so that none is overwritten before it is read.
+    """
+    size, memory = len(stay), matrix.view(-1)
+    for rows in _blocks(size):
+        old = matrix[stay[rows]]
+        new = old[:, stay]
+        if gone is not None and correction is not None:
+            new -= old[:, gone] @ correction
+        memory[rows.start * size : rows.stop * size] = new.view(-1)
+    return memory[: size * size].view(size, size)
+
+
+def _ridge(
+    gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float, work: torch.Tensor
+) -> torch.Tensor:
+    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums; ``work`` is column-major and overwritten."""
     shift = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    left = gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve((cross + shift * prior).T, torch.linalg.cholesky(left)).T
+    work.copy_(gram).diagonal().add_(shift)
+    factor = torch.linalg.cholesky(work, out=work)
+    right = (cross + shift * prior).T  # column-major too: solved in place
+    torch.linalg.solve_triangular(factor, right, upper=False, out=right)
+    torch.linalg.solve_triangular(factor.T, right, upper=True, out=right)
+    return right.T
 
 
 def _squared_error(weights: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor) -> float:
-    """sum ||y - W x||^2 less the constant sum ||y||^2."""
-    return float(((weights @ gram) * weights).sum() - 2 * (weights * cross).sum())
+    """sum ||y - W x||^2 less the constant sum ||y||^2; of the Gram matrix the lower triangle is there, the rest is zero."""
+    square = 2 * ((weights @ gram) * weights).sum() - (weights.pow(2) @ gram.diagonal()).sum()
+    return float(square - 2 * (weights * cross).sum())
