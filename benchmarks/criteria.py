@@ -25,7 +25,8 @@ from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import read_task
 from flab.families import head_of
 from flab.generality import general_bits_per_byte
-from flab.planning import make_plan, prepare_bench, run_problems
+from flab.judging import run_problems
+from flab.planning import make_plan, prepare_bench
 from flab.prepare import cut_to_vocabulary, open_model
 from flab.recipe import Options, Recipe
 

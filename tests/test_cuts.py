@@ -321,7 +321,8 @@ def test_in_blocks_of_rows_the_outcome_is_the_same(monkeypatch):
     monkeypatch.setattr("flab.cuts.gram.BLOCK_ROWS", 5)
     again.append(random_gram(features=37)[0])
     kept = whole.eliminate(17, forced=(36,))
-    assert len(kept) == 17 and all(gram.eliminate(17, forced=(36,)) == kept for gram in again)
+    assert len(kept) == 17
+    assert all(gram.eliminate(17, forced=(36,)) == kept for gram in again)
     columns = [*kept, 36]
     monkeypatch.undo()
     expected, ridge = whole.solve(columns, None)

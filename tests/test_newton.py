@@ -87,7 +87,7 @@ def test_a_linearisation_that_is_not_kept_gives_the_same(kind, monkeypatch):
     theta, tokens = make(kind)
     problem = FfnProblem(nn.functional.silu, tokens)
     kept = Linearised(problem, theta)
-    monkeypatch.setattr(newton, "KEPT_ELEMENTS", 0)
+    monkeypatch.setattr(newton, "KEPT_BYTES", 0)
     remade = Linearised(problem, theta)
     assert kept._kept
     assert remade._kept is None

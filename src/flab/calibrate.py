@@ -6,6 +6,7 @@ hidden states of real tokens are those of the unpadded text. Legend: B rows, T p
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from accelerate.utils import send_to_device
 from tokenizers import Tokenizer
 from torch import nn
 
-from flab.families import Family, embedding_of, ffn_activations, layers_of, linear
+from flab.families import Family, embedding_of, extended, ffn_activations, layers_of, linear
 from flab.samples import Sample
 
 HELD_OUT_EVERY = 8  # rows that choose the ridge
 COMPARE_EVERY = 5  # windows that only compare candidates
 PAD_MULTIPLE = 16
+ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,21 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
+def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
+    """The rows of a tensor, so many at a time that ``width`` values for each stay small."""
+    return torch.split(states_ND, max(1, ROW_ELEMENTS // width))
+
+
 class LayerRunner:
-    """Runs single layers of a model with the masks and positions that the model itself gives each of them."""
+    """Runs single layers of a model with the masks and positions that the model itself gives each of them.
+
+    Layers may be held in a narrower dtype than the rest of the model: each is widened while it works.
+    """
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.family = model, family
         self.layers = list(layers_of(model, family))
+        self.dtype = embedding_of(model, family).weight.dtype
         self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     @torch.no_grad()
@@ -199,6 +210,26 @@ class LayerRunner:
         """Where layer ``index`` computes."""
         return linear(self.layers[index], self.family.ffn_out).weight.device
 
+    @contextlib.contextmanager
+    def at_work(self, index: int) -> Iterator[nn.Module]:
+        """Layer ``index`` with its parameters in the computing precision; afterwards they are what they were."""
+        layer, held = self.layers[index], []
+        for module in layer.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dtype != self.dtype:
+                    held.append((module, name, parameter))
+                    setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
+        try:
+            yield layer
+        finally:
+            for module, name, parameter in held:
+                setattr(module, name, parameter)
+
+    def widen(self) -> None:
+        """Put all layers into the computing precision for good, as the model called as a whole needs them."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+
     def _call(self, index: int, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
         if shape not in self._kwargs:
@@ -208,7 +239,8 @@ class LayerRunner:
     @torch.no_grad()
     def layer(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The output of layer ``index``, (B, T, D)."""
-        return self.run(index, hidden_BTD, self.layers[index])
+        with self.at_work(index) as layer:
+            return self.run(index, hidden_BTD, layer)
 
     def run(self, index: int, hidden_BTD: torch.Tensor, module: nn.Module) -> torch.Tensor:
         """The output of ``module`` standing in for layer ``index``, (B, T, D); gradients are not turned off."""
@@ -219,24 +251,42 @@ class LayerRunner:
     @torch.no_grad()
     def attention_features(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """What enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
-        layer, (hidden, kwargs) = self.layers[index], self._call(index, hidden_BTD)
+        hidden, kwargs = self._call(index, hidden_BTD)
         caught: list[torch.Tensor] = []
-        projection = linear(layer, self.family.attention_out)
+        projection = linear(self.layers[index], self.family.attention_out)
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
-            layer.get_submodule(self.family.attention)(
-                hidden_states=layer.get_submodule(self.family.input_norm)(hidden), **kwargs
-            )
+            with self.at_work(index) as layer:
+                normed = layer.get_submodule(self.family.input_norm)(hidden)
+                layer.get_submodule(self.family.attention)(hidden_states=normed, **kwargs)
         finally:
             handle.remove()
         return caught[0]
 
     @torch.no_grad()
-    def ffn_features(
-        self, index: int, mid_BTD: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None
+    def ffn_features(self, index: int, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """What enters the FFN's output projection of layer ``index``, (..., F), by its own or the given input projections."""
+        with self.at_work(index) as layer:
+            return ffn_activations(layer, self.family, mid.to(self.device(index)), inputs)
+
+    @torch.no_grad()
+    def after_ffn(
+        self,
+        index: int,
+        mid_BTD: torch.Tensor,
+        inputs: Sequence[torch.Tensor] | None = None,
+        output: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What enters the FFN's output projection of layer ``index``, (B, T, F), by its own or the given input projections."""
-        return ffn_activations(self.layers[index], self.family, mid_BTD.to(self.device(index)), inputs)
+        """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
+        with self.at_work(index) as layer:
+            module, parts = linear(layer, self.family.ffn_out), []
+            for mid in by_rows(mid_BTD.to(module.weight.device).flatten(0, -2), module.in_features):
+                features = self.ffn_features(index, mid, inputs)
+                if output is None:
+                    parts.append(mid + module(features))
+                else:
+                    parts.append(mid + nn.functional.linear(extended(features, output.shape[1]), output))
+        return torch.cat(parts).view(mid_BTD.shape)
 
     @torch.no_grad()
     def finish(self, hidden_BTD: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,8 @@ from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, read_task
 from flab.families import shape_of
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
+from flab.judging import run_problems
 from flab.pipeline import build
-from flab.planning import run_problems
 from flab.plans import Plan
 from flab.prepare import open_model
 from flab.progress import say

@@ -147,6 +147,13 @@ def ffn_activations(
     return first * parts[1] if len(parts) == 2 else first
 
 
+def kv_width(config: Any) -> int:
+    """Numbers that one layer keeps as keys for each token (and again as values)."""
+    heads = int(config.num_attention_heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
+
+
 def shape_of(model: nn.Module, family: Family) -> Shape:
     """Sizes and unit costs of a model, read from its tensors (meta tensors do).
 

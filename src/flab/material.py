@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from flab.calibrate import CalibrationSet, Window
 from flab.checkpoint import Checkpoint
-from flab.cuts.streams import Streams
+from flab.cuts.streams import SWEEP_BYTES, Streams
 from flab.families import Family
 from flab.prepare import Texts, build_set, calibration_windows, end_of_text, first_tokens, new_tokenizer
 from flab.recipe import Options, Recipe
@@ -30,7 +30,9 @@ class Material:
     data: CalibrationSet  # all of them
     small: CalibrationSet  # what the search sees
     kl_vocabulary: float
-    streams: Streams = field(default_factory=Streams)  # of the model with this vocabulary, over ``data``
+    streams: Streams = field(
+        default_factory=lambda: Streams(SWEEP_BYTES)
+    )  # of the model with this vocabulary, over ``data``
     small_streams: Streams = field(default_factory=Streams)  # over ``small``
 
     def free_streams(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-CHUNK_ELEMENTS = 2**25  # float32 logits held at once: 128 MiB
+CHUNK_ELEMENTS = 2**23  # float32 logits held at once: 32 MiB
 
 
 def _chunk(head: nn.Linear) -> int:
@@ -30,8 +30,9 @@ def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.
     for start in range(0, reference_ND.shape[0], _chunk(head)):
         window = slice(start, start + _chunk(head))
         log_p0 = _log_probabilities(head, reference_ND[window])
-        log_p = _log_probabilities(head, hidden_ND[window])
-        out.append((log_p0.exp() * (log_p0 - log_p)).sum(-1))
+        p0 = log_p0.exp()
+        ratio = log_p0.sub_(_log_probabilities(head, hidden_ND[window]))
+        out.append(p0.mul_(ratio).sum(-1))
     return torch.cat(out) if out else torch.zeros(0)
 
 

@@ -36,6 +36,7 @@ from flab.prepare import (
     free,
     new_tokenizer,
     open_model,
+    open_to_cut,
     read_texts,
     verify_sources,
 )
@@ -74,7 +75,7 @@ def apply(
         raise PlanError(
             f"the plan was made for another model ({plan.model['path']}): {source} has other files. Plan again."
         )
-    checkpoint, family = open_model(source, options, plan.model["compute_dtype"])
+    checkpoint, family = open_to_cut(source, options, plan.model["compute_dtype"])
     tokenizer, tokenizer_json = new_tokenizer(checkpoint, plan.vocabulary.kept)
     kind = plan.refit.kind if refit else "none"
     data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])

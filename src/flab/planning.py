@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,11 @@ from flab.checkpoint import Checkpoint, fingerprint, resolve
 from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
 from flab.cuts.streams import Streams
-from flab.errors import OptionError, SandboxError
-from flab.evaluation.backend import TransformersGenerator
-from flab.evaluation.code import score_code
-from flab.evaluation.generate import Decoding, Request, generate_all
-from flab.evaluation.prompts import COMPLETION_STOP
+from flab.errors import OptionError
 from flab.evaluation.sandbox import Sandbox
-from flab.evaluation.score import Score
-from flab.evaluation.tasks import Problem, make_task
+from flab.evaluation.tasks import Problem
 from flab.families import Family, head_of, shape_of
+from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems
 from flab.material import Material, prepare_material
 from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
 from flab.prepare import (
@@ -37,11 +32,10 @@ from flab.prepare import (
     cut_to_vocabulary,
     first_tokens,
     free,
-    open_model,
+    open_to_cut,
     read_texts,
     stored_dtype,
 )
-from flab.progress import say
 from flab.recipe import Options, Recipe
 from flab.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
 from flab.vocabulary import Counts, plan_vocabulary
@@ -92,7 +86,7 @@ class Bench:
         self, candidate: Candidate, data: CalibrationSet, compared: bool = False, streams: Streams | None = None
     ) -> Checkpoint:
         """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
-        built, _ = open_model(self.source, self.options)
+        built, _ = open_to_cut(self.source, self.options)
         cut_to_vocabulary(built, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
@@ -112,7 +106,8 @@ class Bench:
     def try_tests(self, candidate: Candidate, built: Checkpoint) -> None:
         """How many of the calibration problems that no fit has seen the built candidate solves."""
         if self.sandbox is not None:
-            result = run_problems(built, self.problems, self.sandbox)
+            batch = judge_batch(built, self.problems)
+            result = run_problems(built, self.problems, self.sandbox, batch_size=batch)
             candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
             candidate.task_success = candidate.task_passed / candidate.task_total
 
@@ -153,7 +148,7 @@ def prepare_bench(
 ) -> tuple[Bench, Checkpoint]:
     """Read everything, choose the vocabulary and cut it in memory."""
     texts = shared.texts if shared is not None else read_texts(recipe)
-    checkpoint, family = open_model(model, options)
+    checkpoint, family = open_to_cut(model, options)
     shape = shape_of(checkpoint.model, family)
     pins = pins_of(recipe, shape)
     counts = (
@@ -252,20 +247,6 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
     } | bench.material.settings
 
 
-def run_problems(
-    checkpoint: Checkpoint,
-    problems: Sequence[Problem],
-    sandbox: Sandbox,
-    max_new_tokens: int = 256,
-    batch_size: int = 64,
-) -> Score:
-    """Complete the problems greedily and run their tests."""
-    generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer)
-    requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
-    made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
-    return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)
-
-
 def pins_of(recipe: Recipe, shape: Shape) -> Pins:
     """The user's pins, checked; a list of layers to drop pins their number."""
     pins = recipe.pins
@@ -278,20 +259,3 @@ def pins_of(recipe: Recipe, shape: Shape) -> Pins:
         pins = replace(pins, layers=shape.layers - len(dropped))
     pins.check(shape)
     return pins
-
-
-def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
-    """Calibration problems with tests that no fit has seen."""
-    samples = [texts.task[i] for i in data.compare_samples]
-    chosen = [s for s in samples if s.test and s.entry_point][: recipe.judge_problems]
-    return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]
-
-
-def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
-    """The sandbox for the finalists, or None (with a warning) where there is no isolation."""
-    try:
-        return Sandbox.detect(options.unsandboxed)
-    except SandboxError as error:
-        warnings.append(f"the calibration's tests were not run, KL alone decides: {error}")
-        say(warnings[-1])
-        return None

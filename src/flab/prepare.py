@@ -115,6 +115,27 @@ def open_model(source: str | Path, options: Options, dtype: str | None = None) -
     return checkpoint, family_of(checkpoint.model.config)
 
 
+def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+    """Load a model to be read and cut layer by layer: its layers stay as they are stored where that is 16 bits wide.
+
+    All else is in the computing precision, to which :class:`flab.calibrate.LayerRunner` widens one layer at a time. To call
+    the model as a whole, :meth:`~flab.calibrate.LayerRunner.widen` it.
+
+    Raises:
+        CheckpointError, UnsupportedModelError
+    """
+    path = resolve(source)
+    computing, stored = dtype or compute_dtype(path, options), stored_dtype(path)
+    narrow = computing == "float32" and stored in ("bfloat16", "float16") and options.device != "auto"
+    checkpoint, family = open_model(path, options, stored if narrow else computing)
+    if narrow:
+        inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}
+        for parameter in checkpoint.model.parameters():
+            if id(parameter) not in inside:
+                parameter.data = parameter.data.float()
+    return checkpoint, family
+
+
 def new_tokenizer(checkpoint: Checkpoint, kept: list[int]) -> tuple[Tokenizer, dict[str, Any] | None]:
     """The tokenizer of the kept tokens, and its JSON; the original and None where nothing is cut."""
     if len(kept) >= checkpoint.model.get_input_embeddings().num_embeddings:

@@ -29,7 +29,7 @@ from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import apply, evaluate
 from flab.planning import Shared, make_plan, pins_of
 from flab.plans import Plan
-from flab.prepare import Texts, free, open_model, read_texts, same_precision
+from flab.prepare import Texts, free, open_to_cut, read_texts, same_precision
 from flab.progress import say
 from flab.recipe import Options, Recipe, as_path
 from flab.search import Known
@@ -136,7 +136,7 @@ def _known(state: Mapping[str, Any]) -> Known:
 
 def _reachable(source: Path, budgets: Sequence[float], recipe: Recipe, options: Options, texts: Texts) -> Counts:
     """Fail before the work where a budget cannot be met; returns the token counts that all share."""
-    checkpoint, family = open_model(source, options)
+    checkpoint, family = open_to_cut(source, options)
     shape = shape_of(checkpoint.model, family)
     counts = Counts.of(checkpoint.tokenizer, texts.task_texts(), texts.general_texts())
     for budget in budgets:

@@ -51,9 +51,7 @@ class Gram:
         fit_cross, held_cross = (cross[:, index] for cross in self.cross)
         prior, work = self.weight[:, index], _column_major(fit)
         if ridge is None:
-            errors = {
-                r: _squared_error(_ridge(fit, fit_cross, prior, r, work), held, held_cross) for r in RIDGES
-            }
+            errors = {r: _squared_error(_ridge(fit, fit_cross, prior, r, work), held, held_cross) for r in RIDGES}
             ridge = min(errors, key=lambda r: (errors[r], -r))
         return _ridge(fit.add_(held), fit_cross + held_cross, prior, ridge, work), ridge
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from flab.calibrate import Batch, LayerRunner
 from flab.families import Family, head_of, layers_of
+from flab.heap import trim
 from flab.objective import kl_divergence
 from flab.progress import track
 
@@ -49,16 +51,24 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
     racing, batches_kl = list(range(len(kept))), [[] for _ in kept]  # type: ignore[var-annotated]
     for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers"), 1):
         batch = search.batches[number]
-        states = list(search.runner.forward(batch, kept))
-        for place in racing:
-            hidden = states[place]
-            for index in kept[place + 1 :]:
-                hidden = search.runner.layer(index, hidden)
-            final = search.runner.finish(hidden)[batch.valid]
-            batches_kl[place].append(kl_divergence(head, reference[number], final).double().cpu())
+        for place, final in _without_each(search.runner, batch, kept, racing):
+            batches_kl[place].append(kl_divergence(head, reference[number], final[batch.valid]).double().cpu())
+        trim()
         if search.race and done >= RACE_WARM_UP:
             racing = _still_racing(racing, batches_kl)
     return {kept[place]: float(torch.cat(batches_kl[place]).mean()) for place in racing}
+
+
+def _without_each(
+    runner: LayerRunner, batch: Batch, kept: Sequence[int], places: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The final hidden states, (B, T, D), of the model of the kept layers less the one at each place; one stream is held."""
+    for place, entering in zip(range(len(kept)), runner.forward(batch, kept), strict=False):
+        if place in places:
+            hidden = entering
+            for index in kept[place + 1 :]:
+                hidden = runner.layer(index, hidden)
+            yield place, runner.finish(hidden)
 
 
 def spread(count: int) -> list[int]:
@@ -123,15 +133,9 @@ def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     total = [0.0] * search.num_layers
     kept = range(search.num_layers)
     for batch in track(search.batches, "Perplexity without each layer"):
-        states = list(runner.forward(batch, kept))
         target = batch.valid[:, 1:]
-        for place in kept:
-            hidden = states[place]
-            for index in kept[place + 1 :]:
-                hidden = runner.layer(index, hidden)
-            logits = nn.functional.linear(
-                runner.finish(hidden)[:, :-1][target].to(head.weight), head.weight, head.bias
-            ).float()
+        for place, final in _without_each(runner, batch, kept, kept):
+            logits = nn.functional.linear(final[:, :-1][target].to(head.weight), head.weight, head.bias).float()
             labels = batch.ids[:, 1:][target].to(logits.device)
             total[place] += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
     yield from _one_shot(search, total)
@@ -145,12 +149,12 @@ def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> 
         chosen = batch.valid
         if last_token:
             chosen = batch.valid & ~torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))
-        states = [h[chosen].float() for h in search.runner.forward(batch, range(search.num_layers))]
-        for place in range(ends):
-            cosine = nn.functional.cosine_similarity(
-                states[place], states[place + distance].to(states[place].device), dim=-1
-            )
-            total[place] += float(cosine.double().sum())
+        states = deque[torch.Tensor](maxlen=distance + 1)
+        for place, hidden in enumerate(search.runner.forward(batch, range(search.num_layers)), -distance):
+            states.append(hidden[chosen].float())
+            if place >= 0:
+                cosine = nn.functional.cosine_similarity(states[0], states[-1].to(states[0].device), dim=-1)
+                total[place] += float(cosine.double().sum())
         count += int(chosen.sum())
     return [t / count for t in total]
 

@@ -27,7 +27,7 @@ MAX_STEPS = 2
 CG_ITERATIONS = 10
 DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
 SHORTEST_STEP = 1 / 16
-KEPT_ELEMENTS = 2**27  # of the inputs, features and slopes of one linearisation: 512 MiB in float32, half in bfloat16
+KEPT_BYTES = 2**27  # of the inputs, features and slopes of one linearisation
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Linearised:
         self.blocks = KroneckerBlocks.zeros(theta)
         columns = theta[0].shape[0] * len(theta) + theta[0].shape[1]
         elements = sum(len(t.inputs) for t in problem.tokens) * columns
-        self._kept: list[Slopes] | None = [] if elements <= KEPT_ELEMENTS else None
+        self._kept: list[Slopes] | None = [] if elements * self.dtype.itemsize <= KEPT_BYTES else None
         for tokens in problem.tokens:
             part = problem.slopes(theta, tokens)
             missing = tokens.targets - part.features @ theta[-1].T
@@ -177,20 +177,23 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, floa
     linear = Linearised(problem, theta)
     precondition = linear.blocks.damped(DAMPING, theta[-1])
     shifts = precondition.shifts
-    rest = [g - shift * (w - w0) for g, shift, w, w0 in zip(linear.down, shifts, theta, start, strict=True)]
+    rest = linear.down
+    _add(rest, (-shift * (w - w0) for shift, w, w0 in zip(shifts, theta, start, strict=True)))
     step, direction = [torch.zeros_like(w) for w in theta], precondition(rest)
     size = _dot(rest, direction)
     for _ in range(CG_ITERATIONS):
         if size <= 0:
             break
         bent = linear.curvature(direction)
-        _add(bent, [shift * d for shift, d in zip(shifts, direction, strict=True)])
+        _add(bent, (shift * d for shift, d in zip(shifts, direction, strict=True)))
         length = size / _dot(direction, bent)
-        _add(step, [length * d for d in direction])
-        _add(rest, [-length * b for b in bent])
+        _add(step, (length * d for d in direction))
+        _add(rest, (-length * b for b in bent))
+        del bent
         scaled = precondition(rest)
         size, before = _dot(rest, scaled), size
-        direction = [s + size / before * d for s, d in zip(scaled, direction, strict=True)]
+        _add(scaled, (size / before * d for d in direction))
+        direction = scaled
     return step, linear.error
 
 
@@ -198,6 +201,6 @@ def _dot(a: Theta, b: Theta) -> float:
     return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)))
 
 
-def _add(totals: Theta, parts: Sequence[torch.Tensor]) -> None:
+def _add(totals: Theta, parts: Iterable[torch.Tensor]) -> None:
     for total, part in zip(totals, parts, strict=True):
         total += part

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from flab.calibrate import Batch, LayerRunner
+from flab.calibrate import Batch, LayerRunner, by_rows
 from flab.cuts.ffn import choose_neurons
 from flab.cuts.gram import Gram
 from flab.cuts.new_layer import NewLayer, replace_weights
@@ -26,6 +26,7 @@ from flab.cuts.newton import FfnProblem, Tokens, newton_refit
 from flab.cuts.reconstruction import Rows, reconstruct
 from flab.cuts.streams import Streams
 from flab.families import activation_of, extended, ffn_inputs, linear, with_bias
+from flab.heap import trim
 from flab.objective import kl_divergence
 from flab.plans import NEWTON_FIRST, RESIDUAL_FIRST
 
@@ -81,21 +82,24 @@ class Walk:
             self._skip(index)
             self.clean = False
         for place, (index, after) in enumerate(zip(self.cut.kept_layers, following, strict=True)):
-            yield self._layer(place, index, after)
+            with self.runner.at_work(index):
+                new = self._layer(place, index, after)
+            trim()
+            yield new
 
     def _original_mid(self, index: int) -> list[torch.Tensor]:
         """The original's stream before the FFN of a layer."""
         return self.streams.get((index, "before FFN"), lambda: [self._mid(index, h) for h in self.original])
 
     def _advance_original(self, index: int, mid: list[torch.Tensor]) -> None:
-        out = self._ffn(index)
         self.original = self.streams.get(
-            (index, "after"), lambda: [hidden + out(self.runner.ffn_features(index, hidden)) for hidden in mid]
+            (index, "after"), lambda: [self.runner.after_ffn(index, hidden) for hidden in mid]
         )
 
     def _skip(self, index: int) -> None:
         """Take the original's stream through a layer that the pruned model does not have."""
-        self._advance_original(index, self._original_mid(index))
+        with self.runner.at_work(index):
+            self._advance_original(index, self._original_mid(index))
 
     def _layer(self, place: int, index: int, after: int) -> NewLayer:
         original_mid = self._original_mid(index)
@@ -109,9 +113,8 @@ class Walk:
             everything = list(range(self.cut.width))
             return NewLayer(index, everything, with_bias(self._ffn(index)).double(), attention, 0.0, attention_ridge)
         self.clean = False
-        gram = self._ffn_gram(index, mid, original_mid if self.cut.kind == "simple" else None)
-        neurons = self._choose(place, index, gram)
-        weights, ridge = self._ffn_weights(place, index, neurons, gram)
+        neurons, weights, ridge = self._ffn_refit(place, index, mid, original_mid)
+        del original_mid
         inputs, steps = None, 0
         if self.cut.kind in NEWTON_FIRST:
             inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
@@ -146,13 +149,26 @@ class Walk:
             features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
             caught.append(features)
             if n < self.num_fit:
-                _add(gram, batch, features, original_mid[n] - self.pruned[n].to(features.device))
+                missing = original_mid[n] - self.pruned[n].to(features.device)
+                for held_out, rows in _parts(batch, features.device):
+                    weight = batch.weight.to(rows.device)[rows].sqrt()[:, None]
+                    gram.add(features[rows] * weight, missing[rows] * weight, held_out)
         weights, ridge = gram.solve(
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
         )
         new = weights.to(projection.weight.dtype)
         mid = [self.pruned[n].to(f.device) + nn.functional.linear(f, new) for n, f in enumerate(caught)]
         return weights, mid, ridge
+
+    def _ffn_refit(
+        self, place: int, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor]
+    ) -> tuple[list[int], torch.Tensor, float]:
+        """The neurons that stay, the output projection's new weights, and the ridge."""
+        gram = self._ffn_gram(index, mid, original_mid if self.cut.kind == "simple" else None)
+        trim()
+        neurons = self._choose(place, index, gram)
+        weights, ridge = self._ffn_weights(place, index, neurons, gram)
+        return neurons, weights, ridge
 
     def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
         """Statistics of the FFN's output projection, where anything needs them."""
@@ -166,13 +182,17 @@ class Walk:
             return None
         gram = Gram(old)
         for n, batch in enumerate(self.batches[: self.num_fit]):
-            if original_mid is None:
-                features = extended(self.runner.ffn_features(index, mid[n]), old.shape[1])
-                target = self.original[n].to(features.device) - mid[n].to(features.device)
-            else:
-                features = extended(self.runner.ffn_features(index, original_mid[n]), old.shape[1])
-                target = nn.functional.linear(features, old.to(features.dtype))
-            _add(gram, batch, features, target)
+            entering = mid[n] if original_mid is None else original_mid[n]
+            for held_out, rows in _parts(batch, entering.device):
+                hidden, weight = entering[rows], batch.weight.to(rows.device)[rows].sqrt()[:, None]
+                features = [self.runner.ffn_features(index, some) for some in by_rows(hidden, old.shape[1])]
+                features_NP = extended(torch.cat(features), old.shape[1])
+                del features
+                if original_mid is None:
+                    target = self.original[n].to(rows.device)[rows] - hidden
+                else:
+                    target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
+                gram.add(features_NP.float().mul_(weight), target * weight, held_out)
         return gram
 
     def _choose(self, place: int, index: int, gram: Gram | None) -> list[int]:
@@ -200,7 +220,7 @@ class Walk:
         layer, family = self.runner.layers[index], self.runner.family
         start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
         act = activation_of(layer, family)
-        fit, held = (FfnProblem(act, self._tokens(index, mid, held_out)) for held_out in (False, True))
+        fit, held = (FfnProblem(act, self._tokens(index, mid, held_out, len(neurons))) for held_out in (False, True))
         steps = self.cut.newton_steps[place] if self.cut.newton_steps else None
         moved, taken = newton_refit(start, fit, held, steps)
         return moved[:-1], moved[-1].double(), taken
@@ -233,18 +253,19 @@ class Walk:
             weight = batch.weight.to(inputs.device) * valid
             yield Rows(inputs, targets, weight * ~held, weight * held)
 
-    def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool) -> list[Tokens]:
+    def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool, width: int) -> list[Tokens]:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
         norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
         stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
         for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
-            chosen = (batch.valid & (batch.held_out == held_out)).to(mid[n].device)
-            if bool(chosen.any()):
+            chosen = dict(_parts(batch, mid[n].device)).get(held_out)
+            if chosen is not None:
                 here, wanted = mid[n][chosen], self.original[n].to(mid[n].device)[chosen]
                 weight = batch.weight.to(chosen.device)[chosen].sqrt()[:, None]
-                found.append(Tokens(norm(here).float(), (wanted - here).float(), weight))
+                rows = (norm(here).float(), (wanted - here).float(), weight)
+                found += [Tokens(*some) for some in zip(*(by_rows(x, width) for x in rows), strict=True)]
         return found
 
     def _advance_pruned(
@@ -259,9 +280,7 @@ class Walk:
         new = weights.to(dtype)
         made = inputs or ffn_inputs(self.runner.layers[index], self.runner.family, neurons)
         made = [m.to(dtype) for m in made]
-        for n, hidden in enumerate(mid):
-            features = extended(self.runner.ffn_features(index, hidden, made), new.shape[1])
-            self.pruned[n] = hidden.to(features.device) + nn.functional.linear(features, new)
+        self.pruned = [self.runner.after_ffn(index, hidden, made, new) for hidden in mid]
 
     @torch.no_grad()
     def divergence(self, head: nn.Linear) -> tuple[float, float]:
@@ -276,10 +295,9 @@ class Walk:
         return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
 
 
-def _add(gram: Gram, batch: Batch, features: torch.Tensor, targets: torch.Tensor) -> None:
-    """Add the real tokens of a batch, those of held-out rows apart."""
+def _parts(batch: Batch, device: torch.device) -> Iterator[tuple[bool, torch.Tensor]]:
+    """Where the real tokens of a batch are, (B, T), those of held-out rows apart; a part without any is left out."""
     for held_out in (False, True):
-        chosen = (batch.valid & (batch.held_out == held_out)).to(features.device)
+        chosen = batch.valid & (batch.held_out == held_out)
         if bool(chosen.any()):
-            weight = batch.weight.to(chosen.device)[chosen].sqrt()[:, None]
-            gram.add(features[chosen] * weight, targets[chosen] * weight, held_out)
+            yield held_out, chosen.to(device)

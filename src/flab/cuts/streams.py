@@ -7,14 +7,15 @@ from typing import Literal
 
 import torch
 
-KEPT_BYTES = 2**30
+SEARCH_BYTES = 2**28  # within one plan
+SWEEP_BYTES = 2**30  # across the budgets of a sweep
 Place = tuple[int, Literal["before FFN", "after"]]  # of which layer
 
 
 class Streams:
     """Keeps hidden states by place, one (B, T, D) for each batch, up to so many bytes; beyond, they are made anew each time."""
 
-    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, most_bytes: int = SEARCH_BYTES) -> None:
         self.most_bytes = most_bytes
         self._kept: dict[Place, list[torch.Tensor]] = {}
 

@@ -11,7 +11,7 @@ from flab.budget import Shape
 from flab.checkpoint import weight_files
 from flab.evaluation.backend import Batch
 from flab.evaluation.generate import Encoded
-from flab.families import Family, head_of, is_tied, layers_of
+from flab.families import Family, head_of, is_tied, kv_width, layers_of
 from flab.footprint.figures import Figure, by_formula
 
 
@@ -52,13 +52,6 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
             shape.flops_of_prompt(*sizes, tokens=prompt), "FLOP", f"the same for {prompt} tokens, logits of the last"
         ),
     }
-
-
-def kv_width(config: Any) -> int:
-    """Numbers that one layer keeps as keys for each token (and again as values)."""
-    heads = int(config.num_attention_heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
 
 
 def attended(config: Any, layers: int, context: int) -> int:

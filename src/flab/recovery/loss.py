@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flab.objective import CHUNK_ELEMENTS
-
+CHUNK_ELEMENTS = 2**25  # float32 logits held at once: 128 MiB
 IGNORED = -100  # the label of a token that is no target
 
 

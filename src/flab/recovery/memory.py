@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from flab.footprint.memory import resident_peak
-from flab.objective import CHUNK_ELEMENTS
+from flab.recovery.loss import CHUNK_ELEMENTS
 from flab.recovery.settings import Training
 
 LOGIT_COPIES = 5  # logits, their gradient, both log-softmax results, the difference

@@ -1,0 +1,69 @@
+"""The tests that decide between finalists: calibration problems that no fit has seen, answered greedily, run in the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flab.calibrate import CalibrationSet, LayerRunner
+from flab.checkpoint import Checkpoint
+from flab.errors import SandboxError
+from flab.evaluation.backend import TransformersGenerator
+from flab.evaluation.code import score_code
+from flab.evaluation.generate import Decoding, Request, generate_all
+from flab.evaluation.prompts import COMPLETION_STOP
+from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.score import Score
+from flab.evaluation.tasks import Problem, make_task
+from flab.families import family_of, kv_width
+from flab.prepare import Texts
+from flab.progress import say
+from flab.recipe import Options, Recipe
+
+NEW_TOKENS, BATCH = 256, 64
+CACHE_BYTES = 2**29
+
+
+def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
+    """Calibration problems with tests that no fit has seen."""
+    samples = [texts.task[i] for i in data.compare_samples]
+    chosen = [s for s in samples if s.test and s.entry_point][: recipe.judge_problems]
+    return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]
+
+
+def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
+    """The sandbox for the finalists, or None (with a warning) where there is no isolation."""
+    try:
+        return Sandbox.detect(options.unsandboxed)
+    except SandboxError as error:
+        warnings.append(f"the calibration's tests were not run, KL alone decides: {error}")
+        say(warnings[-1])
+        return None
+
+
+def judge_batch(built: Checkpoint, problems: Sequence[Problem]) -> int:
+    """How many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`."""
+    longest = max(len(built.tokenizer.encode(problem.prompt).ids) for problem in problems) + NEW_TOKENS
+    config = built.model.config
+    for_each = (
+        2
+        * config.num_hidden_layers
+        * kv_width(config)
+        * built.model.get_input_embeddings().weight.dtype.itemsize
+        * longest
+    )
+    return max(1, min(BATCH, CACHE_BYTES // int(for_each)))
+
+
+def run_problems(
+    checkpoint: Checkpoint,
+    problems: Sequence[Problem],
+    sandbox: Sandbox,
+    max_new_tokens: int = NEW_TOKENS,
+    batch_size: int = BATCH,
+) -> Score:
+    """Complete the problems greedily and run their tests; a model that was opened to be cut is widened for it."""
+    LayerRunner(checkpoint.model, family_of(checkpoint.model.config)).widen()
+    generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer)
+    requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
+    made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
+    return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)
