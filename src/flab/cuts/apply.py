@@ -34,7 +34,7 @@ def carve(
     layers, decisions = layers_of(model, family), []
     for new in track(walk, "Cutting and refitting layers", total=len(cut.kept_layers)):
         replace_weights(layers[new.index], family, new)
-        decisions.append(replace(new, ffn_out=new.ffn_out[:0], attention_out=None, ffn_in=None, state=None))
+        decisions.append(replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None))
     if len(cut.kept_layers) < len(layers):
         cut_layers(model, family, cut.kept_layers)
     model.config.intermediate_size = cut.width

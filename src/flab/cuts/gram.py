@@ -14,7 +14,7 @@ import torch
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 ELIMINATION_RIDGE = 1e-3
 ELIMINATION_ROUNDS = 16
-BLOCK_ROWS = 1024  # of a matrix at once, where a copy of all of it would be made
+BLOCK_ROWS = 512  # of a matrix at once, where a copy of all of it would be made
 
 
 class Gram:
@@ -23,7 +23,7 @@ class Gram:
     def __init__(self, weight_DP: torch.Tensor) -> None:
         targets, features = weight_DP.shape
         zeros = {"dtype": torch.float64, "device": weight_DP.device}
-        self.weight = weight_DP
+        self.weight = weight_DP  # in any precision: made float64 where it is used
         self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
         self.cross = [torch.zeros(targets, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
 
@@ -49,7 +49,7 @@ class Gram:
         index = torch.tensor(list(columns), device=self.weight.device)
         fit, held = (_taken(gram.tril_(), index) for gram in self.gram)
         fit_cross, held_cross = (cross[:, index] for cross in self.cross)
-        prior, work = self.weight[:, index], _column_major(fit)
+        prior, work = self.weight[:, index].double(), _column_major(fit)
         if ridge is None:
             errors = {r: _squared_error(_ridge(fit, fit_cross, prior, r, work), held, held_cross) for r in RIDGES}
             ridge = min(errors, key=lambda r: (errors[r], -r))
@@ -65,7 +65,7 @@ class Gram:
         inverse.diagonal().add_(shift)
         torch.cholesky_inverse(torch.linalg.cholesky(inverse, out=inverse), out=inverse)
         inverse = inverse.T  # symmetric: the same by rows
-        weights = (self.cross[0] + self.cross[1] + shift * self.weight) @ inverse
+        weights = (self.cross[0] + self.cross[1] + shift * self.weight.double()) @ inverse
         alive = torch.arange(len(inverse), device=inverse.device)
         kept_anyway = torch.tensor(list(forced), device=alive.device, dtype=alive.dtype)
         surplus = len(alive) - len(forced) - width

@@ -22,6 +22,7 @@ import torch
 
 from flab.cuts.curvature import KroneckerBlocks, Theta, product_dtype
 from flab.families import extended
+from flab.heap import trim
 
 MAX_STEPS = 2
 CG_ITERATIONS = 10
@@ -175,6 +176,7 @@ def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
 def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, float]:
     """One damped Gauss-Newton step by preconditioned conjugate gradients from zero, and the error before it."""
     linear = Linearised(problem, theta)
+    trim()
     precondition = linear.blocks.damped(DAMPING, theta[-1])
     shifts = precondition.shifts
     rest = linear.down
@@ -194,6 +196,7 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, floa
         size, before = _dot(rest, scaled), size
         _add(scaled, (size / before * d for d in direction))
         direction = scaled
+        trim()
     return step, linear.error
 
 

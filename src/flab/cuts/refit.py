@@ -115,6 +115,7 @@ class Walk:
         self.clean = False
         neurons, weights, ridge = self._ffn_refit(place, index, mid, original_mid)
         del original_mid
+        trim()
         inputs, steps = None, 0
         if self.cut.kind in NEWTON_FIRST:
             inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
@@ -143,7 +144,7 @@ class Walk:
         if not self.cut.output_projection or self.cut.kind not in RESIDUAL_FIRST:
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        old, caught = with_bias(projection).double(), []
+        old, caught = with_bias(projection), []
         gram = Gram(old)
         for n, batch in enumerate(self.batches):
             features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
@@ -172,7 +173,7 @@ class Walk:
 
     def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
         """Statistics of the FFN's output projection, where anything needs them."""
-        old = with_bias(self._ffn(index)).double()
+        old = with_bias(self._ffn(index))
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
@@ -191,7 +192,7 @@ class Walk:
                 if original_mid is None:
                     target = self.original[n].to(rows.device)[rows] - hidden
                 else:
-                    target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
+                    target = nn.functional.linear(features_NP, old)
                 gram.add(features_NP.float().mul_(weight), target * weight, held_out)
         return gram
 
