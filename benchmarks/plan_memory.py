@@ -4,7 +4,8 @@
 
 The model has the bundled tokenizer; the layers to drop and the width are given, so that one candidate is built (by elimination
 and the Newton refit) where the search would build several, each like it; before it the layers are scored once, as the search
-does. Resident memory counts from before the model is loaded, with the libraries warm. Exit code 1: more was needed than docs/method.md allows.
+does. Resident memory counts from before the model is loaded, with the libraries warm. Exit code 1: more was needed than
+docs/method.md allows.
 """
 
 from __future__ import annotations
