@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 import pico
 from flab import __version__, assets, cli
+from flab.progress import say_once
 
 QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0", "--finalists", "1"]
 FIELDS = {
@@ -660,10 +661,20 @@ def test_no_command_shows_help(flab):
 
 
 def test_the_bundled_samples_are_announced(flab, pico_folder, place, monkeypatch):
-    monkeypatch.setattr("flab.pipeline.make_plan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    say_once.cache_clear()
+    monkeypatch.setattr("flab.planning.search_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     _, _, err = flab("plan", pico_folder(), "-o", place / "plan.json")
     assert "bundled instruction samples" in err
     assert "standard library" in err
+
+
+@pytest.mark.parametrize("command", ["plan", "prune", "sweep"])
+def test_without_a_calibration_file_too_an_error_is_one_line(flab, pico_folder, place, command):
+    say_once.cache_clear()
+    code, _, err = flab(command, pico_folder(), "--remove", "0.97", "-o", place / "out")
+    assert code == 2
+    assert err.strip().count("\n") == 0
+    assert "cannot be reached" in err
 
 
 def test_pico_helper_rows_are_valid_calibration(calibration_file):

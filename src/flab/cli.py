@@ -66,11 +66,10 @@ def plan(
 ) -> None:
     """Decide what to remove, and write the decisions as JSON; cuts nothing."""
     from flab.pipeline import plan as make
-    from flab.show import announce, show_plan
+    from flab.show import show_plan
 
     check_outside(as_path(output), as_path(model))
     check_file(as_path(output), options.overwrite)
-    announce(recipe)
     decided = make(model, recipe, options)
     decided.write(as_path(output))
     emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
@@ -105,9 +104,8 @@ def prune(
 ) -> None:
     """Plan, apply and check in one: a smaller stock checkpoint, and what it lost."""
     from flab.pipeline import prune as run
-    from flab.show import announce, show_check, show_plan
+    from flab.show import show_check, show_plan
 
-    announce(recipe)
     report = run(model, output, recipe, options)
     if json_:
         emit(report)

@@ -91,11 +91,9 @@ def sweep(
 ) -> None:
     """Plan many budgets in one search, each fitted and tried on the tests: the curve of what is kept over what is removed."""
     from flab.reporting.curve import write_curve
-    from flab.show import announce
     from flab.show_footprint import show_sweep
     from flab.sweeping import sweep as run
 
-    announce(recipe)
     try:
         wanted = [*(budgets or ()), *(more or ())] or BUDGETS
         report = run(model, wanted, output, recipe, options, save, task or (), limit)

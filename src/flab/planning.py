@@ -28,6 +28,7 @@ from flab.material import Material, prepare_material
 from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
 from flab.prepare import (
     Texts,
+    announce,
     compute_dtype,
     cut_to_vocabulary,
     first_tokens,
@@ -166,6 +167,7 @@ def prepare_bench(
     if shared is not None:
         shared.material = material
     cut_to_vocabulary(checkpoint, family, kept)
+    announce(recipe)
     known = shared.known if shared is not None else Known()
     search = Search(
         checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams

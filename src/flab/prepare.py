@@ -20,6 +20,7 @@ from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_files
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
+from flab.progress import say_once
 from flab.recipe import Options, Recipe
 from flab.samples import (
     Sample,
@@ -65,6 +66,16 @@ def read_texts(recipe: Recipe) -> Texts:
     corpus = [sample for path in recipe.corpus for sample in read_samples(path)]
     corpus_sources = [Source(str(path.resolve()), sha256_of(files_under(path))) for path in recipe.corpus]
     return Texts(task, general, corpus, [source] + ([general_source] if general_source else []), corpus_sources)
+
+
+def announce(recipe: Recipe) -> None:
+    """Say which data is read where the user named none; only once all that was given is found to be right."""
+    if recipe.calibration is None:
+        say_once("calibration: the bundled instruction samples (--calibration FILE for your own)")
+    if recipe.general > 0:
+        say_once(
+            f"calibration: {recipe.general:.0%} of the tokens from Python's standard library (--general 0 for none)"
+        )
 
 
 def verify_sources(texts: Texts, planned: Sequence[dict[str, str]]) -> None:

@@ -6,6 +6,7 @@ Standard output is never touched: it belongs to ``--json``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import cache
 from typing import TypeVar
 
 from rich.console import Console
@@ -47,6 +48,12 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 def say(message: str) -> None:
     """Print one line for the human, on stderr."""
     console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+@cache
+def say_once(message: str) -> None:
+    """The same, unless this process has said it before."""
+    say(message)
 
 
 def table_of(title: str, columns: Sequence[str]) -> Table:

@@ -6,17 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flab.progress import add, console, say, table_of
-from flab.recipe import Recipe
-
-
-def announce(recipe: Recipe) -> None:
-    """Say which data will be read where the user named none."""
-    if recipe.calibration is None:
-        say("no --calibration: using the bundled instruction samples")
-    if recipe.general > 0:
-        say(
-            f"{recipe.general:.0%} of the calibration tokens come from Python's standard library (--general 0 for none)"
-        )
 
 
 def show_plan(report: Mapping[str, Any], closing: str) -> None:

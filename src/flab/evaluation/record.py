@@ -69,14 +69,14 @@ def run_json(facts: Mapping[str, Any], clock: Mapping[str, float], sandbox_level
     return {**facts, "times": stamps, "seconds": seconds, "hardware": hardware, "sandbox_level": sandbox_level}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file; DataError where it is none."""
+def read_json(path: Path, otherwise: str = "give the folder of a finished run") -> dict[str, Any]:
+    """An object from a file; DataError where it is none, which ends with what to do otherwise."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); give the folder of a finished run") from None
+        raise DataError(f"{path}: cannot be read as JSON ({error}); {otherwise}") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}: holds a {type(value).__name__}, not an object; give the folder of a finished run")
+        raise DataError(f"{path}: holds a {type(value).__name__}, not an object; {otherwise}")
     return value
 
 
