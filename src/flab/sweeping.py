@@ -112,10 +112,10 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
         return fresh
     if not (folder / SWEEP).is_file():
         raise OptionError(f"-o {folder} exists but holds no sweep: give a new folder.")
-    before = read_json(folder / SWEEP, "give a new folder, or remove this one")
+    before = read_json(folder / SWEEP, "give a new folder, or remove this file")
     if before.get("fingerprint") != digest:
         raise OptionError(
-            f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this one."
+            f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this file."
         )
     return before
 
