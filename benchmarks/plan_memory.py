@@ -87,6 +87,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         warm_up(Path(folder) / "small")
         parameters = make_model(given, Path(folder))
+        trim()
         reset_peak("cpu")
         before, start = resident_peak()[0], time.perf_counter()
         recipe = flab.Recipe(
@@ -95,7 +96,8 @@ def main() -> int:
         )  # fmt: skip
         score_layers(Path(folder), recipe)
         scored = resident_peak()[0] - before
-        print(f"layers scored: {scored / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{before / 2**30:.2f} GiB before, layers scored: {scored / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s", flush=True)
+        trim()
         plan = flab.plan(folder, recipe)
         measured, how = resident_peak()
     rows, most, taken = predicted(given, parameters), allowed(given, parameters), measured - before

@@ -142,8 +142,8 @@ def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) 
     if narrow:
         inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}
         for parameter in checkpoint.model.parameters():
-            if id(parameter) not in inside:
-                parameter.data = parameter.data.float()
+            # a copy lets go of the mapped file, which would stay in memory as long as any tensor of it does
+            parameter.data = parameter.data.clone() if id(parameter) in inside else parameter.data.float()
     return checkpoint, family
 
 
