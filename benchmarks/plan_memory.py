@@ -96,7 +96,8 @@ def main() -> int:
         )  # fmt: skip
         score_layers(Path(folder), recipe)
         scored = resident_peak()[0] - before
-        print(f"{before / 2**30:.2f} GiB before, layers scored: {scored / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{before / 2**30:.2f} GiB before", flush=True)
+        print(f"layers scored: {scored / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s", flush=True)
         trim()
         plan = flab.plan(folder, recipe)
         measured, how = resident_peak()
