@@ -20,6 +20,7 @@ from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_files
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
+from flab.heap import trim
 from flab.progress import say_once
 from flab.recipe import Options, Recipe
 from flab.samples import (
@@ -233,5 +234,6 @@ def first_tokens(windows: list[Window], tokens: int, options: Options, prompt_we
 def free(checkpoint: Checkpoint) -> None:
     """Let go of a model before the next is loaded."""
     checkpoint.model = None
+    trim()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -113,8 +113,9 @@ class Walk:
             everything = list(range(self.cut.width))
             return NewLayer(index, everything, with_bias(self._ffn(index)).double(), attention, 0.0, attention_ridge)
         self.clean = False
-        neurons, weights, ridge = self._ffn_refit(place, index, mid, original_mid)
+        fitted_to_itself = original_mid if self.cut.kind == "simple" else None
         del original_mid
+        neurons, weights, ridge = self._ffn_refit(place, index, mid, fitted_to_itself)
         trim()
         inputs, steps = None, 0
         if self.cut.kind in NEWTON_FIRST:
@@ -162,10 +163,10 @@ class Walk:
         return weights, mid, ridge
 
     def _ffn_refit(
-        self, place: int, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor]
+        self, place: int, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None
     ) -> tuple[list[int], torch.Tensor, float]:
         """The neurons that stay, the output projection's new weights, and the ridge."""
-        gram = self._ffn_gram(index, mid, original_mid if self.cut.kind == "simple" else None)
+        gram = self._ffn_gram(index, mid, original_mid)
         trim()
         neurons = self._choose(place, index, gram)
         weights, ridge = self._ffn_weights(place, index, neurons, gram)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-SEARCH_BYTES = 2**28  # within one plan
+SEARCH_BYTES = 2**27  # within one plan
 SWEEP_BYTES = 2**30  # across the budgets of a sweep
 Place = tuple[int, Literal["before FFN", "after"]]  # of which layer
 
