@@ -27,7 +27,7 @@ from flab.families import head_of
 from flab.generality import general_bits_per_byte
 from flab.judging import run_problems
 from flab.planning import make_plan, prepare_bench
-from flab.prepare import cut_to_vocabulary, open_model
+from flab.prepare import cut_to_vocabulary, open_to_cut
 from flab.recipe import Options, Recipe
 
 REFITS = {
@@ -77,7 +77,7 @@ class Lab:
     def measure(self, cut: Cut, data: CalibrationSet | None = None) -> tuple[float, float, float]:
         """KL, pass@1 and bits per byte of one cut."""
         data = data or self.data
-        built, family = open_model(assets.model_path(), Options())
+        built, family = open_to_cut(assets.model_path(), Options())
         cut_to_vocabulary(built, family, self.bench.material.kept)
         _, walk = carve(built.model, family, cut, data.fit, data.compare)
         built.tokenizer = self.bench.material.tokenizer

@@ -63,7 +63,7 @@ def predicted(given: argparse.Namespace, parameters: int) -> dict[str, float]:
         "model": 4 * parameters - 2 * given.layers * layer,
         "layer at work": 4 * layer,
         "statistics": 8 * 2 * (width**2 + hidden * width),
-        "solver": 8 * (width**2 + 3 * BLOCK_ROWS * width),
+        "solver": 8 * (width**2 + 5 * BLOCK_ROWS * width + 4 * hidden * width),
         "newton": 4 * 2 * min(tokens, NEWTON_TOKENS) * hidden + 8 * ffn + 24 * kept**2 + KEPT_BYTES,
         "calibration": 4 * 5 * tokens * hidden,
         "streams": min(SEARCH_BYTES, 4 * 2 * given.layers * tokens * hidden),

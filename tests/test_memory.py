@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -51,6 +54,14 @@ def test_the_stored_precision_stays_where_it_is_asked_for_or_wide_anyhow(pico_fo
     stored, asked = pico_folder("qwen2"), Options(dtype="bfloat16")
     assert dtypes(open_to_cut(stored, Options())[0].model) == {torch.float32}
     assert dtypes(open_to_cut(stored, asked)[0].model) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("said", ["bfloat16", "float16"])
+def test_files_that_are_wider_than_their_config_says_are_read_as_they_are(said, pico_folder, tmp_path):
+    folder = shutil.copytree(pico_folder("qwen2"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": said}))
+    assert dtypes(open_to_cut(folder, Options())[0].model) == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["none", "simple", "residual", "newton", "reconstruction"])
@@ -137,22 +148,27 @@ def test_rows_come_in_order_and_at_least_one_at_a_time(monkeypatch):
 def test_the_finalists_cache_is_bounded(pico_folder, monkeypatch):
     checkpoint, _ = open_model(pico_folder("qwen2"), Options())
     problems = [Problem("0", "def f(x):\n", "f", "", None)]
-    assert judge_batch(checkpoint, problems) == BATCH
+    assert judge_batch(checkpoint, problems, 5) == BATCH
     monkeypatch.setattr("flab.judging.CACHE_BYTES", 2**20)
-    some = judge_batch(checkpoint, problems)
+    some = judge_batch(checkpoint, problems, 5)
     assert 1 < some < BATCH
     longer = [*problems, Problem("1", "x = 1\n" * 200, "f", "", None)]
-    assert judge_batch(checkpoint, longer) < some
+    assert judge_batch(checkpoint, longer, 5) < some
     monkeypatch.setattr("flab.judging.CACHE_BYTES", 0)
-    assert judge_batch(checkpoint, problems) == 1
+    assert judge_batch(checkpoint, problems, 5) == 1
 
 
 def test_freed_memory_is_given_back_where_the_system_can(monkeypatch):
     given = []
     monkeypatch.setattr(heap, "_malloc_trim", lambda: given.append)
+    monkeypatch.setattr(heap, "LARGE_BYTES", 2**50)
+    heap.trim()
+    assert given == []  # a small process gains nothing from it
+    monkeypatch.setattr(heap, "LARGE_BYTES", 2**20)
     heap.trim()
     assert given == [0]
     monkeypatch.undo()
+    monkeypatch.setattr(heap, "LARGE_BYTES", 0)
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     heap._malloc_trim.cache_clear()
     heap.trim()  # a C library without it: nothing happens

@@ -111,6 +111,15 @@ def weight_files(path: Path) -> list[Path]:
     return found
 
 
+def weight_dtypes(path: Path) -> set[str]:
+    """The dtypes of all tensors in a folder's safetensors files, by safetensors' own names (``BF16``, ``F32``, ...)."""
+    found = set[str]()
+    for file in weight_files(path):
+        with safe_open(file, "pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

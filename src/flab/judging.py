@@ -40,17 +40,14 @@ def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
         return None
 
 
-def judge_batch(built: Checkpoint, problems: Sequence[Problem]) -> int:
-    """How many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`."""
+def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> int:
+    """How many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`.
+
+    ``layers`` are the original's: scores move a little with the batch, so all candidates have the same one.
+    """
     longest = max(len(built.tokenizer.encode(problem.prompt).ids) for problem in problems) + NEW_TOKENS
     config = built.model.config
-    for_each = (
-        2
-        * config.num_hidden_layers
-        * kv_width(config)
-        * built.model.get_input_embeddings().weight.dtype.itemsize
-        * longest
-    )
+    for_each = 2 * layers * kv_width(config) * built.model.get_input_embeddings().weight.dtype.itemsize * longest
     return max(1, min(BATCH, CACHE_BYTES // int(for_each)))
 
 

@@ -37,6 +37,7 @@ from flab.prepare import (
     read_texts,
     stored_dtype,
 )
+from flab.progress import say
 from flab.recipe import Options, Recipe
 from flab.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
 from flab.vocabulary import Counts, plan_vocabulary
@@ -107,7 +108,7 @@ class Bench:
     def try_tests(self, candidate: Candidate, built: Checkpoint) -> None:
         """How many of the calibration problems that no fit has seen the built candidate solves."""
         if self.sandbox is not None:
-            batch = judge_batch(built, self.problems)
+            batch = judge_batch(built, self.problems, self.shape.layers)
             result = run_problems(built, self.problems, self.sandbox, batch_size=batch)
             candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
             candidate.task_success = candidate.task_passed / candidate.task_total
@@ -168,6 +169,8 @@ def prepare_bench(
         shared.material = material
     cut_to_vocabulary(checkpoint, family, kept)
     announce(recipe)
+    if shared is not None:
+        say(f"budget {100 * recipe.remove:g} %")
     known = shared.known if shared is not None else Known()
     search = Search(
         checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
-from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_files
+from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_dtypes, weight_files
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
@@ -33,6 +33,7 @@ from flab.samples import (
     sha256_of,
 )
 
+NARROW = {"bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
 
 
@@ -128,7 +129,7 @@ def open_model(source: str | Path, options: Options, dtype: str | None = None) -
 
 
 def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
-    """Load a model to be read and cut layer by layer: its layers stay as they are stored where that is 16 bits wide.
+    """Load a model to be read and cut layer by layer: its layers stay as they are stored where all is 16 bits wide.
 
     All else is in the computing precision, to which :class:`flab.calibrate.LayerRunner` widens one layer at a time. To call
     the model as a whole, :meth:`~flab.calibrate.LayerRunner.widen` it.
@@ -138,7 +139,7 @@ def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) 
     """
     path = resolve(source)
     computing, stored = dtype or compute_dtype(path, options), stored_dtype(path)
-    narrow = computing == "float32" and stored in ("bfloat16", "float16") and options.device != "auto"
+    narrow = computing == "float32" and options.device != "auto" and weight_dtypes(path) == {NARROW.get(stored)}
     checkpoint, family = open_model(path, options, stored if narrow else computing)
     if narrow:
         inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}

@@ -95,11 +95,7 @@ def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
     """The stages that a run's folder knows, finished and stopped ones; OptionError where it holds something else."""
     if folder.is_file():
         raise OptionError(f"-o {folder} is a file: give a folder for the run.")
-    record = (
-        read_json(folder / RUN, "give a new folder, or remove this file")
-        if (folder / RUN).is_file()
-        else {"stages": {}}
-    )
+    record = read_json(folder / RUN, "give a new folder") if (folder / RUN).is_file() else {"stages": {}}
     stages, stopped = record.get("stages"), record.get("stopped", {})
     if not isinstance(stages, dict) or (not (folder / RUN).is_file() and folder.is_dir() and any(folder.iterdir())):
         raise OptionError(f"-o {folder} is a folder but holds no run of a recipe: give a new one.")

@@ -77,7 +77,6 @@ def sweep(
     write_json(folder / SWEEP, state)
     for budget in wanted:
         if (row := _row(state, budget)) is None or not (folder / row["plan"]).is_file():
-            say(f"budget {100 * budget:g} %")
             _keep(
                 folder,
                 state,
@@ -112,7 +111,7 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
         return fresh
     if not (folder / SWEEP).is_file():
         raise OptionError(f"-o {folder} exists but holds no sweep: give a new folder.")
-    before = read_json(folder / SWEEP, "give a new folder, or remove this file")
+    before = read_json(folder / SWEEP, "give a new folder")
     if before.get("fingerprint") != digest:
         raise OptionError(
             f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this file."

@@ -65,7 +65,9 @@ class Gram:
         inverse.diagonal().add_(shift)
         torch.cholesky_inverse(torch.linalg.cholesky(inverse, out=inverse), out=inverse)
         inverse = inverse.T  # symmetric: the same by rows
-        weights = (self.cross[0] + self.cross[1] + shift * self.weight.double()) @ inverse
+        right = self.cross[0] + self.cross[1]
+        weights = right.add_(shift * self.weight.double()) @ inverse
+        del right
         alive = torch.arange(len(inverse), device=inverse.device)
         kept_anyway = torch.tensor(list(forced), device=alive.device, dtype=alive.dtype)
         surplus = len(alive) - len(forced) - width

@@ -195,6 +195,7 @@ class Walk:
                 else:
                     target = nn.functional.linear(features_NP, old)
                 gram.add(features_NP.float().mul_(weight), target * weight, held_out)
+                del features_NP, target
         return gram
 
     def _choose(self, place: int, index: int, gram: Gram | None) -> list[int]:
@@ -209,10 +210,10 @@ class Walk:
         return gram.eliminate(self.cut.width, forced=range(width, gram.weight.shape[1]))
 
     def _ffn_weights(self, place: int, index: int, neurons: list[int], gram: Gram | None) -> tuple[torch.Tensor, float]:
-        old, width = with_bias(self._ffn(index)).double(), self._ffn(index).in_features
+        old, width = with_bias(self._ffn(index)), self._ffn(index).in_features
         columns = [*neurons, *range(width, old.shape[1])]
         if gram is None or self.cut.kind == "none":
-            return old[:, columns], 0.0
+            return old[:, columns].double(), 0.0
         return gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
 
     def _newton(
@@ -282,7 +283,8 @@ class Walk:
         new = weights.to(dtype)
         made = inputs or ffn_inputs(self.runner.layers[index], self.runner.family, neurons)
         made = [m.to(dtype) for m in made]
-        self.pruned = [self.runner.after_ffn(index, hidden, made, new) for hidden in mid]
+        for n, hidden in enumerate(mid):
+            self.pruned[n] = self.runner.after_ffn(index, hidden, made, new)
 
     @torch.no_grad()
     def divergence(self, head: nn.Linear) -> tuple[float, float]:
