@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,9 +24,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import flab
 from flab import assets
-from flab.calibrate import ROW_ELEMENTS, LayerRunner
+from flab.calibrate import ROW_ELEMENTS
 from flab.cuts.gram import BLOCK_ROWS
-from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.cuts.newton import KEPT_BYTES
 from flab.cuts.refit import NEWTON_TOKENS
 from flab.cuts.streams import SEARCH_BYTES
@@ -124,7 +124,7 @@ def score_layers(folder: Path, recipe: flab.Recipe) -> None:
     """The first step of the layer criterion, on a third of the tokens: what the search holds besides its candidates."""
     asked = replace(recipe, search_tokens=recipe.tokens // 3)
     bench, checkpoint = prepare_bench(folder, asked, flab.Options())
-    next(LAYER_CRITERIA["kl"](LayerSearch(LayerRunner(bench.search.model, bench.family), bench.search.data.fit)))
+    list(islice(bench.search.removals(), 2))  # of no layer and of one
     bench.search.model = None
     free(checkpoint)
 

@@ -279,13 +279,11 @@ class LayerRunner:
     ) -> torch.Tensor:
         """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
         with self.at_work(index) as layer:
-            module, parts = linear(layer, self.family.ffn_out), []
-            for mid in by_rows(mid_BTD.to(module.weight.device).flatten(0, -2), module.in_features):
-                features = self.ffn_features(index, mid, inputs)
-                if output is None:
-                    parts.append(mid + module(features))
-                else:
-                    parts.append(mid + nn.functional.linear(extended(features, output.shape[1]), output))
+            own, parts = linear(layer, self.family.ffn_out), []
+            weight, bias = (own.weight, own.bias) if output is None else (output, None)
+            for mid in by_rows(mid_BTD.to(weight.device).flatten(0, -2), own.in_features):
+                features = extended(self.ffn_features(index, mid, inputs), weight.shape[1])
+                parts.append(mid + nn.functional.linear(features, weight, bias))
         return torch.cat(parts).view(mid_BTD.shape)
 
     @torch.no_grad()

@@ -55,12 +55,11 @@ def run_problems(
     checkpoint: Checkpoint,
     problems: Sequence[Problem],
     sandbox: Sandbox,
-    max_new_tokens: int = NEW_TOKENS,
     batch_size: int = BATCH,
 ) -> Score:
     """Complete the problems greedily and run their tests; a model that was opened to be cut is widened for it."""
     LayerRunner(checkpoint.model, family_of(checkpoint.model.config)).widen()
     generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer)
     requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
-    made = generate_all(generator, requests, Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size))
+    made = generate_all(generator, requests, Decoding(max_new_tokens=NEW_TOKENS, batch_size=batch_size))
     return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)

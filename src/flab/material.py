@@ -30,9 +30,8 @@ class Material:
     data: CalibrationSet  # all of them
     small: CalibrationSet  # what the search sees
     kl_vocabulary: float
-    streams: Streams = field(
-        default_factory=lambda: Streams(SWEEP_BYTES)
-    )  # of the model with this vocabulary, over ``data``
+    # of the model with this vocabulary, over ``data``
+    streams: Streams = field(default_factory=lambda: Streams(SWEEP_BYTES))
     small_streams: Streams = field(default_factory=Streams)  # over ``small``
 
     def free_streams(self) -> None:

@@ -114,7 +114,7 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
     before = read_json(folder / SWEEP, "give a new folder")
     if before.get("fingerprint") != digest:
         raise OptionError(
-            f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this file."
+            f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this one."
         )
     return before
 

@@ -152,8 +152,7 @@ class Walk:
             caught.append(features)
             if n < self.num_fit:
                 missing = original_mid[n] - self.pruned[n].to(features.device)
-                for held_out, rows in _parts(batch, features.device):
-                    weight = batch.weight.to(rows.device)[rows].sqrt()[:, None]
+                for held_out, rows, weight in _parts(batch, features.device):
                     gram.add(features[rows] * weight, missing[rows] * weight, held_out)
         weights, ridge = gram.solve(
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
@@ -185,8 +184,8 @@ class Walk:
         gram = Gram(old)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             entering = mid[n] if original_mid is None else original_mid[n]
-            for held_out, rows in _parts(batch, entering.device):
-                hidden, weight = entering[rows], batch.weight.to(rows.device)[rows].sqrt()[:, None]
+            for held_out, rows, weight in _parts(batch, entering.device):
+                hidden = entering[rows]
                 features = [self.runner.ffn_features(index, some) for some in by_rows(hidden, old.shape[1])]
                 features_NP = extended(torch.cat(features), old.shape[1])
                 del features
@@ -263,12 +262,11 @@ class Walk:
         stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
         for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
-            chosen = dict(_parts(batch, mid[n].device)).get(held_out)
-            if chosen is not None:
-                here, wanted = mid[n][chosen], self.original[n].to(mid[n].device)[chosen]
-                weight = batch.weight.to(chosen.device)[chosen].sqrt()[:, None]
-                rows = (norm(here).float(), (wanted - here).float(), weight)
-                found += [Tokens(*some) for some in zip(*(by_rows(x, width) for x in rows), strict=True)]
+            for part, rows, weight in _parts(batch, mid[n].device):
+                if part == held_out:
+                    here, wanted = mid[n][rows], self.original[n].to(mid[n].device)[rows]
+                    tokens_of = (norm(here).float(), (wanted - here).float(), weight)
+                    found += [Tokens(*some) for some in zip(*(by_rows(x, width) for x in tokens_of), strict=True)]
         return found
 
     def _advance_pruned(
@@ -299,9 +297,12 @@ class Walk:
         return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
 
 
-def _parts(batch: Batch, device: torch.device) -> Iterator[tuple[bool, torch.Tensor]]:
-    """Where the real tokens of a batch are, (B, T), those of held-out rows apart; a part without any is left out."""
+def _parts(batch: Batch, device: torch.device) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
+    """The real tokens of a batch, those of held-out rows apart: where they are, (B, T), and the roots of their weights, (N, 1).
+
+    A part without any is left out.
+    """
     for held_out in (False, True):
         chosen = batch.valid & (batch.held_out == held_out)
         if bool(chosen.any()):
-            yield held_out, chosen.to(device)
+            yield held_out, chosen.to(device), batch.weight[chosen].sqrt()[:, None].to(device)
