@@ -17,12 +17,11 @@ RANKS = {
     "errors": 0,
     "progress": 1,
     "assets": 1,
-    "contamination": 1,
     "budget": 1,
     "files": 1,
     "heap": 1,
     "plans": 2,
-    "samples": 3,
+    "data": 3,
     "folders": 3,
     "recipe": 3,
     "families": 4,
@@ -64,7 +63,7 @@ RANKS = {
     "__main__": 16,
 }
 INSIDE = {
-    name: {name} for name in ("cuts", "evaluation", "footprint", "recovery", "reporting")
+    name: {name} for name in ("cuts", "data", "evaluation", "footprint", "recovery", "reporting")
 }  # packages whose modules may import each other
 SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
     {"cli"},
@@ -77,7 +76,7 @@ SKETCH = [  # the layers of the design, outermost first; no module may import fr
     {"measuring", "planning", "material", "judging", "footprint"},
     {"search", "prepare", "vocabulary"},
     {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families"},
-    {"plans", "recipe", "budget", "samples", "assets", "contamination", "progress", "folders", "files", "heap"},
+    {"plans", "recipe", "budget", "data", "assets", "progress", "folders", "files", "heap"},
     {"errors"},
 ]
 NO_TORCH = {
@@ -85,13 +84,12 @@ NO_TORCH = {
     "recipe",
     "plans",
     "budget",
-    "samples",
+    "data",
     "assets",
     "progress",
     "folders",
     "files",
     "heap",
-    "contamination",
     "arguments",
     "cli",
     "cli_eval",
@@ -106,7 +104,9 @@ NO_TORCH = {
     "show_footprint",
     "__init__",
 }
+LIGHT_PACKAGES = {"data"}  # none of their files imports anything heavy
 HEAVY = {
+    "pyarrow",
     "torch",
     "transformers",
     "tokenizers",
@@ -190,16 +190,24 @@ def test_the_import_walk_sees_imports():
     assert "flab.pipeline.prune" not in imports(ROOT / "cli.py", inside_functions=False)
 
 
+def imported_at_once(name: str) -> list[str]:
+    """What a module imports outside of functions; of a package that is light as a whole, what any of its files does."""
+    package = ROOT / name
+    if not package.is_dir():
+        return imports(ROOT / f"{name}.py", inside_functions=False)
+    files = sorted(package.rglob("*.py")) if name in LIGHT_PACKAGES else [package / "__init__.py"]
+    return [full for path in files for full in imports(path, inside_functions=False)]
+
+
 def heavy_when_imported(module: str) -> set[str]:
     """Heavy packages that importing the module loads, through other flab modules too; read, not run."""
     todo, seen, heavy = [module], set(), set()
     while todo:
         name = todo.pop()
-        path = ROOT / f"{name}.py" if (ROOT / f"{name}.py").is_file() else ROOT / name / "__init__.py"
         if name in seen:
             continue
         seen.add(name)
-        for full in imports(path, inside_functions=False):
+        for full in imported_at_once(name):
             head, _, rest = full.partition(".")
             if head == "flab" and (inner := rest.split(".")[0]) in RANKS:
                 todo.append(inner)

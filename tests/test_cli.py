@@ -160,9 +160,9 @@ def test_bad_models(kind, flab, pico_folder, calibration_file, tmp_path, place):
 
 BAD_ROWS = {
     "empty": ("", ["rows.jsonl is empty"]),
-    "no JSON": ('{"text": "a"}\n{"text": "b"}\n{oops\n', ["rows.jsonl, line 3: not JSON"]),
-    "no answer": ('{"prompt": "a"}\n', ["rows.jsonl, line 1", "canonical_solution"]),
-    "number": ('{"text": "a"}\n{"text": 5}\n', ["rows.jsonl, line 2: field 'text' is 5"]),
+    "no JSON": ('{"text": "a"}\n{"text": "b"}\n{oops\n', ["rows.jsonl:3: not JSON"]),
+    "no answer": ('{"prompt": "a"}\n', ["rows.jsonl:1", "canonical_solution"]),
+    "number": ('{"text": "a"}\n{"text": 5}\n', ["rows.jsonl:2: field 'text' is 5"]),
 }
 
 

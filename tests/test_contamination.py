@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flab.contamination import MAX_SHARED, MIN_SHARE, holding, overlaps, tokens_of
+from flab.data.contamination import MAX_SHARED, MIN_SHARE, holding, overlaps, tokens_of
 from flab.errors import DataError, OptionError
 from flab.evaluation.tasks import read_task
 

@@ -21,11 +21,11 @@ from flab.cuts.gram import RIDGES, Gram
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
 from flab.cuts.refit import Cut, Walk
 from flab.cuts.streams import Streams
+from flab.data.samples import Sample
 from flab.families import family_of, head_of, layers_of, linear
 from flab.objective import kl_divergence
 from flab.pipeline import plan
 from flab.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES
-from flab.samples import Sample
 
 
 def data_for(count: int = 30, batch_tokens: int = 512) -> CalibrationSet:

@@ -15,11 +15,11 @@ from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.cuts.refit import Cut, Walk
+from flab.data.samples import Sample
 from flab.evaluation.tasks import Problem
 from flab.families import embedding_of, head_of, is_tied, layers_of
 from flab.judging import BATCH, judge_batch
 from flab.prepare import open_model, open_to_cut
-from flab.samples import Sample
 
 
 @pytest.fixture(scope="module")

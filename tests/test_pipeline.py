@@ -397,10 +397,10 @@ def test_evaluate_runs_the_tests(trained_folder, tmp_path, isolation):
     [
         ("", "is empty"),
         ("\n\n", "is empty"),
-        ('{"text": "a"}\n{oops\n', "line 2: not JSON"),
-        ('{"text": "a"}\n[1]\n', "line 2: a list"),
-        ('{"prompt": "a"}\n', "line 1: field 'canonical_solution' is missing"),
-        ('{"prompt": 3, "completion": "x"}\n', "line 1: field 'prompt' is 3"),
+        ('{"text": "a"}\n{oops\n', ":2: not JSON"),
+        ('{"text": "a"}\n[1]\n', ":2: got list"),
+        ('{"prompt": "a"}\n', ":1: field 'canonical_solution' is missing"),
+        ('{"prompt": 3, "completion": "x"}\n', ":1: field 'prompt' is 3"),
         ('{"text": "a"}\n', "fewer than two"),
     ],
 )

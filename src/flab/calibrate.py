@@ -17,8 +17,8 @@ from accelerate.utils import send_to_device
 from tokenizers import Tokenizer
 from torch import nn
 
+from flab.data.samples import Sample
 from flab.families import Family, embedding_of, extended, ffn_activations, layers_of, linear
-from flab.samples import Sample
 
 HELD_OUT_EVERY = 8  # rows that choose the ridge
 COMPARE_EVERY = 5  # windows that only compare candidates

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 from flab.errors import OptionError
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; reading a pipe or a device would wait for ever, or never end.
+
+    Raises:
+        OSError: not there, not readable, or no regular file; ``strerror`` says which.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+    return path.read_bytes()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flab.checkpoint import fingerprint, resolve
-from flab.contamination import overlaps
+from flab.data.contamination import overlaps
+from flab.data.samples import calibration_samples, read_samples
 from flab.errors import DataError, FlabError, OptionError
 from flab.evaluation.backend import TransformersGenerator, chat_renderer
 from flab.evaluation.exports import evalplus_samples, lm_eval_task
@@ -29,7 +30,6 @@ from flab.evaluation.vllm import VllmGenerator
 from flab.prepare import open_model, stored_dtype
 from flab.progress import say
 from flab.recipe import Options, as_path
-from flab.samples import calibration_samples, read_samples
 
 ALL = "all"
 PathLike = str | os.PathLike[str]

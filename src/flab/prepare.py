@@ -18,12 +18,7 @@ from tokenizers import Tokenizer
 from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
 from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_dtypes, weight_files
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
-from flab.errors import CheckpointError, DataError, PlanError
-from flab.families import Family, family_of
-from flab.heap import trim
-from flab.progress import say_once
-from flab.recipe import Options, Recipe
-from flab.samples import (
+from flab.data.samples import (
     Sample,
     Source,
     calibration_samples,
@@ -32,6 +27,11 @@ from flab.samples import (
     read_samples,
     sha256_of,
 )
+from flab.errors import CheckpointError, DataError, PlanError
+from flab.families import Family, family_of
+from flab.heap import trim
+from flab.progress import say_once
+from flab.recipe import Options, Recipe
 
 NARROW = {"bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype

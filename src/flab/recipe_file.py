@@ -18,8 +18,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from flab import assets
+from flab.data.rows import is_hub_id
 from flab.errors import OptionError
-from flab.evaluation.rows import is_hub_id
 from flab.evaluation.runs import Settings
 from flab.evaluation.tasks import parse_task_argument
 from flab.footprint.settings import Measuring

@@ -14,9 +14,10 @@ from typing import Any
 
 from flab.checkpoint import fingerprint as model_fingerprint
 from flab.checkpoint import read_config, resolve
+from flab.data.rows import read_rows
+from flab.data.samples import files_under, sha256_of
 from flab.errors import CheckpointError
 from flab.evaluation.record import RESULTS, read_json, write_json
-from flab.evaluation.rows import read_rows
 from flab.evaluation.runs import check_names
 from flab.evaluation.tasks import parse_task_argument
 from flab.footprint.grid import carbon_intensity
@@ -33,7 +34,6 @@ from flab.recovery.data import make_data
 from flab.recovery.train import recover
 from flab.reporting import make_report
 from flab.run_folder import Run, known_stages
-from flab.samples import files_under, sha256_of
 from flab.summary import summarise
 
 SUMMARY, MEASURE = "summary.json", "measure.json"

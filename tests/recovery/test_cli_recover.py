@@ -95,7 +95,7 @@ BAD_RECOVERIES = {
     "no teacher there": (["S", "--teacher", "./none", *GIVEN[3:]], ["no model folder at ./none"]),
     "missing data": ([*GIVEN[:4], "none.jsonl", "-o", "out"], ["none.jsonl does not exist"]),
     "empty data": ([*GIVEN[:4], "empty.jsonl", "-o", "out"], ["empty.jsonl is empty"]),
-    "broken data": ([*GIVEN[:4], "broken.jsonl", "-o", "out"], ["broken.jsonl, line 2: not JSON"]),
+    "broken data": ([*GIVEN[:4], "broken.jsonl", "-o", "out"], ["broken.jsonl:2: not JSON"]),
     "a taken output": ([*GIVEN[:-1], "taken"], ["taken exists: pass --overwrite"]),
     "an output that is no model": ([*GIVEN[:-1], "taken", "--overwrite"], ["taken is a folder but no model"]),
     "method": ([*GIVEN, "--method", "prayer"], ["--method: got 'prayer', allowed auto, full, lora"]),

@@ -14,7 +14,8 @@ import pytest
 
 import pico
 from flab import cli
-from flab.contamination import tokens_of
+from flab.data.contamination import tokens_of
+from flab.data.samples import read_samples
 from flab.errors import DataError, OptionError, SandboxError
 from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.prompts import sample_seed
@@ -24,7 +25,6 @@ from flab.recipe import Options
 from flab.recovery.answers import TASK
 from flab.recovery.data import add_text, balance, deduplicate, make_data
 from flab.recovery.strategies import Making
-from flab.samples import read_samples
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 GOLD, FALSE_GOLD = "    return 1  # gold\n", "    return 0  # gold\n"

@@ -185,7 +185,7 @@ BAD = {
     "a message without content": ({"messages": [{"role": "user"}]}, "messages is no list of objects"),
     "a message that is text": ({"messages": ["Add."]}, "messages is no list of objects"),
     "content that is no text": ({"messages": [USER | {"content": None}]}, "content is missing"),
-    "content in parts": ({"messages": [USER | {"content": [{"type": "text"}]}]}, "content is list, not text"),
+    "content in parts": ({"messages": [USER | {"content": [{"type": "text"}]}]}, "holds content that is not text"),
     "no message": ({"messages": []}, "messages holds no question"),
     "an answer alone": ({"messages": [ANSWER]}, "messages holds no question"),
     "a list for the instruction": ({"instruction": ["Add."]}, "instruction is list, not text"),

@@ -15,9 +15,9 @@ from itertools import count
 from pathlib import Path
 from typing import Literal, get_args
 
+from flab.data.mbpp import MBPP_FIELDS, is_mbpp, problem_fields
+from flab.data.rows import Row, is_hub_id, read_rows
 from flab.errors import DataError, OptionError
-from flab.evaluation.mbpp import MBPP_FIELDS, is_mbpp, problem_fields
-from flab.evaluation.rows import Row, is_hub_id, read_rows
 
 Kind = Literal["code", "cot", "output"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.checkpoint import fingerprint
+from flab.data.samples import read_samples
 from flab.errors import FlabError
 from flab.evaluation.backend import Batch
 from flab.evaluation.generate import Encoded
@@ -31,7 +32,6 @@ from flab.footprint.sizes import answer_flops, bytes_per_step, count_flops, size
 from flab.generality import GENERAL_TEXT, general_texts
 from flab.prepare import open_model
 from flab.recipe import Options
-from flab.samples import read_samples
 
 PR_SET_PDEATHSIG = 1
 

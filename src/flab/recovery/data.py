@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flab import __version__
-from flab.contamination import holding, tokens_of
+from flab.data.contamination import holding, tokens_of
+from flab.data.samples import read_samples, sha256_of
 from flab.errors import DataError, OptionError
 from flab.evaluation.record import write_json
 from flab.evaluation.sandbox import Sandbox
@@ -27,7 +28,6 @@ from flab.recovery.answers import ask, outcomes, verdicts, verify_references
 from flab.recovery.instructions import Instruction, read_instructions
 from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
-from flab.samples import read_samples, sha256_of
 
 
 def make_data(
@@ -170,7 +170,7 @@ def problems_of(against: Sequence[str | Path]) -> list[tuple[str, str]]:
 
 
 def decontaminate(asked: list[Instruction], problems: Sequence[tuple[str, str]]) -> tuple[list[Instruction], int]:
-    """Leave out what holds a problem of an evaluation file, whole or a fifth of its 13-grams (``flab.contamination``)."""
+    """Leave out what holds a problem of an evaluation file, whole or a fifth of its 13-grams (``flab.data.contamination``)."""
     found = holding(problems, [one.text() for one in asked])
     return [one for at, one in enumerate(asked) if at not in found], len(found)
 

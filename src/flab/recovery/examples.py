@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flab.calibrate import Window, windows_of
+from flab.data.samples import Sample
 from flab.errors import DataError
 from flab.recovery.loss import IGNORED
-from flab.samples import Sample
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,7 +1,8 @@
 """What the original model is asked when training data is made: one :class:`Instruction` for each row of a file.
 
 Read are task files (functions with tests, chain of thought, output prediction, MBPP), ``prompt`` + ``completion`` rows,
-``instruction`` + ``answer`` rows, chats (``messages``), and plain ``text``. The kind follows from the fields.
+``instruction`` + ``answer`` rows, chats in every shape of :mod:`flab.data.forms`, and plain ``text``. The kind follows from
+the fields.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flab.data.forms import alpaca, chat_of, is_chat, spoken
+from flab.data.rows import Row, read_rows
 from flab.errors import DataError, OptionError
 from flab.evaluation.output import prediction_of, read_literal
 from flab.evaluation.prompts import (
@@ -25,14 +28,12 @@ from flab.evaluation.prompts import (
     Render,
     complete_output,
 )
-from flab.evaluation.rows import Row, read_rows
 from flab.evaluation.sandbox import Job
 from flab.evaluation.tasks import READERS, Explanation, Prediction, Problem, check_text, kinds_of
 
 STOPS = {"code": COMPLETION_STOP, "cot": STEPS_STOP, "output": LINE_STOP}
-ANSWERS = ("answer", "response", "output", "solution", "completion", "canonical_solution")
 FORMATS = (
-    "prompt + completion (optional test + entry_point), instruction + answer, messages, text, or a task's fields "
+    "prompt + completion (optional test + entry_point), instruction + answer, messages, conversations, text, or a task's fields "
     "(code, input, output; prompt, cot)"
 )
 CALL = re.compile(r"(?P<code>.*)\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)  # the last one
@@ -137,33 +138,23 @@ def instruction_of(row: Row, where: str, task_id: str, render: Render | None) ->
 
 
 def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """``messages``: the last one, if the assistant's, is the reference."""
-    messages = row["messages"]
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
-    ):
-        raise DataError(f"{where}: messages is no list of objects with role and content")
-    turns = [(str(m["role"]), check_text(m["content"], "content", where, blank=True)) for m in messages]
-    reference = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
+    """A conversation: the last message, if the assistant's, is the reference."""
+    turns = [(one["role"], check_text(spoken(one), "content", where, blank=True)) for one in chat_of(row, where)]
+    reference = turns.pop()[1] if turns[-1][0] == "assistant" else None
     return _rendered(turns, reference, row, where, task_id, render)
 
 
 def _instruction(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
     """``instruction`` (and ``input``) with an answer: one turn of a chat where the model has a template."""
-    asked = check_text(row["instruction"], "instruction", where)
-    more = check_text(row["input"], "input", where, blank=True) if row.get("input") is not None else ""
-    if more.strip():
-        asked = f"{asked}\n\n{more}"
-    name = next((name for name in ANSWERS if row.get(name) is not None), None)
-    reference = check_text(row[name], name, where, blank=True) if name else None
+    asked, reference = alpaca(row, where)
+    asked = check_text(asked, "instruction", where)
+    reference = check_text(reference, "answer", where, blank=True) if reference is not None else None
     return _rendered([("user", asked)], reference, row, where, task_id, render)
 
 
 def _rendered(
     turns: list[tuple[str, str]], reference: str | None, row: Row, where: str, task_id: str, render: Render | None
 ) -> Instruction:
-    if not turns:
-        raise DataError(f"{where}: messages holds no question; give at least one turn of the user")
     if render is None:
         raise OptionError(
             f"{where}: a chat, and the model has no chat template; add chat_template.jinja, or give prompt + completion."
@@ -214,7 +205,7 @@ def _text(row: Row, where: str, task_id: str, render: Render | None) -> Instruct
 
 Reader = Callable[[Row, str, str, Render | None], Instruction]
 FORMS: tuple[tuple[Callable[[Row], Any], Reader], ...] = (
-    (lambda row: row.get("messages") is not None, _chat),
+    (is_chat, _chat),
     (lambda row: row.get("instruction") is not None, _instruction),
     (lambda row: row.get("prompt") is not None and row.get("completion") is not None, _completion),
     (kinds_of, _task),

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from flab import __version__
 from flab.checking import check, write_proof
 from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, resolve, save
+from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, TrainingError
 from flab.families import shape_of
 from flab.folders import check_output, new_folder
@@ -35,7 +36,6 @@ from flab.recovery.memory import measured_peak, predicted_peak
 from flab.recovery.settings import Training
 from flab.recovery.teacher import open_teacher
 from flab.recovery.trainer import RecoveryTrainer, make_trainer, remove_loss, seconds_per_step
-from flab.samples import files_under, read_samples, sha256_of
 
 RUN = "run.json"
 REPORT = "recovery.json"

@@ -1,14 +1,16 @@
-"""MBPP's original rows (Austin et al. 2021) as function problems.
+"""MBPP's rows (Austin et al. 2021) and MBPP+'s (Liu et al. 2023) as function problems.
 
 A row has a task in words (``text``, or ``prompt`` in the sanitized set), the reference as a whole program
 (``code``) and asserts (``test_list``). The problem's prompt is the tested function's ``def`` line with the words
 as its docstring, after the reference's imports, constants and classes; the reference's other functions come after
-the body, so that the prompt does not give them away. The asserts stay as they are.
+the body, so that the prompt does not give them away. The asserts stay as they are; MBPP+ has a script of more of them under
+``test``, which then decides.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from textwrap import indent
 from typing import Any
 
@@ -17,7 +19,7 @@ from flab.errors import DataError
 MBPP_FIELDS = "text or prompt, code, test_list"
 
 
-def is_mbpp(row: dict[str, Any]) -> bool:
+def is_mbpp(row: Mapping[str, Any]) -> bool:
     """Whether the row has MBPP's fields."""
     words = row.get("text") if row.get("text") is not None else row.get("prompt")
     return words is not None and all(row.get(name) is not None for name in ("code", "test_list"))
@@ -31,7 +33,11 @@ def problem_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     if not all(isinstance(one, str) for one in (words, code, setup)) or not tests or imports is None:
         raise DataError(f"{where}: MBPP rows have text, code and test_list, a list of asserts; got other types")
     code = code.replace("\r\n", "\n")
-    test = "\n".join([*imports, *setup.replace("\r\n", "\n").splitlines(), *tests]) + "\n"
+    script = row.get("test")  # of MBPP+
+    if isinstance(script, str) and script.strip():
+        tests = [script.replace("\r\n", "\n")]
+    lines = setup.replace("\r\n", "\n").split("\n") if setup else []
+    test = "\n".join([*imports, *lines, *tests]) + "\n"
     function, others = _split(code, test, where)
     prompt, body = _prompt_and_body(code, function, others, str(words))
     return row | {"prompt": prompt, "entry_point": function.name, "canonical_solution": body, "test": test}
