@@ -22,7 +22,6 @@ RANKS = {
     "heap": 1,
     "plans": 2,
     "data": 3,
-    "folders": 3,
     "recipe": 3,
     "families": 4,
     "objective": 4,
@@ -76,7 +75,7 @@ SKETCH = [  # the layers of the design, outermost first; no module may import fr
     {"measuring", "planning", "material", "judging", "footprint"},
     {"search", "prepare", "vocabulary"},
     {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families"},
-    {"plans", "recipe", "budget", "data", "assets", "progress", "folders", "files", "heap"},
+    {"plans", "recipe", "budget", "data", "assets", "progress", "files", "heap"},
     {"errors"},
 ]
 NO_TORCH = {
@@ -87,7 +86,6 @@ NO_TORCH = {
     "data",
     "assets",
     "progress",
-    "folders",
     "files",
     "heap",
     "arguments",
@@ -185,7 +183,7 @@ def test_cuts_and_evaluation_do_not_know_each_other():
 
 def test_the_import_walk_sees_imports():
     """Shows that the tests above can fail: the walk finds those at the top and those inside functions."""
-    assert {"planning", "folders", "cuts"} <= inner_imports(ROOT / "pipeline.py")
+    assert {"planning", "files", "cuts"} <= inner_imports(ROOT / "pipeline.py")
     assert {"pipeline", "show"} <= inner_imports(ROOT / "cli.py")
     assert "flab.pipeline.prune" not in imports(ROOT / "cli.py", inside_functions=False)
 
@@ -218,8 +216,7 @@ def heavy_when_imported(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(NO_TORCH))
 def test_light_modules_import_nothing_heavy(module):
-    allowed = {"safetensors"} if module == "folders" else set()
-    assert heavy_when_imported(module) <= allowed
+    assert heavy_when_imported(module) == set()
 
 
 def test_the_heavy_walk_finds_torch():

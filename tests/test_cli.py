@@ -318,8 +318,17 @@ def test_a_full_disk_for_the_plan(flab, pico_folder, calibration_file, place, mo
     monkeypatch.setattr(Path, "write_text", fail)
     result = flab("plan", pico_folder(), "--calibration", calibration_file, "-o", place / "plan.json", *QUICK)
     assert result[0] == 2
-    assert result[2].splitlines()[-1].startswith("flab: No space left on device")
+    said = result[2].splitlines()[-1]
+    assert said.startswith(f"flab: cannot write {place / 'plan.json'} (No space left on device)")
+    assert "Free space on its disk" in said
     assert not list(place.iterdir())
+
+
+def written_by_flab(folder: Path) -> Path:
+    """The folder with the marks of one that flab wrote, and may replace."""
+    for name in ("plan.json", "proof.json"):
+        (folder / name).write_text("{}")
+    return folder
 
 
 STAGES = {
@@ -331,7 +340,7 @@ STAGES = {
     "newton": "flab.cuts.refit.newton_refit",
     "saving": "flab.pipeline.save",
     "proof": "flab.pipeline.write_proof",
-    "renaming": "flab.folders.replace_folder",
+    "renaming": "flab.files.replace_folder",
 }
 
 
@@ -343,7 +352,7 @@ def test_an_interrupt_leaves_nothing(stage, old, flab, pico_folder, calibration_
 
     monkeypatch.setattr(STAGES[stage], interrupt)
     if old:
-        copy_of(pico_folder(), place / "out")
+        written_by_flab(copy_of(pico_folder(), place / "out"))
     arguments = ["--calibration", calibration_file, "-o", place / "out", *QUICK, *(["--overwrite"] if old else [])]
     code, out, err = flab("prune", pico_folder(), "--width", 32, "--layers", 4, *arguments)
     assert code == 2
@@ -351,7 +360,8 @@ def test_an_interrupt_leaves_nothing(stage, old, flab, pico_folder, calibration_
     assert err.splitlines()[-1].startswith("flab: interrupted")
     assert [p.name for p in place.iterdir()] == (["out"] if old else [])
     if old:
-        assert {p.name for p in (place / "out").iterdir()} == {p.name for p in pico_folder().iterdir()}
+        names = {p.name for p in pico_folder().iterdir()} | {"plan.json", "proof.json"}
+        assert {p.name for p in (place / "out").iterdir()} == names
 
 
 def test_an_interrupt_while_checking_leaves_the_whole_output(flab, pico_folder, calibration_file, place, monkeypatch):

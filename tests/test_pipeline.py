@@ -263,18 +263,18 @@ def test_a_plan_for_another_model_is_refused(decided, pico_folder, tmp_path):
 def test_an_existing_output_needs_overwrite(applied, decided, pico_folder, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(applied, out)
-    (out / "marker.txt").write_text("old")
+    (out / "kept_tokens.json").write_text("old")
     with pytest.raises(OptionError, match="--overwrite"):
         apply(pico_folder("qwen2"), decided, out)
-    assert (out / "marker.txt").exists()
+    assert (out / "kept_tokens.json").read_text() == "old"
     apply(pico_folder("qwen2"), decided, out, Options(overwrite=True))
-    assert not (out / "marker.txt").exists()
+    assert json.loads((out / "kept_tokens.json").read_text()) == decided.vocabulary.kept
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_overwrite_does_not_replace_a_folder_that_is_no_model(decided, pico_folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OptionError, match="is a folder but no model"):
+    with pytest.raises(OptionError, match=r"holds files that flab did not write \(thesis.tex\)"):
         apply(pico_folder("qwen2"), decided, tmp_path, Options(overwrite=True))
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

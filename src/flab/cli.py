@@ -17,8 +17,8 @@ from flab.arguments import Device, Json, Overwrite, Trust, emit
 from flab.cli_eval import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli_recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
 from flab.cli_report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
-from flab.errors import FlabError
-from flab.files import check_file, check_outside
+from flab.errors import FlabError, plain
+from flab.files import check_file
 from flab.recipe import Options, Recipe, as_path
 from flab.recipe_arguments import RefitKind, Tokens, planning_options
 
@@ -68,8 +68,7 @@ def plan(
     from flab.pipeline import plan as make
     from flab.show import show_plan
 
-    check_outside(as_path(output), as_path(model))
-    check_file(as_path(output), options.overwrite)
+    check_file(as_path(output), options.overwrite, (model, *recipe.inputs))
     decided = make(model, recipe, options)
     decided.write(as_path(output))
     emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
@@ -207,5 +206,5 @@ def _fail(message: str, error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    sys.stderr.write("flab: " + " ".join(message.split()) + "\n")
+    sys.stderr.write(f"flab: {plain(message)}\n")
     return 2

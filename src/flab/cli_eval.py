@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.arguments import Device, Dtype, Json, ShardOf, Trust, Unsandboxed, emit, say_shard
+from flab.arguments import Device, Dtype, Json, Overwrite, ShardOf, Trust, Unsandboxed, emit, say_shard
 from flab.errors import FlabError, OptionError
-from flab.files import check_file
+from flab.files import check_result
 from flab.recipe import Options, as_path
 
 EVAL_EXAMPLE = "Example: flab eval MODEL --task HumanEval.jsonl --perturb all -o RUN"
@@ -69,12 +69,15 @@ def evaluate(
     shard: ShardOf = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
     unsandboxed: Unsandboxed = False,
     trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
     """Ask a model every problem, score the answers (code by its tests, in the sandbox), and check the references."""
-    options = Options(device=device, dtype=dtype, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code)
+    options = Options(
+        device=device, dtype=dtype, overwrite=overwrite, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code
+    )
     given: dict[str, Any] = {"limit": limit, "perturbations": perturb or [], "options": options}
     if gold:
         _gold(model, task or [], output, given | {"seed": seed}, json_)
@@ -82,10 +85,12 @@ def evaluate(
     if model is None:
         raise OptionError("no MODEL: give a folder or a hub id, or --gold to run only the references of the tasks.")
     from flab.evaluation.runs import Settings
+    from flab.evaluation.tasks import parse_task_argument
     from flab.pipeline import evaluate as run
 
+    read = [*filter(None, [model]), *(parse_task_argument(one)[1] for one in task or ()), *(against_data or ())]
     if output is not None and output.suffix == ".json":
-        check_file(as_path(output))
+        check_result(as_path(output), overwrite, read)
     settings = Settings(preset, samples, temperature, top_p, seed, max_new_tokens, batch_size)
     more: dict[str, Any] = {
         "backend": backend,
@@ -125,6 +130,7 @@ def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
 def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[str, Any], json_: bool) -> None:
     """References only; a model that was named is not opened."""
     from flab.evaluation.record import write_json
+    from flab.evaluation.tasks import parse_task_argument
     from flab.pipeline import evaluate_references
     from flab.progress import say
     from flab.show_eval import show_gold
@@ -132,7 +138,7 @@ def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[
     if output is not None and output.suffix != ".json":
         raise OptionError(f"-o {output}: --gold makes no run; give a file that ends in .json, or leave it out.")
     if output is not None:
-        check_file(as_path(output))
+        check_result(as_path(output), given["options"].overwrite, [parse_task_argument(one)[1] for one in tasks])
     if model is not None:
         say(f"--gold runs only the references: {model} is not opened")
     report = evaluate_references(tasks, **given)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.arguments import Device, Dtype, Json, Trust, emit
+from flab.arguments import Device, Dtype, Json, Overwrite, Trust, emit
 from flab.errors import FlabError
-from flab.files import check_file
+from flab.files import check_result
 from flab.footprint.settings import Measuring
 from flab.recipe import Options, as_path
 from flab.recipe_arguments import planning_options
@@ -48,6 +48,7 @@ def measure(
     ] = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
@@ -56,7 +57,9 @@ def measure(
         prompt_tokens, new_tokens, rounds, max_batch, window_seconds, as_path(text) if text else None, estimate, grid
     )
     if output is not None:
-        check_file(output)
+        given = (against, text, results, against_results)
+        read = [model, *(one for one in given if one is not None)]
+        check_result(as_path(output), overwrite, read)
     options = Options(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from flab.evaluation.record import write_json
     from flab.footprint.measure import measure as run

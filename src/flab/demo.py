@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from flab import assets
-from flab.errors import CheckpointError
+from flab.errors import CheckpointError, OptionError
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
 from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, read_task
 from flab.families import shape_of
+from flab.files import check_place, write_text
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
 from flab.judging import run_problems
 from flab.pipeline import build
@@ -90,6 +91,12 @@ def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) 
     start, model = time.perf_counter(), assets.model_path()
     if not (model / "config.json").is_file():
         raise CheckpointError(f"the bundled model is missing at {model}: run python scripts/train_reference.py.")
+    known = {"demo.json", *(f"{name}-{100 * one.remove:g}" for name in ("flab", "authors") for one in recipes)}
+    check_place(output, [model])
+    if output.exists() and not output.is_dir():
+        raise OptionError(f"-o {output} is a file: give a folder for the demonstration.")
+    if output.exists() and not (output / "demo.json").is_file() and {path.name for path in output.iterdir()} - known:
+        raise OptionError(f"-o {output} is a folder but holds no demonstration: give a new one.")
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(read_task(assets.problems_path(), "code", limit).problems, Sandbox.detect())
     rows = [bench.row("original", model, None)]
@@ -113,5 +120,5 @@ def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) 
         "seconds": time.perf_counter() - start,
         "output": str(output),
     }
-    (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_text(output / "demo.json", json.dumps(report, indent=1) + "\n")
     return report

@@ -2,11 +2,45 @@
 
 The command line prints the message as one line and exits with code 2 (``--debug`` shows the trace).
 Write messages as *what, got, allowed, next step*.
+
+Names of files, tensors and tasks come from others and may hold anything: :func:`plain` makes a message safe to print.
 """
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LONGEST_WORD, LONGEST_MESSAGE = 300, 2000  # characters
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats (writing direction), halves of surrogate pairs, line ends
+BREAKS = re.compile(r" *[\n\r\t][ \n\r\t]*")
+LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+
+
+def plain(text: str) -> str:
+    """Return one line that is safe on any terminal: control characters escaped, very long words and texts shortened."""
+    line = BREAKS.sub(" ", text.strip("\n\r\t")).rstrip()
+    if not line.isprintable():
+        line = "".join(char if unicodedata.category(char) not in UNSAFE else _escaped(char) for char in line)
+    line = LONG_WORD.sub(lambda found: shortened(found[0], LONGEST_WORD), line)
+    return shortened(line, LONGEST_MESSAGE)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and end where it is longer than ``most`` characters."""
+    half = most // 2 - 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 class FlabError(Exception):
     """Any mistake in what the user gave; the message is one line that says what to do next."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(str(message)))
 
 
 class OptionError(FlabError):
@@ -19,6 +53,10 @@ class UnsupportedModelError(FlabError):
 
 class CheckpointError(FlabError):
     """A model folder is missing, truncated, not safetensors, or does not reload as it was saved."""
+
+
+class OutputError(FlabError):
+    """An output cannot be written: its disk is full or too small, or broke in the middle."""
 
 
 class DataError(FlabError):

@@ -1,13 +1,44 @@
-"""Output files that appear whole or not at all, and the check of their place before the work."""
+"""Files and folders in and out: regular files only; one gate for every output path; outputs that appear whole or not at all.
+
+The gate (:func:`check_file`, :func:`check_result`, :func:`check_folder`, :func:`check_place`) is passed before the work.
+Nothing is written onto or into what is read, into a model's folder, or onto anything that exists unless ``--overwrite`` names
+it; a folder is only replaced if flab wrote all that it holds. It imports nothing heavy.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import fcntl
+import glob
+import json
 import os
+import re
+import secrets
+import shutil
 import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from flab.errors import OptionError
+from flab.errors import FlabError, OptionError, OutputError
+
+PathLike = str | os.PathLike[str]
+# What flab writes into a model's folder. Legal texts and templates travel with a model, all else of a source does not.
+LEGAL = re.compile(r"(LICEN[SC]E|NOTICE|COPYING|COPYRIGHT|USE_POLICY)[\w.-]*", re.IGNORECASE)
+LEGAL_SUFFIXES = {"", ".txt", ".md", ".rst", ".pdf"}
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer.model",
+)  # fmt: skip
+OWN_FILES = ("plan.json", "kept_tokens.json", "proof.json", "recovery.json")
+OWN_MARKS = ("plan.json", "proof.json")  # a folder without them was not written by flab
+CARD, CARD_MARK = "README.md", "<!-- written by flab report"
+CONFIGS = ("config.json", "generation_config.json", "model.safetensors.index.json")
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+RENAME_EXCHANGE, AT_FDCWD = 2, -100  # of renameat2(2)
+NOT_KNOWN_HERE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
 
 
 def read_regular(path: Path) -> bytes:
@@ -24,26 +55,72 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file whole, through a temporary name beside it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# --- the gate ---
 
 
-def check_file(path: Path, overwrite: bool = True) -> None:
-    """Fail before the work, not after it.
+def check_file(path: Path, overwrite: bool = False, inputs: Iterable[PathLike] = ()) -> None:
+    """Fail before the work where a file must not, or cannot, be written at ``path``.
 
     Raises:
-        OptionError: a folder is there, none to hold it is, or the file exists and ``overwrite`` is off.
+        OptionError: a folder is there, or none to hold it; it is read, or lies in what is read or in a model's folder; or it
+            exists and ``overwrite`` is off.
     """
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
         raise OptionError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+    check_place(path, inputs)
     check_free(path, overwrite)
+    if path.exists() and not path.is_file():
+        raise OptionError(f"the output {path} is a pipe, a socket or a device: give the name of a file.")
+    _check_writable(path)
+
+
+def check_result(path: Path, overwrite: bool = False, inputs: Iterable[PathLike] = ()) -> None:
+    """The same for a file of results, which may replace an older one that flab wrote (OptionError as there)."""
+    check_file(path, overwrite or is_result(path), inputs)
+
+
+def is_result(path: Path) -> bool:
+    """Whether the file holds a JSON object that names the version of flab that wrote it."""
+    try:
+        value = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    versions = value.get("versions") if isinstance(value, dict) else None
+    return isinstance(value, dict) and ("flab" in value or (isinstance(versions, dict) and "flab" in versions))
+
+
+def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
+    """Fail before the work where a model's folder must not, or cannot, be written at ``path``.
+
+    Raises:
+        OptionError: it is read, lies in what is read or holds it, or lies in a model's folder; it exists and ``overwrite``
+            is off; or it holds anything that flab did not write.
+    """
+    check_free(path, overwrite)
+    inputs = list(inputs)
+    check_place(path, inputs)
+    for source in _existing(inputs):
+        if path.resolve() in source.resolve().parents:
+            raise OptionError(f"the output {path} holds {source}, which is read: choose another.")
+    if path.exists():
+        _check_own(path, foreign_files)
+    _check_writable(path)
+
+
+def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
+    """OptionError where ``path`` is one of the inputs or lies in one, or lies in any model's folder."""
+    target = path.resolve()
+    for source in _existing(inputs):
+        is_model = (source / "config.json").exists()
+        name = "the source model, which flab never changes" if is_model else f"{source}, which is read"
+        if source.resolve() in target.parents or (is_model and source.resolve() == target):
+            raise OptionError(f"the output {path} is in {name}: choose another.")
+        if source.resolve() == target or (path.exists() and path.samefile(source)):
+            raise OptionError(f"the output {path} is one of the files that are read: choose another.")
+    for folder in target.parents:
+        if is_model_folder(folder):
+            raise OptionError(f"the output {path} is in the folder of a model ({folder}): choose another place.")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -52,7 +129,212 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
 
 
-def check_outside(path: Path, source: Path) -> None:
-    """OptionError where an output is the source model or lies in it."""
-    if source.resolve() in (path.resolve(), *path.resolve().parents):
-        raise OptionError(f"the output {path} is in the source model, which flab never changes: choose another.")
+def check_space(path: Path, size_bytes: int) -> None:
+    """OutputError where the disk that is to hold ``path`` has less room than the output needs."""
+    holder = next(parent for parent in path.resolve().parents if parent.is_dir())
+    free = shutil.disk_usage(holder).free
+    if free < size_bytes:
+        raise OutputError(
+            f"{path} needs about {size_bytes / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB left: free space, or "
+            "choose another output."
+        )
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether the folder holds a model: a config and weights."""
+    if not (folder / "config.json").is_file():
+        return False
+    return any(path.suffix in (".safetensors", ".bin", ".gguf") for path in folder.iterdir())
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names in a folder that flab did not write there; all of them where flab did not write the folder."""
+    names = sorted(path.name for path in folder.iterdir())
+    if not all(mark in names for mark in OWN_MARKS):
+        return names
+    return [name for name in names if not _is_own(folder / name)]
+
+
+def _is_own(path: Path) -> bool:
+    """Whether flab writes a file of this name into a model's folder."""
+    if path.name == CARD:
+        return path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
+    known = path.name in (*CONFIGS, *TOKENIZER_FILES, *TEMPLATES, *OWN_FILES)
+    return known or is_legal(path.name) or WEIGHTS.fullmatch(path.name) is not None
+
+
+def is_legal(name: str) -> bool:
+    """Whether a file is a licence, a notice or a policy, which travel with a model."""
+    return LEGAL.fullmatch(name) is not None and Path(name).suffix.lower() in LEGAL_SUFFIXES
+
+
+def _check_own(path: Path, foreign: Callable[[Path], list[str]]) -> None:
+    if not path.is_dir():
+        raise OptionError(f"the output {path} is a file: choose another, or remove it.")
+    if names := foreign(path):
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise OptionError(
+            f"{path} holds files that flab did not write ({listed}): flab does not overwrite it. Move them, or choose another "
+            "output."
+        )
+
+
+def _check_writable(path: Path) -> None:
+    """OptionError where the nearest folder that exists takes no new file."""
+    holder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
+        raise OptionError(f"cannot write {path}: {holder} takes no new files. Choose another output.")
+
+
+def _existing(inputs: Iterable[PathLike]) -> list[Path]:
+    """The inputs that are here; hub ids are not."""
+    return [path for path in (Path(one).expanduser() for one in inputs) if path.exists()]
+
+
+# --- writing ---
+
+
+def cannot_write(path: Path, error: OSError, kept: str = "") -> FlabError:
+    """The error of a disk, with the file and what to do about it."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return OutputError(f"cannot write {path} ({reason}){kept}. Free space on its disk, or choose another output.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole, through a temporary name beside it; what killed runs left of it goes.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
+    temporary, held = _temporary(path), -1
+    try:
+        sweep(path)
+        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        _hold(held)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if held >= 0:
+            os.close(held)
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: Path, overwrite: bool = False, foreign: Callable[[Path], list[str]] = foreign_files
+) -> Iterator[Path]:
+    """A temporary sibling folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    ``foreign`` names what of an old ``path`` flab did not write; where it names any the old one stays.
+
+    Raises:
+        OptionError: ``path`` exists and ``overwrite`` is off, holds what flab did not write, or cannot be made.
+        OutputError: the disk is full.
+    """
+    check_free(path, overwrite)
+    temporary, held = _temporary(path), -1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary.mkdir()
+        held = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        _hold(held)
+    except OSError as error:
+        raise OptionError(f"cannot write beside {path} ({error.strerror}): choose another output folder.") from None
+    try:
+        yield temporary
+        if path.exists():
+            _check_own(path, foreign)
+        replace_folder(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error, ": nothing was left behind") from None
+    except Exception as error:
+        if _is_disk_full(error):
+            full = OSError(errno.ENOSPC, "no space left on device")
+            raise cannot_write(path, full, ": nothing was left behind") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(held)
+
+
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Put ``temporary`` at ``path``; an old ``path`` takes the temporary name, and is there or gone but never half."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    try:
+        _exchange(temporary, path)
+    except OSError as error:
+        if error.errno not in NOT_KNOWN_HERE:
+            raise
+        old = temporary.with_suffix(".old")
+        path.rename(old)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        old.rename(temporary)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two names in one step; OSError where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed runs left beside ``path`` under temporary names, and put back an old folder that they had moved.
+
+    A temporary name is locked as long as its process lives, so those of running ones stay.
+    """
+    for suffix in (".old", ".tmp"):
+        pattern = f".{glob.escape(path.name)}.flab-????????{suffix}"
+        for left in path.parent.glob(pattern):
+            if not _is_abandoned(left):
+                continue
+            if suffix == ".old" and not path.exists():
+                left.rename(path)
+            elif left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.flab-{secrets.token_hex(4)}.tmp")
+
+
+def _hold(file: int) -> None:
+    """Lock a temporary name for as long as this process lives; file systems without locks do without."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a library's own error (that of safetensors) means that the disk is full."""
+    text = str(error).lower()
+    return type(error).__name__ == "SafetensorError" and ("no space left" in text or "os error 28" in text)

@@ -27,12 +27,12 @@ from flab.evaluation.robustness import PERTURBATIONS, perturb
 from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
 from flab.evaluation.vllm import VllmGenerator
+from flab.files import PathLike
 from flab.prepare import open_model, stored_dtype
 from flab.progress import say
 from flab.recipe import Options, as_path
 
 ALL = "all"
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flab import __version__
 from flab.calibrate import CalibrationSet
 from flab.checking import check, write_proof
-from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, resolve, save
+from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, resolve, save, weight_files
 from flab.cuts.apply import carve
 from flab.cuts.refit import Cut
 from flab.errors import OptionError, PlanError
@@ -23,7 +24,7 @@ from flab.evaluation.record import check_run_folder, write_json
 from flab.evaluation.runs import Settings, run_tasks
 from flab.evaluation.store import Shard
 from flab.evaluation.tasks import TaskFile
-from flab.folders import check_output, new_folder
+from flab.files import PathLike, check_folder, check_place, check_result, check_space, new_folder
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
 from flab.measuring import export_run, find_overlaps, open_subject, read_tasks, sandbox_for
 from flab.planning import make_plan
@@ -42,7 +43,7 @@ from flab.prepare import (
 )
 from flab.recipe import Options, Recipe, as_path
 
-PathLike = str | os.PathLike[str]
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
 
 
 def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
@@ -68,9 +69,11 @@ def apply(
         CheckpointError, OptionError
     """
     options, out = options or Options(), as_path(out)
+    given = [] if isinstance(plan, Plan) else [as_path(plan)]
     plan = plan if isinstance(plan, Plan) else Plan.read(as_path(plan))
     source = resolve(model)
-    check_output(out, options.overwrite, source)
+    check_folder(out, options.overwrite, [source, *given, *inputs_of_plan(plan)])
+    check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
     if fingerprint(source) != plan.model["sha256"]:
         raise PlanError(
             f"the plan was made for another model ({plan.model['path']}): {source} has other files. Plan again."
@@ -87,9 +90,10 @@ def apply(
 
 def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
     """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
-    options, out = options or Options(), as_path(out)
-    check_output(out, options.overwrite, resolve(model))
-    decided, built, tokenizer_json = make_plan(os.fspath(model), recipe or Recipe(), options)
+    recipe, options, out, source = recipe or Recipe(), options or Options(), as_path(out), resolve(model)
+    check_folder(out, options.overwrite, [source, *recipe.inputs])
+    check_space(out, int((1 - recipe.remove) * sum(file.stat().st_size for file in weight_files(source))))
+    decided, built, tokenizer_json = make_plan(os.fspath(model), recipe, options)
     _save(built, tokenizer_json, decided, decided.refit.kind, out, options)
     free(built)
     return decided
@@ -169,9 +173,13 @@ def evaluate(
     sandbox = sandbox_for(files, options)
     target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
+    read = [model, *against_data, *(task.source for task in files)]
     if folder is not None:
+        check_place(folder, read)
         check_run_folder(folder)
-    elif export or part is not None:
+    elif target is not None:
+        check_result(target, options.overwrite, read)
+    if folder is None and (export or part is not None):
         raise OptionError(
             f"--{'export' if export else 'shard'}: needs a folder; give -o RUN, a name that does not end in .json"
         )
@@ -219,7 +227,21 @@ def evaluate_references(
     rows = [{"name": task.name, "sha256": task.sha256} | gold_ceiling(task, sandbox).summary for task in files]
     failures = {(i if len(rows) == 1 else f"{row['name']}:{i}"): c for row in rows for i, c in row["failed"].items()}
     passed, total = sum(row["passed"] for row in rows), sum(row["total"] for row in rows)
-    return {"passed": passed, "total": total, "failures": failures, "sandbox_level": sandbox.level, "tasks": rows}
+    return {
+        "flab": __version__,
+        "passed": passed,
+        "total": total,
+        "failures": failures,
+        "sandbox_level": sandbox.level,
+        "tasks": rows,
+    }
+
+
+def inputs_of_plan(plan: Plan) -> list[str]:
+    """The files that a plan names: its model, and the data that it was made with."""
+    corpus = plan.calibration.get("corpus")
+    sources = [*plan.calibration["sources"], *(corpus if isinstance(corpus, list) else [])]
+    return [plan.model["path"], *(str(source["path"]) for source in sources if isinstance(source, dict))]
 
 
 def replay_cut(plan: Plan, kind: str) -> Cut:

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flab.errors import plain
+
 T = TypeVar("T")
 
 PIPE_WIDTH = 140  # columns where stderr is no terminal, so that tables do not break words
@@ -47,7 +49,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 def say(message: str) -> None:
     """Print one line for the human, on stderr."""
-    console.print(message, highlight=False, markup=False, soft_wrap=True)
+    console.print(plain(message), highlight=False, markup=False, soft_wrap=True)
 
 
 @cache
@@ -66,4 +68,4 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
 
 def add(table: Table, *cells: object) -> None:
     """A row of plain text: names come from files and may hold what rich reads as markup."""
-    table.add_row(*(escape(str(cell)) for cell in cells))
+    table.add_row(*(escape(plain(str(cell))) for cell in cells))

@@ -84,6 +84,11 @@ class Recipe:
                 raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """All files and folders that the recipe names."""
+        return (*((self.calibration,) if self.calibration is not None else ()), *self.corpus)
+
+    @property
     def pins(self) -> Pins:
         """The sizes that the user fixed."""
         return Pins(self.vocabulary, self.layers, self.width)

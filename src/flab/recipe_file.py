@@ -79,6 +79,15 @@ class RecipeFile:
     measure: Measuring | None
     options: Options
 
+    @property
+    def inputs(self) -> list[str | Path]:
+        """All data files that the recipe names, those of tasks without their kind; hub ids too."""
+        texts: list[str | Path] = [*self.prune.inputs]
+        texts += [*self.data.instructions, *self.data.text] if self.data is not None else []
+        tasks = [*self.evaluate.tasks, *(self.data.against if self.data is not None else ())]
+        texts += [parse_task_argument(task)[1] for task in tasks]
+        return texts + ([self.measure.text] if self.measure is not None and self.measure.text is not None else [])
+
 
 SECTIONS = ("model", "prune", "data", "recover", "evaluate", "measure", "options")
 BUNDLED_TASKS = (assets.problems_path(), assets.cot_path(), assets.outputs_path())

@@ -20,6 +20,7 @@ from flab.errors import CheckpointError
 from flab.evaluation.record import RESULTS, read_json, write_json
 from flab.evaluation.runs import check_names
 from flab.evaluation.tasks import parse_task_argument
+from flab.files import check_place
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.measure import measure
 from flab.footprint.payback import payback
@@ -50,6 +51,7 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     run = Run(recipe, folder, *known_stages(folder))
     check_inputs(recipe)
     model = resolve(recipe.model)
+    check_place(folder, [model, *recipe.inputs])
     check_lengths(recipe, model)
     run.save()
     models = {"original": model, "pruned": folder / "pruned"}

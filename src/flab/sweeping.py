@@ -23,8 +23,9 @@ from flab.checkpoint import resolve
 from flab.errors import OptionError
 from flab.evaluation.record import read_json, write_json
 from flab.evaluation.store import fingerprint
+from flab.evaluation.tasks import parse_task_argument
 from flab.families import shape_of
-from flab.files import check_outside
+from flab.files import PathLike, check_place
 from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import apply, evaluate
 from flab.planning import Shared, make_plan, pins_of
@@ -37,7 +38,6 @@ from flab.vocabulary import Counts, plan_vocabulary
 
 FORMAT, SWEEP = 1, "sweep.json"
 PATIENCE = 1  # depths in a row that are worse than the best, after which fewer layers are not tried
-PathLike = str | os.PathLike[str]
 
 
 def sweep(
@@ -66,7 +66,7 @@ def sweep(
         raise OptionError("--limit is of the problems of a --task: give one, or leave it out.")
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
-    check_outside(folder, source)
+    check_place(folder, [source, *recipe.inputs, *(parse_task_argument(os.fspath(task))[1] for task in tasks)])
     sha256 = model_fingerprint(source)
     state = known_sweep(folder, _digest(sha256, recipe, options, texts))
     if tasks:

@@ -16,7 +16,7 @@ import pico
 from flab import cli
 from flab.data.contamination import tokens_of
 from flab.data.samples import read_samples
-from flab.errors import DataError, OptionError, SandboxError
+from flab.errors import DataError, OptionError, OutputError, SandboxError
 from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.prompts import sample_seed
 from flab.evaluation.sandbox import Sandbox, Verdict
@@ -781,7 +781,7 @@ def test_a_write_that_fails_at_the_last_step_keeps_the_old_rows(make, tmp_path, 
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         make([code("two")], strategy="reference", overwrite=True)
     assert (tmp_path / "data.jsonl").read_bytes() == before
     assert not list(tmp_path.glob(".*"))

@@ -94,7 +94,7 @@ def text_of_parts(content: Any, where: str) -> str:
         raise DataError(
             f"{where} holds content that is not text ({', '.join(kinds) or 'no type'}); flab reads text alone"
         )
-    return "".join(parts)
+    return "".join(map(str, parts))
 
 
 def _list(content: Any, where: str) -> list[Any]:

@@ -21,7 +21,7 @@ from flab.errors import DataError, OptionError
 from flab.evaluation.record import write_json
 from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.store import Shard
-from flab.files import check_file
+from flab.files import check_file, check_place, write_text
 from flab.measuring import open_subject, read_tasks, text_of
 from flab.recipe import Options
 from flab.recovery.answers import ask, outcomes, verdicts, verify_references
@@ -54,7 +54,7 @@ def make_data(
     """
     making, options, out = making or Making(), options or Options(), Path(out)
     part, strategy = _part(shard, making), STRATEGIES[making.strategy]
-    _check_out(out, options.overwrite or part is not None, (*instructions, *text, *against))
+    _check_out(out, options.overwrite or part is not None, (model, *instructions, *text, *against))
     subject = open_subject(model, options)
     asked = read_instructions(instructions, subject.render, limit)
     asked += [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
@@ -138,9 +138,8 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
     for file in (out, out.with_suffix(".meta.json")):  # data.json has the sidecar of data.jsonl
-        check_file(file, overwrite)
-    if out.exists() and any(Path(path).exists() and out.samefile(path) for path in read):
-        raise OptionError(f"--output {out} is one of the files that are read: choose another.")
+        check_file(file, overwrite, read)
+    check_place(out.with_suffix(".generations.jsonl"), read)
 
 
 def _part(shard: str | None, making: Making) -> Shard | None:
@@ -254,10 +253,5 @@ def add_text(rows: Sequence[dict[str, Any]], texts: Sequence[str], making: Makin
 
 def _write(out: Path, rows: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> None:
     """The sidecar first, so that rows never lie there without it."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        write_json(out.with_suffix(".meta.json"), meta)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(out.with_suffix(".meta.json"), meta)
+    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))

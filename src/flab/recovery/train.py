@@ -25,7 +25,7 @@ from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, res
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, TrainingError
 from flab.families import shape_of
-from flab.folders import check_output, new_folder
+from flab.files import check_folder, check_place, new_folder, write_text
 from flab.plans import Plan
 from flab.prepare import end_of_text, open_model, stored_dtype
 from flab.progress import say
@@ -80,8 +80,8 @@ def recover(
     state = PartialState(cpu=options.device == "cpu")
     if options.device == "cuda" and state.num_processes > 1:
         options = replace(options, device=f"cuda:{state.local_process_index}")  # each process on a device of its own
-    check_output(out, options.overwrite, source)
-    check_output(out, options.overwrite, original)
+    check_folder(out, options.overwrite, (source, original, data))
+    check_place(working_folder(out), (source, original, data))
     bench = _prepare(source, original, Path(data), out, training, options)
     _claim(bench, options.overwrite, state)
     trainer = make_trainer(
@@ -128,8 +128,13 @@ def _prepare(source: Path, original: Path, data: Path, out: Path, training: Trai
         "learning_rate": training.rate_for(parameters),
         "identity": identity,
     }
-    work = out.with_name(out.name + ".training")
+    work = working_folder(out)
     return Bench(student, teacher, plan, examples, training, identity, work, parameters, facts)
+
+
+def working_folder(out: Path) -> Path:
+    """Where checkpoints lie while the output is trained."""
+    return out.with_name(out.name + ".training")
 
 
 def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
@@ -150,7 +155,7 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
             shutil.rmtree(bench.work)
         bench.work.mkdir(parents=True, exist_ok=True)
         if before is None or changed:
-            file.write_text(json.dumps({"identity": bench.identity}) + "\n")
+            write_text(file, json.dumps({"identity": bench.identity}) + "\n")
     state.wait_for_everyone()
 
 
@@ -170,7 +175,7 @@ def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
     chosen = [max(1, round(steps))]
     broadcast_object_list(chosen)
     if state.is_main_process:
-        file.write_text(json.dumps({**known, "steps": chosen[0]}) + "\n")
+        write_text(file, json.dumps({**known, "steps": chosen[0]}) + "\n")
     state.wait_for_everyone()
     return chosen[0]
 

@@ -1,0 +1,58 @@
+"""Messages are one safe line, whatever names and values they quote."""
+
+import re
+
+import pytest
+
+from flab.errors import DataError, FlabError, plain, shortened
+from flab.progress import add, console, say, table_of
+
+HOSTILE = "\x1b[31mred\x07\x00\x9b0m \u202egnp.exe\u2028line\ud800 \x7f\u200b"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a file  with  blanks", "a file  with  blanks"),
+        ("  indented", "  indented"),
+        ("two\n  lines\r\n\tand three\n", "two lines and three"),
+        ("\x1b[2Jx", r"\x1b[2Jx"),
+        ("a\u202eb", r"a\u202eb"),
+        ("a\u2028b\u0085c\x1cd", r"a\u2028b\x85c\x1cd"),
+        ("half \ud800", r"half \ud800"),
+        ("naïve 漢字 🚀", "naïve 漢字 🚀"),
+    ],
+)
+def test_control_characters_are_escaped_and_all_else_stays(text, expected):
+    assert plain(text) == expected
+    assert str(FlabError(text)) == expected
+
+
+def test_long_words_and_long_messages_are_shortened():
+    message = str(DataError(f"tensor {'x' * 10**6} is wrong"))
+    assert message.startswith("tensor xxx")
+    assert message.endswith("xxx is wrong")
+    assert len(message) < 330
+    assert len(plain("word " * 10**5)) <= 2000
+    assert shortened("abcdefghijkl", 12) == "abcdefghijkl"
+    assert shortened("abcdefghijklm", 12) == "abcd...jklm"
+
+
+def test_what_is_said_and_shown_is_safe_too(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(console, "file", sys.stderr)
+    say(f"warning: {HOSTILE}")
+    table = table_of("Problems", ["id", "value"])
+    add(table, HOSTILE, 1)
+    console.print(table)
+    said = capsys.readouterr().err
+    assert r"\x1b[31mred" in said
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u200b\ud800]", said)
+
+
+def test_an_error_that_was_raised_survives_pickling():
+    import pickle
+
+    error = DataError("a\nb")
+    assert str(pickle.loads(pickle.dumps(error))) == "a b"
