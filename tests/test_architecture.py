@@ -24,6 +24,7 @@ RANKS = {
     "data": 3,
     "recipe": 3,
     "families": 4,
+    "models": 4,
     "objective": 4,
     "calibrate": 5,
     "checkpoint": 5,
@@ -62,7 +63,7 @@ RANKS = {
     "__main__": 16,
 }
 INSIDE = {
-    name: {name} for name in ("cuts", "data", "evaluation", "footprint", "recovery", "reporting")
+    name: {name} for name in ("cuts", "data", "models", "evaluation", "footprint", "recovery", "reporting")
 }  # packages whose modules may import each other
 SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
     {"cli"},
@@ -74,7 +75,7 @@ SKETCH = [  # the layers of the design, outermost first; no module may import fr
     {"recovery", "reporting"},
     {"measuring", "planning", "material", "judging", "footprint"},
     {"search", "prepare", "vocabulary"},
-    {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families"},
+    {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families", "models"},
     {"plans", "recipe", "budget", "data", "assets", "progress", "files", "heap"},
     {"errors"},
 ]
@@ -84,6 +85,7 @@ NO_TORCH = {
     "plans",
     "budget",
     "data",
+    "models",
     "assets",
     "progress",
     "files",
@@ -102,7 +104,7 @@ NO_TORCH = {
     "show_footprint",
     "__init__",
 }
-LIGHT_PACKAGES = {"data"}  # none of their files imports anything heavy
+LIGHT_PACKAGES = {"data", "models"}  # none of their files imports anything heavy
 HEAVY = {
     "pyarrow",
     "torch",

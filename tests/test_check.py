@@ -214,4 +214,5 @@ def test_untied_rows_of_a_tied_model_are_found(pico_folder, recipe, tmp_path):
 
 def test_a_model_with_nans_does_not_pass(folder):
     edit_weights(folder, lambda t: t["model.norm.weight"].fill_(torch.nan))
-    assert not verify(folder, None)["ok"]
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinite numbers"):
+        verify(folder, None)

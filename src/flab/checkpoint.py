@@ -1,4 +1,4 @@
-"""Stock Hugging Face folders in and out: the only module that touches model folders.
+"""Stock Hugging Face models in and out: the only module that loads and saves them. :mod:`flab.models` knows their folders.
 
 Safetensors only; ``trust_remote_code`` is off unless the user asks. It does not verify what was written: see :mod:`flab.verify`.
 """
@@ -9,20 +9,23 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from flab.errors import CheckpointError, OptionError
-from flab.families import family_of
+from flab.families import Family, family_of, is_tied
+from flab.models.folder import read_object, stored_dtype, weight_files
+from flab.models.source import check_normalizer, check_source, check_weights
+from flab.models.stock import check_links, copy_sidecars, rewrite_config
 from flab.plans import STORED_DTYPES
 
 PROBES = (
@@ -31,14 +34,13 @@ PROBES = (
     "Straße, naïve café, Привет, 漢字かな, العربية, हिन्दी 🚀\r\n",
     "  leading and  double   spaces, CamelCase snake_case 3.14159e-10 0xFF",
 )
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# What is rewritten, replaced by tokenizer.json, or must not travel: llama.cpp prefers a stale tokenizer.model.
-NOT_COPIED = {
-    "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "plan.json",
-    "kept_tokens.json", "README.md",
+FINITE_PART = 1 << 22  # numbers looked at together
+# What only counts with sampling or with beams, and the value that transformers lets pass without.
+SAMPLING: dict[str, Any] = {
+    "temperature": 1.0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "top_k": 50, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
 }  # fmt: skip
-COPIED_SUFFIXES = {".jinja", ".txt", ".md", ".json", ""}
+BEAMS: dict[str, Any] = {"early_stopping": False, "length_penalty": 1.0}
 
 torch_dtypes: dict[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
 
@@ -79,68 +81,18 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         ) from None
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder, all of those that its index names.
-
-    Raises:
-        CheckpointError: none there, only pickled ones, one missing, or one truncated.
-    """
-    found = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        if missing := [name for name in names if not (path / name).is_file()]:
-            raise CheckpointError(
-                f"{path}: weight files named by the index are missing: {', '.join(missing)}. Fetch them again."
-            )
-        found = [path / name for name in names]
-    if not found:
-        pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
-        if pickled:
-            raise CheckpointError(
-                f"{path} has only pickled weights ({pickled[0]}), which can run code: flab reads safetensors. "
-                "Convert once with transformers' save_pretrained in a place you trust."
-            )
-        raise CheckpointError(f"{path} has no *.safetensors weights: give the folder of a whole model.")
-    for file in found:
-        try:
-            with safe_open(file, "pt") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is truncated or damaged ({error}). Fetch it again.") from None
-    return found
-
-
-def weight_dtypes(path: Path) -> set[str]:
-    """The dtypes of all tensors in a folder's safetensors files, by safetensors' own names (``BF16``, ``F32``, ...)."""
-    found = set[str]()
-    for file in weight_files(path):
-        with safe_open(file, "pt") as tensors:
-            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-    return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: give the folder of a whole model.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}). Fetch it again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object. Fetch it again.")
-    return data
-
-
 def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     """The transformers config of a folder, of a supported family.
 
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    raw = _read_json(path / "config.json")
+    raw = check_source(path)
     if "auto_map" in raw and not trust_remote_code:
         raise CheckpointError(f"{path} asks to run its own code (auto_map): pass --trust-remote-code if you trust it.")
+    if isinstance(raw.get("model_type"), str):
+        family_of(SimpleNamespace(**raw))  # before transformers makes anything as large as an unknown config says
+    check_weights(path, raw)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -177,25 +129,39 @@ def load(
     """
     path = resolve(source)
     config = read_config(path, trust_remote_code)
-    weight_files(path)
     tokenizer, named_ids, warnings = load_tokenizer(path, config)
-    model = load_model(path, dtype, device, trust_remote_code)
-    if tokenizer.get_vocab_size() > model.get_input_embeddings().num_embeddings:
+    if (highest := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
         raise CheckpointError(
-            f"{path}: the tokenizer has more tokens than the embedding has rows. Fetch the model again."
+            f"{path}: the tokenizer has more tokens than the embedding has rows (id {highest}, {config.vocab_size} rows). "
+            "Fetch the model again."
         )
+    model = load_model(path, dtype, device, trust_remote_code)
+    check_finite(path, model)
     return Checkpoint(path, model, tokenizer, named_ids, warnings)
+
+
+def check_finite(path: Path, model: Any) -> None:
+    """CheckpointError where a weight is NaN or infinite: names its tensor."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            continue
+        # In parts, because the answers for all numbers of an embedding at once would take as much memory as they do.
+        if not all(bool(torch.isfinite(part).all()) for part in parameter.detach().flatten().split(FINITE_PART)):
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite numbers: the weights are damaged. Fetch it again."
+            )
 
 
 def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The model alone; every weight comes from the folder or this raises."""
     if dtype not in (*torch_dtypes, "auto"):
         raise OptionError(f"--dtype: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
+    dtype = stored_dtype(path) if dtype == "auto" else dtype  # "auto" of transformers is what the config says
     with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
-                dtype=torch_dtypes.get(dtype, "auto"),
+                dtype=torch_dtypes[dtype],
                 device_map=None if device == "cpu" else device,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
@@ -223,6 +189,7 @@ def load_tokenizer(path: Path, config: Any) -> tuple[Tokenizer, set[int], list[s
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({_first_line(error)}). Fetch it again.") from None
+    check_normalizer(file, tokenizer.normalizer, tokenizer.decoder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     with quiet():
@@ -272,37 +239,70 @@ def cast_parameters(model: Any, dtype: str) -> None:
     model.config.dtype = torch_dtypes[dtype]
 
 
+def try_saving(checkpoint: Checkpoint, family: Family) -> None:
+    """Write down what can be written before the work: config, generation config, tokenizer, and read what will be copied.
+
+    A generation config that transformers refuses to save is put right first, with a warning.
+
+    Raises:
+        CheckpointError: one of them cannot be saved, or a file that belongs to the model cannot be read.
+    """
+    model, path = checkpoint.model, checkpoint.path
+    checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_links(path)]
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path / name).is_file():
+            read_object(path / name)
+    model.config.tie_word_embeddings = is_tied(
+        model, family
+    )  # of weights that are stored apart the config may say otherwise
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        for what, write in (
+            ("config.json", model.config.save_pretrained),
+            ("generation_config.json", model.generation_config.save_pretrained),
+            ("tokenizer.json", lambda where: checkpoint.tokenizer.save(str(Path(where) / "tokenizer.json"))),
+        ):
+            try:
+                write(folder)
+            except Exception as error:
+                raise CheckpointError(f"{path}/{what} cannot be saved again: {_first_line(error)}") from None
+
+
+def _settle_generation(path: Path, config: Any) -> list[str]:
+    """Take out of a generation config what transformers refuses to save; greedy settings stay greedy."""
+    dropped = dict[str, None]()
+    if config.do_sample is not True:
+        dropped |= dict.fromkeys(
+            name for name, usual in SAMPLING.items() if getattr(config, name, None) not in (None, usual)
+        )
+    if config.num_beams in (None, 1):
+        dropped |= dict.fromkeys(
+            name for name, usual in BEAMS.items() if getattr(config, name, None) not in (None, usual)
+        )
+        if config.do_sample is not True and (config.num_return_sequences or 1) > 1:
+            dropped["num_return_sequences"] = None
+    for name in dropped:
+        setattr(config, name, None)
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path}/generation_config.json cannot be saved again: {_first_line(error)}") from None
+    if not dropped:
+        return []
+    return [f"generation_config.json: {', '.join(dropped)} without sampling or beams have no effect and are left out"]
+
+
 def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None) -> None:
-    """Write model, tokenizer and what else the source folder holds into ``folder``, all of it stock.
+    """Write model, tokenizer and what else of the source folder a stock model needs into ``folder``.
 
     ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files as they are.
     """
+    model = checkpoint.model
+    model.config.tie_word_embeddings = is_tied(model, family_of(model.config))
     with quiet():
-        checkpoint.model.save_pretrained(folder)
+        model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)
-    source = checkpoint.path
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.name not in NOT_COPIED and file.suffix in COPIED_SUFFIXES:
-            shutil.copyfile(file, folder / file.name)
-    if tokenizer_json is None:
-        for name in sorted(
-            NOT_COPIED
-            - {
-                "config.json",
-                "generation_config.json",
-                "model.safetensors.index.json",
-                "plan.json",
-                "README.md",
-            }
-        ):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        return
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json, ensure_ascii=False), encoding="utf-8")
-    if (source / "tokenizer_config.json").is_file():
-        config = _read_json(source / "tokenizer_config.json")
-        config.pop("added_tokens_decoder", None)  # stale ids would win over tokenizer.json
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    rewrite_config(folder, model.config.tie_word_embeddings)
+    copy_sidecars(checkpoint.path, folder, renumbered=tokenizer_json is not None)
+    if tokenizer_json is not None:
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json, ensure_ascii=False), encoding="utf-8")

@@ -28,7 +28,8 @@ from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
 from flab.evaluation.vllm import VllmGenerator
 from flab.files import PathLike
-from flab.prepare import open_model, stored_dtype
+from flab.models.folder import stored_dtype
+from flab.prepare import open_model
 from flab.progress import say
 from flab.recipe import Options, as_path
 

@@ -25,6 +25,7 @@ from flab.evaluation.tasks import Problem
 from flab.families import Family, head_of, shape_of
 from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems
 from flab.material import Material, prepare_material
+from flab.models.folder import stored_dtype
 from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
 from flab.prepare import (
     Texts,
@@ -35,7 +36,6 @@ from flab.prepare import (
     free,
     open_to_cut,
     read_texts,
-    stored_dtype,
 )
 from flab.progress import say
 from flab.recipe import Options, Recipe

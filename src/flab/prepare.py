@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
-from flab.checkpoint import Checkpoint, load, read_config, resolve, weight_dtypes, weight_files
+from flab.checkpoint import Checkpoint, load, resolve, try_saving
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.data.samples import (
     Sample,
@@ -30,6 +30,7 @@ from flab.data.samples import (
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
 from flab.heap import trim
+from flab.models.folder import stored_dtype, weight_dtypes, weight_files
 from flab.progress import say_once
 from flab.recipe import Options, Recipe
 
@@ -103,12 +104,6 @@ def compute_dtype(path: Path, options: Options) -> str:
     return "float32" if options.device == "cpu" and small else "auto"
 
 
-def stored_dtype(path: Path) -> str:
-    """The dtype that the folder's config states, float32 where it states none."""
-    dtype = read_config(path).dtype
-    return str(dtype).removeprefix("torch.") if dtype is not None else "float32"
-
-
 def same_precision(path: Path, options: Options) -> Options:
     """Options with the precision of this model named, so that a smaller one is not computed in another."""
     dtype = compute_dtype(path, options)
@@ -141,6 +136,7 @@ def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) 
     computing, stored = dtype or compute_dtype(path, options), stored_dtype(path)
     narrow = computing == "float32" and options.device != "auto" and weight_dtypes(path) == {NARROW.get(stored)}
     checkpoint, family = open_model(path, options, stored if narrow else computing)
+    try_saving(checkpoint, family)
     if narrow:
         inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}
         for parameter in checkpoint.model.parameters():

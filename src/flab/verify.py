@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from flab.checking import PROOF, last_logits, loads_in, probe_ids
-from flab.checkpoint import PICKLED, PROBES, Checkpoint, load
+from flab.checkpoint import PROBES, Checkpoint, load
 from flab.cuts.vocabulary import named_ids
 from flab.errors import CheckpointError, FlabError
 from flab.families import family_of, layers_of, shape_of
+from flab.models.folder import PICKLED
 from flab.plans import Plan
 
 NUM_ROUND_TRIPS = 300

@@ -97,7 +97,10 @@ BAD_RECOVERIES = {
     "empty data": ([*GIVEN[:4], "empty.jsonl", "-o", "out"], ["empty.jsonl is empty"]),
     "broken data": ([*GIVEN[:4], "broken.jsonl", "-o", "out"], ["broken.jsonl:2: not JSON"]),
     "a taken output": ([*GIVEN[:-1], "taken"], ["taken exists: pass --overwrite"]),
-    "an output that is no model": ([*GIVEN[:-1], "taken", "--overwrite"], ["taken holds files that flab did not write (mine.txt)"]),
+    "an output that is no model": (
+        [*GIVEN[:-1], "taken", "--overwrite"],
+        ["taken holds files that flab did not write (mine"],
+    ),
     "method": ([*GIVEN, "--method", "prayer"], ["--method: got 'prayer', allowed auto, full, lora"]),
     "target": ([*GIVEN, "--kl-on", "some"], ["--kl-on: got 'some', allowed answers, all"]),
     "alpha": ([*GIVEN, "--alpha", "2"], ["--alpha: got 2.0, allowed 0 (cross entropy alone)"]),

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flab.budget import Shape
-from flab.checkpoint import weight_files
 from flab.evaluation.backend import Batch
 from flab.evaluation.generate import Encoded
 from flab.families import Family, head_of, is_tied, kv_width, layers_of
 from flab.footprint.figures import Figure, by_formula
+from flab.models.folder import weight_files
 
 
 def storage(folder: Path) -> Figure:

@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 
 from flab import __version__
 from flab.checking import check, write_proof
-from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, resolve, save
+from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, resolve, save, try_saving
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, TrainingError
 from flab.families import shape_of
 from flab.files import check_folder, check_place, new_folder, write_text
+from flab.models.folder import stored_dtype
 from flab.plans import Plan
-from flab.prepare import end_of_text, open_model, stored_dtype
+from flab.prepare import end_of_text, open_model
 from flab.progress import say
 from flab.recipe import Options
 from flab.recovery.callbacks import last_whole
@@ -105,6 +106,7 @@ def _prepare(source: Path, original: Path, data: Path, out: Path, training: Trai
     plan = Plan.read(source / "plan.json")
     samples = read_samples(data)
     student, family = open_model(source, options)
+    try_saving(student, family)
     parameters = shape_of(student.model, family).total
     if training.method_for(parameters) == "full" and student.model.dtype != torch.float32:
         student.model.float()  # full training needs float32 weights; the products may still be bfloat16

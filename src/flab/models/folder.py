@@ -1,0 +1,150 @@
+"""What lies in a model's folder: JSON objects, weight files, and the headers of the weights. Reads no weights; no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from flab.errors import CheckpointError
+from flab.files import read_regular
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_HEADER_BYTES = 100_000_000  # of a safetensors header; the format's own limit
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # what safetensors calls them, and torch
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor as its file's header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: missing, no regular file, no JSON, too deep, or no object.
+    """
+    try:
+        data = json.loads(read_regular(path).decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: give the folder of a whole model.") from None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise CheckpointError(f"{path} cannot be read as JSON ({reason}). Fetch it again.") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be read as JSON (nested too deeply). Fetch it again.") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object. Fetch it again.")
+    return data
+
+
+def check_entries(path: Path) -> None:
+    """CheckpointError where the folder holds a pipe, a socket or a device, which a reader would wait for without end."""
+    for entry in sorted(path.iterdir()):
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to nothing is missed where it is needed
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise CheckpointError(
+                f"{entry} is a pipe, a socket or a device, not a file: remove it, or fetch the model again."
+            )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder, all of those that its index names.
+
+    Raises:
+        CheckpointError: none there, only pickled ones, one missing, or one truncated.
+    """
+    if (path / INDEX).is_file():
+        found = _indexed(path)
+    elif (path / WHOLE).exists():
+        found = [path / WHOLE]
+    else:
+        found = sorted(path.glob("*.safetensors"))
+    if not found:
+        pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
+        if pickled:
+            raise CheckpointError(
+                f"{path} has only pickled weights ({pickled[0]}), which can run code: flab reads safetensors. "
+                "Convert once with transformers' save_pretrained in a place you trust."
+            )
+        raise CheckpointError(f"{path} has no *.safetensors weights: give the folder of a whole model.")
+    for file in found:
+        header_of(file)
+    return found
+
+
+def _indexed(path: Path) -> list[Path]:
+    """The files that the index names, all of which lie in the folder."""
+    weights = read_object(path / INDEX).get("weight_map")
+    names = sorted(set(weights.values())) if isinstance(weights, dict) and _are_names(list(weights.values())) else []
+    if not names:
+        raise CheckpointError(
+            f"{path / INDEX} is malformed: its weight_map does not name a file of this folder for each tensor. Fetch it again."
+        )
+    if missing := [name for name in names if not (path / name).is_file()]:
+        raise CheckpointError(
+            f"{path}: weight files named by the index are missing: {', '.join(missing)}. Fetch them again."
+        )
+    return [path / name for name in names]
+
+
+def _are_names(values: Sequence[Any]) -> bool:
+    return all(isinstance(name, str) and name and PurePath(name).name == name for name in values)
+
+
+def header_of(file: Path) -> dict[str, Stored]:
+    """What a safetensors file says of its tensors.
+
+    Raises:
+        CheckpointError: truncated, damaged, or no such file.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
+                raise ValueError("its header does not fit the file")
+            entries = json.loads(handle.read(length))
+        entries.pop("__metadata__", None)
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        if 8 + length + max(ends, default=0) != size:
+            raise ValueError(f"{size} bytes, its header names {8 + length + max(ends, default=0)}")
+        return {name: Stored(str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is truncated or damaged ({error}). Fetch it again.") from None
+
+
+def headers(path: Path) -> dict[str, Stored]:
+    """What all weight files of a folder say of their tensors, by name."""
+    return {name: stored for file in weight_files(path) for name, stored in header_of(file).items()}
+
+
+def weight_dtypes(path: Path) -> set[str]:
+    """The dtypes of all tensors in a folder's safetensors files, by safetensors' own names (``BF16``, ``F32``, ...)."""
+    return {stored.dtype for stored in headers(path).values()}
+
+
+def stored_dtype(path: Path) -> str:
+    """The dtype that most numbers of the weights are stored in, whatever the config says."""
+    sizes = Counter[str]()
+    for stored in headers(path).values():
+        sizes[stored.dtype] += stored.numel
+    return DTYPES.get(sizes.most_common(1)[0][0], "float32")

@@ -1,0 +1,145 @@
+"""What in a model's folder would stop the work later, found before anything is loaded: adapters, quantised weights, sizes that
+the weights do not have, normalizers that explode. Reads JSON and headers; no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flab.errors import CheckpointError
+from flab.models.folder import DTYPES, Stored, check_entries, headers, read_object
+
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings",
+)  # fmt: skip
+MOST_LABELS = 100_000  # transformers makes a table of them
+SLACK = 1_000_000  # numbers by which a config may ask for more than twice what is stored
+QUANTISED = ("qweight", "qzeros", "weight_packed", "weight_scale", "weight_scale_inv", "absmax", "quant_state", "SCB")
+MOST_GROWTH = 1000  # by which a normalizer may lengthen a text
+
+
+def check_source(path: Path) -> dict[str, Any]:
+    """Return the raw config of a folder that holds a whole model of plain weights.
+
+    Raises:
+        CheckpointError: an adapter, quantised weights, sizes that are none or that the weights do not have, or a pipe.
+    """
+    check_entries(path)
+    if (path / "adapter_config.json").exists() or (path / "adapter_model.safetensors").exists():
+        raise CheckpointError(_adapter(path))
+    raw = read_object(path / "config.json")
+    _check_plain(path, raw)
+    _check_sizes(path, raw)
+    return raw
+
+
+def check_weights(path: Path, raw: Mapping[str, Any]) -> None:
+    """Compare the config with what the weights' headers say, before anything is allocated.
+
+    Raises:
+        CheckpointError: quantised weights, or a config that asks for far more than is stored.
+    """
+    stored = headers(path)
+    for name, tensor in stored.items():
+        last = name.rpartition(".")[2]
+        if last in QUANTISED or (last in ("weight", "bias") and tensor.dtype not in DTYPES):
+            raise CheckpointError(
+                f"{path} holds quantised weights ({name} is {tensor.dtype}): give the unquantised model, in float32, bfloat16 "
+                "or float16."
+            )
+    _check_asked(path, raw, stored)
+
+
+def _adapter(path: Path) -> str:
+    """What to do with an adapter, which transformers would load unasked."""
+    try:
+        base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
+    except CheckpointError:
+        base = None
+    of = f" of {base}" if isinstance(base, str) and base else ""
+    if (path / "config.json").exists():
+        return (
+            f"{path} holds an adapter{of} beside the model (adapter_config.json): merge it with peft's merge_and_unload, or "
+            "move its files away."
+        )
+    return (
+        f"{path} holds an adapter{of}, not a model: merge it into its base with peft's merge_and_unload, and give that."
+    )
+
+
+def _check_plain(path: Path, raw: Mapping[str, Any]) -> None:
+    for name in ("quantization_config", "compression_config"):
+        if raw.get(name) is None:
+            continue
+        method = raw[name].get("quant_method") if isinstance(raw[name], Mapping) else None
+        kind = f" by {method}" if isinstance(method, str) else ""
+        raise CheckpointError(f"{path} is quantised{kind} ({name} in its config): give the unquantised model.")
+
+
+def _check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
+    """Sizes are whole numbers above 0, and tables of labels are no larger than any model's."""
+    for name in SIZES:
+        value = raw.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise CheckpointError(f"{path}/config.json: {name} is {value!r:.40}, expected a whole number above 0.")
+    labels = raw.get("num_labels", 0)
+    table = raw.get("id2label")
+    count = max(labels if isinstance(labels, int) else 0, len(table) if isinstance(table, Mapping) else 0)
+    if count > MOST_LABELS:
+        raise CheckpointError(
+            f"{path}/config.json: num_labels is {count}, at most {MOST_LABELS} are read: take it out, a code model has none."
+        )
+
+
+def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
+    """A config may ask for no more than twice the numbers that are stored: making them would take all memory, or for ever."""
+    given = {name: raw.get(name) for name in SIZES}
+    width, ffn = int(given["hidden_size"] or 0), int(given["intermediate_size"] or 0)
+    layers, vocabulary = int(given["num_hidden_layers"] or 0), int(given["vocab_size"] or 0)
+    heads = int(given["num_attention_heads"] or 1)
+    head = int(given["head_dim"] or width // heads)
+    keys = int(given["num_key_value_heads"] or heads)
+    asked = vocabulary * width + layers * (2 * width * ffn + 2 * width * head * (heads + keys))
+    there = sum(tensor.numel for tensor in stored.values())
+    if asked > 2 * there + SLACK:
+        sizes = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        raise CheckpointError(
+            f"{path}/config.json asks for about {asked:.3g} parameters ({sizes}), the weights hold {there:.3g}: the two do not "
+            "belong together. Fetch the model again."
+        )
+
+
+def check_normalizer(file: Path, normalizer: Any, decoder: Any) -> None:
+    """CheckpointError where a tokenizer's normalizer or decoder lengthens every text without bound.
+
+    ``normalizer`` and ``decoder`` are those of a ``tokenizers.Tokenizer``, or None.
+    """
+    for name, part in (("normalizer", normalizer), ("decoder", decoder)):
+        growth = 1.0
+        for step in _steps(json.loads(part.__getstate__())) if part is not None else ():
+            growth *= _growth(step)
+        if growth > MOST_GROWTH:
+            raise CheckpointError(
+                f"{file}: its {name} makes a text up to {growth:.3g} times as long, which no tokenizer needs. Fetch it again."
+            )
+
+
+def _steps(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A normalizer's or decoder's steps, those of sequences inside of sequences too."""
+    inner = part.get("normalizers") or part.get("decoders")
+    return [step for one in inner for step in _steps(one)] if isinstance(inner, list) else [part]
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    """The factor by which one step can lengthen a text of at least one character."""
+    if step.get("type") == "Prepend":
+        return 1.0 + len(step.get("prepend") or "")
+    if step.get("type") != "Replace":
+        return 1.0
+    pattern = step.get("pattern")
+    literal = pattern.get("String") if isinstance(pattern, Mapping) else None
+    return max(1.0, len(step.get("content") or "") / max(1, len(literal or "")))

@@ -1,0 +1,119 @@
+"""The folder as others read it: a config in both the forms of transformers 5 and 4, and of the source's files those that the
+output needs, by name. No torch.
+
+Not copied are weights, indexes and tokenizers of other programs (``tekken.json``, ``params.json``), traces of training,
+scripts, and anything that a link takes from outside the model's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flab.errors import CheckpointError
+from flab.files import TEMPLATES, TOKENIZER_FILES, is_legal
+from flab.models.folder import read_object
+
+FULL = "full_attention"
+
+
+def rewrite_config(folder: Path, tied: bool) -> None:
+    """Say the same in the words of transformers 4 as well, and drop what a stock model does not need.
+
+    ``tied`` is whether embedding and head are one tensor in the weights.
+    """
+    config = read_object(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(both_forms(config, tied), indent=2, sort_keys=True) + "\n")
+
+
+def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    """The config with ``rope_theta``, ``rope_scaling`` and ``torch_dtype`` at the top, where transformers 4 looks for them."""
+    made = {name: value for name, value in config.items() if name not in ("auto_map", "quantization_config")}
+    made["tie_word_embeddings"] = tied
+    if "dtype" in made:
+        made["torch_dtype"] = made["dtype"]
+    rope = made.get("rope_parameters")
+    if isinstance(rope, Mapping) and "rope_theta" in rope:
+        made["rope_theta"] = rope["rope_theta"]
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        made["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    layers = made.get("layer_types")
+    if isinstance(layers, list) and made.get("max_window_layers") is not None:
+        made["max_window_layers"] = full_layers(layers)
+    return made
+
+
+def full_layers(layer_types: list[str]) -> int:
+    """How many layers, from the first on, attend to everything: those before the first with a window."""
+    return next((place for place, kind in enumerate(layer_types) if kind != FULL), len(layer_types))
+
+
+def rewrite_tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's config without code and stale ids, and with a class that transformers 4 knows too."""
+    made = {name: value for name, value in config.items() if name not in ("auto_map", "added_tokens_decoder")}
+    if made.get("tokenizer_class") == "TokenizersBackend":  # the name that transformers 5 gives it
+        made["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(made.get("extra_special_tokens"), list):  # a list in transformers 5, names in 4
+        made.setdefault("additional_special_tokens", made.pop("extra_special_tokens"))
+    return made
+
+
+def copy_sidecars(source: Path, folder: Path, renumbered: bool) -> list[str]:
+    """Copy templates, legal texts and what the tokenizer needs; returns a warning for each legal text that is left out.
+
+    ``renumbered`` is whether token ids are new, so that of the tokenizer only its config can be taken over.
+
+    Raises:
+        CheckpointError: a template or a tokenizer file that is a link to outside of the model's folder.
+    """
+    warnings = check_links(source)
+    for file in sorted(source.iterdir()):
+        if file.name in TEMPLATES and file.is_dir():
+            (folder / file.name).mkdir()
+            for template in sorted(file.glob("*.jinja")):
+                shutil.copyfile(template, folder / file.name / template.name)
+        elif file.is_file() and _travels(file, source, renumbered):
+            shutil.copyfile(file, folder / file.name)
+    if (source / "tokenizer_config.json").is_file():
+        config = rewrite_tokenizer_config(read_object(source / "tokenizer_config.json"))
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    return warnings
+
+
+def _travels(file: Path, source: Path, renumbered: bool) -> bool:
+    """Whether a file of the source is copied as it is."""
+    if is_legal(file.name):
+        return is_inside(file, source)
+    return file.name in TEMPLATES or (file.name in TOKENIZER_FILES and not renumbered)
+
+
+def check_links(source: Path) -> list[str]:
+    """Warn of legal texts that lie outside the model's folder; they are not published.
+
+    Raises:
+        CheckpointError: a template or a tokenizer file lies outside.
+    """
+    warnings = []
+    templates = [*source.glob("*"), *source.glob("additional_chat_templates/*.jinja")]
+    for file in sorted(file for file in templates if not is_inside(file, source)):
+        needed = file.name in (*TEMPLATES, *TOKENIZER_FILES[1:]) or file.suffix == ".jinja"
+        if needed:
+            raise CheckpointError(
+                f"{file} is a link to {file.resolve()}, outside of the model's folder: put the file itself there."
+            )
+        if is_legal(file.name):
+            warnings.append(
+                f"{file.name} is a link to {file.resolve()}, outside of the model's folder, and is not copied"
+            )
+    return warnings
+
+
+def is_inside(file: Path, source: Path) -> bool:
+    """Whether a file, its links followed, lies in the folder, or in the hub cache that the folder is a snapshot of."""
+    target, folder = file.resolve(), source.resolve()
+    cache = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    return folder in target.parents or cache in target.parents
