@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -200,6 +201,57 @@ def test_a_foreign_folder_is_noted_not_failed(source):
     assert verdict["ok"], failed(verdict)
     notes = [line["detail"] for line in verdict["checks"] if line["ok"] is None]
     assert any("no plan.json" in note for note in notes)
+    assert any("no proof.json" in note for note in notes)
+
+
+def test_a_check_that_was_not_made_is_not_called_ok(good):
+    from flab.progress import console
+    from flab.show import show_check
+
+    verdict = verify(good, None)
+    (line,) = [one for one in verdict["checks"] if one["name"] == "the oldest transformers gives the same"]
+    assert line["ok"] is None
+    assert "--oldest-python" in line["detail"]
+    with console.capture() as captured:
+        show_check(verdict)
+    shown = next(row for row in captured.get().splitlines() if "the oldest transformers" in row)
+    assert "not checked" in shown
+    assert "ok" not in shown.split()
+
+
+FAKE = """#!{python}
+import json, sys
+asked = json.load(sys.stdin)
+assert sys.argv[1] == "-I" and len(asked["texts"]) == 4
+proof = json.load(open(sys.argv[3] + "/proof.json"))
+made = {{"version": "4", "logits": proof["logits"], "tokens": {tokens}, "lost": []}}
+{change}
+print(json.dumps(made))
+"""
+ANSWERS = {
+    "the same": ("", True),
+    "other logits": ("made['logits'] = [[x + 1 for x in row] for row in proof['logits']]", False),
+    "a lost weight": ("made['lost'] = ['lm_head.weight']", False),
+    "other tokens": ("made['tokens'] = [[]] * 4", False),
+    "an error": ("made = {'error': 'KeyError'}", False),
+    "no answer": ("sys.exit('no transformers here')", False),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERS))
+def test_what_the_oldest_transformers_says_is_compared(kind, good, tmp_path):
+    from tokenizers import Tokenizer
+
+    from flab.checkpoint import PROBES
+
+    change, ok = ANSWERS[kind]
+    truth = Tokenizer.from_file(str(good / "tokenizer.json"))
+    tokens = json.dumps([truth.encode(text, add_special_tokens=False).ids for text in PROBES])
+    python = tmp_path / "python"
+    python.write_text(FAKE.format(python=sys.executable, change=change, tokens=tokens))
+    python.chmod(0o755)
+    line = next(one for one in verify(good, None, str(python))["checks"] if one["name"].startswith("the oldest"))
+    assert line["ok"] is ok, line
 
 
 def test_untied_rows_of_a_tied_model_are_found(pico_folder, recipe, tmp_path):

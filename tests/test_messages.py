@@ -38,15 +38,13 @@ def test_long_words_and_long_messages_are_shortened():
     assert shortened("abcdefghijklm", 12) == "abcd...jklm"
 
 
-def test_what_is_said_and_shown_is_safe_too(capsys, monkeypatch):
-    import sys
-
-    monkeypatch.setattr(console, "file", sys.stderr)
-    say(f"warning: {HOSTILE}")
+def test_what_is_said_and_shown_is_safe_too():
     table = table_of("Problems", ["id", "value"])
     add(table, HOSTILE, 1)
-    console.print(table)
-    said = capsys.readouterr().err
+    with console.capture() as captured:
+        say(f"warning: {HOSTILE}")
+        console.print(table)
+    said = captured.get()
     assert r"\x1b[31mred" in said
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u200b\ud800]", said)
 

@@ -10,24 +10,32 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flab.errors import CheckpointError
+from flab.errors import CheckpointError, OptionError
 
 PROOF = "proof.json"
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 
 
-def check(folder: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def check(
+    folder: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
+    oldest: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
     """The verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
 
     ``against`` is the original model: with it (and the folder's plan.json) the kept rows and untouched tensors are
-    compared bit for bit.
+    compared bit for bit. ``oldest`` is the Python of an environment with the oldest transformers that is to load the folder
+    (4.57): its logits are compared with the proof; without it that check is not made, and the verdict says so.
 
     Raises:
+        OptionError: ``oldest`` is no program.
         CheckpointError: the folder is no model folder, or the process ended without a verdict.
     """
     path = Path(folder)
@@ -35,7 +43,11 @@ def check(folder: str | os.PathLike[str], against: str | os.PathLike[str] | None
         raise CheckpointError(
             f"{path} is no model folder (no config.json): give what `flab apply` or `flab prune` wrote."
         )
-    command = [sys.executable, "-P", "-m", "flab.verify", str(path), *([str(against)] if against else [])]
+    if oldest is not None and shutil.which(oldest) is None:
+        raise OptionError(
+            f"--oldest-python {oldest} is no program: give the python of an environment with transformers 4.57."
+        )
+    command = [sys.executable, "-P", "-m", "flab.verify", str(path), str(against or ""), str(oldest or "")]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     try:
         verdict: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -72,6 +84,19 @@ def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
     with torch.no_grad():
         device = model.get_input_embeddings().weight.device
         return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
+
+
+def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[str]) -> dict[str, Any]:
+    """What another interpreter's transformers makes of the folder, see :mod:`flab.models.oldest`; ``error`` if nothing."""
+    command = [python, "-I", str(Path(__file__).parent / "models" / "oldest.py"), str(folder)]
+    asked = json.dumps({"ids": ids, "texts": list(texts)})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    try:
+        made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return made
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"error": f"no answer (exit {done.returncode}): {last}"}
 
 
 def loads_in(config: Any, loaded: bool, warnings: list[str], renumbered: bool) -> dict[str, Any]:

@@ -118,13 +118,17 @@ def prune(
 def check(
     folder: Annotated[str, typer.Argument(help="The folder to verify.")],
     against: Annotated[str | None, typer.Option(help="The original model, to compare bit for bit.")] = None,
+    oldest_python: Annotated[
+        str | None,
+        typer.Option(help="Python of an environment with transformers 4.57, to load the folder with that too."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Reload a folder in a fresh process, verify it, and say what it loads in. Exit code 1 when a check fails."""
     from flab.checking import check as verify
     from flab.show import show_check
 
-    verdict = verify(folder, against)
+    verdict = verify(folder, against, oldest_python)
     emit(verdict) if json_ else show_check(verdict)
     _exit_unless(verdict["ok"])
 

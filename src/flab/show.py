@@ -68,7 +68,7 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     """Every check with its outcome, then the table of programs the folder loads in."""
     table = table_of("Checks in a fresh process", ["check", "outcome", "detail"])
     for line in verdict["checks"]:
-        outcome = {True: "ok", False: "FAILED", None: "note"}[line["ok"]]
+        outcome = {True: "ok", False: "FAILED", None: "not checked"}[line["ok"]]
         add(table, line["name"], outcome, line["detail"])
     console.print(table)
     loads, table = verdict["loads_in"], table_of("Loads in", ["program", "", "how"])

@@ -1,4 +1,4 @@
-"""What a folder must hold to be called whole: run in a fresh process as ``python -m flab.verify FOLDER [ORIGINAL]``.
+"""What a folder must hold to be called whole: run in a fresh process as ``python -m flab.verify FOLDER [ORIGINAL [PYTHON]]``.
 
 Prints one line of JSON. :func:`flab.checking.check` starts it.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flab.checking import PROOF, last_logits, loads_in, probe_ids
+from flab.checking import PROOF, ask_oldest, last_logits, loads_in, probe_ids
 from flab.checkpoint import PROBES, Checkpoint, load
 from flab.cuts.vocabulary import named_ids
 from flab.errors import CheckpointError, FlabError
@@ -52,7 +52,7 @@ class _Findings:
         return all(line["ok"] is not False for line in self.lines)
 
 
-def verify(folder: Path, against: Path | None) -> dict[str, Any]:
+def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dict[str, Any]:
     """Run every check in this process; the command behind :func:`check`."""
 
     findings = _Findings()
@@ -66,6 +66,7 @@ def verify(folder: Path, against: Path | None) -> dict[str, Any]:
         ("only safetensors, no stale tokenizer files", lambda: _files(folder, plan)),
         ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
         ("logits equal those before saving", lambda: _proof(folder, checkpoint)),
+        ("the oldest transformers gives the same", lambda: _oldest(folder, checkpoint, oldest)),
         ("cached generation equals uncached", lambda: _cache(checkpoint)),
     ]
     if plan is not None:
@@ -121,14 +122,39 @@ def _hostile_texts() -> list[str]:
     return texts
 
 
-def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool, str]:
+def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
     if not (folder / PROOF).is_file():
-        return True, "no proof.json: not written by flab"
+        return None, "no proof.json: not written by flab"
     proof = _proof_of(folder)
-    now, then = last_logits(checkpoint.model, proof["ids"]), proof["logits"]
+    return _same_logits(last_logits(checkpoint.model, proof["ids"]), proof["logits"], proof["dtype"])
+
+
+def _same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
+    """Whether logits are equal within what the dtype rounds."""
     largest = max(abs(x) for row in then for x in row)
     error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
-    return error <= TOLERANCE[proof["dtype"]] * max(largest, 1.0), f"largest difference {error:.2g}"
+    return error <= TOLERANCE[dtype] * max(largest, 1.0), f"largest difference {error:.2g}"
+
+
+def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[bool | None, str]:
+    """Logits and tokens of the oldest supported transformers against the proof; nothing is said of it where it was not run."""
+    if python is None:
+        return None, "give --oldest-python with the python of an environment that has transformers 4.57"
+    if (folder / PROOF).is_file():
+        proof = _proof_of(folder)
+    else:  # not written by flab: compared with what this transformers makes of it
+        ids = probe_ids(checkpoint.model.config.vocab_size)
+        dtype = str(checkpoint.model.dtype).removeprefix("torch.")
+        proof = {"ids": ids, "logits": last_logits(checkpoint.model, ids), "dtype": dtype}
+    made = ask_oldest(python, folder, proof["ids"], PROBES)
+    if "error" in made:
+        return False, made["error"]
+    same, detail = _same_logits(made["logits"], proof["logits"], proof["dtype"])
+    truth = [checkpoint.tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
+    differ = sum(one != other for one, other in zip(made["tokens"], truth, strict=True))
+    found = [f"transformers {made['version']}: {detail}", *(f"without {name}" for name in made["lost"][:3])]
+    found += [f"{differ} of {len(PROBES)} probe texts split otherwise"] if differ else []
+    return same and not made["lost"] and (not differ or bool(checkpoint.warnings)), "; ".join(found)
 
 
 def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
@@ -281,10 +307,10 @@ def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, pla
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m flab.verify FOLDER [ORIGINAL]``: one line of JSON on stdout."""
-    folder, against = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None
+    """``python -m flab.verify FOLDER [ORIGINAL [PYTHON]]``, those left out or empty: one line of JSON on stdout."""
+    folder, against, oldest = [*arguments, "", ""][:3]
     try:
-        print(json.dumps(verify(folder, against)))
+        print(json.dumps(verify(Path(folder), Path(against) if against else None, oldest or None)))
     except FlabError as error:
         print(json.dumps({"error": str(error)}))
     return 0
