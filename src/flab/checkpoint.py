@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from flab.errors import CheckpointError, OptionError
 from flab.families import Family, family_of, is_tied
+from flab.files import read_regular
 from flab.models.folder import read_object, stored_dtype, weight_files
 from flab.models.source import check_normalizer, check_source, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
@@ -252,6 +253,9 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (path / name).is_file():
             read_object(path / name)
+    for template in (path / "chat_template.jinja", *path.glob("additional_chat_templates/*.jinja")):
+        if template.is_file():
+            _check_text(template)
     model.config.tie_word_embeddings = is_tied(
         model, family
     )  # of weights that are stored apart the config may say otherwise
@@ -265,6 +269,13 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
                 write(folder)
             except Exception as error:
                 raise CheckpointError(f"{path}/{what} cannot be saved again: {_first_line(error)}") from None
+
+
+def _check_text(file: Path) -> None:
+    try:
+        read_regular(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not UTF-8 text that can be read ({error}). Fetch it again.") from None
 
 
 def _settle_generation(path: Path, config: Any) -> list[str]:

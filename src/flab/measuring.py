@@ -27,7 +27,7 @@ from flab.evaluation.robustness import PERTURBATIONS, perturb
 from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
 from flab.evaluation.vllm import VllmGenerator
-from flab.files import PathLike
+from flab.files import PathLike, read_regular
 from flab.models.folder import stored_dtype
 from flab.prepare import open_model
 from flab.progress import say
@@ -158,11 +158,11 @@ def _known_texts(model: Path) -> dict[str, list[str]]:
         if not file.is_file():
             continue
         try:
-            given = json.loads(file.read_text(encoding="utf-8"))
+            given = json.loads(read_regular(file))
             for key in keys:
                 given = given[key]
             samples, source = calibration_samples(Path(given) if given else None)
-        except (FlabError, KeyError, TypeError, ValueError, OSError) as error:
+        except (FlabError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             say(f"the data that {file} names cannot be compared with the tasks ({error}); name it with --against-data")
             continue
         found[source.name] = [sample.text for sample in samples]

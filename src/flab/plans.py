@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import PlanError
-from flab.files import write_text
+from flab.files import read_regular, write_text
 
 FORMAT = 1
 REFITS = ("reconstruction", "newton", "residual", "simple", "none")  # from dear to cheap
@@ -125,10 +125,10 @@ class Plan:
             PlanError: when the file is missing, not a plan, of another format, or does not add up.
         """
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(read_regular(path))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}. Make one with `flab plan`.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"{path} is not JSON ({error}): expected a file written by `flab plan`.") from None
         return _from_json(data, path)
 

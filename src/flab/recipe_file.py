@@ -22,12 +22,14 @@ from flab.data.rows import is_hub_id
 from flab.errors import OptionError
 from flab.evaluation.runs import Settings
 from flab.evaluation.tasks import parse_task_argument
+from flab.files import read_regular
 from flab.footprint.settings import Measuring
 from flab.recipe import Options, Recipe
 from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
 
 BUNDLED = "bundled"
+MOST_BYTES = 2**20  # of a recipe
 T = TypeVar("T")
 
 
@@ -97,7 +99,16 @@ TYPES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key is given once, and ``1e-3`` is a number (YAML 1.1 reads text)."""
+    """Safe YAML in which a key is given once, nothing is an alias, and ``1e-3`` is a number (YAML 1.1 reads text).
+
+    A few lines of aliases of aliases stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read: write the value out", mark)
+        return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -149,7 +160,10 @@ def _options(raw: Any, path: Path) -> Options:
 def _load(path: Path) -> Any:
     """What the file holds."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = read_regular(path)
+        if len(data) > MOST_BYTES:
+            raise OptionError(f"{path}: {len(data)} bytes, a recipe has at most {MOST_BYTES}; give a recipe, not data.")
+        return yaml.load(data.decode("utf-8-sig"), _Loader)
     except OSError as error:
         raise OptionError(
             f"{path}: cannot be read ({error.strerror}); give a recipe, e.g. recipes/quickstart.yml"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.files import write_text
+from flab.files import read_regular, write_text
 from flab.progress import say
 
 GENERATIONS, RUN, RESULTS = "generations.jsonl", "run.json", "results.json"
@@ -72,8 +72,8 @@ def run_json(facts: Mapping[str, Any], clock: Mapping[str, float], sandbox_level
 def read_json(path: Path, otherwise: str = "give the folder of a finished run") -> dict[str, Any]:
     """An object from a file; DataError where it is none, which ends with what to do otherwise."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); {otherwise}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a {type(value).__name__}, not an object; {otherwise}")
