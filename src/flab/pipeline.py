@@ -28,6 +28,7 @@ from flab.files import PathLike, check_folder, check_place, check_result, check_
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
 from flab.measuring import export_run, find_overlaps, open_subject, read_tasks, sandbox_for
 from flab.models.folder import weight_files
+from flab.models.source import check_source
 from flab.planning import make_plan
 from flab.plans import Plan
 from flab.prepare import (
@@ -93,6 +94,7 @@ def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options:
     """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
     recipe, options, out, source = recipe or Recipe(), options or Options(), as_path(out), resolve(model)
     check_folder(out, options.overwrite, [source, *recipe.inputs])
+    check_source(source)
     check_space(out, int((1 - recipe.remove) * sum(file.stat().st_size for file in weight_files(source))))
     decided, built, tokenizer_json = make_plan(os.fspath(model), recipe, options)
     _save(built, tokenizer_json, decided, decided.refit.kind, out, options)

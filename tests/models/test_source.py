@@ -139,8 +139,8 @@ FAULTS = {
     "an index that leads elsewhere": (index({"a": "../secret.safetensors"}), "index.json is malformed"),
     "an absolute index": (index({"a": "/etc/passwd"}), "index.json is malformed"),
     "a template in another encoding": (write("chat_template.jinja", b"\xff\xfe\xff"), "chat_template.jinja is not UTF-8 text"),
-    "greedy with beams of nothing": (
-        write("generation_config.json", json.dumps({"cache_implementation": "magic"})), "generation_config.json cannot be saved"
+    "a generation config of no known cache": (
+        write("generation_config.json", json.dumps({"cache_implementation": "magic"})), "Invalid `cache_implementation`"
     ),
     "an empty file of weights": (write(WEIGHTS, b""), "truncated or damaged"),
     "a header beyond the file": (write(WEIGHTS, (10**12).to_bytes(8, "little") + b"{}"), "truncated or damaged"),
@@ -164,7 +164,7 @@ def test_faults_are_found_before_the_work(kind, source, recipe, tmp_path):
 def test_a_vocabulary_with_gaps_may_not_leave_the_embedding(source):
     """The number of tokens fits, the id of one does not."""
     data = json.loads((source / "tokenizer.json").read_text())
-    data["added_tokens"][-1]["id"] = 5000
+    data["added_tokens"].append(data["added_tokens"][-1] | {"id": 5000, "content": "<|new|>"})
     (source / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match=r"more tokens than the embedding has rows|damaged"):
         load(source)

@@ -116,6 +116,8 @@ def header_of(file: Path) -> dict[str, Stored]:
     Raises:
         CheckpointError: truncated, damaged, or no such file.
     """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is a pipe, a socket or a device, not a file, or is missing: fetch it again.")
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:

@@ -34,6 +34,8 @@ def check_source(path: Path) -> dict[str, Any]:
     raw = read_object(path / "config.json")
     _check_plain(path, raw)
     _check_sizes(path, raw)
+    if (path / "generation_config.json").exists():
+        read_object(path / "generation_config.json")
     return raw
 
 
