@@ -154,7 +154,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(tmp_path):
 
 def test_pipes_and_devices_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, words in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+    for path, words in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "Is a directory")):
         with pytest.raises(OSError, match=words):
             read_regular(path)
 

@@ -176,7 +176,7 @@ def evaluate(
     sandbox = sandbox_for(files, options)
     target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
-    read = [model, *against_data, *(task.source for task in files)]
+    read = [*against_data, *(task.source for task in files)]
     if folder is not None:
         check_place(folder, read)
         check_run_folder(folder)

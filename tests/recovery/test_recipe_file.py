@@ -392,7 +392,7 @@ NO_RECIPE = {
     "too deep": (
         "model: " + "[" * 5000 + "]" * 5000,
     ),  # by the parser, or where the recursion limit was raised, as no text
-    "a loop": ("model: bundled\nevaluate: &x {tasks: *x}\n", "tasks: got"),
+    "a loop": ("model: bundled\nevaluate: &x {tasks: *x}\n", "an alias (*name) is not read"),
     "key twice": (MINIMAL + "model: other\n", "key 'model' is given twice", "line 3"),
     "key twice, inside": (section("recover", "{alpha: 1, length: 64, alpha: 0}"), "key 'alpha' is given twice"),
     "key twice, in quotes": (section("recover", "{alpha: 1, 'alpha': 0}"), "key 'alpha' is given twice"),
