@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from flab.errors import CheckpointError, OptionError
 from flab.families import Family, family_of, is_tied
 from flab.files import read_regular
-from flab.models.folder import read_object, stored_dtype, weight_files
+from flab.models.folder import read_object, resolve, stored_dtype, weight_files
 from flab.models.source import check_normalizer, check_source, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
 from flab.plans import STORED_DTYPES
@@ -55,31 +55,6 @@ class Checkpoint:
     tokenizer: Tokenizer
     named_ids: set[int] = field(default_factory=set)  # special tokens as transformers sees them
     warnings: list[str] = field(default_factory=list)
-
-
-def resolve(source: str | os.PathLike[str]) -> Path:
-    """The local folder of a model: the path itself, or the download of a hub id ``owner/name``.
-
-    Raises:
-        CheckpointError: when there is no such folder and no such hub model.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    text = str(source)
-    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"no model folder at {text}: give a folder with config.json and *.safetensors, or a hub id."
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
-        return Path(snapshot_download(text, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; all mean the same to the user
-        raise CheckpointError(
-            f"no folder {text} here, and the hub did not deliver it ({type(error).__name__}): check the path or the network."
-        ) from None
 
 
 def read_config(path: Path, trust_remote_code: bool = False) -> Any:

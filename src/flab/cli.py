@@ -17,8 +17,9 @@ from flab.arguments import Device, Json, Overwrite, Trust, emit
 from flab.cli_eval import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli_recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
 from flab.cli_report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
+from flab.early import check_model, check_planning
 from flab.errors import FlabError, plain
-from flab.files import check_file
+from flab.files import check_file, check_folder
 from flab.recipe import Options, Recipe, as_path
 from flab.recipe_arguments import RefitKind, Tokens, planning_options
 
@@ -65,10 +66,11 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Decide what to remove, and write the decisions as JSON; cuts nothing."""
+    check_file(as_path(output), options.overwrite, (model, *recipe.inputs))
+    check_planning(model, recipe)
     from flab.pipeline import plan as make
     from flab.show import show_plan
 
-    check_file(as_path(output), options.overwrite, (model, *recipe.inputs))
     decided = make(model, recipe, options)
     decided.write(as_path(output))
     emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
@@ -86,12 +88,15 @@ def apply(
     json_: Json = False,
 ) -> None:
     """Carry out a plan: cut, refit from the data that the plan names, save a stock folder."""
-    from flab.pipeline import apply as carry_out
     from flab.plans import Plan
     from flab.progress import say
 
     options = Options(device=device, overwrite=overwrite, trust_remote_code=trust_remote_code)
     decided = Plan.read(as_path(plan_file))
+    check_folder(as_path(output), overwrite, (model, plan_file))
+    check_model(model)
+    from flab.pipeline import apply as carry_out
+
     folder = carry_out(model, decided, output, options, refit=not no_refit)
     emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
 
@@ -102,6 +107,8 @@ def prune(
     model: Model, recipe: Any, options: Any, output: Output, overwrite: Overwrite = False, json_: Json = False
 ) -> None:
     """Plan, apply and check in one: a smaller stock checkpoint, and what it lost."""
+    check_folder(as_path(output), options.overwrite, (model, *recipe.inputs))
+    check_planning(model, recipe)
     from flab.pipeline import prune as run
     from flab.show import show_check, show_plan
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from flab.arguments import Device, Dtype, Json, Overwrite, ShardOf, Trust, Unsandboxed, emit, say_shard
+from flab.early import check_model, check_tasks
 from flab.errors import FlabError, OptionError
+from flab.evaluation.tasks import parse_task_argument
 from flab.files import check_result
 from flab.recipe import Options, as_path
 
@@ -84,13 +86,14 @@ def evaluate(
         return
     if model is None:
         raise OptionError("no MODEL: give a folder or a hub id, or --gold to run only the references of the tasks.")
-    from flab.evaluation.runs import Settings
-    from flab.evaluation.tasks import parse_task_argument
-    from flab.pipeline import evaluate as run
-
-    read = [*filter(None, [model]), *(parse_task_argument(one)[1] for one in task or ()), *(against_data or ())]
+    read = [model, *(parse_task_argument(one)[1] for one in task or ()), *(against_data or ())]
     if output is not None and output.suffix == ".json":
         check_result(as_path(output), overwrite, read)
+    check_tasks(task or (), limit)
+    check_model(model)
+    from flab.evaluation.runs import Settings
+    from flab.pipeline import evaluate as run
+
     settings = Settings(preset, samples, temperature, top_p, seed, max_new_tokens, batch_size)
     more: dict[str, Any] = {
         "backend": backend,
@@ -105,16 +108,15 @@ def evaluate(
         if output is None or output.suffix == ".json":
             raise
         raise FlabError(f"interrupted: what was generated is in {output}; the same command goes on there.") from None
-    if shard is not None:
-        emit(report) if json_ else say_shard(report)
-        return
-    _show_run(report, output, json_)
+    _show_run(report, output, json_, shard)
 
 
-def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool) -> None:
+def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard: str | None) -> None:
     from flab.show_eval import show_run
 
-    if json_:
+    if shard is not None:
+        emit(report) if json_ else say_shard(report)
+    elif json_:
         emit(without_rows(report))
     else:
         show_run(report, str(output) if output is not None else None)
@@ -130,7 +132,6 @@ def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
 def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[str, Any], json_: bool) -> None:
     """References only; a model that was named is not opened."""
     from flab.evaluation.record import write_json
-    from flab.evaluation.tasks import parse_task_argument
     from flab.pipeline import evaluate_references
     from flab.progress import say
     from flab.show_eval import show_gold

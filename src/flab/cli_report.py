@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flab.arguments import Device, Dtype, Json, Overwrite, Trust, emit
+from flab.early import check_model
 from flab.errors import FlabError
 from flab.files import check_result
 from flab.footprint.settings import Measuring
@@ -61,6 +62,8 @@ def measure(
         read = [model, *(one for one in given if one is not None)]
         check_result(as_path(output), overwrite, read)
     options = Options(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    for one in filter(None, (model, against)):
+        check_model(one)
     from flab.evaluation.record import write_json
     from flab.footprint.measure import measure as run
     from flab.show_footprint import show_measure

@@ -97,12 +97,12 @@ def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -
         OptionError: it is read, lies in what is read or holds it, or lies in a model's folder; it exists and ``overwrite``
             is off; or it holds anything that flab did not write.
     """
-    check_free(path, overwrite)
     inputs = list(inputs)
     check_place(path, inputs)
     for source in _existing(inputs):
         if path.resolve() in source.resolve().parents:
             raise OptionError(f"the output {path} holds {source}, which is read: choose another.")
+    check_free(path, overwrite)
     if path.exists():
         _check_own(path, foreign_files)
     _check_writable(path)

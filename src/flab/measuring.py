@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flab.checkpoint import fingerprint, resolve
+from flab.checkpoint import fingerprint
 from flab.data.contamination import overlaps
 from flab.data.samples import calibration_samples, read_samples
 from flab.errors import DataError, FlabError, OptionError
@@ -28,7 +28,7 @@ from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
 from flab.evaluation.vllm import VllmGenerator
 from flab.files import PathLike, read_regular
-from flab.models.folder import stored_dtype
+from flab.models.folder import resolve, stored_dtype
 from flab.prepare import open_model
 from flab.progress import say
 from flab.recipe import Options, as_path

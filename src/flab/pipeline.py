@@ -15,7 +15,7 @@ from typing import Any
 from flab import __version__
 from flab.calibrate import CalibrationSet
 from flab.checking import check, write_proof
-from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, resolve, save
+from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, save
 from flab.cuts.apply import carve
 from flab.cuts.refit import Cut
 from flab.errors import OptionError, PlanError
@@ -27,7 +27,7 @@ from flab.evaluation.tasks import TaskFile
 from flab.files import PathLike, check_folder, check_place, check_result, check_space, new_folder
 from flab.generality import GENERAL_TEXT, general_bits_per_byte
 from flab.measuring import export_run, find_overlaps, open_subject, read_tasks, sandbox_for
-from flab.models.folder import weight_files
+from flab.models.folder import resolve, weight_files
 from flab.models.source import check_source
 from flab.planning import make_plan
 from flab.plans import Plan

@@ -15,7 +15,7 @@ from typing import Any
 from flab import __version__
 from flab.budget import Pins, Shape, Split, feasible_splits
 from flab.calibrate import HELD_OUT_EVERY, CalibrationSet
-from flab.checkpoint import Checkpoint, fingerprint, resolve
+from flab.checkpoint import Checkpoint, fingerprint
 from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
 from flab.cuts.streams import Streams
@@ -25,7 +25,7 @@ from flab.evaluation.tasks import Problem
 from flab.families import Family, head_of, shape_of
 from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems
 from flab.material import Material, prepare_material
-from flab.models.folder import stored_dtype
+from flab.models.folder import resolve, stored_dtype
 from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
 from flab.prepare import (
     Texts,

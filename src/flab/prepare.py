@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
-from flab.checkpoint import Checkpoint, load, resolve, try_saving
+from flab.checkpoint import Checkpoint, load, try_saving
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.data.samples import (
     Sample,
@@ -30,7 +30,7 @@ from flab.data.samples import (
 from flab.errors import CheckpointError, DataError, PlanError
 from flab.families import Family, family_of
 from flab.heap import trim
-from flab.models.folder import stored_dtype, weight_dtypes, weight_files
+from flab.models.folder import resolve, stored_dtype, weight_dtypes, weight_files
 from flab.progress import say_once
 from flab.recipe import Options, Recipe
 

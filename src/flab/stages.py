@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.checkpoint import fingerprint as model_fingerprint
-from flab.checkpoint import read_config, resolve
+from flab.checkpoint import read_config
 from flab.data.rows import read_rows
 from flab.data.samples import files_under, sha256_of
 from flab.errors import CheckpointError
@@ -28,6 +28,7 @@ from flab.footprint.settings import Measuring, check_context
 from flab.footprint.solved import solving
 from flab.generality import GENERAL_TEXT
 from flab.measuring import read_tasks, sandbox_for
+from flab.models.folder import resolve
 from flab.pipeline import evaluate, generality_of, prune
 from flab.prepare import same_precision
 from flab.recipe_file import RecipeFile

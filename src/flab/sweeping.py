@@ -19,7 +19,6 @@ from typing import Any
 from flab import __version__
 from flab.budget import feasible_splits
 from flab.checkpoint import fingerprint as model_fingerprint
-from flab.checkpoint import resolve
 from flab.errors import OptionError
 from flab.evaluation.record import read_json, write_json
 from flab.evaluation.store import fingerprint
@@ -27,6 +26,7 @@ from flab.evaluation.tasks import parse_task_argument
 from flab.families import shape_of
 from flab.files import PathLike, check_place
 from flab.measuring import read_tasks, sandbox_for
+from flab.models.folder import resolve
 from flab.pipeline import apply, evaluate
 from flab.planning import Shared, make_plan, pins_of
 from flab.plans import Plan

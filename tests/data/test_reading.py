@@ -262,5 +262,16 @@ def test_reported_mbpp_plus_is_decided_by_its_script():
     assert "inputs = [[[1,2,3,4,5]]]" in problem.test
 
 
+@pytest.mark.parametrize("name", ["seen.jsonl", "seen.json"])
+def test_reported_copies_of_problems_are_found_in_both_forms(name):
+    from flab import assets
+    from flab.evaluation.tasks import read_task
+    from flab.measuring import find_overlaps
+
+    data = shared("rows-json-calibration") / name
+    (found,) = find_overlaps("no/model", [read_task(assets.problems_path())], [data])
+    assert len(found["exact"]) == 5
+
+
 def test_a_sample_without_messages_is_as_before():
     assert Sample("a", "b") == Sample("a", "b", None, None, "", ())

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from flab import __version__
-from flab.checkpoint import resolve
 from flab.errors import OptionError
 from flab.footprint.figures import measured, unknown
 from flab.footprint.grid import carbon_intensity
@@ -24,6 +23,7 @@ from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring
 from flab.footprint.solved import solving
 from flab.footprint.subject import OutOfMemoryError, Subject
+from flab.models.folder import resolve
 from flab.prepare import same_precision
 from flab.progress import say, track
 from flab.recipe import Options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +32,31 @@ class Stored:
     def numel(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+
+def resolve(source: str | os.PathLike[str]) -> Path:
+    """The local folder of a model: the path itself, or the download of a hub id ``owner/name``.
+
+    Raises:
+        CheckpointError: when there is no such folder and no such hub model.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    text = str(source)
+    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"no model folder at {text}: give a folder with config.json and *.safetensors, or a hub id."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
+        return Path(snapshot_download(text, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; all mean the same to the user
+        raise CheckpointError(
+            f"no folder {text} here, and the hub did not deliver it ({type(error).__name__}): check the path or the network."
+        ) from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

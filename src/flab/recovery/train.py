@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 
 from flab import __version__
 from flab.checking import check, write_proof
-from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, resolve, save, try_saving
+from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, save, try_saving
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, TrainingError
 from flab.families import shape_of
 from flab.files import check_folder, check_place, new_folder, write_text
-from flab.models.folder import stored_dtype
+from flab.models.folder import resolve, stored_dtype
 from flab.plans import Plan
 from flab.prepare import end_of_text, open_model
 from flab.progress import say
