@@ -24,7 +24,7 @@ Task = Annotated[
         "--task",
         "--problems",
         metavar="[KIND:]FILE",
-        help="JSONL, CSV or hub id; KIND is code, cot or output; repeat for several.",
+        help="File with rows or hub id; KIND is code, cot or output; repeat for several.",
     ),
 ]
 Out = Annotated[

@@ -20,7 +20,7 @@ RUN_EXAMPLE = "Example: flab run recipes/quickstart.yml -o RUN"
 Instructions = Annotated[
     list[Path] | None,
     typer.Option(
-        help="JSONL: prompt + completion (test, entry_point), instruction + answer, messages, text; repeatable."
+        help="Rows: prompt + completion (test, entry_point), instruction + answer, messages, text; repeatable."
     ),
 ]
 Against = Annotated[list[str] | None, typer.Option(help="Evaluation files: instructions that overlap go; repeatable.")]

@@ -15,7 +15,8 @@ from flab.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Options, 
 
 Remove = Annotated[float, typer.Option(help="Fraction of all parameters to remove; tied ones count once.")]
 Calibration = Annotated[
-    Path | None, typer.Option(help="JSONL (prompt + completion, optional test + entry_point; or text) or source code.")
+    Path | None,
+    typer.Option(help="Rows (prompt + completion, optional test + entry_point; chats; text) or source code."),
 ]
 Corpus = Annotated[list[Path] | None, typer.Option(help="More text for the token counts; repeat for several.")]
 General = Annotated[float, typer.Option(help="Share of calibration tokens from Python's standard library.")]
