@@ -148,7 +148,7 @@ def test_a_folder_that_takes_no_files_is_found_before_the_work(tmp_path, monkeyp
 
 def test_a_disk_that_is_too_small_is_found_before_the_work(tmp_path):
     check_space(tmp_path / "a" / "b", 1)
-    with pytest.raises(OutputError, match=r"needs about 1073741824\.00 GiB"):
+    with pytest.raises(OutputError, match=r"needs about 1,152,921,504,606\.8 MB"):
         check_space(tmp_path / "a" / "b", 2**60)
 
 

@@ -454,3 +454,26 @@ def test_recipes_are_checked_when_made(changes):
     (name,) = changes
     with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}.*allowed"):
         Recipe(**changes)
+
+
+def test_paths_may_be_text_and_one_corpus_needs_no_list(calibration_file):
+    made = Recipe(calibration=str(calibration_file), corpus=str(calibration_file))
+    assert made == Recipe(calibration=calibration_file, corpus=(calibration_file,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"remove": "0.2"}, "--remove: got '0.2', expected a number"),
+        ({"tokens": 1e5}, "--tokens: got 100000.0, expected a whole number"),
+        ({"seed": True}, "--seed: got True, expected a whole number"),
+        ({"closure": 1}, "--closure: got 1, expected true or false"),
+        ({"refit": None}, "--refit: got None, expected text"),
+        ({"layers": "4"}, "--layers: got '4', expected a whole number"),
+        ({"calibration": 3}, "--calibration and --corpus are paths: got 3"),
+        ({"corpus": 3}, "--calibration and --corpus are paths"),
+    ],
+)
+def test_a_wrong_type_is_one_line_that_names_the_field(changes, words):
+    with pytest.raises(OptionError, match=words):
+        Recipe(**changes)

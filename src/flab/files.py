@@ -135,7 +135,7 @@ def check_space(path: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(holder).free
     if free < size_bytes:
         raise OutputError(
-            f"{path} needs about {size_bytes / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB left: free space, or "
+            f"{path} needs about {size_bytes / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB left: free space, or "
             "choose another output."
         )
 

@@ -6,7 +6,7 @@ Device, dtype, folders and batch sizes never change what is decided on one machi
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._settle_paths()
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.default)
         if not 0 <= self.remove < 1:
             raise OptionError(
                 f"--remove is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1."
@@ -83,6 +86,18 @@ class Recipe:
             if getattr(self, name) < least:
                 raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")
 
+    def _settle_paths(self) -> None:
+        """Text is as good as a path, and one corpus as good as a list of them."""
+        try:
+            if self.calibration is not None:
+                object.__setattr__(self, "calibration", as_path(self.calibration))
+            corpus = (self.corpus,) if isinstance(self.corpus, str | os.PathLike) else self.corpus
+            object.__setattr__(self, "corpus", tuple(as_path(path) for path in corpus))
+        except TypeError:
+            raise OptionError(
+                f"--calibration and --corpus are paths: got {self.calibration!r:.60} and {self.corpus!r:.60}."
+            ) from None
+
     @property
     def inputs(self) -> tuple[Path, ...]:
         """All files and folders that the recipe names."""
@@ -99,6 +114,22 @@ class Recipe:
         values["calibration"] = str(self.calibration) if self.calibration else None
         values["corpus"] = [str(p) for p in self.corpus]
         return values
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """OptionError where a value is of another kind than the field's default: names the field."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise OptionError(f"{flag}: got {value!r:.60}, expected true or false.")
+    whole = isinstance(default, int) and not isinstance(default, bool)
+    if whole and (isinstance(value, bool) or not isinstance(value, int)):
+        raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")
+    if isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise OptionError(f"{flag}: got {value!r:.60}, expected a number.")
+    if name in ("vocabulary", "layers", "width") and value is not None and not isinstance(value, int):
+        raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")
+    if isinstance(default, str) and not isinstance(value, str):
+        raise OptionError(f"{flag}: got {value!r:.60}, expected text.")
 
 
 _CHOICES = {
