@@ -11,13 +11,13 @@ from flab.evaluation.backend import TransformersGenerator
 from flab.evaluation.code import score_code
 from flab.evaluation.generate import Decoding, Request, generate_all
 from flab.evaluation.prompts import COMPLETION_STOP
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, make_task
 from flab.families import family_of, kv_width
 from flab.prepare import Texts
 from flab.progress import say
 from flab.recipe import Options, Recipe
+from flab.sandbox import Sandbox
 
 NEW_TOKENS, BATCH = 256, 64
 CACHE_BYTES = 2**29

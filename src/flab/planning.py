@@ -20,7 +20,6 @@ from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
 from flab.cuts.streams import Streams
 from flab.errors import OptionError
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Problem
 from flab.families import Family, head_of, shape_of
 from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems
@@ -39,6 +38,7 @@ from flab.prepare import (
 )
 from flab.progress import say
 from flab.recipe import Options, Recipe
+from flab.sandbox import Sandbox
 from flab.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
 from flab.vocabulary import Counts, plan_vocabulary
 

@@ -18,13 +18,13 @@ from flab.contamination import tokens_of
 from flab.errors import DataError, OptionError, SandboxError
 from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.prompts import sample_seed
-from flab.evaluation.sandbox import Sandbox, Verdict
 from flab.measuring import Subject
 from flab.recipe import Options
 from flab.recovery.answers import TASK
 from flab.recovery.data import add_text, balance, deduplicate, make_data
 from flab.recovery.strategies import Making
 from flab.samples import read_samples
+from flab.sandbox import Sandbox, Verdict
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 GOLD, FALSE_GOLD = "    return 1  # gold\n", "    return 0  # gold\n"

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from flab.errors import DataError, OptionError, SandboxError
-from flab.evaluation import jail
 from flab.evaluation.prompts import COMPLETION_STOP, END_MARKS, LINE_STOP, STEPS_STOP
-from flab.evaluation.sandbox import Job, Sandbox
 from flab.recovery.instructions import Instruction, code_in, instruction_of, read_instructions
+from flab.sandbox import Job, Sandbox, jail
 
 PROMPT, BODY = "def add(a, b):\n", "    return a + b\n"
 TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n"

@@ -13,9 +13,9 @@ from typing import Any
 
 from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import mean_pass_at_k
-from flab.evaluation.sandbox import Job, Sandbox, Verdict
 from flab.evaluation.score import Score, base_summary, check_shape, failure_class, passes_by_item, row_for
 from flab.evaluation.tasks import Problem, TaskFile
+from flab.sandbox import Job, Sandbox, Verdict
 
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)
 NO_REFERENCE = "no reference"

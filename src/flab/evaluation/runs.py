@@ -27,10 +27,10 @@ from flab.evaluation.output import score_output
 from flab.evaluation.prompts import PRESETS, Render, answer_for, requests_for
 from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json, write_json
 from flab.evaluation.robustness import robustness_summary
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
 from flab.evaluation.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.evaluation.tasks import Kind, TaskFile
+from flab.sandbox import Sandbox
 
 FORMAT = 1
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # differs from process to process in the text of an exception

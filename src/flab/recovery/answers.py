@@ -13,10 +13,10 @@ from typing import Any
 
 from flab.evaluation.generate import Generation, Generator, Request
 from flab.evaluation.prompts import sample_seed
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.store import Key, Shard, Store, fill, fingerprint
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import GREEDY, Answer, Making
+from flab.sandbox import Sandbox
 
 TASK = "instructions"
 

@@ -18,7 +18,6 @@ from flab import __version__
 from flab.contamination import holding, tokens_of
 from flab.errors import DataError, OptionError
 from flab.evaluation.record import write_json
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.store import Shard
 from flab.files import check_file
 from flab.measuring import open_subject, read_tasks, text_of
@@ -28,6 +27,7 @@ from flab.recovery.instructions import Instruction, read_instructions
 from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
 from flab.samples import read_samples, sha256_of
+from flab.sandbox import Sandbox
 
 
 def make_data(

@@ -26,8 +26,8 @@ from flab.evaluation.prompts import (
     complete_output,
 )
 from flab.evaluation.rows import Row, read_rows
-from flab.evaluation.sandbox import Job
 from flab.evaluation.tasks import READERS, Explanation, Prediction, Problem, check_text, kinds_of
+from flab.sandbox import Job
 
 STOPS = {"code": COMPLETION_STOP, "cot": STEPS_STOP, "output": LINE_STOP}
 ANSWERS = ("answer", "response", "output", "solution", "completion", "canonical_solution")

@@ -9,8 +9,7 @@ import json
 import pytest
 from correct import CORRECT
 
-from flab.evaluation import jail
-from flab.evaluation.sandbox import Job, Sandbox, probe
+from flab.sandbox import Job, Sandbox, jail, probe
 
 LEVELS = [*jail.launchers(), ("rlimits", jail.bare_launcher)]
 

@@ -1,43 +1,48 @@
 """Runs model-written Python against its tests, never in this process; only a secret proves a pass.
 
 Each run is a fresh ``python -s -S -B`` with an empty environment, a fixed hash seed and a fixed seed of ``random``,
-limits on memory, CPU time, file size, processes and open files, no input, capped output, and at the levels
-``bubblewrap`` and ``namespaces`` the jail of ``jail``. Inside, the program and its tests are two processes: the
-program's is forked off before the tests and the secret are read, the judge's never executes a line of the program,
-and plain data is all that crosses. A pass is a random token, new for each run, that the judge sends over a channel of
-its own after all tests returned; an exit code, printed text or a message of the program never counts.
-
-Stopped at both isolating levels: reading or writing the user's files, the network, signals to other processes,
-processes left behind, fork, memory, disk and output floods, sleeping and endless loops. Stopped at every level:
-``exit`` in any form, guessing the token, replacing builtins or modules that the tests use, objects that equal
-everything, walking frames or memory for the tests, answers that are malformed or made to exhaust the judge.
-
-Not stopped: what a test asks of the program, it answers: a helper of the program's that the tests call, a method of
-an object that it returned, an argument that it changes before the tests read it, the length of what it yields. Nor
-reading ``/usr`` and the interpreter's folder, kernel bugs, or the sum over processes of memory and of CPU time,
-which only the limit on processes and the wall limit bound (for host root inside a user namespace the kernel does not
-apply the limit on processes). At level ``rlimits`` files, network and other processes of the user, this one too, are
-open to the program.
+limits on memory, CPU time, file size, processes and open files, no input, capped output, a seccomp filter, and at the
+levels ``bubblewrap`` and ``namespaces`` the jail of ``jail``. Program and tests run in the one interpreter. A pass is a
+random token, new for each run, that the harness writes over a channel of its own after all tests returned; an exit code
+or printed text never counts. ``docs/sandbox.md`` says what is promised at each level, and what is not.
 """
 
 from __future__ import annotations
 
+import marshal
 import math
 import os
+import re
 import secrets
+import signal
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast, get_args
 
 from flab.errors import SandboxError
-from flab.evaluation import jail
-from flab.evaluation.harness import GRACE_S, name_end
-from flab.evaluation.process import NUM_REPORT_LINES, Raw, execute
 from flab.progress import track
+from flab.sandbox import jail
+from flab.sandbox.cgroup import memory_group
+from flab.sandbox.harness import GRACE_S
+from flab.sandbox.process import Raw, Stop, execute
+from flab.sandbox.rewrite import Tests, prepare
+from flab.sandbox.seccomp import filter_program
 
-Outcome = Literal["passed", "syntax", "name", "assertion", "exception", "timeout", "memory", "exit", "empty"]
+Outcome = Literal[
+    "passed",
+    "syntax",
+    "name",
+    "assertion",
+    "exception",
+    "timeout",
+    "memory",
+    "exit",
+    "empty",
+    "tampering",
+    "uncalled",
+]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 CPU_SECONDS = 5.0
 SECRET_CHARS = 32
@@ -50,7 +55,7 @@ REFUSAL = (
 
 @dataclass(frozen=True)
 class Job:
-    """One program with its tests; a ``check`` that ``test`` defines is called with the ``entry_point``."""
+    """One program with its tests, in any form that ``rewrite`` knows; a check is called with the ``entry_point``."""
 
     program: str
     test: str
@@ -59,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one run ended; ``detail`` may be of the program's making, ``cpu_seconds`` are both processes' where known."""
+    """How one run ended; ``detail`` may be of the program's making, ``cpu_seconds`` count all of its processes."""
 
     passed: bool
     outcome: Outcome
@@ -98,35 +103,67 @@ class Sandbox:
     def run_many(
         self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
     ) -> list[Verdict]:
-        """Run all jobs over all cores, in order; a time-out that the machine may share in is tried once more, alone."""
+        """Run all jobs over all cores, in order; a time-out that the machine may share in is tried once more, alone.
+
+        An interrupt ends the runs under way at once.
+        """
         verdicts: dict[int, Verdict] = {}
         again: list[int] = []
+        stop = Stop()
         pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
         try:
-            futures = {pool.submit(self._attempt, job, cpu_seconds): i for i, job in enumerate(jobs)}
+            futures = {pool.submit(self._attempt, job, cpu_seconds, stop): i for i, job in enumerate(jobs)}
             for future in track(as_completed(futures), description, total=len(futures)):
                 index = futures[future]
                 verdicts[index], retry = future.result()
                 again += [index] if retry else []
+        except BaseException:
+            stop.now()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
         for index in track(sorted(again), f"{description}: time-outs again") if again else ():
             verdicts[index] = self._attempt(jobs[index], cpu_seconds)[0]
         return [verdicts[index] for index in range(len(jobs))]
 
-    def _attempt(self, job: Job, cpu_seconds: float) -> tuple[Verdict, bool]:
+    def _attempt(self, job: Job, cpu_seconds: float, stop: Stop | None = None) -> tuple[Verdict, bool]:
         """Return the verdict of one run, and whether it is a time-out of a program that had no core to itself."""
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
         limits = _limits(self.memory_bytes, cpu_seconds)
+        keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
-        tests = {"test": job.test, "entry_point": job.entry_point, "secret": secret}
+        tests = prepare(job.test, job.entry_point.strip())  # MBPP has names with a blank at the end
+        inside: dict[str, Any] = {
+            "program": job.program,
+            "limits": limits,
+            "modules": list(tests.modules),
+            "packages": "",
+            "keys": keys,
+        }
         own_seconds = limits["RLIMIT_CPU"] + GRACE_S
         wall_seconds = self.wall_factor * own_seconds + 1.0
-        raw = execute(self.launcher(), {"program": job.program, "limits": limits}, tests, wall_seconds)
-        verdict = _judge(raw, secret, limits["RLIMIT_CPU"], wall_seconds)
+        with memory_group(self.memory_bytes) as enter:
+            inside["filter"] = filter_program(allow_memfd=bool(enter))
+            command = [*enter, *self.launcher()]
+            raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, stop)
+        verdict = _judge(raw, keys[1] + secret, limits["RLIMIT_CPU"], wall_seconds, job.test)
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
         return verdict, verdict.outcome == "timeout" and not alone
+
+
+def _packed(tests: Tests, secret: str) -> bytes:
+    """Return the tests and the secret as the harness reads them."""
+    content = {
+        "source": tests.source,
+        "entry_point": tests.entry_point,
+        "code": tests.code,
+        "problem": tests.problem,
+        "form": asdict(tests.form),
+        "patched": list(tests.patched),
+        "secret": secret,
+    }
+    return marshal.dumps(content)
 
 
 def probe(sandbox: Sandbox) -> str | None:
@@ -135,10 +172,13 @@ def probe(sandbox: Sandbox) -> str | None:
         test = (
             f"import os, socket\nassert not os.path.exists({canary.name!r}), 'files are visible'\n"
             f"assert os.path.realpath(os.__file__) == {os.path.realpath(os.__file__)!r}, 'another library is used'\n"
-            "assert {name for _, name in socket.if_nameindex()} <= {'lo'}, 'the network is visible'\n"
+            "def interface(number):\n    try:\n        return socket.if_indextoname(number)\n"
+            "    except OSError:\n        return 'lo'\n"
+            "assert {interface(number) for number in range(1, 64)} == {'lo'}, 'the network is visible'\n"
             "assert os.getppid() == 1 and not os.path.exists('/proc/1'), 'processes are visible'\n"
             "try:\n    open('/flab', 'w')\nexcept OSError:\n    pass\n"
             "else:\n    raise AssertionError('/ is writable')\n"
+            "ready()\n"
         )
         try:
             verdict = sandbox.run("def ready(): pass\n", test, "ready")
@@ -152,34 +192,56 @@ def _num_cores() -> int:
 
 
 def _limits(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
-    """Resource limits of one process: 32 processes, 64 descriptors and 16 MiB files are plenty for a test."""
+    """Resource limits of one process: 128 threads and processes, 256 descriptors and 16 MiB files suffice for tests."""
     return {
         "RLIMIT_AS": memory_bytes,
         "RLIMIT_CPU": max(1, math.ceil(cpu_seconds)),
         "RLIMIT_FSIZE": 16 * 2**20,
-        "RLIMIT_NPROC": 32,
-        "RLIMIT_NOFILE": 64,
+        "RLIMIT_NPROC": 128,
+        "RLIMIT_NOFILE": 256,
         "RLIMIT_CORE": 0,
     }
 
 
-def _judge(raw: Raw, secret: str, limit_seconds: int, wall_seconds: float) -> Verdict:
+def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, test: str) -> Verdict:
     """Turn what a run left into a verdict; raise SandboxError where the harness never began."""
     if not raw.report and not raw.timed_out:
         raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
-    last = raw.report[1].decode("utf-8", "replace") if len(raw.report) == NUM_REPORT_LINES else ""
+    lines = [line.decode("utf-8", "replace") for line in raw.report[1:]]
+    last = lines[-1] if lines else ""
     word, _, rest = last.partition(" ")
     microseconds, _, detail = rest.partition(" ")
-    cpu_seconds = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else 0.0
-    if word == secret:
+    cpu_seconds = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else raw.cpu_seconds
+    if word == token and len(lines) == 1:
         return Verdict(True, "passed", "", cpu_seconds)
     if word in OUTCOMES and word != "passed":
         return Verdict(False, cast(Outcome, word), _printable(detail), cpu_seconds)
+    if lines and not lines[0].startswith(("loaded ", "Stack ")):
+        return Verdict(False, "exit", "the program wrote into the report", raw.cpu_seconds)
     if raw.timed_out:
-        return Verdict(False, "timeout", f"no result within {wall_seconds:.0f} s of wall time")
+        return Verdict(False, "timeout", f"no result within {wall_seconds:.0f} s of wall time", raw.cpu_seconds)
     code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
-    outcome, detail = name_end(code, 0.0, limit_seconds)
-    return Verdict(False, cast(Outcome, outcome), detail)
+    outcome, detail = name_end(code, raw.cpu_seconds, limit_seconds)
+    return Verdict(False, outcome, detail + (_place(lines, test) if outcome == "timeout" else ""), raw.cpu_seconds)
+
+
+def name_end(code: int, cpu_seconds: float, cpu_limit: int) -> tuple[Outcome, str]:
+    """Name the end of a process that did not finish: CPU limit, memory, or left early."""
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= cpu_limit):
+        return "timeout", f"more than {cpu_limit} s of CPU time"
+    if code == -signal.SIGKILL:
+        return "memory", "killed by the system"
+    end = f"signal {-code}" if code < 0 else f"code {code}"
+    return "exit", f"ended with {end} before its tests were over"
+
+
+def _place(lines: list[str], test: str) -> str:
+    """Name the line of the tests that was waiting, from the trace that the interpreter left at the CPU limit."""
+    found = re.search(r'File "<test>", line (\d+)', "\n".join(lines))
+    source = test.splitlines()
+    if found is None or not 0 < int(found[1]) <= len(source):
+        return ""
+    return f" at: {_printable(source[int(found[1]) - 1])[:300]}"
 
 
 def _printable(text: str | bytes) -> str:

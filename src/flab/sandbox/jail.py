@@ -2,8 +2,9 @@
 
 Either way the new root is an empty read-only tmpfs with ``/usr`` (and ``/lib*``, ``/bin``), the interpreter's
 folder and ``/dev/null`` bound read-only, a small private ``/tmp``, and nothing else: no home, no project, no
-``/proc``, no ``/etc``, no sockets. Capabilities are dropped, and a process of the launcher's stays process 1 of
-the process namespace: when it or its parent ends, the kernel ends everything that the program left behind.
+``/proc``, no ``/etc``, no sockets. ``/dev/shm`` is a small private one too. Capabilities are dropped, and a process of
+the launcher's stays process 1 of the process namespace: when it or its parent ends, even by SIGKILL, the kernel ends
+everything that the program left behind.
 
 It does not run anything and decides nothing: ``sandbox`` does. It needs bwrap, or unshare, umount and
 pivot_root; either way mount and setpriv, and root or unprivileged user namespaces.
@@ -20,15 +21,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-TMP_SIZE = "32m"
-TMP_INODES = 4096
+from flab.sandbox.mounts import mount_table
+
+TMP_SIZE, SHM_SIZE = "32m", "16m"
+TMP_INODES, SHM_INODES = 4096, 256
 LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
+LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"  # else each thread takes 64 MiB of the address space that is allowed
+DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store")
 READ_ONLY = "ro,nosuid,nodev"
 Launcher = Callable[[], list[str]]
 Level = Literal["bubblewrap", "namespaces", "rlimits"]
 LIMIT_TMP = f"""umask 022
 mount -i -n -t tmpfs -o remount,nosuid,nodev,size={TMP_SIZE},nr_inodes={TMP_INODES} none /tmp || exit 1
+mount -i -n -t tmpfs -o remount,nosuid,nodev,size={SHM_SIZE},nr_inodes={SHM_INODES} none /dev/shm || exit 1
 exec "$@"
 """
 
@@ -36,12 +42,13 @@ SCRIPT = """set -e
 umask 022
 mount -t tmpfs -o size=4m,mode=755,nosuid none /sys
 cd /sys
-mkdir -p tmp dev old proc {folders}
+mkdir -p tmp dev/shm old proc {folders}
 : > dev/null
 {links}
 {binds}
 mount --bind /dev/null dev/null
 mount -t tmpfs -o size={tmp_size},nr_inodes={tmp_inodes},mode=1777,nosuid,nodev none tmp
+mount -t tmpfs -o size={shm_size},nr_inodes={shm_inodes},mode=1777,nosuid,nodev none dev/shm
 mount --rbind /proc proc
 pivot_root . old
 umount -l /old /proc
@@ -69,11 +76,7 @@ def bound_folders() -> list[Path]:
 
 def mounts_below(folders: list[Path]) -> list[Path]:
     """List the mount points inside ``folders``: each needs its own read-only remount."""
-    table = Path("/proc/self/mountinfo")
-    if not table.exists():
-        return []
-    lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    points = [Path(line.split()[4].replace("\\040", " ")) for line in lines]
+    points = [Path(mount.point) for mount in mount_table()]
     return [point for point in points if any(folder in point.parents for folder in folders)]
 
 
@@ -90,6 +93,8 @@ def script() -> str:
         seals="\n".join(f"mount -o remount,bind,{READ_ONLY} {shlex.quote(str(p))}" for p in mounts_below(folders)),
         tmp_size=TMP_SIZE,
         tmp_inodes=TMP_INODES,
+        shm_size=SHM_SIZE,
+        shm_inodes=SHM_INODES,
     )
 
 
@@ -106,6 +111,7 @@ def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str]) 
     """Join bwrap, the last touch to /tmp and setpriv into the command before the interpreter."""
     keep = [word for name in capabilities for word in ("--cap-add", name)]
     return [
+        *DIE_WITH_PARENT,
         "bwrap",
         *spaces,
         *bubblewrap_root(),
@@ -131,7 +137,8 @@ def bubblewrap_root() -> list[str]:
         words += ["--ro-bind", str(folder), str(folder)]
     for link in map(Path, SYSTEM_FOLDERS):
         words += ["--symlink", str(link.readlink()), str(link)] if link.is_symlink() else []
-    words += "--dir /dev --dev-bind /dev/null /dev/null --perms 1777 --tmpfs /tmp --remount-ro / --chdir /tmp".split()
+    words += "--dir /dev --dev-bind /dev/null /dev/null --perms 1777 --tmpfs /dev/shm".split()
+    words += "--perms 1777 --tmpfs /tmp --remount-ro / --chdir /tmp".split()
     return words
 
 
@@ -149,7 +156,7 @@ def bubblewrap_as_user() -> list[str]:
 def _by_unshare(unshare: list[str], drop: list[str]) -> list[str]:
     """Join unshare, the script and setpriv into the command before the interpreter."""
     spaces = ["--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"]
-    return ["unshare", *unshare, *spaces, "sh", "-c", script(), "sh", "setpriv", *drop, *PRIVILEGES]
+    return [*DIE_WITH_PARENT, "unshare", *unshare, *spaces, "sh", "-c", script(), "sh", "setpriv", *drop, *PRIVILEGES]
 
 
 def unshare_as_root() -> list[str]:
@@ -163,7 +170,7 @@ def unshare_as_user() -> list[str]:
 
 
 def bare_launcher() -> list[str]:
-    """No isolation: the resource limits, the two processes and the secret are all there is."""
+    """No isolation: the limits, the filter and the secret are all there is."""
     return []
 
 
