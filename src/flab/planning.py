@@ -22,7 +22,7 @@ from flab.cuts.streams import Streams
 from flab.errors import OptionError
 from flab.evaluation.tasks import Problem
 from flab.families import Family, head_of, shape_of
-from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems
+from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
 from flab.material import Material, prepare_material
 from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
 from flab.prepare import (
@@ -134,6 +134,9 @@ def make_plan(
     finalists = 1 if shared is not None else recipe.finalists
     if bench.problems and (min(len(candidates), finalists) > 1 or shared is not None):
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
+    if bench.sandbox is not None:
+        bench.problems = sound_problems(bench.problems, bench.sandbox, bench.search.warnings)
+        bench.sandbox = bench.sandbox if bench.problems else None
     winner = decide(candidates, finalists, bench.judge)
     clock.lap("finalists")
     built = bench.build(winner, bench.material.data, streams=bench.material.streams if shared is not None else None)

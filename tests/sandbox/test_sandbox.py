@@ -350,7 +350,7 @@ def test_refuses_off_linux(monkeypatch):
 
 def test_a_launcher_that_fails_is_no_failure_of_the_model():
     for command in (["sh", "-c", "echo no room >&2; exit 1", "sh"], ["/no/such/launcher"]):
-        broken = Sandbox("namespaces", lambda command=command: command)
+        broken = Sandbox("namespaces", lambda packages, command=command: command)
         with pytest.raises(SandboxError, match=r"did not start: .*(no room|No such file|not found)"):
             broken.run(GOOD, TEST, "add")
         assert "did not start" in probe(broken)

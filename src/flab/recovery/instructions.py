@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError, OptionError
+from flab.evaluation.answers import final_code
 from flab.evaluation.output import prediction_of, read_literal
 from flab.evaluation.prompts import (
     COMPLETION_STOP,
@@ -36,8 +37,6 @@ FORMATS = (
     "(code, input, output; prompt, cot)"
 )
 CALL = re.compile(r"(?P<code>.*)\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)  # the last one
-FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-PYTHON = ("", "python", "python3", "py")
 TYPED = """def typed(value):
     kind = type(value)
     if kind in (list, tuple):
@@ -80,7 +79,7 @@ class Instruction:
         if self.kind == "output":
             return self._prediction_job(answer)
         assert self.test is not None
-        program = self.prompt + answer if self.kind == "code" else code_in(answer)
+        program = self.prompt + answer if self.kind == "code" else final_code(answer, self.entry_point)
         return Job(program, self.test, self.entry_point) if program.strip() else None
 
     def _prediction_job(self, answer: str) -> Job | None:
@@ -99,11 +98,6 @@ class Instruction:
         """Question and reference: what is compared with evaluation files."""
         asked = self.prompt or "\n".join(content for _, content in self.messages)
         return asked + (self.reference or "")
-
-
-def code_in(answer: str) -> str:
-    """The first fenced block of Python in a chat's answer, or all of it where there is none."""
-    return next((code for name, code in FENCE.findall(answer) if name.lower() in PYTHON), answer)
 
 
 def read_instructions(

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,18 +22,38 @@ LIMIT_FILES = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 ENTER = 'group=$1; shift; echo 0 > "$group/cgroup.procs" && exec "$@"'
 
 
+@dataclass(frozen=True)
+class Group:
+    """One run's group, or none: the command that enters it, and what became of it."""
+
+    path: Path | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """Return what enters the group and then runs the rest of its arguments."""
+        return [] if self.path is None else ["sh", "-c", ENTER, "sandbox", str(self.path)]
+
+    def overran(self) -> bool:
+        """Whether the kernel killed a process of the group because its memory was used up."""
+        if self.path is None:
+            return False
+        text = ""
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError):
+                text = text or (self.path / name).read_text(encoding="ascii")
+        return any(line.split()[:1] == ["oom_kill"] and line.split()[1] != "0" for line in text.splitlines())
+
+
 @contextlib.contextmanager
-def memory_group(memory_bytes: int) -> Iterator[list[str]]:
-    """Yield the command that enters a new group before the rest of its arguments run; nothing where there can be none."""
+def memory_group(memory_bytes: int) -> Iterator[Group]:
+    """Yield a new group, an empty one where none may be made, and remove it afterwards."""
     home = group_home()
     path = _make(home, memory_bytes) if home is not None else None
-    if path is None:
-        yield []
-        return
     try:
-        yield ["sh", "-c", ENTER, "sandbox", str(path)]
+        yield Group(path)
     finally:
-        _remove(path)
+        if path is not None:
+            _remove(path)
 
 
 @lru_cache(maxsize=1)

@@ -38,6 +38,7 @@ FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (AssertionError, "assertion"),
     (SystemExit, "exit"),
 )
+NOTHING_ASSERTED = "the tests asserted nothing"
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
 
@@ -228,7 +229,7 @@ def verdict(
         return "tampering", f"{changed or moved[0]} is not what it was before the tests ran"
     if not calls.any and not tests["form"]["looks"] and hasattr(candidate, "__code__"):
         return "uncalled", f"the tests never called {tests['entry_point']}"
-    return "passed", ""
+    return "passed", "" if lies.looked else NOTHING_ASSERTED
 
 
 def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:

@@ -41,13 +41,14 @@ class Honest:
         self.trusted = trusted
         self.on_lie = on_lie
         self.swallowed: list[int] = []
+        self.looked = False  # whether the tests compared or asserted anything
         self.known: dict[type, tuple[str, ...]] = {}
         pairs = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
         pairs |= {"contains": lambda a, b: a in b, "lacks": lambda a, b: a not in b}
         self.helpers: dict[str, Callable[..., Any]] = {name: self._pair(name, act) for name, act in pairs.items()}
         self.helpers |= {
             "must": self.must,
-            "holds": bool,
+            "holds": self.holds,
             "seen": self.seen,
             "minus": self.minus,
             "compared": self.compared,
@@ -59,13 +60,20 @@ class Honest:
 
     def must(self, value: Any) -> bool:
         """Return the truth of what is asserted, and note where it fails."""
+        self.looked = True
         holds = bool(value)
         if not holds:
             self.swallowed.append(sys._getframe(1).f_lineno)
         return holds
 
+    def holds(self, value: Any) -> bool:
+        """Return the truth of what is asserted where the tests mean to catch its failure."""
+        self.looked = True
+        return bool(value)
+
     def seen(self, value: Any) -> Any:
         """Look at one operand of a chain of comparisons."""
+        self.looked = True
         self._look(value)
         return value
 
@@ -73,6 +81,7 @@ class Honest:
         equal = name in ("eq", "ne")
 
         def compare(a: Any, b: Any) -> Any:
+            self.looked = True
             result = act(a, b)
             if type(a) in PLAIN and type(b) in PLAIN:
                 return result
@@ -101,6 +110,7 @@ class Honest:
 
     def compared(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         """Call an assert method, or a function that compares, and look at what it was given."""
+        self.looked = True
         result = function(*args, **keywords)
         for value in args[2:]:
             self._look(value)

@@ -72,6 +72,7 @@ class Tests:
     problem: str = ""
     form: Form = field(default_factory=Form)
     modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # top-level modules outside of the standard library
     patched: tuple[str, ...] = ()  # attributes that the tests themselves set or patch
 
 
@@ -91,7 +92,7 @@ def prepare(source: str, entry_point: str) -> Tests:
             code = compile(ast.fix_missing_locations(changed), TEST_FILE, "exec", dont_inherit=True, optimize=0)
     except NOT_PYTHON as error:
         return Tests(source, entry_point, None, f"{type(error).__name__}: {error}")
-    return Tests(source, entry_point, code, "", form, modules, patched)
+    return Tests(source, entry_point, code, "", form, modules, tuple(packages_needed(source)), patched)
 
 
 def imported_modules(tree: ast.AST) -> set[str]:

@@ -26,6 +26,7 @@ from flab.progress import track
 from flab.sandbox import jail
 from flab.sandbox.cgroup import memory_group
 from flab.sandbox.harness import GRACE_S
+from flab.sandbox.packages import INSIDE, entries, folder_of, is_installed
 from flab.sandbox.process import Raw, Stop, execute
 from flab.sandbox.rewrite import Tests, prepare
 from flab.sandbox.seccomp import filter_program
@@ -60,6 +61,7 @@ class Job:
     program: str
     test: str
     entry_point: str
+    packages: tuple[str, ...] = ()  # that the program may need, besides those that the tests import
 
 
 @dataclass(frozen=True)
@@ -134,22 +136,30 @@ class Sandbox:
         keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
         tests = prepare(job.test, job.entry_point.strip())  # MBPP has names with a blank at the end
+        packages = tuple(name for name in (*tests.packages, *job.packages) if is_installed(name))
         inside: dict[str, Any] = {
             "program": job.program,
             "limits": limits,
             "modules": list(tests.modules),
-            "packages": "",
+            "packages": self._folder(packages),
             "keys": keys,
         }
         own_seconds = limits["RLIMIT_CPU"] + GRACE_S
         wall_seconds = self.wall_factor * own_seconds + 1.0
-        with memory_group(self.memory_bytes) as enter:
-            inside["filter"] = filter_program(allow_memfd=bool(enter))
-            command = [*enter, *self.launcher()]
+        with memory_group(self.memory_bytes) as group:
+            inside["filter"] = filter_program(allow_memfd=group.path is not None)
+            command = [*group.command, *self.launcher(entries(packages) if packages else ())]
             raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, stop)
-        verdict = _judge(raw, keys[1] + secret, limits["RLIMIT_CPU"], wall_seconds, job.test)
+            overran = group.overran()
+        verdict = _judge(raw, keys[1] + secret, limits["RLIMIT_CPU"], wall_seconds, overran, job.test)
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
         return verdict, verdict.outcome == "timeout" and not alone
+
+    def _folder(self, packages: tuple[str, ...]) -> str:
+        """Return the folder in which the program finds packages; without a jail it is where they are."""
+        if not packages:
+            return ""
+        return folder_of(packages[0]) if self.level == "rlimits" else INSIDE
 
 
 def _packed(tests: Tests, secret: str) -> bytes:
@@ -203,7 +213,7 @@ def _limits(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
     }
 
 
-def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, test: str) -> Verdict:
+def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overran: bool, test: str) -> Verdict:
     """Turn what a run left into a verdict; raise SandboxError where the harness never began."""
     if not raw.report and not raw.timed_out:
         raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
@@ -213,24 +223,27 @@ def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, test: 
     microseconds, _, detail = rest.partition(" ")
     cpu_seconds = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else raw.cpu_seconds
     if word == token and len(lines) == 1:
-        return Verdict(True, "passed", "", cpu_seconds)
+        return Verdict(True, "passed", detail, cpu_seconds)
     if word in OUTCOMES and word != "passed":
         return Verdict(False, cast(Outcome, word), _printable(detail), cpu_seconds)
     if lines and not lines[0].startswith(("loaded ", "Stack ")):
         return Verdict(False, "exit", "the program wrote into the report", raw.cpu_seconds)
     if raw.timed_out:
         return Verdict(False, "timeout", f"no result within {wall_seconds:.0f} s of wall time", raw.cpu_seconds)
-    code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
-    outcome, detail = name_end(code, raw.cpu_seconds, limit_seconds)
-    return Verdict(False, outcome, detail + (_place(lines, test) if outcome == "timeout" else ""), raw.cpu_seconds)
+    outcome, detail = name_end(raw, limit_seconds, overran)
+    if outcome == "timeout":
+        return Verdict(False, outcome, detail + _place(lines, test), max(raw.cpu_seconds, float(limit_seconds)))
+    return Verdict(False, outcome, detail, raw.cpu_seconds)
 
 
-def name_end(code: int, cpu_seconds: float, cpu_limit: int) -> tuple[Outcome, str]:
+def name_end(raw: Raw, cpu_limit: int, overran: bool) -> tuple[Outcome, str]:
     """Name the end of a process that did not finish: CPU limit, memory, or left early."""
-    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= cpu_limit):
+    code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
+    if overran:
+        return "memory", "killed by the system: its processes used up the memory together"
+    killed = code == -signal.SIGKILL and max(raw.cpu_seconds, raw.wall_seconds) >= cpu_limit
+    if code == -signal.SIGXCPU or killed:
         return "timeout", f"more than {cpu_limit} s of CPU time"
-    if code == -signal.SIGKILL:
-        return "memory", "killed by the system"
     end = f"signal {-code}" if code < 0 else f"code {code}"
     return "exit", f"ended with {end} before its tests were over"
 
