@@ -60,11 +60,21 @@ def memory_group(memory_bytes: int) -> Iterator[Group]:
 def group_home() -> Path | None:
     """Return the folder in which groups can be made here, None where there is none; tried once."""
     for path in _candidates():
+        _sweep(path)
         made = _make(path, 2**30)
         if made is not None:
             _remove(made)
             return path
     return None
+
+
+def _sweep(home: Path) -> None:
+    """Remove what a flab that was killed left behind."""
+    for path in home.glob("flab-*-*"):
+        owner = path.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _candidates() -> list[Path]:

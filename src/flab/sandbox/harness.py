@@ -201,6 +201,8 @@ def run_tests(
     if form["guarded"]:
         names["__name__"] = "__main__"
     calls.setprofile(calls)
+    if "threading" in sys.modules:  # the tests may call the program in threads of their own
+        sys.modules["threading"].setprofile(calls)
     exec(code, names)
     form["values"] = {name: names.get(name) for name in form["bound"]}
     forms.run_form(names, form, candidate)
