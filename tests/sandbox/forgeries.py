@@ -344,6 +344,9 @@ FORGERIES = {
         "def add(a, b):\n    return Sly()\n",
         in_test("assert candidate(1, 2) == [3]"),
     ),
+    "equals by something true": (
+        "class Sly:\n    __eq__ = lambda self, other: [other]\n    __hash__ = None\ndef add(a, b):\n    return Sly()\n"
+    ),
     "every difference is nothing": (
         "class Near(float):\n    __sub__ = lambda self, other: 0.0\n    __rsub__ = __sub__\n"
         "def add(a, b):\n    return Near(0)\n",

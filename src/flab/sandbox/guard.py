@@ -120,7 +120,9 @@ class Guard:
 
     def reach(self, frame: Any, args: tuple[Any, ...]) -> None:
         """Refuse the program, directly and through the standard library."""
-        if self.is_program(self.asker(frame)):
+        name = frame.f_code.co_filename
+        keeps_tracing = self.trusted(name) and name.endswith("/doctest.py")  # it sets the tracing that there was
+        if not keeps_tracing and self.is_program(self.asker(frame)):
             self.tampering("the interpreter's frames, objects or tracing")
 
     def frame(self, frame: Any, args: tuple[Any, ...]) -> None:
@@ -153,7 +155,7 @@ class Guard:
                 self.tampering("the variables of frames")
         elif name == "__code__" and self.is_program(frame.f_code.co_filename):
             code = target.__code__
-            if code.co_filename == TEST and "must" in {getattr(one, "__name__", "") for one in code.co_consts}:
+            if code.co_filename == TEST and code.co_name.startswith(("check", "test")):
                 self.tampering("the code of a test")
 
     def change(self, frame: Any, args: tuple[Any, ...]) -> None:

@@ -222,6 +222,7 @@ def verdict(
         candidate = run_tests(names, tests, lies, calls, borrow)
     except BaseException as error:
         return outcome_of(error), describe(error, tests["source"])
+    lies.look_at_pending()
     if lies.swallowed:
         line = tests["source"].splitlines()[lies.swallowed[0] - 1].strip()
         return "assertion", f"an assert failed and something swallowed it at: {line[:300]}"
@@ -269,6 +270,7 @@ def run(job: dict[str, Any], code: Any, tests_fd: int, reporter: Reporter, snaps
     lies = honest.Honest(is_trusted, lambda what: end("tampering", what))
     module = sys.modules["candidate"] = sys.modules["__main__"] = type(sys)("candidate")
     names = vars(module)
+    names["__builtins__"] = sys.modules["builtins"]  # the real ones, which tests may patch; ours are a copy
     program = job.pop("program")
     borrow = lender(names, program, snapshot.modules)
     seed(program)

@@ -42,7 +42,8 @@ class Honest:
         self.on_lie = on_lie
         self.swallowed: list[int] = []
         self.looked = False  # whether the tests compared or asserted anything
-        self.known: dict[type, tuple[str, ...]] = {}
+        # Comparisons by the program's own methods whose result is no truth value: nothing yet says what it is for.
+        self.pending: list[tuple[Any, Any, Any, bool]] = []
         pairs = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
         pairs |= {"contains": lambda a, b: a in b, "lacks": lambda a, b: a not in b}
         self.helpers: dict[str, Callable[..., Any]] = {name: self._pair(name, act) for name, act in pairs.items()}
@@ -62,9 +63,16 @@ class Honest:
         """Return the truth of what is asserted, and note where it fails."""
         self.looked = True
         holds = bool(value)
+        self.look_at_pending()
         if not holds:
             self.swallowed.append(sys._getframe(1).f_lineno)
         return holds
+
+    def look_at_pending(self) -> None:
+        """Look at comparisons whose result was taken for a truth value, not compared further as data."""
+        pending, self.pending = self.pending, []
+        for _, a, b, equal in pending:
+            self._look_at_pair(a, b, equal)
 
     def holds(self, value: Any) -> bool:
         """Return the truth of what is asserted where the tests mean to catch its failure."""
@@ -85,7 +93,11 @@ class Honest:
             result = act(a, b)
             if type(a) in PLAIN and type(b) in PLAIN:
                 return result
-            self._look_at_pair(a, b, equal)
+            self.pending = [one for one in self.pending if one[0] is not a and one[0] is not b]
+            if type(result) in PLAIN:
+                self._look_at_pair(a, b, equal)
+            else:
+                self.pending.append((result, a, b, equal))
             return result
 
         return compare
