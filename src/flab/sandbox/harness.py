@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import _ctypes  # the package ctypes would take a tenth of the start
 import _signal  # type: ignore[import-not-found]  # signal would import enum
+import _socket
 import array
 import faulthandler
+import fcntl
 import os
 import resource
 import struct
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 MODULES = ("pristine", "honest", "forms", "guard", "harness")  # in the order of their imports
 MARK = "\0flab:"  # of ``rewrite``: the constants that stand for helpers
 SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38  # linux/prctl.h
+GET_LINK_FLAGS, SET_LINK_FLAGS, LINK_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
 FILTER, CAPABILITY_VERSION = 2, 0x20080522  # linux/seccomp.h, linux/capability.h
 FRAMES = 30  # below the program here, for helpers of the tests, and for the hook
 GRACE_S = 1  # the kernel counts CPU time for the limit in ticks, and was seen a seventh ahead of what was used
@@ -61,6 +64,19 @@ def system_call(name: str, *arguments: int | bytes) -> None:
         address = _ctypes.dlsym(library, name)
         if _ctypes.call_function(address, arguments) != 0:
             raise OSError(f"{name} failed")
+
+
+def start_loopback() -> None:
+    """Bring the loopback of an empty network up; do nothing where that is not ours to do."""
+    link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        answer = fcntl.ioctl(link.fileno(), GET_LINK_FLAGS, struct.pack("16sH14x", b"lo", 0))
+        flags = struct.unpack("16sH14x", answer)[1] | LINK_UP
+        fcntl.ioctl(link.fileno(), SET_LINK_FLAGS, struct.pack("16sH14x", b"lo", flags))
+    except OSError:
+        pass
+    finally:
+        link.close()
 
 
 def drop_privileges(filter_program: bytes) -> None:
@@ -243,6 +259,8 @@ def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
     sys.argv[:] = ["candidate"]
     limit = job["limits"].pop("RLIMIT_CPU")
     set_limits(job["limits"])
+    if job["own_network"]:
+        start_loopback()
     drop_privileges(job["filter"])
     write(report_fd, b"started\n")
     snapshot = pristine.Pristine(pristine.preload(job["modules"]))

