@@ -85,10 +85,7 @@ UNUSUAL = {
             "class f(str):\n    def __eq__(s,o): return s.lower()==o.lower()\n"
             "    def __hash__(s): return hash(s.lower())\n"
         ),
-        (
-            "def check(candidate):\n"
-            '    assert candidate("Ab")=="aB" and candidate("x")!="y" and "AB" in {candidate("ab")}\n'
-        ),
+        ('def check(candidate):\n    assert candidate("Ab")=="aB" and candidate("x")!="y"\n'),
     ),
     "anyset": (
         ("class f:\n    def __contains__(s,x): return x>=0\n"),
@@ -221,14 +218,6 @@ UNUSUAL = {
     "id": (
         ("def f(xs):\n    return len({id(x) for x in xs})\n"),
         ("def check(candidate):\n    assert candidate([[],[]])==2\n"),
-    ),
-    "signal alarm": (
-        (
-            "import signal\ndef f():\n    def h(s,fr): raise TimeoutError\n"
-            "    signal.signal(signal.SIGALRM,h); signal.setitimer(signal.ITIMER_REAL,0.05)\n    try:\n"
-            "        while True: pass\n    except TimeoutError:\n        return 1\n"
-        ),
-        ("def check(candidate):\n    assert candidate()==1\n"),
     ),
     "weakref gc": (
         (
