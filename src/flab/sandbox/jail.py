@@ -153,6 +153,7 @@ def bubblewrap_root(packages: Binds = ()) -> list[str]:
         for parent in reversed(folder.parents[:-1]):  # bwrap's own would be closed where the real one is: /root
             words += ["--perms", "0755", "--dir", str(parent)]
         words += ["--ro-bind", str(folder), str(folder)]
+    words += ["--perms", "0755", "--dir", INSIDE] if packages else []
     for name, place in packages:
         words += ["--ro-bind", place, f"{INSIDE}/{name}"]
     for link in map(Path, SYSTEM_FOLDERS):
