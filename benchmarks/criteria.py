@@ -21,7 +21,6 @@ from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.cuts.refit import Cut
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import read_task
 from flab.families import head_of
 from flab.generality import general_bits_per_byte
@@ -29,6 +28,7 @@ from flab.judging import run_problems
 from flab.planning import make_plan, prepare_bench
 from flab.prepare import cut_to_vocabulary, open_to_cut
 from flab.recipe import Options, Recipe
+from flab.sandbox import Sandbox
 
 REFITS = {
     "none": ("none", False),

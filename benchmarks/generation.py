@@ -34,8 +34,8 @@ from flab.evaluation.generate import (
     generate_all,
 )
 from flab.evaluation.prompts import requests_for
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import read_task
+from flab.sandbox import Sandbox
 
 CACHE_SHARE = 0.05  # of the free memory, for continuous batching: 90 % is its default
 

@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from flab.evaluation import jail
-from flab.evaluation.sandbox import Job, Sandbox, Verdict, probe
+from flab.sandbox import Job, Sandbox, Verdict, jail, probe
 
 FILES = "HumanEval MBPP_test CodeHarmony_test CodeHarmony_valid recode_format recode_nlaugmenter".split()
 NUM_BUSY = 4

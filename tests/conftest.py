@@ -74,3 +74,13 @@ def recipe(calibration_file: Path):
 def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A qwen2 pico model that has learned the calibration rows, so that its layers do real work."""
     return pico.train(pico.build("qwen2", tmp_path_factory.mktemp("trained") / "model"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The public benchmark files: FLAB_DATA, or shared/data next to the repository."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FLAB_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark files in {folder}: set FLAB_DATA")
+    return folder

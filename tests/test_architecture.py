@@ -29,6 +29,7 @@ RANKS = {
     "calibrate": 5,
     "checkpoint": 5,
     "cuts": 6,
+    "sandbox": 2,
     "evaluation": 6,
     "checking": 6,
     "generality": 7,
@@ -64,7 +65,7 @@ RANKS = {
     "__main__": 16,
 }
 INSIDE = {
-    name: {name} for name in ("cuts", "data", "models", "evaluation", "footprint", "recovery", "reporting")
+    name: {name} for name in ("cuts", "data", "models", "evaluation", "footprint", "recovery", "reporting", "sandbox")
 }  # packages whose modules may import each other
 SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
     {"cli"},
@@ -77,7 +78,7 @@ SKETCH = [  # the layers of the design, outermost first; no module may import fr
     {"measuring", "planning", "material", "judging", "footprint"},
     {"search", "prepare", "vocabulary"},
     {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families", "models"},
-    {"plans", "recipe", "budget", "data", "assets", "progress", "files", "heap"},
+    {"plans", "recipe", "budget", "data", "sandbox", "assets", "progress", "files", "heap"},
     {"errors"},
 ]
 NO_TORCH = {
@@ -100,6 +101,7 @@ NO_TORCH = {
     "recipe_arguments",
     "recipe_file",
     "reporting",
+    "sandbox",
     "show",
     "show_eval",
     "show_recover",

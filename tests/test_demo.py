@@ -8,8 +8,8 @@ import pytest
 
 from flab import Recipe, assets, demo
 from flab.errors import CheckpointError, SandboxError
-from flab.evaluation.sandbox import Sandbox
 from flab.progress import console
+from flab.sandbox import Sandbox
 from flab.show import show_check, show_demo
 
 

@@ -17,9 +17,9 @@ from flab import Options, Recipe, apply, evaluate, prune
 from flab.checkpoint import load
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
 from flab.evaluation.runs import Settings
-from flab.evaluation.sandbox import Sandbox
 from flab.pipeline import build, plan
 from flab.plans import Plan
+from flab.sandbox import Sandbox
 from flab.search import PATIENCE, Candidate, Split, _worsening, decide, deep_cut_hint
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from flab import assets
 from flab.errors import CheckpointError, OptionError
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, read_task
 from flab.families import shape_of
@@ -28,6 +27,7 @@ from flab.plans import Plan
 from flab.prepare import open_model
 from flab.progress import say
 from flab.recipe import Options, Recipe
+from flab.sandbox import Sandbox
 
 
 def authors_recipe(recipe: Recipe, ours: Plan) -> Recipe:

@@ -11,13 +11,14 @@ from flab.evaluation.backend import TransformersGenerator
 from flab.evaluation.code import score_code
 from flab.evaluation.generate import Decoding, Request, generate_all
 from flab.evaluation.prompts import COMPLETION_STOP
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
+from flab.evaluation.soundness import faults
 from flab.evaluation.tasks import Problem, make_task
 from flab.families import family_of, kv_width
 from flab.prepare import Texts
 from flab.progress import say
 from flab.recipe import Options, Recipe
+from flab.sandbox import Sandbox
 
 NEW_TOKENS, BATCH = 256, 64
 CACHE_BYTES = 2**29
@@ -38,6 +39,15 @@ def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
         warnings.append(f"the calibration's tests were not run, KL alone decides: {error}")
         say(warnings[-1])
         return None
+
+
+def sound_problems(problems: list[Problem], sandbox: Sandbox, warnings: list[str]) -> list[Problem]:
+    """Leave out, with a warning, the problems whose tests would pass any program."""
+    found = faults(problems, sandbox, "the calibration problems")
+    for task_id, fault in found.items():
+        warnings.append(f"calibration problem {task_id} does not decide between finalists: {fault.text}")
+        say(warnings[-1])
+    return [problem for problem in problems if problem.task_id not in found]
 
 
 def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> int:

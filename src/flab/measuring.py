@@ -24,7 +24,6 @@ from flab.evaluation.exports import evalplus_samples, lm_eval_task
 from flab.evaluation.generate import Generation, Generator
 from flab.evaluation.prompts import Render
 from flab.evaluation.robustness import PERTURBATIONS, perturb
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
 from flab.evaluation.vllm import VllmGenerator
 from flab.files import PathLike, read_regular
@@ -32,6 +31,7 @@ from flab.models.folder import resolve, stored_dtype
 from flab.prepare import open_model
 from flab.progress import say
 from flab.recipe import Options, as_path
+from flab.sandbox import Sandbox
 
 ALL = "all"
 

@@ -20,10 +20,9 @@ from flab.cuts.apply import carve
 from flab.cuts.new_layer import NewLayer
 from flab.cuts.streams import Streams
 from flab.errors import OptionError
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.tasks import Problem
 from flab.families import Family, head_of, shape_of
-from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems
+from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
 from flab.material import Material, prepare_material
 from flab.models.folder import resolve, stored_dtype
 from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
@@ -39,6 +38,7 @@ from flab.prepare import (
 )
 from flab.progress import say
 from flab.recipe import Options, Recipe
+from flab.sandbox import Sandbox
 from flab.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
 from flab.vocabulary import Counts, plan_vocabulary
 
@@ -134,6 +134,9 @@ def make_plan(
     finalists = 1 if shared is not None else recipe.finalists
     if bench.problems and (min(len(candidates), finalists) > 1 or shared is not None):
         bench.sandbox = judge_sandbox(options, bench.search.warnings)
+    if bench.sandbox is not None:
+        bench.problems = sound_problems(bench.problems, bench.sandbox, bench.search.warnings)
+        bench.sandbox = bench.sandbox if bench.problems else None
     winner = decide(candidates, finalists, bench.judge)
     clock.lap("finalists")
     built = bench.build(winner, bench.material.data, streams=bench.material.streams if shared is not None else None)

@@ -1,8 +1,6 @@
 """Fixtures of the evaluation tests: one sandbox, one byte-level tokenizer, one pico model on the CPU."""
 
-import os
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from flab.errors import SandboxError
-from flab.evaluation.sandbox import Sandbox
+from flab.sandbox import Sandbox
 
 END = "<|end|>"
 
@@ -21,16 +19,6 @@ def sandbox():
         return Sandbox.detect()
     except SandboxError as error:
         pytest.skip(f"no namespaces on this machine: {error}")
-
-
-@pytest.fixture(scope="session")
-def data_folder():
-    """The public benchmark files: FLAB_DATA, or shared/data next to the repository."""
-    default = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("FLAB_DATA", default))
-    if not folder.is_dir():
-        pytest.skip(f"no benchmark files in {folder}: set FLAB_DATA")
-    return folder
 
 
 def make_tokenizer(vocab_size):

@@ -8,8 +8,8 @@ from flab.evaluation.code import gold_ceiling, score_code
 from flab.evaluation.generate import Generation, cut_at_stop
 from flab.evaluation.metrics import pass_at_k, wilson_interval
 from flab.evaluation.prompts import COMPLETION_STOP
-from flab.evaluation.sandbox import Verdict
 from flab.evaluation.tasks import Problem, make_task, read_task
+from flab.sandbox import Verdict
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 
@@ -23,8 +23,10 @@ class CountingSandbox:
         self.programs = []
 
     def run_many(self, jobs, description="", cpu_seconds=5.0):
-        self.programs += [job.program for job in jobs]
-        return [Verdict("return 1" in job.program, "passed" if "return 1" in job.program else "name") for job in jobs]
+        stubs = [job.program for job in jobs if "*args, **keywords" in job.program]  # those of soundness
+        self.programs += [job.program for job in jobs if job.program not in stubs]
+        right = ["return 1" in job.program and job.program not in stubs for job in jobs]
+        return [Verdict(one, "passed" if one else "name") for one in right]
 
 
 def made(text, reason="stop"):

@@ -11,10 +11,10 @@ import flab.pipeline
 from flab.errors import DataError, OptionError
 from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.runs import Settings, robustness_of, run_tasks
-from flab.evaluation.sandbox import Verdict
 from flab.evaluation.score import Score
 from flab.evaluation.store import Shard
 from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task
+from flab.sandbox import Verdict
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 IDENTITY = {"path": "/models/a", "sha256": "a" * 64, "dtype": "float32"}

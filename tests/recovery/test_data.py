@@ -19,12 +19,12 @@ from flab.data.samples import read_samples
 from flab.errors import DataError, OptionError, OutputError, SandboxError
 from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.prompts import sample_seed
-from flab.evaluation.sandbox import Sandbox, Verdict
 from flab.measuring import Subject
 from flab.recipe import Options
 from flab.recovery.answers import TASK
 from flab.recovery.data import add_text, balance, deduplicate, make_data
 from flab.recovery.strategies import Making
+from flab.sandbox import Sandbox, Verdict
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 GOLD, FALSE_GOLD = "    return 1  # gold\n", "    return 0  # gold\n"
@@ -40,9 +40,8 @@ class KnownSandbox:
     level = "known"
 
     def run_many(self, jobs, description=""):
-        return [
-            Verdict(passed, "passed" if passed else "assertion") for passed in ("return 1" in j.program for j in jobs)
-        ]
+        right = ["return 1" in job.program and "*args, **keywords" not in job.program for job in jobs]  # no stub
+        return [Verdict(one, "passed" if one else "assertion") for one in right]
 
 
 def render(messages):
@@ -109,7 +108,7 @@ def make(monkeypatch, tmp_path):
         subject = Subject(generator, render, IDENTITY | (identity or {}))
         monkeypatch.setattr("flab.recovery.data.open_subject", lambda model, options: subject)
         found = SimpleNamespace(detect=lambda allowed: sandbox or KnownSandbox())
-        monkeypatch.setattr("flab.recovery.data.Sandbox", found)
+        monkeypatch.setattr("flab.recovery.answers.Sandbox", found)
         options = Options(overwrite=more.pop("overwrite", False))
         given = {name: more.pop(name) for name in ("against", "text", "limit", "shard") if name in more}
         files = [write_rows(tmp_path / "rows.jsonl", rows)] if isinstance(rows, list) else rows["files"]

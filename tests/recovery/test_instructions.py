@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from flab.errors import DataError, OptionError, SandboxError
-from flab.evaluation import jail
 from flab.evaluation.prompts import COMPLETION_STOP, END_MARKS, LINE_STOP, STEPS_STOP
-from flab.evaluation.sandbox import Job, Sandbox
-from flab.recovery.instructions import Instruction, code_in, instruction_of, read_instructions
+from flab.recovery.instructions import Instruction, instruction_of, read_instructions
+from flab.sandbox import Job, Sandbox, jail
 
 PROMPT, BODY = "def add(a, b):\n", "    return a + b\n"
 TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
@@ -289,27 +288,6 @@ def test_a_chats_program_is_its_block_of_code():
     one = ROWS["instruction with a test"][1]
     assert one.job(f"Here:\n```python\n{PROMPT}{BODY}```\nDone.") == Job(PROMPT + BODY, TEST, "add")
     assert one.job("```python\n```") is None
-
-
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        ("x = 1\n", "x = 1\n"),
-        ("```python\nx = 1\n```", "x = 1\n"),
-        ("```\nx = 1\n```\nand\n```\ny = 2\n```", "x = 1\n"),
-        ("Sure!\n```Python\nx = 1\n```\nBye.", "x = 1\n"),
-        ("```py\nx = 1", "x = 1"),
-        ('```python title="a.py"\nx = 1\n```', "x = 1\n"),
-        ("  ```python3\nx = 1\n  ```", "x = 1\n"),
-        ("```bash\npip install x\n```\n```python\nx = 1\n```", "x = 1\n"),
-        ("```python\nx = '```'\n```", "x = '```'\n"),
-        ("```bash\npip install x\n```", "```bash\npip install x\n```"),
-        ("```python\n```", ""),
-        ("", ""),
-    ],
-)
-def test_code_in_a_chats_answer(answer, code):
-    assert code_in(answer) == code
 
 
 # Output prediction

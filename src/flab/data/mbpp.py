@@ -3,8 +3,8 @@
 A row has a task in words (``text``, or ``prompt`` in the sanitized set), the reference as a whole program
 (``code``) and asserts (``test_list``). The problem's prompt is the tested function's ``def`` line with the words
 as its docstring, after the reference's imports, constants and classes; the reference's other functions come after
-the body, so that the prompt does not give them away. The asserts stay as they are; MBPP+ has a script of more of them under
-``test``, which then decides.
+the body, so that the prompt does not give them away. The asserts stay as they are; where a row has a ``test`` of its own
+besides, as in MBPP+, it runs after them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def problem_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     if not all(isinstance(one, str) for one in (words, code, setup)) or not tests or imports is None:
         raise DataError(f"{where}: MBPP rows have text, code and test_list, a list of asserts; got other types")
     code = code.replace("\r\n", "\n")
-    script = row.get("test")  # of MBPP+
-    if isinstance(script, str) and script.strip():
-        tests = [script.replace("\r\n", "\n")]
+    more = row.get("test") or ""  # MBPP+ has many more cases there than in test_list
+    if not isinstance(more, str):
+        raise DataError(f"{where}: test is {type(more).__name__}; allowed is text")
     lines = setup.replace("\r\n", "\n").split("\n") if setup else []
-    test = "\n".join([*imports, *lines, *tests]) + "\n"
+    test = "\n".join([*imports, *lines, *tests, *([more.replace("\r\n", "\n")] if more.strip() else [])]) + "\n"
     function, others = _split(code, test, where)
     prompt, body = _prompt_and_body(code, function, others, str(words))
     return row | {"prompt": prompt, "entry_point": function.name, "canonical_solution": body, "test": test}

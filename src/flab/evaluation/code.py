@@ -13,9 +13,10 @@ from typing import Any
 
 from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import mean_pass_at_k
-from flab.evaluation.sandbox import Job, Sandbox, Verdict
 from flab.evaluation.score import Score, base_summary, check_shape, failure_class, passes_by_item, row_for
+from flab.evaluation.soundness import require_sound
 from flab.evaluation.tasks import Problem, TaskFile
+from flab.sandbox import Job, Sandbox, Verdict, packages_needed
 
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)
 NO_REFERENCE = "no reference"
@@ -26,6 +27,7 @@ def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sand
     check_shape(len(task.items), generations)
     problems = task.problems
     assert len(problems) == len(task.items), "not a task of kind code"
+    require_sound(task, sandbox)
     verdicts = _verdicts(problems, generations, sandbox, f"Running tests of {task.name}")
     rows = [
         _row(problem, number, made, verdicts[at, made.text])
@@ -37,6 +39,7 @@ def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sand
 
 def gold_ceiling(task: TaskFile, sandbox: Sandbox) -> Score:
     """Score the file's own references: what fails here no model can be blamed for; a missing one fails too."""
+    require_sound(task, sandbox, of_references=True)
     known = [problem for problem in task.problems if problem.canonical_solution is not None]
     references = [[Generation(problem.canonical_solution or "", 0, "eos")] for problem in known]
     verdicts = _verdicts(known, references, sandbox, f"Running references of {task.name}")
@@ -60,8 +63,14 @@ def _verdicts(
 ) -> dict[tuple[int, str], Verdict]:
     """Run each distinct text of each problem once; keyed by the problem's place and the text."""
     keys = list(dict.fromkeys((at, made.text) for at, samples in enumerate(generations) for made in samples))
-    jobs = [Job(problems[at].prompt + text, problems[at].test, problems[at].entry_point) for at, text in keys]
+    jobs = [job_of(problems[at], text) for at, text in keys]
     return dict(zip(keys, sandbox.run_many(jobs, description), strict=True))
+
+
+def job_of(problem: Problem, text: str) -> Job:
+    """Return what the sandbox runs for one answer."""
+    packages = tuple(packages_needed(problem.prompt))
+    return Job(problem.prompt + text, problem.test, problem.entry_point, packages)
 
 
 def _row(problem: Problem, sample: int, made: Generation, verdict: Verdict) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from flab.evaluation.output import score_output
 from flab.evaluation.prompts import PRESETS, Render, answer_for, requests_for
 from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json, write_json
 from flab.evaluation.robustness import robustness_summary
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.score import Score
+from flab.evaluation.soundness import require_sound
 from flab.evaluation.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.evaluation.tasks import Kind, TaskFile
+from flab.sandbox import Sandbox
 
 FORMAT = 1
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # differs from process to process in the text of an exception
@@ -103,6 +104,9 @@ def run_tasks(
     wanted = [requests_for(task, settings.preset, settings.samples, settings.seed, render) for task in tasks]
     facts = run_facts(generator, tasks, settings, identity, wanted)
     clock = {"started": time.time()}
+    if shard is None and sandbox is not None:
+        for task in [one for one in tasks if one.kind == "code"]:
+            require_sound(task, sandbox)
     if folder is not None:
         open_run(folder, facts)
     flat = [one for part in wanted for one in part]

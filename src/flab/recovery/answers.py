@@ -13,10 +13,12 @@ from typing import Any
 
 from flab.evaluation.generate import Generation, Generator, Request
 from flab.evaluation.prompts import sample_seed
-from flab.evaluation.sandbox import Sandbox
+from flab.evaluation.soundness import faults, refuse
 from flab.evaluation.store import Key, Shard, Store, fill, fingerprint
+from flab.evaluation.tasks import Problem
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import GREEDY, Answer, Making
+from flab.sandbox import Sandbox
 
 TASK = "instructions"
 
@@ -123,6 +125,21 @@ def outcomes(asked: Sequence[Instruction], own: Mapping[str, Sequence[Answer]]) 
         )
         found[name] += 1
     return dict(found)
+
+
+def sandbox_to_verify(asked: Sequence[Instruction], unsandboxed: bool) -> Sandbox | None:
+    """Return the sandbox if any answer can be verified; DataError that names tests that would pass any answer."""
+    if not any(one.is_testable for one in asked):
+        return None
+    sandbox = Sandbox.detect(unsandboxed)
+    problems = [
+        Problem(one.task_id, one.prompt if one.kind == "code" else "", one.entry_point, one.test)
+        for one in asked
+        if one.test is not None
+    ]
+    found = faults(problems, sandbox, "the instructions")
+    refuse({task_id: fault.text for task_id, fault in found.items()}, "instructions")
+    return sandbox
 
 
 def verify_references(asked: Sequence[Instruction], sandbox: Sandbox | None) -> dict[str, Answer]:

@@ -19,15 +19,15 @@ from flab.data.contamination import holding, tokens_of
 from flab.data.samples import read_samples, sha256_of
 from flab.errors import DataError, OptionError
 from flab.evaluation.record import write_json
-from flab.evaluation.sandbox import Sandbox
 from flab.evaluation.store import Shard
 from flab.files import check_file, check_place, write_text
 from flab.measuring import open_subject, read_tasks, text_of
 from flab.recipe import Options
-from flab.recovery.answers import ask, outcomes, verdicts, verify_references
+from flab.recovery.answers import ask, outcomes, sandbox_to_verify, verdicts, verify_references
 from flab.recovery.instructions import Instruction, read_instructions
 from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
+from flab.sandbox import Sandbox
 
 
 def make_data(
@@ -65,7 +65,7 @@ def make_data(
     texts = [one.prompt for one in asked if one.kind == "text"]
     asked = [one for one in asked if one.kind != "text"]
     steps += [count("set text aside", asked, text=len(texts))] if texts else []
-    sandbox = Sandbox.detect(options.unsandboxed) if any(one.is_testable for one in asked) else None
+    sandbox = sandbox_to_verify(asked, options.unsandboxed)
     facts = {"model": subject.identity["sha256"], "dtype": subject.identity["dtype"], "flab": __version__}
     own: dict[str, list[Answer]] = {}
     written: list[dict[str, Any]] = []

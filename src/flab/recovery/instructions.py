@@ -17,6 +17,7 @@ from typing import Any
 from flab.data.forms import alpaca, chat_of, is_chat, spoken
 from flab.data.rows import Row, read_rows
 from flab.errors import DataError, OptionError
+from flab.evaluation.answers import final_code
 from flab.evaluation.output import prediction_of, read_literal
 from flab.evaluation.prompts import (
     COMPLETION_STOP,
@@ -28,8 +29,8 @@ from flab.evaluation.prompts import (
     Render,
     complete_output,
 )
-from flab.evaluation.sandbox import Job
 from flab.evaluation.tasks import READERS, Explanation, Prediction, Problem, check_text, kinds_of
+from flab.sandbox import Job
 
 STOPS = {"code": COMPLETION_STOP, "cot": STEPS_STOP, "output": LINE_STOP}
 FORMATS = (
@@ -37,8 +38,6 @@ FORMATS = (
     "(code, input, output; prompt, cot)"
 )
 CALL = re.compile(r"(?P<code>.*)\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)  # the last one
-FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-PYTHON = ("", "python", "python3", "py")
 TYPED = """def typed(value):
     kind = type(value)
     if kind in (list, tuple):
@@ -81,7 +80,7 @@ class Instruction:
         if self.kind == "output":
             return self._prediction_job(answer)
         assert self.test is not None
-        program = self.prompt + answer if self.kind == "code" else code_in(answer)
+        program = self.prompt + answer if self.kind == "code" else final_code(answer, self.entry_point)
         return Job(program, self.test, self.entry_point) if program.strip() else None
 
     def _prediction_job(self, answer: str) -> Job | None:
@@ -100,11 +99,6 @@ class Instruction:
         """Question and reference: what is compared with evaluation files."""
         asked = self.prompt or "\n".join(content for _, content in self.messages)
         return asked + (self.reference or "")
-
-
-def code_in(answer: str) -> str:
-    """The first fenced block of Python in a chat's answer, or all of it where there is none."""
-    return next((code for name, code in FENCE.findall(answer) if name.lower() in PYTHON), answer)
 
 
 def read_instructions(

@@ -2,8 +2,9 @@
 
 Either way the new root is an empty read-only tmpfs with ``/usr`` (and ``/lib*``, ``/bin``), the interpreter's
 folder and ``/dev/null`` bound read-only, a small private ``/tmp``, and nothing else: no home, no project, no
-``/proc``, no ``/etc``, no sockets. Capabilities are dropped, and a process of the launcher's stays process 1 of
-the process namespace: when it or its parent ends, the kernel ends everything that the program left behind.
+``/proc``, no ``/etc``, no sockets. ``/dev/shm`` is a small private one too. Capabilities are dropped, and a process of
+the launcher's stays process 1 of the process namespace: when it or its parent ends, even by SIGKILL, the kernel ends
+everything that the program left behind.
 
 It does not run anything and decides nothing: ``sandbox`` does. It needs bwrap, or unshare, umount and
 pivot_root; either way mount and setpriv, and root or unprivileged user namespaces.
@@ -20,15 +21,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-TMP_SIZE = "32m"
-TMP_INODES = 4096
+from flab.sandbox.mounts import mount_table
+from flab.sandbox.packages import INSIDE
+
+TMP_SIZE, SHM_SIZE = "32m", "16m"
+TMP_INODES, SHM_INODES = 4096, 256
 LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
+LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"  # else each thread takes 64 MiB of the address space that is allowed
+DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store")
 READ_ONLY = "ro,nosuid,nodev"
-Launcher = Callable[[], list[str]]
+Binds = tuple[tuple[str, str], ...]  # packages to lend: name in the folder of packages, and where it is
+Launcher = Callable[[Binds], list[str]]
 Level = Literal["bubblewrap", "namespaces", "rlimits"]
 LIMIT_TMP = f"""umask 022
 mount -i -n -t tmpfs -o remount,nosuid,nodev,size={TMP_SIZE},nr_inodes={TMP_INODES} none /tmp || exit 1
+mount -i -n -t tmpfs -o remount,nosuid,nodev,size={SHM_SIZE},nr_inodes={SHM_INODES} none /dev/shm || exit 1
 exec "$@"
 """
 
@@ -36,12 +44,14 @@ SCRIPT = """set -e
 umask 022
 mount -t tmpfs -o size=4m,mode=755,nosuid none /sys
 cd /sys
-mkdir -p tmp dev old proc {folders}
+mkdir -p tmp dev/shm old proc {folders}
 : > dev/null
 {links}
 {binds}
+{packages}
 mount --bind /dev/null dev/null
 mount -t tmpfs -o size={tmp_size},nr_inodes={tmp_inodes},mode=1777,nosuid,nodev none tmp
+mount -t tmpfs -o size={shm_size},nr_inodes={shm_inodes},mode=1777,nosuid,nodev none dev/shm
 mount --rbind /proc proc
 pivot_root . old
 umount -l /old /proc
@@ -69,16 +79,12 @@ def bound_folders() -> list[Path]:
 
 def mounts_below(folders: list[Path]) -> list[Path]:
     """List the mount points inside ``folders``: each needs its own read-only remount."""
-    table = Path("/proc/self/mountinfo")
-    if not table.exists():
-        return []
-    lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    points = [Path(line.split()[4].replace("\\040", " ")) for line in lines]
+    points = [Path(mount.point) for mount in mount_table()]
     return [point for point in points if any(folder in point.parents for folder in folders)]
 
 
-@lru_cache(maxsize=1)
-def script() -> str:
+@lru_cache(maxsize=64)
+def script(packages: Binds = ()) -> str:
     """Write the shell script that builds the root and then runs its arguments as a child of process 1."""
     folders = bound_folders()
     names = [shlex.quote(str(folder)) for folder in folders]
@@ -88,12 +94,29 @@ def script() -> str:
         links="\n".join(f"ln -s {shlex.quote(str(link.readlink()))} .{link}" for link in links),
         binds="\n".join(f"mount -o rbind,{READ_ONLY} {name} ./{name}" for name in names),
         seals="\n".join(f"mount -o remount,bind,{READ_ONLY} {shlex.quote(str(p))}" for p in mounts_below(folders)),
+        packages="\n".join(_lend(name, place) for name, place in packages),
         tmp_size=TMP_SIZE,
         tmp_inodes=TMP_INODES,
+        shm_size=SHM_SIZE,
+        shm_inodes=SHM_INODES,
     )
 
 
+def _lend(name: str, place: str) -> str:
+    """Write the lines that show one package in the new root."""
+    inside = shlex.quote(f".{INSIDE}/{name}")
+    make = f"mkdir -p {inside}" if Path(place).is_dir() else f"mkdir -p .{INSIDE}; : > {inside}"
+    return f"{make}; mount -o bind,{READ_ONLY} {shlex.quote(place)} {inside}"
+
+
 PRIVILEGES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
+# The harness needs it to start the loopback of the empty network, which unshare leaves down; then it drops this too.
+LOOPBACK = [
+    "--bounding-set=-all,+net_admin",
+    "--inh-caps=-all,+net_admin",
+    "--ambient-caps=-all,+net_admin",
+    "--no-new-privs",
+]
 
 
 def _random_user() -> list[str]:
@@ -102,13 +125,14 @@ def _random_user() -> list[str]:
     return [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
 
 
-def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str]) -> list[str]:
+def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str], packages: Binds) -> list[str]:
     """Join bwrap, the last touch to /tmp and setpriv into the command before the interpreter."""
     keep = [word for name in capabilities for word in ("--cap-add", name)]
     return [
+        *DIE_WITH_PARENT,
         "bwrap",
         *spaces,
-        *bubblewrap_root(),
+        *bubblewrap_root(packages),
         *keep,
         "--",
         "sh",
@@ -121,49 +145,54 @@ def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str]) 
     ]
 
 
-@lru_cache(maxsize=1)
-def bubblewrap_root() -> list[str]:
+@lru_cache(maxsize=64)
+def bubblewrap_root(packages: Binds = ()) -> list[str]:
     """List bwrap's arguments that make the same root as ``script``."""
     words = "--unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try --die-with-parent".split()
     for folder in bound_folders():
         for parent in reversed(folder.parents[:-1]):  # bwrap's own would be closed where the real one is: /root
             words += ["--perms", "0755", "--dir", str(parent)]
         words += ["--ro-bind", str(folder), str(folder)]
+    words += ["--perms", "0755", "--dir", INSIDE] if packages else []
+    for name, place in packages:
+        words += ["--ro-bind", place, f"{INSIDE}/{name}"]
     for link in map(Path, SYSTEM_FOLDERS):
         words += ["--symlink", str(link.readlink()), str(link)] if link.is_symlink() else []
-    words += "--dir /dev --dev-bind /dev/null /dev/null --perms 1777 --tmpfs /tmp --remount-ro / --chdir /tmp".split()
+    words += "--dir /dev --dev-bind /dev/null /dev/null --perms 1777 --tmpfs /dev/shm".split()
+    words += "--perms 1777 --tmpfs /tmp --remount-ro / --chdir /tmp".split()
     return words
 
 
-def bubblewrap_as_root() -> list[str]:
+def bubblewrap_as_root(packages: Binds = ()) -> list[str]:
     """For root: no user namespace, and a user id drawn for this run."""
-    return _by_bubblewrap([], ["CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SETUID", "CAP_SETGID"], _random_user())
+    return _by_bubblewrap([], ["CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SETUID", "CAP_SETGID"], _random_user(), packages)
 
 
-def bubblewrap_as_user() -> list[str]:
+def bubblewrap_as_user(packages: Binds = ()) -> list[str]:
     """For everyone else: be root of a new user namespace, which is worth nothing outside it."""
     spaces = ["--unshare-user", "--uid", "0", "--gid", "0"]
-    return _by_bubblewrap(spaces, ["CAP_SYS_ADMIN", "CAP_SETPCAP"], [])
+    return _by_bubblewrap(spaces, ["CAP_SYS_ADMIN", "CAP_SETPCAP"], [], packages)
 
 
-def _by_unshare(unshare: list[str], drop: list[str]) -> list[str]:
+def _by_unshare(unshare: list[str], drop: list[str], packages: Binds) -> list[str]:
     """Join unshare, the script and setpriv into the command before the interpreter."""
     spaces = ["--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"]
-    return ["unshare", *unshare, *spaces, "sh", "-c", script(), "sh", "setpriv", *drop, *PRIVILEGES]
+    shell = ["sh", "-c", script(packages), "sh"]
+    return [*DIE_WITH_PARENT, "unshare", *unshare, *spaces, *shell, "setpriv", *drop, *LOOPBACK]
 
 
-def unshare_as_root() -> list[str]:
+def unshare_as_root(packages: Binds = ()) -> list[str]:
     """For root: build as root, and go on as a user id drawn for this run."""
-    return _by_unshare([], _random_user())
+    return _by_unshare([], _random_user(), packages)
 
 
-def unshare_as_user() -> list[str]:
+def unshare_as_user(packages: Binds = ()) -> list[str]:
     """For everyone else: be root of a new user namespace, which is worth nothing outside it."""
-    return _by_unshare(["--user", "--map-root-user"], [])
+    return _by_unshare(["--user", "--map-root-user"], [], packages)
 
 
-def bare_launcher() -> list[str]:
-    """No isolation: the resource limits, the two processes and the secret are all there is."""
+def bare_launcher(packages: Binds = ()) -> list[str]:
+    """No isolation: the limits, the filter and the secret are all there is."""
     return []
 
 

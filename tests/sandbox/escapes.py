@@ -4,7 +4,7 @@ An escape solves the problem only if it got what it wanted, so that a pass would
 canaries of ``test_attacks``.
 """
 
-from forgeries import PEER, SERVE, WRONG, answering, in_test
+from forgeries import WRONG, in_test
 
 BOMBS = {
     "busy loop": "while True: pass\n",
@@ -33,22 +33,7 @@ BOMBS = {
     "huge integer": "def add(a, b):\n    return 1 << 10**8\n",
     "integer to text": ("def add(a, b):\n    return 10**1000000\n", in_test("assert str(candidate(1, 2)) == '3'")),
     "deep nesting": "def add(a, b):\n    x = []\n    for _ in range(10**5):\n        x = [x]\n    return x\n",
-    "deep nesting by hand": answering("NONE + b'l N*\\1\\0\\0\\0'.replace(b' ', b'') * 10**6"),
-    "a count of billions": answering("NONE + b'lN*\\xff\\xff\\xff\\xff'"),
-    "a message of gigabytes": PEER
-    + "import os\nos.write(peer.channel.write_fd, b'A\\xff\\xff\\xff\\xff')\nwhile True:\n"
-    "    os.write(peer.channel.write_fd, bytes(2**16))\n",
-    "small message, large data": answering("NONE + b't*' + (6 * 10**7).to_bytes(4, 'little') + b'N' * (6 * 10**7)"),
     "colliding keys": "def add(a, b):\n    return {i * (2**61 - 1) for i in range(1, 60)} if a else 0\n",
-    "colliding keys by the thousand": (
-        PEER + "writer = wire.Writer(None)\nwriter.sequence([i * (2**61 - 1) << 61 for i in range(1, 40000)])\n"
-        "kind, answer = b'A', NONE + b'SN' + writer.out\n" + SERVE
-    ),
-    "endless questions": (
-        PEER + "while True:\n    writer = wire.Writer(None)\n    writer.text('__call__'), writer.number(0)\n"
-        "    writer.sequence(()), writer.write({})\n"
-        "    peer.channel.send(b'Q', writer.out)\n"
-    ),
     "endless length": "class L:\n    __len__ = lambda self: 2**62\n    __getitem__ = lambda self, i: 0\n"
     "def add(a, b):\n    return L()\n",
     "slow equality": "import time\nclass L(list):\n    def __iter__(self):\n        time.sleep(600)\n"
@@ -100,7 +85,8 @@ ESCAPES = {
     ),
     "core dump": "libc.prctl(4, 1); os.abort()",
 }
-HELPERS = """import ctypes, os, resource, socket, subprocess, time
+# The attack runs in an interpreter of its own, which no guard watches: what stops it is the kernel.
+CHILD = """import ctypes, os, resource, socket, subprocess, time
 libc, won = ctypes.CDLL(None), False
 def alive(pid):
     try:
@@ -114,6 +100,16 @@ try:
     {attack}
 except Exception:
     pass
-def add(a, b):
-    return a + b if won else None
+print('flab-' + 'won' if won else 'lost', flush=True)
 """
+
+
+def in_child(attack):
+    """A program that adds right only if its child reached what the attack wants."""
+    source = CHILD.replace("{attack}", attack)
+    return (
+        "import subprocess, sys\n"
+        f"done = subprocess.run([sys.executable, '-c', {source!r}], capture_output=True, text=True)\n"
+        "won = 'flab-' + 'won' in done.stdout\n"
+        "def add(a, b):\n    return a + b if won else None\n"
+    )

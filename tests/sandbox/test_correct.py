@@ -1,16 +1,17 @@
-"""Correct programs pass: what a test may do with a function in its own process works across two processes.
+"""Correct programs pass, as they do in a plain interpreter.
 
-The table is in ``correct``; ``test_these_hold_in_one_process`` shows that its tests hold. Attacks are in
-``test_attacks``.
+The tables are in ``correct`` and ``unusual``; both are tried in plain Python too. Attacks are in ``test_attacks``.
 """
 
 import json
+import subprocess
+import sys
 
 import pytest
 from correct import CORRECT
+from unusual import UNUSUAL
 
-from flab.evaluation import jail
-from flab.evaluation.sandbox import Job, Sandbox, probe
+from flab.sandbox import Job, Sandbox, jail, probe
 
 LEVELS = [*jail.launchers(), ("rlimits", jail.bare_launcher)]
 
@@ -42,6 +43,25 @@ def test_these_hold_in_one_process(name):
     exec(compile(program, name, "exec", dont_inherit=True), names)
     exec(compile(checked(test), name, "exec", dont_inherit=True), names)
     names["check"](names["f"])
+
+
+PLAIN = """import json, sys
+program, test = json.load(sys.stdin)
+module = sys.modules["candidate"] = type(sys)("candidate")
+exec(program, vars(module))
+exec(test, vars(module))
+module.check(module.f)
+"""
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_programs_pass_as_in_plain_python(name):
+    program, test = UNUSUAL[name]
+    verdict = Sandbox.detect(allow_unsandboxed=True).run(program, test, "f")
+    assert verdict.passed, verdict.detail
+    payload = json.dumps([program, test])
+    done = subprocess.run([sys.executable, "-c", PLAIN], input=payload, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""Whether the tests of a problem can fail: each is tried on programs that are wrong on purpose before it decides.
+
+Two stubs stand in for the function: one raises, the other returns None. A test that passes either, or never calls it,
+would pass any program, so its problem is refused by name. So is one that needs a package that is not installed: without
+it every answer would fail.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flab.errors import DataError
+from flab.evaluation.tasks import Problem, TaskFile
+from flab.progress import say
+from flab.sandbox import Job, Sandbox, Verdict, missing, packages_needed
+
+STUBS = {"one that raises": "raise NotImplementedError", "one that returns None": "return None"}
+BODIES = ("    pass\n", "\tpass\n", "  pass\n")  # complete a prompt that ends in the middle of a function
+NUM_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why tests cannot decide; a weak one may tell programs apart that return something."""
+
+    text: str
+    is_weak: bool = False
+
+
+_known: dict[tuple[Problem, str], Fault | None] = {}  # a file is scored several times in a run, by one level
+
+
+def require_sound(task: TaskFile, sandbox: Sandbox, of_references: bool = False) -> None:
+    """Raise DataError that names the problems of a task whose tests cannot decide.
+
+    ``of_references`` runs only the file's own solutions: a test that compares two calls with each other, which None
+    passes, is then named in a warning.
+    """
+    found = faults(task.problems, sandbox, task.name)
+    weak = {task_id: one for task_id, one in found.items() if of_references and one.is_weak}
+    for task_id, one in weak.items():
+        say(f"{task.source}: {task_id}: {one.text}")
+    refuse({task_id: one.text for task_id, one in found.items() if task_id not in weak}, task.source)
+
+
+def refuse(found: Mapping[str, str], source: str) -> None:
+    """Raise DataError where there is any fault."""
+    if not found:
+        return
+    named = "; ".join(f"{task_id}: {fault}" for task_id, fault in list(found.items())[:NUM_NAMED])
+    more = f"; and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""
+    raise DataError(f"{source}: {named}{more}. Repair the tests, or remove the rows")
+
+
+def faults(problems: Sequence[Problem], sandbox: Sandbox, name: str = "tests") -> dict[str, Fault]:
+    """Say of each problem whose tests cannot decide why; tried once in a process."""
+    keys = {problem.task_id: (replace(problem, task_id=""), sandbox.level) for problem in problems}
+    new = {key: None for key in keys.values() if key not in _known}
+    needy = {key: absent for key in new if (absent := missing(packages_needed(key[0].test)))}
+    tried = [key for key in new if key not in needy]
+    jobs = [job_for(problem, body) for problem, _ in tried for body in STUBS.values()]
+    verdicts = iter(sandbox.run_many(jobs, f"Trying the tests of {name} on wrong programs") if jobs else [])
+    for key in tried:
+        _known[key] = fault_of(next(verdicts), next(verdicts))
+    for key, absent in needy.items():
+        _known[key] = Fault(f"its test needs {', '.join(absent)}, not installed here")
+    found = {task_id: _known[key] for task_id, key in keys.items()}
+    return {task_id: fault for task_id, fault in found.items() if fault is not None}
+
+
+def fault_of(raising: Verdict, returning: Verdict) -> Fault | None:
+    """Judge tests by what they say of the two stubs."""
+    passed = [one.passed or one.outcome == "uncalled" for one in (raising, returning)]
+    if not any(passed):
+        return None
+    stubs = " and ".join(name for name, one in zip(STUBS, passed, strict=True) if one)
+    is_weak = not passed[0] and returning.passed and not returning.detail
+    return Fault(f"its test passes any program ({stubs})", is_weak)
+
+
+def job_for(problem: Problem, body: str) -> Job:
+    """Return the tests of a problem with a stub in the place of its function, after what else the prompt defines."""
+    program = f"{_frame(problem.prompt)}\n\n{stub(problem.entry_point, body)}"
+    return Job(program, problem.test, problem.entry_point, tuple(packages_needed(problem.prompt)))
+
+
+def stub(entry_point: str, body: str) -> str:
+    """Define what an entry point names, with this body: a function, or a method of a class."""
+    owner, _, method = entry_point.strip().rpartition(".")
+    if not owner:
+        return f"def {method}(*args, **keywords):\n    {body}\n"
+    owner = owner.partition("(")[0]
+    return (
+        f"class {owner}:\n    def __init__(self, *args, **keywords):\n        pass\n\n"
+        f"    def {method}(self, *args, **keywords):\n        {body}\n"
+    )
+
+
+def _frame(prompt: str) -> str:
+    """Return the prompt as a program, or nothing where it is none."""
+    for text in ("", *BODIES):
+        try:
+            ast.parse(prompt + text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return prompt + text
+    return ""

@@ -1,0 +1,305 @@
+"""What runs inside the sandbox: limits, the program, then its tests in the same interpreter, and one report.
+
+``process`` gives the code of this file and of ``MODULES`` to a fresh interpreter; the library never calls it. The
+program is loaded before the tests and the secret arrive. What a verdict means ``runner`` decides.
+
+Report, one line each: ``started``; ``loaded`` with the first key, for which the tests are sent; then the second key and
+the secret (all tests returned) or an outcome, followed by CPU microseconds and a detail.
+"""
+
+from __future__ import annotations
+
+import _ctypes  # the package ctypes would take a tenth of the start
+import _signal  # type: ignore[import-not-found]  # signal would import enum
+import _socket
+import array
+import faulthandler
+import fcntl
+import os
+import resource
+import struct
+import sys
+from os import _exit, write
+
+from flab.sandbox import forms, guard, honest, pristine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+MODULES = ("pristine", "honest", "forms", "guard", "harness")  # in the order of their imports
+MARK = "\0flab:"  # of ``rewrite``: the constants that stand for helpers
+SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38  # linux/prctl.h
+GET_LINK_FLAGS, SET_LINK_FLAGS, LINK_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
+FILTER, CAPABILITY_VERSION = 2, 0x20080522  # linux/seccomp.h, linux/capability.h
+FRAMES = 30  # below the program here, for helpers of the tests, and for the hook
+GRACE_S = 1  # the kernel counts CPU time for the limit in ticks, and was seen a seventh ahead of what was used
+FAILURES: tuple[tuple[type[BaseException], str], ...] = (
+    (MemoryError, "memory"),
+    (NameError, "name"),
+    (AssertionError, "assertion"),
+    (SystemExit, "exit"),
+)
+NOTHING_ASSERTED = "the tests asserted nothing"
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Lower limits by name; the CPU's hard limit is one second later, so that SIGXCPU comes first."""
+    for name, value in limits.items():
+        which = getattr(resource, name, None)
+        if which is None:
+            continue
+        hard = value + 1 if name == "RLIMIT_CPU" else value
+        ceiling = resource.getrlimit(which)[1]
+        hard = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
+        resource.setrlimit(which, (min(value, hard), hard))
+
+
+def system_call(name: str, *arguments: int | bytes) -> None:
+    """Call a function of the C library where it is Linux's; OSError where it fails."""
+    if sys.platform == "linux":
+        library = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
+        address = _ctypes.dlsym(library, name)
+        if _ctypes.call_function(address, arguments) != 0:
+            raise OSError(f"{name} failed")
+
+
+def start_loopback() -> None:
+    """Bring the loopback of an empty network up; do nothing where that is not ours to do."""
+    link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        answer = fcntl.ioctl(link.fileno(), GET_LINK_FLAGS, struct.pack("16sH14x", b"lo", 0))
+        flags = struct.unpack("16sH14x", answer)[1] | LINK_UP
+        fcntl.ioctl(link.fileno(), SET_LINK_FLAGS, struct.pack("16sH14x", b"lo", flags))
+    except OSError:
+        pass
+    finally:
+        link.close()
+
+
+def drop_privileges(filter_program: bytes) -> None:
+    """Die with the parent, give up all capabilities for good, let nobody look in, and close the kernel's doors."""
+    system_call("prctl", SET_DEATH_SIGNAL, int(_signal.SIGKILL), 0, 0, 0)
+    system_call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    system_call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
+    system_call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
+    if filter_program:
+        lines = array.array("B", filter_program)
+        address, length = lines.buffer_info()
+        system_call("prctl", SET_SECCOMP, FILTER, struct.pack("HxxxxxxQ", length // 8, address), 0, 0)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that ended."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def seed(text: str) -> None:
+    """Let ``random`` begin alike in every run of a text that uses it, so that no verdict changes by luck."""
+    if "random" in text:
+        import random
+
+        random.seed(0)
+
+
+class Reporter:
+    """Writes lines of the report; any but the first two is the last."""
+
+    def __init__(self, descriptor: int, began: float) -> None:
+        self.descriptor = descriptor
+        self.began = began
+        self.getrusage = resource.getrusage
+
+    def __call__(self, word: str, detail: str) -> None:
+        if word == "loaded":
+            write(self.descriptor, f"loaded {detail}\n".encode())
+            return
+        used = [self.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        seconds = sum(one.ru_utime + one.ru_stime for one in used) - self.began
+        text = f"{word} {max(1, int(seconds * 1e6))} {detail}".replace("\n", " ").encode("utf-8", "backslashreplace")
+        write(self.descriptor, text[:1000] + b"\n")
+        _exit(0)
+
+
+def trusted_files(packages: str) -> Callable[[str], bool]:
+    """Return a test for file names of the standard library, frozen modules and installed packages."""
+    library = os.__file__.rpartition("/")[0] + "/"
+    folders = (library, "<frozen ", *([packages + "/"] if packages else []))
+    return lambda name: name.startswith(folders)
+
+
+def describe(error: BaseException, source: str) -> str:
+    """Name the error and, where the trace passes through the tests, the line of the test that met it."""
+    line = 0
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == guard.TEST:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    lines = source.splitlines()
+    where = f" at: {lines[line - 1].strip()}" if 0 < line <= len(lines) else ""
+    try:
+        text = f"{type(error).__name__[:100]}: {error}"
+    except BaseException:
+        text = f"{type(error).__name__[:100]}: (an exception that cannot be printed)"
+    return text[:300] + where[:300]
+
+
+def outcome_of(error: BaseException) -> str:
+    """Name the class of failure of an exception."""
+    return next((outcome for kind, outcome in FAILURES if isinstance(error, kind)), "exception")
+
+
+def with_helpers(code: Any, found: dict[str, Any]) -> Any:
+    """Put helpers and real builtins in the place of the constants that stand for them."""
+
+    def constant(value: Any) -> Any:
+        if type(value) is str and value.startswith(MARK):
+            return found[value.removeprefix(MARK)]
+        if type(value) in (tuple, frozenset):
+            return type(value)(map(constant, value))
+        return with_helpers(value, found) if hasattr(value, "co_consts") else value
+
+    return code.replace(co_consts=tuple(map(constant, code.co_consts)))
+
+
+class Calls:
+    """Notes whether any code of the program ran while the tests did."""
+
+    def __init__(self, setprofile: Callable[[Any], None]) -> None:
+        self.setprofile = setprofile
+        self.any = False
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == guard.PROGRAM:
+            self.note()
+            self.setprofile(None)
+
+    def note(self) -> None:
+        """The program was called, or may be where nobody looks."""
+        self.any = True
+
+
+def load(code: Any, names: dict[str, Any], end: Callable[[str, str], None]) -> None:
+    """Execute the program; what it raises ends the run."""
+    try:
+        exec(code, names)
+    except BaseException as error:
+        end(outcome_of(error), describe(error, ""))
+
+
+def lender(names: dict[str, Any], program: str, modules: dict[str, Any]) -> Callable[[str], Any]:
+    """Return what a module's name means in tests that do not import it: the real one, if the program imports it."""
+    lines = [line.replace(",", " ").split() for line in program.splitlines()]
+    imported = {word for line in lines if line[:1] in (["import"], ["from"]) for word in line}
+
+    def module(name: str) -> Any:
+        value = names[name] if name in names else eval(name, names)
+        is_module = isinstance(value, type(sys)) and value is not modules.get(name)
+        is_thing = not hasattr(value, "__qualname__") and not isinstance(value, type(sys))
+        return modules.get(name, value) if name in imported and (is_module or is_thing) else value
+
+    return module
+
+
+def run_tests(
+    names: dict[str, Any], tests: dict[str, Any], lies: honest.Honest, calls: Calls, borrow: Callable[[str], Any]
+) -> Any:
+    """Execute the tests and call what they define; return the candidate."""
+    if tests["code"] is None:
+        raise SyntaxError(f"the tests are not Python: {tests['problem']}")
+    candidate = forms.find_candidate(names, tests["entry_point"])
+    code = with_helpers(tests["code"], {**pristine.real_builtins(), **lies.helpers, "module": borrow})
+    form = tests["form"]
+    if form["guarded"]:
+        names["__name__"] = "__main__"
+    calls.setprofile(calls)
+    if "threading" in sys.modules:  # the tests may call the program in threads of their own
+        sys.modules["threading"].setprofile(calls)
+    exec(code, names)
+    form["values"] = {name: names.get(name) for name in form["bound"]}
+    forms.run_form(names, form, candidate)
+    return candidate
+
+
+def verdict(
+    names: dict[str, Any],
+    tests: dict[str, Any],
+    snapshot: pristine.Pristine,
+    lies: honest.Honest,
+    calls: Calls,
+    borrow: Callable[[str], Any],
+) -> tuple[str, str]:
+    """Run the tests; return outcome and detail. A pass must have called the program and left everything as it was."""
+    try:
+        candidate = run_tests(names, tests, lies, calls, borrow)
+    except BaseException as error:
+        return outcome_of(error), describe(error, tests["source"])
+    lies.look_at_pending()
+    if lies.swallowed:
+        line = tests["source"].splitlines()[lies.swallowed[0] - 1].strip()
+        return "assertion", f"an assert failed and something swallowed it at: {line[:300]}"
+    changed = snapshot.changed(set(tests["patched"]))
+    moved = [name for name, value in tests["form"]["values"].items() if names.get(name) is not value]
+    if changed or moved:
+        return "tampering", f"{changed or moved[0]} is not what it was before the tests ran"
+    if not calls.any and not tests["form"]["looks"] and hasattr(candidate, "__code__"):
+        return "uncalled", f"the tests never called {tests['entry_point']}"
+    return "passed", "" if lies.looked else NOTHING_ASSERTED
+
+
+def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
+    """Limit this process, load the program, ask for the tests, run them and report."""
+    os.environ.clear()
+    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's memory grows with its threads; os.environ stays empty
+    sys.path[:] = [folder for folder in sys.path if folder] + ([job["packages"]] if job["packages"] else [])
+    sys.argv[:] = ["candidate"]
+    limit = job["limits"].pop("RLIMIT_CPU")
+    set_limits(job["limits"])
+    if job["own_network"]:
+        start_loopback()
+    drop_privileges(job["filter"])
+    write(report_fd, b"started\n")
+    snapshot = pristine.Pristine(pristine.preload(job["modules"]))
+    began = cpu_seconds()
+    set_limits({"RLIMIT_CPU": limit + GRACE_S + round(began)})
+    faulthandler.register(_signal.SIGXCPU, report_fd, all_threads=False, chain=True)
+    reporter = Reporter(report_fd, began)
+    try:
+        code = compile(job["program"], guard.PROGRAM, "exec", dont_inherit=True, optimize=0)
+    except NOT_PYTHON as error:
+        reporter("syntax", describe(error, ""))
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    run(job, code, tests_fd, reporter, snapshot)
+
+
+def run(job: dict[str, Any], code: Any, tests_fd: int, reporter: Reporter, snapshot: pristine.Pristine) -> None:
+    """Load the program and run its tests under the guard."""
+    audit = sys.audit
+    setprofile = sys.setprofile
+    is_trusted = trusted_files(job["packages"])
+
+    def end(outcome: str, detail: str) -> None:
+        audit(guard.END_EVENT, outcome, detail)
+
+    lies = honest.Honest(is_trusted, lambda what: end("tampering", what))
+    module = sys.modules["candidate"] = sys.modules["__main__"] = type(sys)("candidate")
+    names = vars(module)
+    names["__builtins__"] = sys.modules["builtins"]  # the real ones, which tests may patch; ours are a copy
+    program = job.pop("program")
+    borrow = lender(names, program, snapshot.modules)
+    seed(program)
+    sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES)
+    calls = Calls(setprofile)
+    sys.addaudithook(guard.Guard(is_trusted, tests_fd, reporter, job.pop("keys"), calls.note).hook)
+    load(code, names, end)
+    audit(guard.LOADED_EVENT)
+    box: list[dict[str, Any]] = []
+    audit(guard.TESTS_EVENT, box)
+    tests = box.pop()
+    snapshot.restore()
+    seed(tests["source"])
+    end(*verdict(names, tests, snapshot, lies, calls, borrow))

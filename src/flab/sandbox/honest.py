@@ -1,0 +1,298 @@
+"""Comparisons of the tests, and whether an object of the program lies in them.
+
+``rewrite`` puts these helpers into the tests. Each does what the source says, on the real objects; then it looks at the
+objects of the program's own classes that took part. An object lies if it equals, contains, or is an instance of
+something that nobody has ever seen, if it is both smaller and greater than the other side, or if it equals changed
+copies of the data that it was compared with. Objects whose classes compare by the methods of builtins or of the
+standard library are not looked at.
+
+It runs inside the sandbox and does not end the run: ``on_lie`` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), range, type(...), bytearray))
+CONTAINERS = (list, tuple, set, frozenset, dict)
+METHODS = ("__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__contains__")
+MAX_ITEMS, MAX_DEPTH = 2000, 12
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, whose methods can be anything
+
+
+class Nothing:
+    """What no object of a program has ever seen."""
+
+
+class Honest:
+    """The helpers, by the names that ``rewrite`` gives them.
+
+    ``trusted`` says whether a file holds code of the standard library. ``swallowed`` counts asserts that failed.
+    """
+
+    def __init__(self, trusted: Callable[[str], bool], on_lie: Callable[[str], None]) -> None:
+        self.trusted = trusted
+        self.on_lie = on_lie
+        self.swallowed: list[int] = []
+        self.looked = False  # whether the tests compared or asserted anything
+        # Comparisons by the program's own methods whose result is no truth value: nothing yet says what it is for.
+        self.pending: list[tuple[Any, Any, Any, bool]] = []
+        pairs = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+        pairs |= {"contains": lambda a, b: a in b, "lacks": lambda a, b: a not in b}
+        self.helpers: dict[str, Callable[..., Any]] = {name: self._pair(name, act) for name, act in pairs.items()}
+        self.helpers |= {
+            "must": self.must,
+            "holds": self.holds,
+            "seen": self.seen,
+            "minus": self.minus,
+            "compared": self.compared,
+            "copied": self.copied,
+            "steps": steps,
+            "checked_isinstance": self._class_check(isinstance),
+            "checked_issubclass": self._class_check(issubclass),
+        }
+
+    def must(self, value: Any) -> bool:
+        """Return the truth of what is asserted, and note where it fails."""
+        self.looked = True
+        holds = bool(value)
+        self.look_at_pending()
+        if not holds:
+            self.swallowed.append(sys._getframe(1).f_lineno)
+        return holds
+
+    def look_at_pending(self) -> None:
+        """Look at comparisons whose result was taken for a truth value, not compared further as data."""
+        pending, self.pending = self.pending, []
+        for _, a, b, equal in pending:
+            self._look_at_pair(a, b, equal)
+
+    def holds(self, value: Any) -> bool:
+        """Return the truth of what is asserted where the tests mean to catch its failure."""
+        self.looked = True
+        return bool(value)
+
+    def seen(self, value: Any) -> Any:
+        """Look at one operand of a chain of comparisons."""
+        self.looked = True
+        self._look(value)
+        return value
+
+    def _pair(self, name: str, act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        equal = name in ("eq", "ne")
+
+        def compare(a: Any, b: Any) -> Any:
+            self.looked = True
+            result = act(a, b)
+            if type(a) in PLAIN and type(b) in PLAIN:
+                return result
+            self.pending = [one for one in self.pending if one[0] is not a and one[0] is not b]
+            if type(result) in PLAIN:
+                self._look_at_pair(a, b, equal)
+            else:
+                self.pending.append((result, a, b, equal))
+            return result
+
+        return compare
+
+    def minus(self, a: Any, b: Any) -> Any:
+        """Subtract; an object whose difference from everything is the same number lies."""
+        result = a - b
+        if type(result) in PLAIN and not (type(a) in PLAIN and type(b) in PLAIN):
+            for one, other, turned in ((a, b, False), (b, a, True)):
+                if type(other) in (int, float) and self._own(type(one), ("__sub__", "__rsub__")):
+                    self._same_differences(one, other, result, turned)
+        return result
+
+    def _same_differences(self, one: Any, other: Any, result: Any, turned: bool) -> None:
+        for decoy in decoys_of(other):
+            try:
+                if (decoy - one if turned else one - decoy) != result:
+                    return
+            except Exception:
+                return
+        self.on_lie("an object of the program differs from all numbers by the same")
+
+    def compared(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        """Call an assert method, or a function that compares, and look at what it was given."""
+        self.looked = True
+        result = function(*args, **keywords)
+        for value in args[2:]:
+            self._look(value)
+        if len(args) > 1:
+            self._look_at_pair(args[0], args[1], True)
+        elif args:
+            self._look(args[0])
+        return result
+
+    def copied(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        """Copy; an object of the program whose copy is plain data lies."""
+        result = function(*args, **keywords)
+        changed = args and type(args[0]) not in PLAIN and type(result) in PLAIN
+        if changed and self._own(type(args[0]), ("__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__")):
+            self.on_lie("an object of the program is copied as something else")
+        return result
+
+    def _class_check(self, act: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+        def check(value: Any, kind: Any) -> bool:
+            result = act(value, kind)
+            self._look(kind)
+            return result
+
+        return check
+
+    def _look_at_pair(self, a: Any, b: Any, equal: bool) -> None:
+        self._look(a)
+        self._look(b)
+        for one, other in ((a, b), (b, a)):
+            if equal and self._own(type(one), ("__eq__", "__ne__")):
+                self._equals_changed(one, other)
+            if self._own(type(one), ("__lt__", "__gt__", "__le__", "__ge__")):
+                self._on_both_sides(one, other)
+
+    def _equals_changed(self, one: Any, other: Any) -> None:
+        """An object that equals data and all changed copies of it lies."""
+        if type(other) not in PLAIN and type(other) not in CONTAINERS:
+            return
+        decoys = decoys_of(other)
+        if decoys and all(_says(operator.eq, one, decoy) for decoy in (other, *decoys)):
+            self.on_lie(f"an object of the program equals every {type(other).__name__}")
+
+    def _on_both_sides(self, one: Any, other: Any) -> None:
+        if _says(operator.lt, one, other) and _says(operator.gt, one, other):
+            self.on_lie("an object of the program is both smaller and greater")
+
+    def _look(self, value: Any) -> None:
+        """Look at every object of the program in a value."""
+        for one in self._objects(value):
+            own = self._own(type(one), METHODS)
+            if "__eq__" in own and _says(operator.eq, one, Nothing()):
+                self.on_lie("an object of the program equals everything")
+            if "__ne__" in own and _denies(operator.ne, one, Nothing()):
+                self.on_lie("an object of the program is unequal to nothing")
+            if "__contains__" in own and _says(operator.contains, one, Nothing()):
+                self.on_lie("an object of the program contains everything")
+            if self._own(type(one), ("__instancecheck__", "__subclasscheck__")) and isinstance(one, type):
+                self._class_of_everything(one)
+
+    def _class_of_everything(self, kind: type) -> None:
+        if _says(isinstance, Nothing(), kind) or _says(issubclass, Nothing, kind):
+            self.on_lie("everything is an instance of a class of the program")
+
+    def _objects(self, value: Any) -> Iterator[Any]:
+        """Yield the objects in a value that compare by methods of the program's own; plain data costs little."""
+        waiting, count = [(value, 0)], 0
+        while waiting and count < MAX_ITEMS:
+            one, depth = waiting.pop()
+            count += 1
+            kind = type(one)
+            if kind in PLAIN:
+                continue
+            if kind.__flags__ & HEAP_TYPE and self._own(kind, (*METHODS, "__instancecheck__", "__subclasscheck__")):
+                yield one
+            if depth < MAX_DEPTH:
+                waiting += [(item, depth + 1) for item in _items(one)]
+
+    def _own(self, kind: type, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Say which of these methods a class has from the program."""
+        if not kind.__flags__ & HEAP_TYPE:
+            return ()
+        return tuple(name for name in names if self._is_own(kind, name))
+
+    def _is_own(self, kind: type, name: str) -> bool:
+        for base in type.__dict__["__mro__"].__get__(kind):
+            method = type.__dict__["__dict__"].__get__(base).get(name)
+            if method is not None or name in type.__dict__["__dict__"].__get__(base):
+                code = getattr(method, "__code__", None)
+                if code is not None:
+                    return not self.trusted(code.co_filename)
+                return bool(base.__flags__ & HEAP_TYPE) and type(method).__name__ not in SLOTS
+        return False
+
+
+SLOTS = ("wrapper_descriptor", "method_descriptor", "NoneType", "builtin_function_or_method")
+
+
+def _items(value: Any) -> list[Any]:
+    """Return what a builtin container, or a subclass of one, really holds, without what is plain; never by its methods."""
+    if isinstance(value, dict):
+        found = [*dict.keys(value), *dict.values(value)]
+    else:
+        base = next((one for one in CONTAINERS if isinstance(value, one)), None)
+        if base is None:
+            return []
+        found = list(base.__iter__(value))
+    if set(map(type, found)) <= PLAIN:
+        return []
+    return [item for item in found if type(item) not in PLAIN][:MAX_ITEMS]
+
+
+def _says(act: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
+    """Whether the objects say so; an exception is a no."""
+    try:
+        return bool(act(one, other))
+    except Exception:
+        return False
+
+
+def _denies(act: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
+    try:
+        return not act(one, other)
+    except Exception:
+        return False
+
+
+def decoys_of(value: Any) -> list[Any]:
+    """Return values of the same type that differ from this one; none where there is no way to change it."""
+    kind = type(value)
+    if kind is bool:
+        return [not value]
+    if kind in (int, float):
+        return [value + 1, value - 1, 3 * value + 1_000_003, -value - 17]
+    if kind is str:
+        return [value + "\1", value[1:] + "\2" + value[:1], ""]
+    if kind is bytes:
+        return [value + b"\1", value[1:] + b"\2" + value[:1], b""]
+    if kind is list:
+        return [[*value, Nothing()], [Nothing()]]
+    if kind is tuple:
+        return [(*value, Nothing()), (Nothing(),)]
+    if kind in (set, frozenset):
+        return [kind([*value, Nothing()]), kind([Nothing()])]
+    if kind is dict:
+        return [{**value, Nothing(): 0}, {Nothing(): 0}]
+    return []
+
+
+def _mapped(function: Any, *columns: Any) -> Iterator[Any]:
+    for row in zip(*columns):  # noqa: B905  map stops with the shortest, as zip does
+        yield function(*row)
+
+
+def _filtered(function: Any, items: Any) -> Iterator[Any]:
+    for item in items:
+        if item if function is None else function(item):
+            yield item
+
+
+def _starred(function: Any, rows: Any) -> Iterator[Any]:
+    for row in rows:
+        yield function(*row)
+
+
+def steps(function: Any, *args: Any) -> Any:
+    """Do as ``map`` and ``filter`` do, in a generator, where a ``StopIteration`` of the program is an error."""
+    if function is map and len(args) > 1:
+        return _mapped(*args)
+    if function is filter and len(args) == 2:
+        return _filtered(*args)
+    if function is itertools.starmap and len(args) == 2:
+        return _starred(*args)
+    return function(*args)

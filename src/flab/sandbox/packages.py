@@ -1,0 +1,83 @@
+"""Installed packages that tests need, lent to the sandbox read-only: each with what it depends on, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+INSIDE = "/packages"  # where the jail shows them
+REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)([^;]*)(;.*)?")
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    """Map the top-level names of modules to the distributions that hold them."""
+    return importlib.metadata.packages_distributions()
+
+
+def is_installed(name: str) -> bool:
+    """Whether a top-level module can be imported in flab's own environment; it is not imported for that."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Return the names that are not installed, in order."""
+    return [name for name in names if not is_installed(name)]
+
+
+@lru_cache(maxsize=256)
+def entries(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """List the files and folders to lend for some modules: name in the folder of packages, and where it is."""
+    found: dict[str, str] = {}
+    for name in names:
+        spec = importlib.util.find_spec(name) if is_installed(name) else None
+        if spec is None:
+            continue
+        place = (spec.submodule_search_locations or [spec.origin or ""])[0]
+        if Path(place).exists():
+            found[Path(place).name] = place
+        for distribution in _with_dependencies(_distributions().get(name, [])):
+            found |= _of_distribution(distribution)
+    return tuple(sorted(found.items()))
+
+
+def _with_dependencies(names: Iterable[str]) -> list[str]:
+    """List distributions and what they depend on, without extras."""
+    waiting, seen = list(names), dict[str, None]()
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name in seen:
+            continue
+        try:
+            requires = importlib.metadata.distribution(name).requires or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        seen[name] = None
+        parsed = [REQUIREMENT.match(line) for line in requires if "extra ==" not in line]
+        waiting += [one[1] for one in parsed if one is not None]
+    return list(seen)
+
+
+def _of_distribution(name: str) -> dict[str, str]:
+    """Map the top-level files and folders of a distribution to their places."""
+    files = importlib.metadata.distribution(name).files or []
+    tops = {
+        file.parts[0]: Path(str(file.locate())).parents[len(file.parts) - 2] for file in files if len(file.parts) > 1
+    }
+    tops |= {file.parts[0]: Path(str(file.locate())) for file in files if len(file.parts) == 1}
+    return {top: str(place) for top, place in tops.items() if top not in ("..", "__pycache__") and place.exists()}
+
+
+def folder_of(name: str) -> str:
+    """Return the folder that holds a module, for a level without a jail."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    place = Path((spec.submodule_search_locations or [spec.origin or ""])[0])
+    return str(place.parent)

@@ -1,0 +1,250 @@
+"""One run of the harness behind a launcher: start it, send the tests, listen, end it and all it started.
+
+It does not judge what came back: ``runner`` does. It sets no limits: ``harness`` does, from the job it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from flab.errors import SandboxError
+from flab.sandbox import guard, harness, jail
+
+CHANNEL_CAP = 64 * 1024  # the end of what the program printed is kept; a report longer than this is no report
+EXIT_PATIENCE_S = 2.0
+# The modules of the harness are executed with builtins of their own and are gone from sys.modules afterwards.
+BOOTSTRAP = """import builtins, marshal, sys
+def start(job_fd, tests_fd, report_fd):
+    with open(job_fd, "rb") as file:
+        modules, job = marshal.load(file)
+    Module, package = type(sys), "flab.sandbox"
+    sys.modules["flab"], sys.modules[package] = Module("flab"), Module(package)
+    for name, code in modules:
+        module = sys.modules[f"{package}.{name}"] = Module(f"{package}.{name}")
+        setattr(sys.modules[package], name, module)
+        module.__builtins__ = dict(vars(builtins))
+        exec(code, vars(module))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flab"]:
+        del sys.modules[name]
+    module.main(job, tests_fd, report_fd)
+start(*map(int, sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What one run left: complete report lines, the end of its output, how it ended, and the time it took."""
+
+    report: list[bytes]
+    output: bytes
+    timed_out: bool
+    exit_code: int
+    wall_seconds: float
+    cpu_seconds: float
+
+
+class Stop:
+    """Ends all runs of one evaluation, those under way and those to come."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stopped = False
+        self.processes: set[subprocess.Popen[bytes]] = set()
+
+    @contextlib.contextmanager
+    def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Have a process ended with the others; at once where that has happened already."""
+        with self.lock:
+            self.processes.add(process)
+            stopped = self.stopped
+        try:
+            if stopped:
+                kill(process)
+            yield
+        finally:
+            with self.lock:
+                self.processes.discard(process)
+
+    def now(self) -> None:
+        """End all runs."""
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its group; with process 1 of its namespace the kernel ends everything in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@lru_cache(maxsize=1)
+def harness_code() -> list[tuple[str, Any]]:
+    """Compile the modules that run inside: the interpreter there is the same, and need not do it for each run."""
+    paths = [Path(harness.__file__).parent / f"{name}.py" for name in harness.MODULES]
+    return [
+        (path.stem, compile(path.read_text(encoding="utf-8"), guard.HARNESS, "exec", dont_inherit=True, optimize=2))
+        for path in paths
+    ]
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """Yield a pipe as two files: unlike numbers, they may be closed twice while other threads open files."""
+    read_fd, write_fd = os.pipe()
+    with FileIO(read_fd, "rb") as read_end, FileIO(write_fd, "wb") as write_end:
+        yield read_end, write_end
+
+
+@contextlib.contextmanager
+def _file(content: Any) -> Iterator[int]:
+    """Yield a nameless file that holds ``content``."""
+    with tempfile.TemporaryFile() as file:
+        file.write(marshal.dumps(content))  # half the start-up time of json; only our own side writes it
+        file.seek(0)
+        yield file.fileno()
+
+
+def execute(
+    launcher: list[str], job: dict[str, Any], tests: bytes, key: str, wall_seconds: float, stop: Stop | None = None
+) -> Raw:
+    """Run one harness behind ``launcher`` until it reported, ended or met the wall limit, then kill it.
+
+    ``tests``, with the secret, are sent once the harness shows ``key``: the program is loaded by then.
+    """
+    with _file((harness_code(), job)) as job_fd, _pipe() as (tests_out, tests_in), _pipe() as (report, report_in):
+        began = time.monotonic()
+        process = _start(launcher, [job_fd, tests_out.fileno(), report_in.fileno()])
+        tests_out.close()
+        report_in.close()
+        heard, output, timed_out = b"", b"", True
+        with (stop or Stop()).watch(process):
+            try:
+                talk = _Talk(process, report, tests_in, key.encode(), tests)
+                timed_out = talk.listen(began + wall_seconds)
+                heard, output = talk.heard, talk.output
+            finally:
+                exit_code, cpu_seconds = _end(process, 0.0 if timed_out else EXIT_PATIENCE_S)
+                output = (output + _rest(process))[-CHANNEL_CAP:]
+        wall = time.monotonic() - began
+        return Raw(heard.split(b"\n")[:-1], output, timed_out, exit_code, wall, cpu_seconds)
+
+
+def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
+    """Start the interpreter in a session of its own, with three descriptors and an environment of ours."""
+    python = [str(jail.interpreter()), "-s", "-S", "-B", "-c", BOOTSTRAP]
+    try:
+        return subprocess.Popen(
+            [*launcher, *python, *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=jail.LAUNCH_ENV,
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise SandboxError(f"the sandbox did not start: {(launcher or python)[0]}: {error.strerror}") from error
+
+
+class _Talk:
+    """Both channels of one run, and the tests that wait to be sent."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], report: FileIO, tests_in: FileIO, key: bytes, tests: bytes
+    ) -> None:
+        assert process.stdout is not None
+        self.report_fd, self.output_fd, self.tests_in = report.fileno(), process.stdout.fileno(), tests_in
+        self.key, self.tests = key, memoryview(tests)
+        self.heard, self.output = b"", b""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last line came, or more than a report holds."""
+        lines = self.heard.split(b"\n")[:-1]
+        done = [line for line in lines if not line.startswith((b"started", b"loaded "))]
+        return len(self.heard) > CHANNEL_CAP or (bool(done) and not done[0].startswith(b"Stack "))
+
+    def listen(self, deadline: float) -> bool:
+        """Read both channels until the report is complete, closed or too long; return whether time ran out."""
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (self.report_fd, self.output_fd):
+                selector.register(descriptor, selectors.EVENT_READ)
+            while self.report_fd in selector.get_map():
+                for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                    self._serve(selector, key.fd)
+                if self.is_over:
+                    break
+                if time.monotonic() >= deadline:
+                    return True
+        return False
+
+    def _serve(self, selector: selectors.BaseSelector, descriptor: int) -> None:
+        """Do what one descriptor is ready for."""
+        if descriptor not in (self.report_fd, self.output_fd):
+            self._send(selector)
+            return
+        data = os.read(descriptor, CHANNEL_CAP)
+        if not data:
+            selector.unregister(descriptor)
+        elif descriptor == self.output_fd:
+            self.output = (self.output + data)[-CHANNEL_CAP:]
+        else:
+            self.heard += data
+            if self.tests and b"\nloaded " + self.key + b"\n" in self.heard and not self.tests_in.closed:
+                os.set_blocking(self.tests_in.fileno(), False)
+                selector.register(self.tests_in.fileno(), selectors.EVENT_WRITE)
+                self.heard = self.heard.replace(b"\nloaded " + self.key + b"\n", b"\n", 1)
+
+    def _send(self, selector: selectors.BaseSelector) -> None:
+        """Send some of the tests; close the pipe after the last byte, or where nobody reads."""
+        try:
+            self.tests = self.tests[os.write(self.tests_in.fileno(), self.tests) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.tests = memoryview(b"")
+        if not self.tests:
+            selector.unregister(self.tests_in.fileno())
+            self.tests_in.close()
+
+
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> tuple[int, float]:
+    """Wait a little for the process to end, kill its whole group, and return the exit code and its CPU seconds.
+
+    The group is killed before the leader is reaped, so that its number cannot have gone to anyone else.
+    """
+    deadline = time.monotonic() + patience_s
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.001)
+    kill(process)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
+
+
+def _rest(process: subprocess.Popen[bytes]) -> bytes:
+    """Take what is still in the output pipe without waiting for more, and close it."""
+    assert process.stdout is not None
+    with process.stdout as stream:
+        os.set_blocking(stream.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(stream.fileno(), CHANNEL_CAP)
+    return b""

@@ -1,0 +1,400 @@
+"""Turn the source of tests into code for the harness: which form they have, and comparisons that can be checked.
+
+This runs in flab's own process, on the tests alone: the program is never looked at. The code does what the source says,
+with three differences, all made in the syntax tree:
+
+- a comparison, an ``assert`` and a call of an ``assert...`` method go through a helper of ``honest``, which lets them
+  happen as they are and then asks whether an object of the program lied;
+- a builtin that the tests use and do not bind themselves is the real one, whatever the program calls by that name;
+- ``map`` and ``filter`` do not end early when the program raises ``StopIteration``.
+
+Helpers and builtins are constants of the code, so no name leads to them. Line numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+MARK = "\0flab:"  # begins the constants that the harness replaces by helpers
+TEST_FILE = "<test>"
+COMPARE = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
+COMPARE |= {ast.In: "contains", ast.NotIn: "lacks"}
+ANYWHERE = ("eq", "ne")  # compared outside of asserts too: ``same = out == expected``
+COPIES = ("copy", "deepcopy")
+COMPARERS = ("isclose", "allclose", "array_equal", "array_equiv", "approx")  # and all that begins with assert
+ENDLESS = ("map", "filter", "starmap")  # these end early when what they call raises StopIteration
+LOOKING = (
+    "callable",
+    "isinstance",
+    "issubclass",
+    "signature",
+    "getdoc",
+    "getattr",
+    "hasattr",
+    "type",
+    "getfullargspec",
+)
+CHECKS = ("isinstance", "issubclass")
+# Patched by tests, aware of their caller, or known to the compiler by name.
+OWN_BUSINESS = set("input print open exec eval compile globals locals vars dir super breakpoint exit quit".split())
+REAL = {name for name in vars(builtins) if not name.startswith("_")} - OWN_BUSINESS
+PLAYFUL = {"this", "antigravity", "test", "idlelib", "turtledemo"}  # importing these does something
+CATCHING = {"AssertionError", "Exception", "BaseException"}
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is to be called after the tests' top level ran."""
+
+    check: str | None = None  # a function that takes the candidate
+    functions: tuple[str, ...] = ()  # pytest's: test functions without arguments, or with marks
+    classes: tuple[str, ...] = ()  # every class; those that hold tests are found when they exist
+    guarded: bool = False  # nothing but ``if __name__ == "__main__"`` calls anything
+    looks: bool = False  # the tests look at the candidate itself, and may need no call
+    bound: tuple[str, ...] = ()  # names that a def, class or import binds at the top level, once
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Tests made ready: code or why there is none, their form, and what they import."""
+
+    source: str
+    entry_point: str
+    code: Any
+    problem: str = ""
+    form: Form = field(default_factory=Form)
+    modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # top-level modules outside of the standard library
+    patched: tuple[str, ...] = ()  # attributes that the tests themselves set or patch
+
+
+@lru_cache(maxsize=4096)
+def prepare(source: str, entry_point: str) -> Tests:
+    """Compile tests; where they are not Python, ``problem`` says why and there is no code."""
+    try:
+        tree = ast.parse(source)
+        bound = bound_names(tree) | {entry_point}
+        borrowed = borrowed_modules(tree) - bound
+        modules = tuple(sorted(imported_modules(tree) | borrowed | runners(tree)))
+        patched = tuple(sorted(patched_names(tree)))
+        form = form_of(tree, entry_point)
+        changed = _Rewriter(bound, borrowed).visit(tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # the compiler wonders at a call of a constant
+            code = compile(ast.fix_missing_locations(changed), TEST_FILE, "exec", dont_inherit=True, optimize=0)
+    except NOT_PYTHON as error:
+        return Tests(source, entry_point, None, f"{type(error).__name__}: {error}")
+    return Tests(source, entry_point, code, "", form, modules, tuple(packages_needed(source)), patched)
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Name every module that the source imports anywhere, in full."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "__import__":
+            found |= {one.value for one in node.args[:1] if isinstance(one, ast.Constant) and type(one.value) is str}
+    return found
+
+
+def borrowed_modules(tree: ast.AST) -> set[str]:
+    """Name the standard modules whose attributes the source reads; those that it imports itself among them."""
+    bases = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    found = {base.id for base in bases if isinstance(base, ast.Name)}
+    return (found & sys.stdlib_module_names) - PLAYFUL
+
+
+def runners(tree: ast.AST) -> set[str]:
+    """Name the modules that the harness needs to run this source."""
+    is_async = any(isinstance(node, ast.AsyncFunctionDef) for node in ast.walk(tree))
+    is_unittest = any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)) and "unittest" in ast.dump(tree)
+    return ({"asyncio"} if is_async else set()) | ({"unittest"} if is_unittest else set())
+
+
+def packages_needed(source: str) -> list[str]:
+    """Name the packages outside the standard library that the source imports."""
+    try:
+        names = imported_modules(ast.parse(source))
+    except NOT_PYTHON:
+        return []
+    return sorted({name.partition(".")[0] for name in names} - set(sys.stdlib_module_names))
+
+
+def patched_names(tree: ast.AST) -> set[str]:
+    """Name the attributes that the source sets, and the last parts of dotted names in its strings (for ``patch``)."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 100:
+            found.add(node.value.rpartition(".")[2])
+    return {name for name in found if name.isidentifier()}
+
+
+def bound_names(tree: ast.AST) -> set[str]:
+    """Name everything that the source binds, in any scope."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            found.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            found.add(node.rest)
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            found.update(node.names)
+    return found
+
+
+def form_of(tree: ast.Module, entry_point: str) -> Form:
+    """Find the form of the tests by their top level."""
+    statements = list(_top_level(tree.body))
+    functions = {node.name: node for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    classes = tuple(node.name for node in statements if isinstance(node, ast.ClassDef))
+    names = _bound_once(statements)
+    if "check" in functions or any(_binds(node, "check") for node in statements):
+        return Form(check="check", looks=looks_at(functions.get("check"), entry_point), bound=names)
+    tests = tuple(name for name, node in functions.items() if name.startswith("test") and _is_test(node))
+    if tests or any(_looks_like_tests(node) for node in statements):
+        return Form(functions=tests, classes=classes, bound=names)
+    runs = [node for node in statements if _calls(node, {entry_point.partition("(")[0]} | set(functions))]
+    plain = [node for node in runs if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    if [node for node in plain if not _is_guard(node)]:
+        return Form(classes=classes, bound=names)
+    takers = [name for name, node in functions.items() if _num_required(node) == 1 and name != entry_point]
+    named = [name for name in takers if name.startswith(("check", "test", "run", "verify", "assert", "validate"))]
+    if takers and not any(_is_guard(node) for node in plain):
+        return Form(check=(named or takers)[-1], classes=classes, bound=names)
+    return Form(classes=classes, guarded=any(_is_guard(node) for node in statements), bound=names)
+
+
+def looks_at(check: ast.AST | None, entry_point: str) -> bool:
+    """Whether a check reads attributes of the candidate, or asks the standard library what it is."""
+    names = {entry_point, *(one.arg for one in ast.walk(check or ast.Module([], [])) if isinstance(one, ast.arg))}
+    for node in ast.walk(check) if check is not None else ():
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+            return True
+        if isinstance(node, ast.Call) and _last_name(node.func) in LOOKING:
+            return True
+    return False
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements that run at the top level, those inside ``if`` and ``try`` too."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and not _is_guard(node):
+            yield from _top_level([*node.body, *node.orelse])
+        elif isinstance(node, ast.Try):
+            yield from _top_level([*node.body, *node.orelse, *node.finalbody])
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "'__name__'" in ast.dump(node.test) and "'__main__'" in ast.dump(node.test)
+
+
+def _binds(node: ast.stmt, name: str) -> bool:
+    """Whether a statement of the top level gives a name a value."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return any((alias.asname or alias.name) == name for alias in node.names)
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(one, ast.Name) and one.id == name for one in targets)
+
+
+def _bound_once(statements: list[ast.stmt]) -> tuple[str, ...]:
+    """Name what one definition or import of the top level binds and nothing else does."""
+    names: list[str] = []
+    for node in statements:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names += [(alias.asname or alias.name).partition(".")[0] for alias in node.names if alias.name != "*"]
+    stored = {
+        name
+        for node in statements
+        for one in ast.walk(node)
+        if isinstance(one, ast.Name | ast.Global)
+        for name in ([one.id] if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load) else [])
+        + (one.names if isinstance(one, ast.Global) else [])
+    }
+    return tuple(name for name in names if names.count(name) == 1 and name not in stored)
+
+
+def _num_required(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the arguments that a call must give."""
+    given = [*node.args.posonlyargs, *node.args.args]
+    return len(given) - len(node.args.defaults) + sum(one is None for one in node.args.kw_defaults)
+
+
+def _is_test(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether pytest would run a function of this name: no argument without a value, or marks that give some."""
+    return _num_required(node) == 0 or any("parametrize" in ast.dump(one) for one in node.decorator_list)
+
+
+def _looks_like_tests(node: ast.stmt) -> bool:
+    """Whether a class holds methods that begin with test, or derives from something called a test case."""
+    if not isinstance(node, ast.ClassDef):
+        return False
+    methods = any(
+        isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name.startswith("test") for one in node.body
+    )
+    return methods and (node.name.startswith("Test") or any("TestCase" in ast.dump(base) for base in node.bases))
+
+
+def _calls(node: ast.stmt, names: set[str]) -> bool:
+    """Whether a statement asserts something or uses one of the names."""
+    return any(
+        isinstance(one, ast.Assert | ast.Raise) or (isinstance(one, ast.Name) and one.id in names)
+        for one in ast.walk(node)
+    )
+
+
+class _Rewriter(ast.NodeTransformer):
+    """Put helpers in the place of comparisons, asserts and builtins."""
+
+    def __init__(self, bound: set[str], modules: set[str]) -> None:
+        self.real = REAL - bound
+        self.modules = modules  # standard modules that the tests use by the program's import
+        self.in_assert = 0
+        self.caught = 0  # inside what is meant to catch a failed assert
+        self.within = 0  # inside a with
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        base = node.value
+        if isinstance(base, ast.Name) and base.id in self.modules and isinstance(base.ctx, ast.Load):
+            node.value = _call("module", [ast.Constant(base.id)], base)
+            return node
+        self.generic_visit(node)
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if isinstance(node.ctx, ast.Load) and node.id in self.real:
+            return _constant(node.id, node)
+        return node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
+        self.in_assert += 1
+        test = self.visit(node.test)
+        self.in_assert -= 1
+        message = self.visit(node.msg) if node.msg is not None else None
+        meant = self.caught or (self.within and isinstance(node.test, ast.Constant))
+        helper = "holds" if meant else "must"
+        return ast.copy_location(ast.Assert(_call(helper, [test], node), message), node)
+
+    def visit_Try(self, node: Any) -> Any:
+        catches = any(one.type is None or _names(one.type) & CATCHING for one in node.handlers)
+        self.caught += catches
+        node.body = [self.visit(one) for one in node.body]
+        self.caught -= catches
+        for name in ("handlers", "orelse", "finalbody"):
+            setattr(node, name, [self.visit(one) for one in getattr(node, name)])
+        return node
+
+    def visit_TryStar(self, node: Any) -> Any:
+        return self.visit_Try(node)
+
+    def visit_With(self, node: Any) -> Any:
+        catches = any(_names(one.context_expr) & CATCHING for one in node.items)
+        self.caught += catches
+        self.within += 1
+        self.generic_visit(node)
+        self.within -= 1
+        self.caught -= catches
+        return node
+
+    def visit_AsyncWith(self, node: Any) -> Any:
+        return self.visit_With(node)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        self.generic_visit(node)
+        names = [COMPARE.get(type(one)) for one in node.ops]
+        if len(names) == 1 and names[0] and (self.in_assert or names[0] in ANYWHERE):
+            return _call(names[0], [node.left, node.comparators[0]], node)
+        if self.in_assert and len(names) > 1:
+            node.left = _call("seen", [node.left], node)
+            node.comparators = [_call("seen", [one], node) for one in node.comparators]
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        if self.in_assert and isinstance(node.op, ast.Sub):
+            return _call("minus", [node.left, node.right], node)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        name = _last_name(node.func)
+        compares = name.startswith("assert") or name in COMPARERS
+        self.in_assert += compares
+        self.generic_visit(node)
+        self.in_assert -= compares
+        if compares:
+            node.func, node.args = _constant("compared", node), [node.func, *node.args]
+        elif name in COPIES and len(node.args) == 1:
+            node.func, node.args = _constant("copied", node), [node.func, *node.args]
+        elif name in ENDLESS and not node.keywords:
+            node.func, node.args = _constant("steps", node), [node.func, *node.args]
+        elif name in CHECKS and isinstance(node.func, ast.Constant):
+            node.func = _constant(f"checked_{name}", node)
+        return node
+
+    def visit_Match(self, node: ast.Match) -> ast.stmt:
+        node.subject = _call("seen", [self.visit(node.subject)], node)
+        for case in node.cases:
+            case.guard = self.visit(case.guard) if case.guard is not None else None
+            case.body = [self.visit(one) for one in case.body]
+        return node
+
+    def visit_arguments(self, node: ast.arguments) -> ast.arguments:
+        node.defaults = [self.visit(one) for one in node.defaults]
+        node.kw_defaults = [self.visit(one) if one is not None else None for one in node.kw_defaults]
+        return node
+
+    def visit_FunctionDef(self, node: Any) -> Any:
+        outside = self.in_assert, self.caught, self.within
+        self.in_assert = self.caught = self.within = 0
+        node.args = self.visit(node.args)
+        node.decorator_list = [self.visit(one) for one in node.decorator_list]
+        node.body = [self.visit(one) for one in node.body]
+        self.in_assert, self.caught, self.within = outside
+        return node
+
+    def visit_AsyncFunctionDef(self, node: Any) -> Any:
+        return self.visit_FunctionDef(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        node.value = self.visit(node.value) if node.value is not None else None
+        node.target = self.visit(node.target)
+        return node
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _constant(name: str, node: ast.expr | ast.stmt) -> ast.expr:
+    return ast.copy_location(ast.Constant(MARK + name), node)
+
+
+def _call(name: str, arguments: list[ast.expr], node: ast.expr | ast.stmt) -> ast.expr:
+    return ast.copy_location(ast.Call(_constant(name, node), arguments, []), node)
