@@ -17,11 +17,12 @@ from flab.calibrate import CalibrationSet, LayerRunner, calibration_set, windows
 from flab.checkpoint import load
 from flab.cuts.apply import carve
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
-from flab.cuts.gram import RIDGES, Gram
+from flab.cuts.gram import MEAN_RIDGES, RIDGES, Gram, lowest
 from flab.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
 from flab.cuts.refit import Cut, Walk
 from flab.cuts.streams import Streams
 from flab.data.samples import Sample
+from flab.errors import CheckpointError
 from flab.families import family_of, head_of, layers_of, linear
 from flab.objective import kl_divergence
 from flab.pipeline import plan
@@ -271,48 +272,121 @@ def test_per_layer_lists_follow_by_index(tmp_path):
 # --- refit ---
 
 
-def random_gram(features=9, targets=4, tokens=60, seed=0):
+def random_gram(features=9, targets=4, tokens=60, seed=0, scaling="feature"):
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(features, features, generator=generator)
     x = torch.randn(tokens, features, generator=generator) @ mix
     y = torch.randn(tokens, targets, generator=generator) + x[:, :targets]
-    gram = Gram(torch.randn(targets, features, generator=generator).double())
+    gram = Gram(torch.randn(targets, features, generator=generator).double(), scaling)
     gram.add(x[:40], y[:40], held_out=False)
     gram.add(x[40:], y[40:], held_out=True)
     return gram, x.double().numpy(), y.double().numpy()
 
 
 def ridge_by_lstsq(x, y, prior, shift):
-    """argmin ||y - x w|| ^ 2 + shift ||w - prior|| ^ 2 as one stacked least-squares problem."""
-    root = np.sqrt(shift) * np.eye(x.shape[1])
+    """argmin ||y - x w|| ^ 2 + sum_j shift_j ||w_j - prior_j|| ^ 2 as one stacked least-squares problem."""
+    root = np.diag(np.sqrt(np.broadcast_to(shift, x.shape[1])))
     stacked = np.linalg.lstsq(np.vstack([x, root]), np.vstack([y, root @ prior.T]), rcond=None)[0]
     return stacked.T
 
 
+def shift_of(ridge, x, scaling, every=None):
+    """The ridge of each feature: relative to its own sum of squares, or to the mean of all of them."""
+    squares = (x**2).sum(0)
+    if scaling == "mean":
+        return ridge * squares.mean()
+    every = squares if every is None else (every**2).sum(0)
+    return ridge * every * (squares / every).mean()
+
+
+@pytest.mark.parametrize("scaling", ["feature", "mean"])
 @pytest.mark.parametrize("columns", [list(range(9)), [0, 4, 8]])
-def test_solve_equals_least_squares(columns):
-    gram, x, y = random_gram()
+def test_solve_equals_least_squares(columns, scaling):
+    gram, x, y = random_gram(scaling=scaling)
     weights, ridge = gram.solve(columns, 1e-2)
-    diagonal = (x[:, columns] ** 2).sum(0)
-    expected = ridge_by_lstsq(x[:, columns], y, gram.weight[:, columns].numpy(), 1e-2 * diagonal.mean())
+    shift = shift_of(1e-2, x[:, columns], scaling)
+    expected = ridge_by_lstsq(x[:, columns], y, gram.weight[:, columns].numpy(), shift)
     assert ridge == 1e-2
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_ridge_is_the_best_on_held_out_tokens():
-    gram, x, y = random_gram(tokens=52, seed=3)
+@pytest.mark.parametrize(("scaling", "grid"), [("feature", RIDGES), ("mean", MEAN_RIDGES)])
+def test_the_ridge_is_the_best_on_held_out_tokens(scaling, grid):
+    gram, x, y = random_gram(tokens=52, seed=3, scaling=scaling)
     errors = {}
-    for ridge in RIDGES:
-        shift = ridge * (x[:40] ** 2).sum(0).mean()
-        w = ridge_by_lstsq(x[:40], y[:40], gram.weight.numpy(), shift)
+    for ridge in grid:
+        w = ridge_by_lstsq(x[:40], y[:40], gram.weight.numpy(), shift_of(ridge, x[:40], scaling, x))
         errors[ridge] = ((y[40:] - x[40:] @ w.T) ** 2).sum()
     assert gram.solve(range(9), None)[1] == min(errors, key=errors.get)
 
 
-def cost_of(gram: Gram, columns: list[int], shift: float) -> float:
+def test_a_feature_in_other_units_changes_no_prediction():
+    """Real models have features ten thousand times larger than the rest; the refit must not depend on it."""
+    (plain, _, _), (scaled, _, _) = random_gram(), random_gram()
+    units = torch.tensor([1e4, 1, 1, 1e-4, 1, 1, 1e2, 1, 1], dtype=torch.float64)
+    for which in (0, 1):
+        scaled.gram[which] *= units * units[:, None]
+        scaled.cross[which] *= units
+    scaled.weight = scaled.weight / units
+    kept = plain.eliminate(5)
+    again = random_gram()[0]
+    assert scaled.eliminate(5) == kept
+    expected, ridge = again.solve(kept, None)
+    other = random_gram()[0]
+    for which in (0, 1):
+        other.gram[which] *= units * units[:, None]
+        other.cross[which] *= units
+    other.weight = other.weight / units
+    got, same = other.solve(kept, None)
+    assert same == ridge
+    torch.testing.assert_close(got * units[kept], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [3, 200])
+@pytest.mark.parametrize("features", [12, 300])
+def test_outliers_and_missing_rank_leave_finite_weights(features, tokens, monkeypatch):
+    """Activations of 10^4 beside ordinary ones, repeated and dead features, fewer tokens than features."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(tokens, features, generator=generator)
+    x[:, 0] *= 1e4
+    x[0] *= 1e3
+    x[:, 5] = x[:, 4]
+    x[:, 7] = 0
+    y = torch.randn(tokens, 4, generator=generator)
+    monkeypatch.setattr("flab.cuts.gram.FAST_FEATURES", 100)  # so that the larger one compares ridges in float32
+
+    def fresh_gram():
+        gram = Gram(torch.randn(4, features, generator=torch.Generator().manual_seed(2)))
+        gram.add(x, y, held_out=False)
+        gram.add(x[::2] + 0.1, y[::2], held_out=True)
+        return gram
+
+    kept = fresh_gram().eliminate(features // 2)
+    assert len(kept) == features // 2
+    weights, ridge = fresh_gram().solve(kept, None)
+    assert ridge in RIDGES
+    assert bool(torch.isfinite(weights).all())
+
+
+def test_activations_that_are_no_numbers_are_one_line():
+    gram, _, _ = random_gram()
+    gram.gram[0][2, 2] = float("nan")
+    with pytest.raises(CheckpointError, match="NaN or infinite: try --dtype float32"):
+        gram.solve(range(9), None)
+
+
+@pytest.mark.parametrize("best", range(5))
+@pytest.mark.parametrize("start", [None, 0, 2, 4])
+def test_the_lowest_of_a_valley_is_found_from_anywhere(best, start):
+    grid = (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert lowest(grid, lambda value: abs(value - grid[best]), start) == grid[best]
+    assert lowest(grid, lambda value: 0.0, start) == 5.0
+
+
+def cost_of(gram: Gram, columns: list[int], shift: torch.Tensor) -> float:
     """What the best weights on these columns leave, by the objective that the elimination downdates."""
     total, cross = gram.gram[0] + gram.gram[1], gram.cross[0] + gram.cross[1] + shift * gram.weight
-    left = total[columns][:, columns] + shift * torch.eye(len(columns), dtype=torch.float64)
+    left = total[columns][:, columns] + shift[columns].diag()
     return -float((torch.linalg.solve(left, cross[:, columns].T) * cross[:, columns].T).sum())
 
 
@@ -337,7 +411,7 @@ def test_elimination_equals_brute_force_greedy(forced):
     from flab.cuts.gram import ELIMINATION_RIDGE
 
     gram, _, _ = random_gram(seed=5)
-    shift = float(ELIMINATION_RIDGE * (gram.gram[0] + gram.gram[1]).diagonal().mean())
+    shift = ELIMINATION_RIDGE * (gram.gram[0] + gram.gram[1]).diagonal()
     alive = list(range(9))
     while len(alive) - len(forced) > 3:
         trials = {j: cost_of(gram, [i for i in alive if i != j], shift) for j in alive if j not in forced}

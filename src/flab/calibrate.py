@@ -23,6 +23,7 @@ from flab.families import Family, embedding_of, extended, ffn_activations, layer
 HELD_OUT_EVERY = 8  # rows that choose the ridge
 COMPARE_EVERY = 5  # windows that only compare candidates
 PAD_MULTIPLE = 16
+MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
 ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
 
 
@@ -72,9 +73,28 @@ class CalibrationSet:
         return any(bool(b.held_out.any()) for b in self.fit)
 
 
-def windows_of(samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None) -> list[Window]:
-    """The samples as token windows; a prompt with an answer ends with ``eos`` and answers start where the prompt's text ends."""
+def special_prefix(tokenizer: Tokenizer) -> list[int]:
+    """The ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
+    return whole[: starts[0]] if starts else []
+
+
+def windows_of(
+    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None, prefix: Sequence[int] = ()
+) -> list[Window]:
+    """The samples as token windows; a prompt with an answer ends with ``eos`` and answers start where the prompt's text ends.
+
+    Args:
+        samples: the texts.
+        tokenizer: splits them.
+        max_length: tokens of the longest window, the prefix included.
+        eos: ends an answer, if not None.
+        prefix: ids that every window begins with, such as BOS.
+    """
     windows = []
+    room = max(1, max_length - len(prefix))
     for index, sample in enumerate(samples):
         encoding = tokenizer.encode(sample.text, add_special_tokens=False)
         ids, answer_from = list(encoding.ids), len(encoding.ids)
@@ -82,10 +102,10 @@ def windows_of(samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int,
             starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
             answer_from = starts[0] if starts else len(ids)
             ids += [eos] if eos is not None else []
-        for start in range(0, len(ids), max_length):
-            part = ids[start : start + max_length]
+        for start in range(0, len(ids), room):
+            part = ids[start : start + room]
             if len(part) > 1:
-                windows.append(Window(part, max(0, answer_from - start), index))
+                windows.append(Window([*prefix, *part], max(0, answer_from - start) + len(prefix), index))
     return windows
 
 
@@ -115,6 +135,12 @@ def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weig
     samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
     fitted, compared = (_batches(part, batch_tokens, prompt_weight) for part in (fit, compare))
     return CalibrationSet(fitted, compared, samples)
+
+
+def first_batches(data: CalibrationSet, tokens: int) -> CalibrationSet:
+    """About so many of the tokens to fit on, from batches of all lengths, and nothing to compare on."""
+    stride = max(1, data.num_fit_tokens // tokens)
+    return CalibrationSet(data.fit[stride // 2 :: stride] or data.fit[:1], [], [])
 
 
 def _batches(windows: list[Window], batch_tokens: int, prompt_weight: float) -> list[Batch]:
@@ -177,13 +203,17 @@ def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
 class LayerRunner:
     """Runs single layers of a model with the masks and positions that the model itself gives each of them.
 
-    Layers may be held in a narrower dtype than the rest of the model: each is widened while it works.
+    Layers may be held in a narrower dtype than the rest of the model. Each is widened while it works, unless the model was
+    opened for mixed precision (:func:`flab.prepare.open_to_cut`): then the products inside a layer are made in the layer's own
+    16 bits, and the residual stream, the norms and all statistics stay in float32.
     """
 
     def __init__(self, model: Any, family: Family) -> None:
-        self.model, self.family = model, family
+        self.model = model
+        self.family = family
         self.layers = list(layers_of(model, family))
         self.dtype = embedding_of(model, family).weight.dtype
+        self.mixed: bool = getattr(model, MIXED_MARK, False)
         self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     @torch.no_grad()
@@ -214,7 +244,7 @@ class LayerRunner:
     def at_work(self, index: int) -> Iterator[nn.Module]:
         """Layer ``index`` with its parameters in the computing precision; afterwards they are what they were."""
         layer, held = self.layers[index], []
-        for module in layer.modules():
+        for module in layer.modules() if not self.mixed else ():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dtype != self.dtype:
                     held.append((module, name, parameter))
@@ -225,10 +255,25 @@ class LayerRunner:
             for module, name, parameter in held:
                 setattr(module, name, parameter)
 
-    def widen(self) -> None:
-        """Put all layers into the computing precision for good, as the model called as a whole needs them."""
+    def products(self) -> contextlib.AbstractContextManager[None]:
+        """The precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
+        if not self.mixed:
+            return contextlib.nullcontext()
+        weight = linear(self.layers[0], self.family.ffn_out).weight
+        return torch.autocast(weight.device.type, dtype=weight.dtype)
+
+    def widen(self, dtype: torch.dtype | None = None) -> None:
+        """Put all parameters into one precision for good, as the model called as a whole needs them.
+
+        Args:
+            dtype: by default the computing precision, which in mixed precision is that of the layers.
+        """
+        if dtype is None:
+            dtype = linear(self.layers[0], self.family.ffn_out).weight.dtype if self.mixed else self.dtype
         for parameter in self.model.parameters():
-            parameter.data = parameter.data.to(self.dtype)
+            parameter.data = parameter.data.to(dtype)
+        setattr(self.model, MIXED_MARK, False)
+        self.mixed = False
 
     def _call(self, index: int, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
@@ -245,7 +290,8 @@ class LayerRunner:
     def run(self, index: int, hidden_BTD: torch.Tensor, module: nn.Module) -> torch.Tensor:
         """The output of ``module`` standing in for layer ``index``, (B, T, D); gradients are not turned off."""
         hidden, kwargs = self._call(index, hidden_BTD)
-        output = module(hidden, **kwargs)
+        with self.products():
+            output = module(hidden, **kwargs)
         return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -256,7 +302,7 @@ class LayerRunner:
         projection = linear(self.layers[index], self.family.attention_out)
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
-            with self.at_work(index) as layer:
+            with self.at_work(index) as layer, self.products():
                 normed = layer.get_submodule(self.family.input_norm)(hidden)
                 layer.get_submodule(self.family.attention)(hidden_states=normed, **kwargs)
         finally:
@@ -266,7 +312,7 @@ class LayerRunner:
     @torch.no_grad()
     def ffn_features(self, index: int, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """What enters the FFN's output projection of layer ``index``, (..., F), by its own or the given input projections."""
-        with self.at_work(index) as layer:
+        with self.at_work(index) as layer, self.products():
             return ffn_activations(layer, self.family, mid.to(self.device(index)), inputs)
 
     @torch.no_grad()
@@ -283,7 +329,8 @@ class LayerRunner:
             weight, bias = (own.weight, own.bias) if output is None else (output, None)
             for mid in by_rows(mid_BTD.to(weight.device).flatten(0, -2), own.in_features):
                 features = extended(self.ffn_features(index, mid, inputs), weight.shape[1])
-                parts.append(mid + nn.functional.linear(features, weight, bias))
+                with self.products():
+                    parts.append(mid + nn.functional.linear(features, weight, bias))
         return torch.cat(parts).view(mid_BTD.shape)
 
     @torch.no_grad()

@@ -67,4 +67,5 @@ def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
         "general": recipe.general,
         "seed": recipe.seed,
         "prompt_weight": recipe.prompt_weight,
+        "special_tokens": True,
     }

@@ -252,7 +252,8 @@ def replay_cut(plan: Plan, kind: str) -> Cut:
     refit = plan.refit
     return Cut(
         plan.layers.kept, plan.width.after, kind, refit.output_projection, None,
-        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.reconstruction_rates,
+        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.descended, refit.scaling,
+        refit.reconstruction_rates,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flab.budget import Pins, Shape, Split, feasible_splits
 from flab.calibrate import HELD_OUT_EVERY, CalibrationSet
 from flab.checkpoint import Checkpoint, fingerprint
 from flab.cuts.apply import carve
+from flab.cuts.gram import RIDGES
 from flab.cuts.new_layer import NewLayer
 from flab.cuts.streams import Streams
 from flab.errors import OptionError
@@ -25,12 +27,12 @@ from flab.families import Family, head_of, shape_of
 from flab.judging import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
 from flab.material import Material, prepare_material
 from flab.models.folder import resolve, stored_dtype
-from flab.plans import NEWTON_FIRST, Kept, Plan, Refit
+from flab.plans import ITERATIVE, Kept, Plan, Refit
 from flab.prepare import (
     Texts,
     announce,
-    compute_dtype,
     cut_to_vocabulary,
+    cutting_dtype,
     first_tokens,
     free,
     open_to_cut,
@@ -94,6 +96,8 @@ class Bench:
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
         candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
+        if math.isnan(candidate.kl_search):
+            candidate.kl_search = candidate.kl
         built.tokenizer = self.material.tokenizer
         return built
 
@@ -140,7 +144,7 @@ def make_plan(
     winner = decide(candidates, finalists, bench.judge)
     clock.lap("finalists")
     built = bench.build(winner, bench.material.data, streams=bench.material.streams if shared is not None else None)
-    bench.search.warnings += deep_cut_hint(recipe, winner)
+    bench.search.warnings += deep_cut_hint(recipe, winner) + ridges_at_the_end(bench.decisions)
     clock.lap("winner")
     if shared is not None:
         bench.try_tests(winner, built)
@@ -176,7 +180,8 @@ def prepare_bench(
         say(f"budget {100 * recipe.remove:g} %")
     known = shared.known if shared is not None else Known()
     search = Search(
-        checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams
+        checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams,
+        winner_tokens=material.data.num_fit_tokens,
     )  # fmt: skip
     search.warnings += few_texts(recipe, shape, material.data)
     bench = Bench(resolve(model), recipe, options, texts, family, shape, material, splits, search)
@@ -191,11 +196,29 @@ def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
             f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
             "many; raise --tokens or give more text."
         )
-    if recipe.refit in NEWTON_FIRST and not data.has_held_out:
+    if recipe.refit in ITERATIVE and not data.has_held_out:
         found.append(
             f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: --refit {recipe.refit} "
             "does no more than --refit residual; give more text."
         )
+    return found
+
+
+def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
+    """What a ridge at an end of the grid says about the calibration text."""
+    found = []
+    for part, ridges in {
+        "FFN": [d.ridge_ffn for d in decisions],
+        "attention": [d.ridge_attention for d in decisions],
+    }.items():
+        fitted = [ridge for ridge in ridges if ridge > 0]
+        if held_back := sum(ridge >= RIDGES[-1] for ridge in fitted):
+            found.append(
+                f"{part}: in {held_back} of {len(fitted)} layers held-out tokens allowed hardly any correction; more --tokens "
+                "would allow more."
+            )
+        if loose := sum(ridge <= RIDGES[0] for ridge in fitted):
+            found.append(f"{part}: in {loose} of {len(fitted)} layers the smallest ridge was best.")
     return found
 
 
@@ -204,8 +227,6 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
     shape, split, recipe = bench.shape, winner.split, bench.recipe
     decisions = bench.decisions
     kind = bench.search.cut_for(split, winner.removed).kind
-    names = ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rate")
-    solved = [[getattr(d, name) for d in decisions] for name in names]
     return Plan(
         remove=recipe.remove,
         model=model_facts(bench.source, bench.family, bench.options),
@@ -213,7 +234,16 @@ def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: 
         vocabulary=Kept(shape.vocabulary, len(bench.material.kept), bench.material.kept),
         layers=Kept(shape.layers, split.layers, winner.kept_layers),
         width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
-        refit=Refit(kind, recipe.output_projection, *solved),
+        refit=Refit(
+            kind=kind,
+            output_projection=recipe.output_projection,
+            ridge_ffn=[d.ridge_ffn for d in decisions],
+            ridge_attention=[d.ridge_attention for d in decisions],
+            newton_steps=[d.newton_steps for d in decisions],
+            reconstruction_rates=[d.reconstruction_rate for d in decisions],
+            descended=[d.descended for d in decisions],
+            scaling="feature",
+        ),
         parameters_before=shape.total,
         parameters_after=split.parameters,
         body_before=shape.body(shape.layers, shape.width),
@@ -236,7 +266,7 @@ def model_facts(source: Path, family: Family, options: Options) -> dict[str, Any
         "sha256": fingerprint(source),
         "model_type": family.model_type,
         "stored_dtype": stored_dtype(source),
-        "compute_dtype": compute_dtype(source, options),
+        "compute_dtype": cutting_dtype(source, options),
     }
 
 

@@ -16,9 +16,11 @@ from flab.errors import PlanError
 from flab.files import read_regular, write_text
 
 FORMAT = 1
-REFITS = ("reconstruction", "newton", "residual", "simple", "none")  # from dear to cheap
+REFITS = ("reconstruction", "newton", "descent", "residual", "simple", "none")
 NEWTON_FIRST = REFITS[:2]  # those that begin with the Newton refit
-RESIDUAL_FIRST = REFITS[:3]  # those that begin with the residual refit
+ITERATIVE = REFITS[:3]  # those that move the neurons too, and need held-out tokens for it
+RESIDUAL_FIRST = REFITS[:4]  # those that begin with the residual refit
+SCALINGS = ("feature", "mean")
 STORED_DTYPES = ("float32", "bfloat16", "float16")
 NUMBER: tuple[type, ...] = (int, float)
 FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the model and of the calibration
@@ -45,9 +47,10 @@ class Kept:
 class Refit:
     """How the remaining weights are corrected: the kind, and the ridge chosen for every layer.
 
-    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer, relative to the mean of the Gram's diagonal;
+    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer;
     ``newton_steps`` how many Gauss-Newton steps each layer took, ``reconstruction_rates`` at which rate it was reconstructed
-    (0 where it was not).
+    (0 where it was not), ``descended`` whether the descent refit moved it. With ``scaling`` "feature" a ridge is relative to
+    each feature's own size and a token's error to its stream; "mean", which a plan without this field has, is flab 0.1's way.
     """
 
     kind: str = "newton"
@@ -56,6 +59,8 @@ class Refit:
     ridge_attention: list[float] = field(default_factory=list)
     newton_steps: list[int] = field(default_factory=list)
     reconstruction_rates: list[float] = field(default_factory=list)
+    descended: list[bool] = field(default_factory=list)
+    scaling: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,12 @@ def _check_refit(plan: Plan) -> None:
     refit = plan.refit
     if refit.kind not in REFITS:
         raise ValueError(f"unknown refit {refit.kind!r}, allowed: {', '.join(REFITS)}")
-    for name in ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rates"):
+    if refit.scaling not in SCALINGS:
+        raise ValueError(f"unknown scaling {refit.scaling!r}, allowed: {', '.join(SCALINGS)}")
+    kinds: dict[str, Any] = {"newton_steps": int, "descended": bool}
+    for name in ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rates", "descended"):
         chosen = getattr(refit, name)
-        kind: Any = int if name == "newton_steps" else NUMBER
+        kind = kinds.get(name, NUMBER)
         right = all(isinstance(value, kind) and 0 <= value < math.inf for value in chosen)
         if len(chosen) not in (0, plan.layers.after) or not right:
             raise ValueError(f"{name} of the refit are not {plan.layers.after} numbers from 0 on")

@@ -15,8 +15,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from flab.calibrate import CalibrationSet, Window, calibration_set, select_windows, windows_of
+from flab.calibrate import (
+    MIXED_MARK,
+    CalibrationSet,
+    Window,
+    calibration_set,
+    select_windows,
+    special_prefix,
+    windows_of,
+)
 from flab.checkpoint import Checkpoint, load, try_saving
+from flab.cuts.curvature import multiplies_bfloat16
 from flab.cuts.vocabulary import TokenizerModel, cut_vocabulary, rewrite_tokenizer
 from flab.data.samples import (
     Sample,
@@ -34,8 +43,10 @@ from flab.models.folder import resolve, stored_dtype, weight_dtypes, weight_file
 from flab.progress import say_once
 from flab.recipe import Options, Recipe
 
+MIXED = "mixed"  # the name of this precision in plans
 NARROW = {"bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
+MIXED_BYTES = 2**26  # from this on a model with 16-bit weights is cut in mixed precision
 
 
 @dataclass(frozen=True)
@@ -97,11 +108,25 @@ def verify_sources(texts: Texts, planned: Sequence[dict[str, str]]) -> None:
 
 
 def compute_dtype(path: Path, options: Options) -> str:
-    """The precision to compute in: as asked; float32 for small models on a CPU; else as stored."""
+    """The precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
     if options.dtype != "auto":
         return options.dtype
     small = sum(f.stat().st_size for f in weight_files(path)) < SMALL_WEIGHTS_BYTES
     return "float32" if options.device == "cpu" and small else "auto"
+
+
+def cutting_dtype(path: Path, options: Options) -> str:
+    """The precision to plan and cut in: as asked, else ``mixed`` where the weights are bfloat16 and the device multiplies it.
+
+    Mixed precision multiplies inside a layer in bfloat16 and keeps the residual stream and all statistics in float32. The
+    stream of a real model holds activations thousands of times larger than the rest; beside them a bfloat16 stream would
+    lose the rest. Models of a few million parameters are cut in float32, which costs them little.
+    """
+    if options.dtype != "auto" or options.device == "auto":
+        return compute_dtype(path, options)
+    large = sum(f.stat().st_size for f in weight_files(path)) >= MIXED_BYTES
+    narrow = weight_dtypes(path) == {"BF16"} and stored_dtype(path) == "bfloat16"
+    return MIXED if large and narrow and multiplies_bfloat16(options.device) else compute_dtype(path, options)
 
 
 def same_precision(path: Path, options: Options) -> Options:
@@ -126,15 +151,19 @@ def open_model(source: str | Path, options: Options, dtype: str | None = None) -
 def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
     """Load a model to be read and cut layer by layer: its layers stay as they are stored where all is 16 bits wide.
 
-    All else is in the computing precision, to which :class:`flab.calibrate.LayerRunner` widens one layer at a time. To call
-    the model as a whole, :meth:`~flab.calibrate.LayerRunner.widen` it.
+    All else is in float32. :class:`flab.calibrate.LayerRunner` widens one layer at a time, or multiplies in the layers' own 16
+    bits where ``dtype`` is "mixed". To call the model as a whole, :meth:`~flab.calibrate.LayerRunner.widen` it.
 
     Raises:
         CheckpointError, UnsupportedModelError
     """
     path = resolve(source)
-    computing, stored = dtype or compute_dtype(path, options), stored_dtype(path)
-    narrow = computing == "float32" and options.device != "auto" and weight_dtypes(path) == {NARROW.get(stored)}
+    computing = dtype or cutting_dtype(path, options)
+    stored = stored_dtype(path)
+    mixed = computing == MIXED
+    narrow = mixed or (
+        computing == "float32" and options.device != "auto" and weight_dtypes(path) == {NARROW.get(stored)}
+    )
     checkpoint, family = open_model(path, options, stored if narrow else computing)
     try_saving(checkpoint, family)
     if narrow:
@@ -142,6 +171,7 @@ def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) 
         for parameter in checkpoint.model.parameters():
             # a copy lets go of the mapped file, which would stay in memory as long as any tensor of it does
             parameter.data = parameter.data.clone() if id(parameter) in inside else parameter.data.float()
+    setattr(checkpoint.model, MIXED_MARK, mixed)
     return checkpoint, family
 
 
@@ -180,21 +210,25 @@ def end_of_text(model: Any, kept: list[int]) -> int | None:
 def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, settings: dict[str, Any]) -> list[Window]:
     """The windows of the calibration tokens, shuffled by seed; general text carries sample -1.
 
-    ``settings`` holds tokens, max_length, general and seed.
+    ``settings`` holds tokens, max_length, general, seed, and whether windows begin with the tokenizer's own prefix (BOS),
+    which plans of flab 0.1 do not.
 
     Raises:
         DataError: when fewer than two windows come out.
     """
     length = settings["max_length"]
-    task = windows_of(texts.task, tokenizer, length, eos)
-    general = _general_windows(texts.general, tokenizer, settings)
+    prefix = special_prefix(tokenizer) if settings.get("special_tokens") else []
+    task = windows_of(texts.task, tokenizer, length, eos, prefix)
+    general = _general_windows(texts.general, tokenizer, settings, prefix)
     windows = select_windows(task, general, settings["tokens"], settings["general"], settings["seed"])
     if len(windows) < 2:
         raise DataError("the calibration text gives fewer than two sequences of tokens: add more text.")
     return windows
 
 
-def _general_windows(samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any]) -> list[Window]:
+def _general_windows(
+    samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any], prefix: list[int]
+) -> list[Window]:
     """Windows of whole general texts, taken in a seeded order until there are four times as many tokens as asked.
 
     More than are used, so that the windows chosen from them come from many files.
@@ -206,7 +240,7 @@ def _general_windows(samples: list[Sample], tokenizer: Tokenizer, settings: dict
     for sample in order:
         if tokens > 4 * settings["tokens"] * settings["general"]:
             break
-        found = windows_of([sample], tokenizer, settings["max_length"], None)
+        found = windows_of([sample], tokenizer, settings["max_length"], None, prefix)
         windows += [Window(w.ids, len(w.ids), -1) for w in found]
         tokens += sum(len(w.ids) for w in found)
     return windows

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from flab.budget import Shape, Split
-from flab.calibrate import CalibrationSet, LayerRunner
+from flab.calibrate import CalibrationSet, LayerRunner, first_batches
 from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
-from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
+from flab.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.cuts.refit import Cut, Walk
 from flab.cuts.streams import Streams
 from flab.errors import BudgetError
 from flab.families import Family, head_of
-from flab.plans import NEWTON_FIRST
+from flab.plans import ITERATIVE
 from flab.progress import say, track
 from flab.recipe import Recipe
 
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
 DEEP_KL = 0.05  # nats per token: by then answers change
+PROBED_PARAMETERS = 100_000_000  # from this size on, depth is probed on few tokens before any split is built
+PROBE_TOKENS = 1024
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Candidate:
     kept_layers: list[int]
     removed_fraction: float
     flops_per_token: int
-    kl_search: float
+    kl_search: float  # nan until the winner is built, where there was nothing to compare it with
     kl: float | None = None
     kl_answer: float | None = None
     task_success: float | None = None
@@ -80,6 +82,7 @@ class Search:
     warnings: list[str] = field(default_factory=list)
     scores: torch.Tensor | None = None
     streams: Streams = field(default_factory=Streams)
+    winner_tokens: int | None = None  # that the winner is fitted on; None: as many as the candidates
 
     @property
     def layer_path(self) -> list[dict[str, Any]]:
@@ -87,17 +90,22 @@ class Search:
         return self.known.layer_path
 
     def score_neurons(self) -> None:
-        """Scores by the recipe's criterion, or None where elimination chooses during the walk."""
-        criterion, tokens = self.recipe.neuron_criterion, self.data.num_fit_tokens
-        if criterion == "elimination" and tokens < self.shape.width:
+        """Scores by the recipe's criterion, or None where elimination chooses during the walk.
+
+        Candidates are compared on few tokens. Where these are fewer than the neurons of a layer, the statistics cannot tell
+        the neurons apart, and the candidates are compared with neurons chosen by activation; the winner has more tokens.
+        """
+        criterion = self.recipe.neuron_criterion
+        if criterion == "elimination" and self.data.num_fit_tokens < self.shape.width:
             criterion = "activation"
-            self.warnings.append(
-                f"{tokens} calibration tokens are fewer than the {self.shape.width} neurons of a layer: "
-                "neurons are chosen by activation instead of elimination; give more text or raise --tokens."
-            )
         if criterion != "elimination":
             runner = LayerRunner(self.model, self.family)
             self.scores = FFN_CRITERIA[criterion](NeuronSearch(runner, self.data.fit, self.recipe.seed))
+        if self.winner_tokens is not None and self.winner_tokens < self.shape.width and self.scores is not None:
+            self.warnings.append(
+                f"{self.winner_tokens} calibration tokens are fewer than the {self.shape.width} neurons of a layer: "
+                "neurons are chosen by activation instead of elimination; give more text or raise --tokens."
+            )
 
     def removals(self) -> Iterator[tuple[int, ...]]:
         """The removed set for 0, 1, 2, ... layers."""
@@ -111,7 +119,9 @@ class Search:
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
         """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
-        refit = "residual" if compared and self.recipe.refit in NEWTON_FIRST else self.recipe.refit
+        by_statistics = self.recipe.neuron_criterion == "elimination" and not compared
+        enough = self.winner_tokens is None or self.winner_tokens >= self.shape.width
+        refit = "residual" if compared and self.recipe.refit in ITERATIVE else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
         return Cut(
@@ -119,7 +129,7 @@ class Search:
             split.width,
             "none" if nothing else refit,
             self.recipe.output_projection,
-            self.scores,
+            None if by_statistics and enough else self.scores,
         )
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
@@ -129,17 +139,59 @@ class Search:
         for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers):
             pass
         kl, kl_answer = walk.divergence(head_of(self.model, self.family))
-        flops = self.shape.flops_per_token(split.vocabulary, split.layers, split.width)
-        fraction = 1 - split.parameters / self.shape.total
+        return self.candidate(split, removed, kl, _number(kl_answer))
+
+    def candidate(
+        self, split: Split, removed: Sequence[int], kl: float = math.nan, kl_answer: float | None = None
+    ) -> Candidate:
+        """A split with its sizes; one that is alone needs no KL before it is built as the winner."""
         return Candidate(
-            split,
-            list(cut.kept_layers),
-            fraction,
-            flops,
-            kl,
-            kl_answer=_number(kl_answer),
+            split=split,
+            kept_layers=[i for i in range(self.shape.layers) if i not in set(removed)],
+            removed_fraction=1 - split.parameters / self.shape.total,
+            flops_per_token=self.shape.flops_per_token(split.vocabulary, split.layers, split.width),
+            kl_search=kl,
+            kl_answer=kl_answer,
             removed=tuple(removed),
         )
+
+
+def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence[Split]:
+    """Leave out all splits of fewer layers where losing one layer alone costs more than the whole cut of the widths.
+
+    Scoring every layer and building a split of each depth would take hours on a model of a billion parameters. The KL of the
+    best single removal, nothing else cut, is a floor for every split of fewer layers before the refit; it is compared with the
+    deepest split before the refit, on the same few tokens.
+    """
+    deepest, *shallower = splits
+    if (
+        deepest.layers < search.shape.layers
+        or search.recipe.drop_layers is not None
+        or search.recipe.layer_criterion != "kl"
+    ):
+        return splits
+    few = first_batches(search.data, PROBE_TOKENS)
+    runner = LayerRunner(search.model, search.family)
+    cut = replace(search.cut_for(deepest, (), compared=True), kind="none", scores=search.scores)
+    if cut.scores is None:
+        cut = replace(cut, scores=FFN_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
+    walk = Walk(runner, cut, few.fit, few.fit)
+    for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers):
+        pass
+    narrow, _ = walk.divergence(head_of(search.model, search.family))
+    layers = LayerSearch(runner, few.fit, search.recipe.seed)
+    removed = next(by_kl(layers))
+    shorter = layers.path[0]["kl"]
+    say(
+        f"  before any refit: {deepest.layers} x {deepest.width} KL {narrow:.3f}; without layer {removed[0]} alone {shorter:.3f}"
+    )
+    if shorter <= narrow:
+        return splits
+    search.warnings.append(
+        f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
+        f"and with all layers {deepest.width} neurons wide {narrow:.3f}, both before the refit."
+    )
+    return [deepest]
 
 
 def _number(value: float) -> float | None:
@@ -150,10 +202,14 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
     """Measure the feasible splits from the deepest on, until so many in a row as patience has are worse than the best."""
     search.score_neurons()
     known = search.known
+    if search.shape.total >= PROBED_PARAMETERS and len(splits) > 1:
+        splits = without_hopeless_depths(search, splits)
     most = max(min(known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
     by_layers = {split.layers: split for split in splits if split.layers <= most}
     if search.recipe.drop_layers is not None:
-        return [search.measure(_dropped_split(search, splits), search.recipe.drop_layers)]
+        return [search.candidate(_dropped_split(search, splits), search.recipe.drop_layers)]
+    if len(by_layers) == 1 and search.shape.layers in by_layers:
+        return [search.candidate(by_layers[search.shape.layers], ())]  # nothing to compare it with
     candidates: list[Candidate] = []
     for removed in search.removals():
         split = by_layers.pop(search.shape.layers - len(removed), None)

@@ -20,15 +20,18 @@ Theta = list[torch.Tensor]
 
 
 def product_dtype(like: torch.Tensor) -> torch.dtype:
-    """bfloat16 for float32 where the machine multiplies bfloat16 natively (a processor without does so slowly)."""
+    """bfloat16 for float32 where the device multiplies bfloat16 natively (a processor without does so slowly)."""
     if like.dtype != torch.float32:
         return like.dtype
-    if like.device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-        native = like.device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device ("cpu", "cuda", "cuda:1") has instructions for bfloat16 products."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return device == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @dataclass

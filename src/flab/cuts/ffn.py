@@ -72,7 +72,7 @@ def _score_gradient(
         [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs],
     )
     embedding = embedding_of(model, search.runner.family)
-    search.runner.widen()
+    search.runner.widen(search.runner.dtype)  # gradients want more than 16 bits
     for batch in track(search.batches, title):
         inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)
         with contextlib.ExitStack() as stack, torch.enable_grad():

@@ -2,26 +2,41 @@
 
 Gram and cross matrices are float64, those of held-out tokens apart; activations are never kept. Of a Gram matrix the lower
 triangle is used. All that is P x P large is made in place: beside the two Gram matrices there is one more, never two.
+
+Every feature is divided by its own root mean square before anything is factored (equilibration), so a ridge means the same
+for each. Real models need this: a few features are thousands of times larger than the rest, and a ridge relative to the mean
+of the diagonal would hold those back not at all and all others completely.
 Legend: N tokens, D targets, P features (FFN neurons or attention outputs, one more where the layer has a bias).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
-ELIMINATION_RIDGE = 1e-3
+from flab.errors import CheckpointError
+
+RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 100.0)  # at the last hardly anything moves
+FIRST_RIDGE = 4  # where a search among many features begins
+MEAN_RIDGES = RIDGES[:3] + RIDGES[4:5]  # relative to the mean of the diagonal, as in plans of flab 0.1
+ELIMINATION_RIDGE = 1e-2
 ELIMINATION_ROUNDS = 16
+ALL_RIDGES = 1024  # up to so many features every ridge is tried, above only those on the way down from the first
+FAST_FEATURES = 2048  # above so many features the ridges are compared in float32, which is twice as fast
+ATTEMPTS = 4  # to factor a matrix, with ten times the ridge each time
 BLOCK_ROWS = 512  # of a matrix at once, where a copy of all of it would be made
 
 
 class Gram:
     """Sums over tokens for one least-squares problem: features x features and targets x features, fit and held-out."""
 
-    def __init__(self, weight_DP: torch.Tensor) -> None:
+    def __init__(self, weight_DP: torch.Tensor, scaling: str = "feature") -> None:
+        """``scaling`` is "feature", or "mean" for a ridge relative to the mean over the features, as in older plans."""
         targets, features = weight_DP.shape
+        self.scaling = scaling
         zeros = {"dtype": torch.float64, "device": weight_DP.device}
         self.weight = weight_DP  # in any precision: made float64 where it is used
         self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
@@ -41,19 +56,49 @@ class Gram:
 
         Args:
             columns: the features that stay, ascending.
-            ridge: relative to the mean of the Gram matrix's diagonal.
+            ridge: relative to each feature's own mean square, or to the mean of all of them (``scaling``).
 
         Returns:
             The weights (D, P') of these columns, and the ridge.
+
+        Raises:
+            CheckpointError: the statistics are not finite.
         """
         index = torch.tensor(list(columns), device=self.weight.device)
         fit, held = (_taken(gram.tril_(), index) for gram in self.gram)
         fit_cross, held_cross = (cross[:, index] for cross in self.cross)
-        prior, work = self.weight[:, index].double(), _column_major(fit)
+        # In units of each feature: x_j / d_j with weights W_j d_j.
+        scale = self._scale(fit.diagonal() + held.diagonal())
+        for gram in (fit, held):
+            _divide(gram, scale)
+        fit_cross = fit_cross / scale
+        held_cross = held_cross / scale
+        prior = self.weight[:, index].double() * scale
+        work = _column_major(fit)
         if ridge is None:
-            errors = {r: _squared_error(_ridge(fit, fit_cross, prior, r, work), held, held_cross) for r in RIDGES}
-            ridge = min(errors, key=lambda r: (errors[r], -r))
-        return _ridge(fit.add_(held), fit_cross + held_cross, prior, ridge, work), ridge
+            quick = torch.float32 if len(index) > FAST_FEATURES else torch.float64
+            work_quick = work if quick == work.dtype else _column_major(fit.new_empty(0, dtype=quick), len(index))
+
+            def held_out_error(ridge: float) -> float:
+                try:
+                    weights = _ridge(fit, fit_cross, prior, ridge, work_quick)
+                except LinAlgError:
+                    return math.inf
+                return _squared_error(weights, held, held_cross)
+
+            grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
+            ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else FIRST_RIDGE)
+        return _ridge_at_last(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
+
+    def _scale(self, diagonal: torch.Tensor) -> torch.Tensor:
+        """What each feature is divided by: the root of its sum of squares, 1 for a feature that is always zero."""
+        if not bool(torch.isfinite(diagonal).all()):
+            raise CheckpointError(
+                "the model's activations on the calibration text are NaN or infinite: try --dtype float32, or check the weights."
+            )
+        if self.scaling == "mean":
+            return torch.ones_like(diagonal)
+        return torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
 
     def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
         """Backward elimination (optimal-brain-surgeon order) down to ``width`` columns, ascending; ``forced`` stay besides.
@@ -61,12 +106,14 @@ class Gram:
         In each of about 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
         """
         inverse = torch.add(*self.gram, out=_column_major(self.gram[0]))
+        scale = self._scale(inverse.diagonal())
+        _divide(inverse, scale)
         shift = ELIMINATION_RIDGE * inverse.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         inverse.diagonal().add_(shift)
         torch.cholesky_inverse(torch.linalg.cholesky(inverse, out=inverse), out=inverse)
         inverse = inverse.T  # symmetric: the same by rows
-        right = self.cross[0] + self.cross[1]
-        weights = right.add_(shift * self.weight.double()) @ inverse
+        right = (self.cross[0] + self.cross[1]).div_(scale)
+        weights = right.add_(shift * (self.weight.double() * scale)) @ inverse
         del right
         alive = torch.arange(len(inverse), device=inverse.device)
         kept_anyway = torch.tensor(list(forced), device=alive.device, dtype=alive.dtype)
@@ -92,9 +139,38 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK_ROWS, size)) for start in range(0, size, BLOCK_ROWS))
 
 
-def _column_major(like: torch.Tensor) -> torch.Tensor:
+def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | None) -> float:
+    """The value of a grid with the lowest error, the larger one of equals.
+
+    Args:
+        grid: ascending values.
+        error: what to minimise.
+        start: a place in the grid, from which it goes downhill; ``None`` tries all values.
+    """
+    if start is None:
+        errors = {value: error(value) for value in grid}
+        return min(errors, key=lambda value: (errors[value], -value))
+    at = start
+    best = error(grid[at])
+    for step in (1, -1):
+        while 0 <= at + step < len(grid):
+            found = error(grid[at + step])
+            if found > best or (found == best and step < 0):
+                break
+            at += step
+            best = found
+    return grid[at]
+
+
+def _divide(matrix: torch.Tensor, scale: torch.Tensor) -> None:
+    """Divide rows and columns by the scale, in place."""
+    matrix.div_(scale).div_(scale[:, None])
+
+
+def _column_major(like: torch.Tensor, size: int | None = None) -> torch.Tensor:
     """An empty square matrix in the layout in which LAPACK factors in place."""
-    return torch.empty_like(like, memory_format=torch.contiguous_format).T
+    size = size if size is not None else len(like)
+    return like.new_empty(size, size).T
 
 
 def _taken(
@@ -117,17 +193,38 @@ def _taken(
 def _ridge(
     gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float, work: torch.Tensor
 ) -> torch.Tensor:
-    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums; ``work`` is column-major and overwritten."""
+    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums; ``work`` is column-major and overwritten.
+
+    It is solved in the precision of ``work``.
+    """
     shift = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     work.copy_(gram).diagonal().add_(shift)
     factor = torch.linalg.cholesky(work, out=work)
-    right = (cross + shift * prior).T  # column-major too: solved in place
+    right = (cross + shift * prior).to(work.dtype).T  # column-major too: solved in place
     torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     torch.linalg.solve_triangular(factor.T, right, upper=True, out=right)
     return right.T
 
 
+def _ridge_at_last(
+    gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float, work: torch.Tensor
+) -> torch.Tensor:
+    """As :func:`_ridge`, with a larger ridge where rounding left the matrix without a factor."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return _ridge(gram, cross, prior, ridge * 10**attempt, work)
+        except LinAlgError:
+            continue
+    raise CheckpointError(
+        "the statistics of a layer cannot be solved even with a large ridge: give more calibration text, or --refit none."
+    )
+
+
 def _squared_error(weights: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor) -> float:
     """sum ||y - W x||^2 less the constant sum ||y||^2; of the Gram matrix the lower triangle is there, the rest is zero."""
-    square = 2 * ((weights @ gram) * weights).sum() - (weights.pow(2) @ gram.diagonal()).sum()
+    square = torch.zeros((), dtype=torch.float64, device=gram.device)
+    for rows in _blocks(len(gram)):
+        part = weights @ gram[:, rows].to(weights.dtype)
+        square += 2 * (part * weights[:, rows]).sum().double()
+    square -= (weights.double().pow(2) @ gram.diagonal()).sum()
     return float(square - 2 * (weights * cross).sum())

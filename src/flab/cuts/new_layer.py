@@ -25,6 +25,7 @@ class NewLayer:
     newton_steps: int = 0
     state: dict[str, torch.Tensor] | None = None  # all tensors of the cut layer, instead of the matrices above
     reconstruction_rate: float = 0.0
+    descended: bool = False
 
 
 def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:

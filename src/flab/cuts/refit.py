@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from flab.calibrate import Batch, LayerRunner, by_rows
+from flab.cuts.curvature import product_dtype
+from flab.cuts.descent import Examples, descend
 from flab.cuts.ffn import choose_neurons
 from flab.cuts.gram import Gram
 from flab.cuts.new_layer import NewLayer, replace_weights
@@ -30,6 +32,7 @@ from flab.heap import trim
 from flab.objective import kl_divergence
 from flab.plans import NEWTON_FIRST, RESIDUAL_FIRST
 
+OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
 NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
 
 
@@ -50,6 +53,8 @@ class Cut:
     ridge_ffn: Sequence[float] | None = None
     ridge_attention: Sequence[float] | None = None
     newton_steps: Sequence[int] | None = None
+    descended: Sequence[bool] | None = None
+    scaling: str = "feature"  # what a ridge is relative to, "mean" also weighs all tokens alike
     reconstruction_rates: Sequence[float] | None = None
 
 
@@ -118,9 +123,12 @@ class Walk:
         neurons, weights, ridge = self._ffn_refit(place, index, mid, fitted_to_itself)
         trim()
         inputs, steps = None, 0
+        descended = False
         if self.cut.kind in NEWTON_FIRST:
             inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
-        new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps)
+        if self.cut.kind == "descent":
+            inputs, weights, descended = self._descent(place, index, mid, neurons, weights)
+        new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps, descended=descended)
         if self.cut.kind == "reconstruction":
             new = self._reconstructed(place, new)
         if new.state is None:
@@ -146,14 +154,15 @@ class Walk:
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         old, caught = with_bias(projection), []
-        gram = Gram(old)
+        gram = Gram(old, self.cut.scaling)
+        typical = self._typical(original_mid)
         for n, batch in enumerate(self.batches):
             features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
             caught.append(features)
             if n < self.num_fit:
                 missing = original_mid[n] - self.pruned[n].to(features.device)
-                for held_out, rows, weight in _parts(batch, features.device):
-                    gram.add(features[rows] * weight, missing[rows] * weight, held_out)
+                for held_out, rows, weight in self._parts(batch, original_mid[n], typical):
+                    gram.add(features[rows].float() * weight, missing[rows] * weight, held_out)
         weights, ridge = gram.solve(
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
         )
@@ -181,10 +190,11 @@ class Walk:
         )
         if self.cut.kind == "none" and decided:
             return None
-        gram = Gram(old)
+        gram = Gram(old, self.cut.scaling)
+        typical = self._typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             entering = mid[n] if original_mid is None else original_mid[n]
-            for held_out, rows, weight in _parts(batch, entering.device):
+            for held_out, rows, weight in self._parts(batch, self.original[n].to(entering.device), typical):
                 hidden = entering[rows]
                 features = [self.runner.ffn_features(index, some) for some in by_rows(hidden, old.shape[1])]
                 features_NP = extended(torch.cat(features), old.shape[1])
@@ -192,7 +202,7 @@ class Walk:
                 if original_mid is None:
                     target = self.original[n].to(rows.device)[rows] - hidden
                 else:
-                    target = nn.functional.linear(features_NP, old)
+                    target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
                 gram.add(features_NP.float().mul_(weight), target * weight, held_out)
                 del features_NP, target
         return gram
@@ -227,6 +237,55 @@ class Walk:
         moved, taken = newton_refit(start, fit, held, steps)
         return moved[:-1], moved[-1].double(), taken
 
+    def _descent(
+        self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
+    ) -> tuple[list[torch.Tensor] | None, torch.Tensor, bool]:
+        """Move the kept neurons too; returns the input projections, the output projection and whether they moved."""
+        layer, family = self.runner.layers[index], self.runner.family
+        start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
+        replay = self.cut.descended[place] if self.cut.descended else None
+        moved, taken = descend(start, activation_of(layer, family), self._examples(index, mid), replay)
+        return (moved[:-1], moved[-1].double(), True) if taken else (None, weights, False)
+
+    def _examples(self, index: int, mid: list[torch.Tensor]) -> Examples:
+        """What enters and what should leave the FFN of this layer, for all real tokens that are fitted or held out."""
+        norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
+        found: list[tuple[torch.Tensor, ...]] = []
+        typical = self._typical(self.original)
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            device = mid[n].device
+            valid = batch.valid.to(device)
+            entering = mid[n][valid]
+            wanted = self.original[n].to(device)[valid]
+            scale = batch.weight.to(device)[valid].sqrt()[:, None] * self._damped(wanted, typical)
+            inputs = norm(entering).to(product_dtype(scale))
+            found.append((inputs, (wanted - entering).float(), scale, batch.held_out.to(device)[valid]))
+        return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _typical(self, streams: Sequence[torch.Tensor]) -> float:
+        """The median over the fitted tokens of the root mean square of their streams, one (B, T, D) for each batch."""
+        fitted = zip(streams, self.batches[: self.num_fit], strict=False)
+        sizes = [_size(stream[batch.valid.to(stream.device)]) for stream, batch in fitted]
+        return float(torch.cat([size.cpu() for size in sizes]).median())
+
+    def _damped(self, stream_ND: torch.Tensor, typical: float) -> torch.Tensor:
+        """(N, 1): 1, or less for a token whose stream is an outlier, so that its error counts relative to its size.
+
+        In a real model the stream of the first token, and of a few others, is a hundred times larger than the rest. At full
+        weight these would be all that is fitted, and the norm that reads the stream divides by its size anyway. Plans of
+        flab 0.1 (``scaling`` "mean") weigh all alike.
+        """
+        if self.cut.scaling == "mean":
+            return stream_ND.new_ones(len(stream_ND), 1, dtype=torch.float32)
+        return (OUTLIER * typical / _size(stream_ND)).clamp(max=1)
+
+    def _parts(
+        self, batch: Batch, stream: torch.Tensor, typical: float
+    ) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
+        """As :func:`_parts`, the weights of outliers damped by their stream, (B, T, D)."""
+        for held_out, rows, weight in _parts(batch, stream.device):
+            yield held_out, rows, weight * self._damped(stream[rows], typical)
+
     def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
         """Move all weights of the layer, and the pruned stream past it; ``new`` as it is where that is refused."""
         old, rates = self.runner.layers[new.index], self.cut.reconstruction_rates
@@ -249,20 +308,23 @@ class Walk:
 
     def _rows(self, index: int) -> Iterator[Rows]:
         """What enters and what should leave the layer: the two streams, which are at its ends."""
+        typical = self._typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             inputs = self.pruned[n].to(self.runner.device(index)).float()
             targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
-            weight = batch.weight.to(inputs.device) * valid
+            damped = self._damped(targets.flatten(0, 1), typical).view(valid.shape)
+            weight = batch.weight.to(inputs.device) * valid * damped.pow(2)
             yield Rows(inputs, targets, weight * ~held, weight * held)
 
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool, width: int) -> list[Tokens]:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
         norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
+        typical = self._typical(self.original)
         stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
         for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
-            for part, rows, weight in _parts(batch, mid[n].device):
+            for part, rows, weight in self._parts(batch, self.original[n].to(mid[n].device), typical):
                 if part == held_out:
                     here, wanted = mid[n][rows], self.original[n].to(mid[n].device)[rows]
                     tokens_of = (norm(here).float(), (wanted - here).float(), weight)
@@ -295,6 +357,11 @@ class Walk:
             answers.append(self.batches[n].answer[valid])
         kl, answer = torch.cat(kls), torch.cat(answers)
         return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
+
+
+def _size(stream_ND: torch.Tensor) -> torch.Tensor:
+    """The root mean square of each token's stream, (N, 1)."""
+    return stream_ND.float().pow(2).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
 
 def _parts(batch: Batch, device: torch.device) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:

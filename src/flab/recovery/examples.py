@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flab.calibrate import Window, windows_of
+from flab.calibrate import Window, special_prefix, windows_of
 from flab.data.samples import Sample
 from flab.errors import DataError
 from flab.recovery.loss import IGNORED
@@ -43,9 +43,10 @@ def make_examples(
         DataError: too little is left to train on and to measure with.
     """
     asked = [sample for sample in samples if sample.prompt]
-    whole = windows_of(asked, tokenizer, 1 << 30, eos)
+    prefix = special_prefix(tokenizer)
+    whole = windows_of(asked, tokenizer, 1 << 30, eos, prefix)
     fitting = [w for w in whole if len(w.ids) <= length and w.answer_from < len(w.ids)]
-    text = windows_of([sample for sample in samples if not sample.prompt], tokenizer, length, None)
+    text = windows_of([sample for sample in samples if not sample.prompt], tokenizer, length, None, prefix)
     parts: dict[bool, list[Window]] = {False: [], True: []}
     ranks = {w.sample: _rank(asked[w.sample].prompt) for w in fitting}
     limit = _limit(sorted(set(ranks.values())), share)
