@@ -19,7 +19,7 @@ from typing import Any
 from flab import Making, Options, Recipe, Training, assets, evaluate, make_data, prune, recover
 from flab.evaluation.compare import compare_runs
 from flab.progress import say
-from flab.recipe_file import BUNDLED_TASKS as TASKS
+from flab.runs.recipe_file import BUNDLED_TASKS as TASKS
 
 MINUTES_AND_RATE = {0.22: (2, 2e-4), 0.4: (3, 1e-3), 0.6: (5, 2e-3), 0.7: (5, 2e-3), 0.8: (5, 2e-3)}
 COLUMNS = (

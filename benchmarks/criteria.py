@@ -15,19 +15,21 @@ from pathlib import Path
 import torch
 
 from flab import assets
-from flab.calibrate import CalibrationSet, LayerRunner
-from flab.checkpoint import Checkpoint
-from flab.cuts.apply import carve
-from flab.cuts.ffn import FFN_CRITERIA, NeuronSearch
-from flab.cuts.layers import LAYER_CRITERIA, LayerSearch
-from flab.cuts.refit import Cut
+from flab.evaluation.bits_per_byte import general_bits_per_byte
 from flab.evaluation.tasks import read_task
-from flab.families import head_of
-from flab.generality import general_bits_per_byte
-from flab.judging import run_problems
-from flab.planning import make_plan, prepare_bench
-from flab.prepare import cut_to_vocabulary, open_to_cut
-from flab.recipe import Options, Recipe
+from flab.models.checkpoint import Checkpoint
+from flab.models.families import head_of
+from flab.models.layers import LayerRunner
+from flab.models.options import Options
+from flab.pruning.calibration import CalibrationSet
+from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch
+from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.finalists import run_problems
+from flab.pruning.planner import make_plan, prepare_bench
+from flab.pruning.prepare import cut_to_vocabulary, open_to_cut
+from flab.pruning.recipe import Recipe
+from flab.pruning.refit.walk import Cut
+from flab.pruning.surgeon import carve
 from flab.sandbox import Sandbox
 
 REFITS = {

@@ -22,9 +22,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, StoppingCriteriaList
 
 from flab import assets
-from flab.evaluation.backend import StopWatch, TransformersGenerator, model_eos_ids
 from flab.evaluation.code import score_code
-from flab.evaluation.generate import (
+from flab.evaluation.prompts import requests_for
+from flab.evaluation.tasks import read_task
+from flab.models.engines.protocol import (
     Decoding,
     Generation,
     Generator,
@@ -33,8 +34,7 @@ from flab.evaluation.generate import (
     finish_rows,
     generate_all,
 )
-from flab.evaluation.prompts import requests_for
-from flab.evaluation.tasks import read_task
+from flab.models.engines.transformers import StopWatch, TransformersGenerator, model_eos_ids
 from flab.sandbox import Sandbox
 
 CACHE_SHARE = 0.05  # of the free memory, for continuous batching: 90 % is its default

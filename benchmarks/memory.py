@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from flab import Options, Training
-from flab.checkpoint import Checkpoint
+from flab.models.checkpoint import Checkpoint
 from flab.progress import add, console, table_of
 from flab.recovery.examples import Examples
 from flab.recovery.memory import measured_peak, predicted_peak

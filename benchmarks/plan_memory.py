@@ -24,16 +24,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import flab
 from flab import assets
-from flab.calibrate import ROW_ELEMENTS
-from flab.cuts.gram import BLOCK_ROWS
-from flab.cuts.newton import KEPT_BYTES
-from flab.cuts.refit import NEWTON_TOKENS
-from flab.cuts.streams import SEARCH_BYTES
-from flab.footprint.memory import reset_peak, resident_peak
-from flab.heap import trim
-from flab.objective import CHUNK_ELEMENTS
-from flab.planning import prepare_bench
-from flab.prepare import free
+from flab.models.checkpoint import free
+from flab.models.layers import ROW_ELEMENTS
+from flab.models.memory import reset_peak, resident_peak, trim
+from flab.pruning.objective import CHUNK_ELEMENTS
+from flab.pruning.planner import prepare_bench
+from flab.pruning.refit.gram import BLOCK_ROWS
+from flab.pruning.refit.newton import KEPT_BYTES
+from flab.pruning.refit.streams import SEARCH_BYTES
+from flab.pruning.refit.walk import NEWTON_TOKENS
 
 
 def make_model(given: argparse.Namespace, folder: Path) -> int:

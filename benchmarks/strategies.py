@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flab import Making, Options, Training, assets, evaluate, make_data, recover
 from flab.progress import add, console, say, table_of
-from flab.recipe_file import BUNDLED_TASKS as TASKS
+from flab.runs.recipe_file import BUNDLED_TASKS as TASKS
 
 STRATEGIES = ("verified-self", "reference", "self")
 

@@ -1,8 +1,12 @@
-"""The house rules that a machine can check: which way imports go, what may load torch, how long things get."""
+"""The house rules that a machine can check: which way imports go, what may load torch, how long things get.
+
+Everything follows from one list, ``HOUSE``.
+"""
 
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,107 +14,9 @@ import pytest
 import flab
 
 ROOT = Path(flab.__file__).parent
+TESTS = Path(__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# A module imports only from ranks below its own; within a rank only where SAME_RANK says so.
-RANKS = {
-    "__init__": 0,
-    "errors": 0,
-    "progress": 1,
-    "assets": 1,
-    "budget": 1,
-    "files": 1,
-    "heap": 1,
-    "plans": 2,
-    "data": 3,
-    "recipe": 3,
-    "families": 4,
-    "models": 4,
-    "objective": 4,
-    "calibrate": 5,
-    "checkpoint": 5,
-    "cuts": 6,
-    "sandbox": 2,
-    "evaluation": 6,
-    "checking": 6,
-    "generality": 7,
-    "verify": 7,
-    "prepare": 7,
-    "vocabulary": 7,
-    "search": 7,
-    "measuring": 8,
-    "footprint": 8,
-    "judging": 8,
-    "material": 8,
-    "planning": 9,
-    "pipeline": 10,
-    "recovery": 10,
-    "reporting": 10,
-    "show": 10,
-    "show_eval": 10,
-    "arguments": 10,
-    "early": 10,
-    "demo": 11,
-    "recipe_arguments": 11,
-    "show_footprint": 11,
-    "sweeping": 11,
-    "cli_eval": 11,
-    "show_recover": 11,
-    "recipe_file": 11,
-    "summary": 12,
-    "run_folder": 12,
-    "stages": 13,
-    "cli_recover": 14,
-    "cli_report": 14,
-    "cli": 15,
-    "__main__": 16,
-}
-INSIDE = {
-    name: {name} for name in ("cuts", "data", "models", "evaluation", "footprint", "recovery", "reporting", "sandbox")
-}  # packages whose modules may import each other
-SKETCH = [  # the layers of the design, outermost first; no module may import from a list before its own
-    {"cli"},
-    {"cli_eval", "cli_recover", "cli_report"},
-    {"stages", "sweeping"},
-    {"summary", "run_folder"},
-    {"recipe_file", "recipe_arguments", "show_recover", "show_footprint"},
-    {"arguments", "early", "pipeline", "demo", "show", "show_eval"},
-    {"recovery", "reporting"},
-    {"measuring", "planning", "material", "judging", "footprint"},
-    {"search", "prepare", "vocabulary"},
-    {"cuts", "evaluation", "checkpoint", "calibrate", "objective", "families", "models"},
-    {"plans", "recipe", "budget", "data", "sandbox", "assets", "progress", "files", "heap"},
-    {"errors"},
-]
-NO_TORCH = {
-    "errors",
-    "recipe",
-    "plans",
-    "budget",
-    "data",
-    "models",
-    "assets",
-    "progress",
-    "files",
-    "heap",
-    "arguments",
-    "early",
-    "cli",
-    "cli_eval",
-    "cli_recover",
-    "cli_report",
-    "recipe_arguments",
-    "recipe_file",
-    "reporting",
-    "sandbox",
-    "show",
-    "show_eval",
-    "show_recover",
-    "show_footprint",
-    "__init__",
-}
-LIGHT_PACKAGES = {"data", "models"}  # none of their files imports anything heavy
-HEAVY = {
-    "pyarrow",
+HEAVY_LIBRARIES = {
     "torch",
     "transformers",
     "tokenizers",
@@ -121,16 +27,96 @@ HEAVY = {
     "peft",
     "trl",
     "matplotlib",
+    "pyarrow",
 }
+# which of them importing a place may load
+LIGHT: set[str] = set()
+NUMPY = {"numpy"}
+HEAVY = HEAVY_LIBRARIES
+# Places from the ground up. A module belongs to the longest name that begins its own; it imports from its own place and
+# from places above it in this list, never from one below. A room is the first part of a name.
+HOUSE: dict[str, set[str]] = {
+    "errors": LIGHT,
+    "version": LIGHT,
+    "progress": LIGHT,
+    "sandbox": LIGHT,
+    "files": LIGHT,
+    "assets": LIGHT,
+    "data": LIGHT,
+    "models.shape": LIGHT,
+    "models.options": LIGHT,
+    "models.memory": LIGHT,
+    "models.families": HEAVY,
+    "models.layers": HEAVY,
+    "models.folder": LIGHT,
+    "models.source": LIGHT,
+    "models.stock": LIGHT,
+    "models.oldest": LIGHT,
+    "models.checkpoint": HEAVY,
+    "models.compatibility": LIGHT,
+    "models.engines": HEAVY,
+    "models": HEAVY,
+    "evaluation": HEAVY,
+    "footprint": HEAVY,
+    "pruning.objective": HEAVY,
+    "pruning.budget": LIGHT,
+    "pruning.plan": LIGHT,
+    "pruning.recipe": LIGHT,
+    "pruning.calibration": HEAVY,
+    "pruning.cuts": HEAVY,
+    "pruning.refit": HEAVY,
+    "pruning.surgeon": HEAVY,
+    "pruning.check": LIGHT,
+    "pruning.verify": HEAVY,
+    "pruning.prepare": HEAVY,
+    "pruning.vocabulary": HEAVY,
+    "pruning.search": HEAVY,
+    "pruning.finalists": HEAVY,
+    "pruning.material": HEAVY,
+    "pruning.planner": HEAVY,
+    "pruning.pipeline": HEAVY,
+    "pruning": HEAVY,
+    "recovery": HEAVY,
+    "runs.report": LIGHT,
+    "runs.demo": HEAVY,
+    "runs.recipe_file": NUMPY,
+    "runs.sweep": HEAVY,
+    "runs.summary": NUMPY,
+    "runs.folder": HEAVY,
+    "runs.stages": HEAVY,
+    "runs": HEAVY,
+    "cli": LIGHT,
+    "__init__": LIGHT,
+    "__main__": LIGHT,
+}
+ORDER = {place: number for number, place in enumerate(HOUSE)}
+MAX_ROOMS, MAX_FLOORS, MAX_TOP_FILES = 16, 9, 8
 MAX_FILE, MAX_FUNCTION = 400, 60
+by_path = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
-def home(path: Path) -> str:
-    """The top-level module or package a file belongs to."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0]
+def module_of(path: Path) -> str:
+    """The name of a file's module below flab: ``pruning.cuts.layers``, ``pruning.cuts`` for a package's ``__init__``."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
 
 
+MODULES = {module_of(path): path for path in FILES}
+
+
+@cache
+def place_of(module: str) -> str:
+    """The place a module belongs to; a name that is none (``flab.plan``) is the package's own face."""
+    parts = module.split(".")
+    names = (".".join(parts[:size]) for size in range(len(parts), 0, -1))
+    return next((name for name in names if name in HOUSE), "__init__")
+
+
+def room_of(module: str) -> str:
+    return place_of(module).split(".")[0]
+
+
+@cache
 def imports(path: Path, inside_functions: bool = True) -> list[str]:
     """Full names of everything a file imports; those for type checkers only are left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -154,83 +140,98 @@ def imports(path: Path, inside_functions: bool = True) -> list[str]:
     return found
 
 
-def inner_imports(path: Path) -> set[str]:
-    """Top-level flab modules that a file imports from."""
-    known = set(RANKS)
-    names = [n.split(".") for n in imports(path) if n == "flab" or n.startswith("flab.")]
-    return {n[1] if len(n) > 1 and n[1] in known else "__init__" for n in names}
+def inner_imports(path: Path, inside_functions: bool = True) -> set[str]:
+    """Modules of flab that a file imports, or imports from."""
+    names = {n for n in imports(path, inside_functions) if n == "flab" or n.startswith("flab.")}
+    return {n.removeprefix("flab").removeprefix(".") or "__init__" for n in names}
 
 
-def test_every_module_has_a_rank():
-    assert {home(p) for p in FILES} == set(RANKS)
+@cache
+def arrows() -> dict[str, set[str]]:
+    """For each room the rooms that it imports from."""
+    found: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        found.setdefault(room_of(module), set()).update(room_of(name) for name in inner_imports(path))
+    return {room: others - {room} for room, others in found.items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_place_exists_and_every_module_has_a_place():
+    assert {place_of(module) for module in MODULES} == set(HOUSE)
+    assert {room_of(module) for module in MODULES} == {module.split(".")[0] for module in MODULES}
+
+
+@by_path
 def test_imports_go_downwards(path):
-    own = home(path)
-    wrong = {name for name in inner_imports(path) if RANKS[name] >= RANKS[own] and name not in INSIDE.get(own, set())}
-    assert not wrong, f"{own} (rank {RANKS[own]}) imports {sorted(wrong)}"
+    own = place_of(module_of(path))
+    wrong = {name for name in inner_imports(path) if ORDER[place_of(name)] > ORDER[own]}
+    assert not wrong, f"{own} imports {sorted(wrong)}, which stand below it in HOUSE"
 
 
-def test_ranks_agree_with_the_design():
-    level = {name: number for number, names in enumerate(SKETCH) for name in names}
-    for path in FILES:
-        own = level.get(home(path))
-        above = {n for n in inner_imports(path) if own is not None and level.get(n, 99) < own}
-        assert not above, f"{path.name} imports {sorted(above)} from above"
+def test_the_house_is_small():
+    """Rooms, floors (a room stands above all that it imports), and files beside the packages."""
+
+    @cache
+    def floor(room: str) -> int:
+        return 1 + max((floor(other) for other in arrows()[room]), default=0)
+
+    assert len(arrows()) <= MAX_ROOMS
+    assert max(map(floor, arrows())) <= MAX_FLOORS
+    assert len(list(ROOT.glob("*.py"))) <= MAX_TOP_FILES
 
 
 def test_cuts_and_evaluation_do_not_know_each_other():
-    for own, other in (("cuts", "evaluation"), ("evaluation", "cuts")):
-        files = [p for p in FILES if home(p) == own]
-        assert files
-        assert all(other not in inner_imports(p) for p in files)
+    cuts = [path for module, path in MODULES.items() if module.startswith(("pruning.cuts", "pruning.refit"))]
+    assert cuts
+    assert not {name for path in cuts for name in inner_imports(path) if room_of(name) == "evaluation"}
+    assert "pruning" not in arrows()["evaluation"] | arrows()["footprint"]
+
+
+def test_the_sandbox_stands_alone():
+    assert arrows()["sandbox"] <= {"errors", "progress"}
 
 
 def test_the_import_walk_sees_imports():
     """Shows that the tests above can fail: the walk finds those at the top and those inside functions."""
-    assert {"planning", "files", "cuts"} <= inner_imports(ROOT / "pipeline.py")
-    assert {"pipeline", "show"} <= inner_imports(ROOT / "cli.py")
-    assert "flab.pipeline.prune" not in imports(ROOT / "cli.py", inside_functions=False)
-
-
-def imported_at_once(name: str) -> list[str]:
-    """What a module imports outside of functions; of a package that is light as a whole, what any of its files does."""
-    package = ROOT / name
-    if not package.is_dir():
-        return imports(ROOT / f"{name}.py", inside_functions=False)
-    files = sorted(package.rglob("*.py")) if name in LIGHT_PACKAGES else [package / "__init__.py"]
-    return [full for path in files for full in imports(path, inside_functions=False)]
+    assert {"planner", "surgeon"} <= {
+        name.split(".")[1] for name in inner_imports(ROOT / "pruning" / "pipeline.py") if "." in name
+    }
+    assert {"evaluation", "pruning", "runs"} <= arrows()["cli"]
+    assert "flab.pruning.pipeline.prune" in imports(ROOT / "cli" / "app.py")
+    assert "flab.pruning.pipeline.prune" not in imports(ROOT / "cli" / "app.py", inside_functions=False)
 
 
 def heavy_when_imported(module: str) -> set[str]:
-    """Heavy packages that importing the module loads, through other flab modules too; read, not run."""
+    """Heavy libraries that importing the module loads, through other flab modules too; read, not run."""
     todo, seen, heavy = [module], set(), set()
     while todo:
         name = todo.pop()
         if name in seen:
             continue
         seen.add(name)
-        for full in imported_at_once(name):
+        parts = name.split(".")
+        todo += [".".join(parts[:size]) for size in range(1, len(parts))]  # a package's __init__ runs first
+        if name not in MODULES:
+            continue
+        for full in imports(MODULES[name], inside_functions=False):
             head, _, rest = full.partition(".")
-            if head == "flab" and (inner := rest.split(".")[0]) in RANKS:
-                todo.append(inner)
-            elif head in HEAVY:
+            if head == "flab" and rest:
+                todo.append(rest)
+            elif head in HEAVY_LIBRARIES:
                 heavy.add(head)
     return heavy
 
 
-@pytest.mark.parametrize("module", sorted(NO_TORCH))
+@pytest.mark.parametrize("module", [module for module in MODULES if HOUSE[place_of(module)] != HEAVY])
 def test_light_modules_import_nothing_heavy(module):
-    assert heavy_when_imported(module) == set()
+    assert heavy_when_imported(module) <= HOUSE[place_of(module)]
 
 
 def test_the_heavy_walk_finds_torch():
-    assert "torch" in heavy_when_imported("pipeline")
-    assert {"torch", "transformers"} <= heavy_when_imported("checkpoint")
+    assert "torch" in heavy_when_imported("pruning.pipeline")
+    assert {"torch", "transformers"} <= heavy_when_imported("models.checkpoint")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@by_path
 def test_files_and_functions_stay_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_FILE
@@ -240,6 +241,17 @@ def test_files_and_functions_stay_short(path):
     assert not long
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@by_path
 def test_every_file_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_tests_lie_in_the_rooms_that_they_test():
+    rooms = {module.split(".")[0] for module in MODULES} | {"scripts"}
+    lying = {path.relative_to(TESTS).parts[0] for path in TESTS.rglob("test_*.py")} - {Path(__file__).name}
+    assert {name.removeprefix("test_").removesuffix(".py") for name in lying} <= rooms
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: str(p.relative_to(TESTS)))
+def test_no_test_imports_another(path):
+    assert not [name for name in imports(path) if name.startswith(("test_", "conftest"))]

@@ -291,7 +291,7 @@ def read_only_model(pico_folder, tmp_path) -> Path:
 
 
 def flab_command(*arguments: object) -> tuple[int, str]:
-    from flab.cli import main
+    from flab.cli.app import main
 
     sys.argv = ["flab", *map(str, arguments)]
     with pytest.raises(SystemExit) as done:

@@ -8,39 +8,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from flab.version import __version__
 
 if TYPE_CHECKING:
-    from flab.checking import check
+    from flab.evaluation.evaluate import evaluate
     from flab.footprint.measure import measure
     from flab.footprint.settings import Measuring
-    from flab.pipeline import apply, evaluate, plan, prune
-    from flab.plans import Plan
-    from flab.recipe import Options, Recipe
+    from flab.models.options import Options
+    from flab.pruning.check import check
+    from flab.pruning.pipeline import apply, plan, prune
+    from flab.pruning.plan import Plan
+    from flab.pruning.recipe import Recipe
     from flab.recovery.data import make_data
     from flab.recovery.settings import Training
     from flab.recovery.strategies import Making
     from flab.recovery.train import recover
-    from flab.reporting import make_report
-    from flab.sweeping import sweep
+    from flab.runs.report import make_report
+    from flab.runs.sweep import sweep
 
 _HOMES = {
-    "check": "flab.checking",
-    "apply": "flab.pipeline",
-    "evaluate": "flab.pipeline",
+    "check": "flab.pruning.check",
+    "apply": "flab.pruning.pipeline",
+    "evaluate": "flab.evaluation.evaluate",
     "measure": "flab.footprint.measure",
-    "plan": "flab.pipeline",
-    "prune": "flab.pipeline",
-    "Plan": "flab.plans",
-    "Options": "flab.recipe",
-    "Recipe": "flab.recipe",
+    "plan": "flab.pruning.pipeline",
+    "prune": "flab.pruning.pipeline",
+    "Plan": "flab.pruning.plan",
+    "Options": "flab.models.options",
+    "Recipe": "flab.pruning.recipe",
     "Measuring": "flab.footprint.settings",
-    "make_report": "flab.reporting",
+    "make_report": "flab.runs.report",
     "make_data": "flab.recovery.data",
     "Making": "flab.recovery.strategies",
     "Training": "flab.recovery.settings",
     "recover": "flab.recovery.train",
-    "sweep": "flab.sweeping",
+    "sweep": "flab.runs.sweep",
 }
 __all__ = [
     "Making",

@@ -18,10 +18,11 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from flab.errors import FlabError, OptionError, OutputError
+from flab.errors import DataError, FlabError, OptionError, OutputError
 
 PathLike = str | os.PathLike[str]
 # What flab writes into a model's folder. Legal texts and templates travel with a model, all else of a source does not.
@@ -338,3 +339,24 @@ def _is_disk_full(error: BaseException) -> bool:
     """Whether a library's own error (that of safetensors) means that the disk is full."""
     text = str(error).lower()
     return type(error).__name__ == "SafetensorError" and ("no space left" in text or "os error 28" in text)
+
+
+def as_path(value: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` expanded."""
+    return Path(value).expanduser()
+
+
+def read_json(path: Path, otherwise: str = "give the folder of a finished run") -> dict[str, Any]:
+    """An object from a file; DataError where it is none, which ends with what to do otherwise."""
+    try:
+        value = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); {otherwise}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a {type(value).__name__}, not an object; {otherwise}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file whole by an object."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -265,8 +265,8 @@ def test_reported_mbpp_plus_is_decided_by_its_script():
 @pytest.mark.parametrize("name", ["seen.jsonl", "seen.json"])
 def test_reported_copies_of_problems_are_found_in_both_forms(name):
     from flab import assets
+    from flab.evaluation.evaluate import find_overlaps
     from flab.evaluation.tasks import read_task
-    from flab.measuring import find_overlaps
 
     data = shared("rows-json-calibration") / name
     (found,) = find_overlaps("no/model", [read_task(assets.problems_path())], [data])

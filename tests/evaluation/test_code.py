@@ -5,10 +5,10 @@ import json
 import pytest
 
 from flab.evaluation.code import gold_ceiling, score_code
-from flab.evaluation.generate import Generation, cut_at_stop
 from flab.evaluation.metrics import pass_at_k, wilson_interval
 from flab.evaluation.prompts import COMPLETION_STOP
 from flab.evaluation.tasks import Problem, make_task, read_task
+from flab.models.engines.protocol import Generation, cut_at_stop
 from flab.sandbox import Verdict
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"

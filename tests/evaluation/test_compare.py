@@ -6,12 +6,12 @@ import json
 
 import pytest
 from scipy.stats import binomtest
-from test_runs import COT, IDENTITY, OUTPUT, KnownSandbox, code_task
 
 from flab.errors import DataError
 from flab.evaluation.compare import compare_runs
-from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.runs import Settings, run_tasks
+from flab.models.engines.protocol import FakeGenerator
+from support.runs import COT, IDENTITY, OUTPUT, KnownSandbox, code_task
 
 NAMES = [f"f{number}" for number in range(12)]
 

@@ -7,9 +7,9 @@ import sacrebleu
 
 from flab import assets
 from flab.evaluation.cot import corpus_bleu, score_cot
-from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import corpus_bleu_of_counts, wilson_interval
 from flab.evaluation.tasks import Explanation, make_task, read_task
+from flab.models.engines.protocol import Generation
 
 
 def task_of(*references):

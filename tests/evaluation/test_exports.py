@@ -7,10 +7,10 @@ import pytest
 
 from flab.errors import OptionError
 from flab.evaluation.exports import CODE_EVAL, evalplus_samples, lm_eval_task
-from flab.evaluation.generate import Generation
 from flab.evaluation.prompts import COMPLETION_STOP, LINE_STOP
 from flab.evaluation.robustness import perturb
 from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task
+from flab.models.engines.protocol import Generation
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 PROBLEMS = [

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import wilson_interval
 from flab.evaluation.output import MAX_CHARS, compare, prediction_of, read_literal, score_output
 from flab.evaluation.tasks import Prediction, make_task, read_task
+from flab.models.engines.protocol import Generation
 
 
 def score(pairs):

@@ -7,11 +7,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-import pico
 from flab.assets import cot_path, model_path
 from flab.errors import CheckpointError, OptionError
-from flab.evaluation.backend import chat_renderer
-from flab.evaluation.generate import Decoding, Generation, Request
 from flab.evaluation.prompts import (
     COMPLETION_STOP,
     PAPER_STOP,
@@ -22,7 +19,10 @@ from flab.evaluation.prompts import (
     sample_seed,
 )
 from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task, read_task
-from flab.evaluation.vllm import VllmGenerator, plain_tokenizer_folder
+from flab.models.engines.protocol import Decoding, Generation, Request
+from flab.models.engines.transformers import chat_renderer
+from flab.models.engines.vllm import VllmGenerator, plain_tokenizer_folder
+from support import pico
 
 CODE = 'def add(a, b):\n    """Add."""\n'
 TASKS = {

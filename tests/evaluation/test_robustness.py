@@ -3,16 +3,16 @@
 import random
 
 import pytest
-from perturbed import PROMPT, TEST, simple
 
 from flab import assets
 from flab.errors import DataError, OptionError
 from flab.evaluation.code import gold_ceiling
-from flab.evaluation.partial import dead_code, loop_form
-from flab.evaluation.programs import read_program
+from flab.evaluation.perturbations.partial import dead_code, loop_form
+from flab.evaluation.perturbations.programs import read_program
 from flab.evaluation.robustness import PERTURBATIONS, perturb, random_for, robustness_summary
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Explanation, Problem, make_task, read_task
+from support.perturbed import PROMPT, TEST, simple
 
 BROKEN = [
     Problem("1", "def f(x):\n    '''open\n", "f", TEST, "    return x\n"),

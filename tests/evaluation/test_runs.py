@@ -7,36 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-import flab.pipeline
+import flab.evaluation.evaluate
 from flab.errors import DataError, OptionError
-from flab.evaluation.generate import FakeGenerator
 from flab.evaluation.runs import Settings, robustness_of, run_tasks
 from flab.evaluation.score import Score
-from flab.evaluation.store import Shard
-from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task
-from flab.sandbox import Verdict
-
-TEST = "def check(candidate):\n    assert candidate() == 1\n"
-IDENTITY = {"path": "/models/a", "sha256": "a" * 64, "dtype": "float32"}
-
-
-class KnownSandbox:
-    """Runs nothing: a program passes if it returns 1."""
-
-    level = "known"
-
-    def run_many(self, jobs, description="", cpu_seconds=5.0):
-        passed = ["return 1" in job.program for job in jobs]
-        return [Verdict(one, "passed" if one else "name", "" if one else f"<A at {id(one):#014x}>") for one in passed]
-
-
-def code_task(*names, called="code", prefix="", **more):
-    items = [Problem(name, f"{prefix}def {name}():\n", name, TEST, "    return 1\n") for name in names]
-    return make_task(called, "code", items, f"{called}.jsonl", **more)
-
-
-COT = make_task("cot", "cot", [Explanation("a", "How a?", "Step 1 do it now")], "cot.csv")
-OUTPUT = make_task("output", "output", [Prediction("p", "def f(x):\n    return x", "1", "1", "f")], "out.jsonl")
+from flab.evaluation.tasks import Problem, make_task
+from flab.models.engines.answers import Shard
+from flab.models.engines.protocol import FakeGenerator
+from support.runs import COT, IDENTITY, OUTPUT, KnownSandbox, code_task
 
 
 def answer(request):
@@ -176,8 +154,8 @@ def evaluate(monkeypatch, tmp_path):
 
     def go(out, **more):
         subject = SimpleNamespace(generator=FakeGenerator(answer), render=None, identity=IDENTITY)
-        monkeypatch.setattr(flab.pipeline, "open_subject", lambda *_: subject)
-        report = flab.pipeline.evaluate(tmp_path, task, out, Settings(batch_size=1), **more)
+        monkeypatch.setattr(flab.evaluation.evaluate, "open_subject", lambda *_: subject)
+        report = flab.evaluation.evaluate.evaluate(tmp_path, task, out, Settings(batch_size=1), **more)
         return report, len(subject.generator.requests)
 
     return go

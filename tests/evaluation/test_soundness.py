@@ -4,9 +4,9 @@ import pytest
 
 from flab.errors import DataError
 from flab.evaluation.code import gold_ceiling, score_code
-from flab.evaluation.generate import Generation
 from flab.evaluation.soundness import faults, stub
 from flab.evaluation.tasks import Problem, make_task, read_task
+from flab.models.engines.protocol import Generation
 
 PROMPT, BODY = 'def inc(x):\n    """Add one."""\n', "    return x + 1\n"
 VACUOUS = {

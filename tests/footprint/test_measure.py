@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import pico
 from flab.errors import CheckpointError, DataError, FlabError, OptionError
 from flab.footprint import measure as module
 from flab.footprint import power
@@ -18,7 +17,8 @@ from flab.footprint.rows import energy_figures, gains
 from flab.footprint.settings import Measuring
 from flab.footprint.solved import Solving, solving
 from flab.footprint.subject import OutOfMemoryError, Subject
-from flab.recipe import Options
+from flab.models.options import Options
+from support import pico
 
 SMALL = Measuring(prompt_tokens=8, new_tokens=4, rounds=2, max_batch=2)
 

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import pico
-from flab.checkpoint import load, load_model
-from flab.evaluation.backend import Batch
-from flab.evaluation.generate import Encoded
-from flab.families import FAMILIES, family_of, shape_of
 from flab.footprint.sizes import answer_flops, attended, bytes_per_step, count_flops, size_figures, storage
+from flab.models.checkpoint import load, load_model
+from flab.models.engines.protocol import Encoded
+from flab.models.engines.transformers import Batch
+from flab.models.families import FAMILIES, family_of, shape_of
+from support import pico
 
 PROMPT = 11
 

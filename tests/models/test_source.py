@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flab.checkpoint import Checkpoint, load, try_saving
 from flab.errors import CheckpointError
-from flab.families import family_of
+from flab.models.checkpoint import Checkpoint, load, try_saving
+from flab.models.families import family_of
 from flab.models.folder import header_of, headers, stored_dtype, weight_files
-from flab.pipeline import prune
+from flab.pruning.pipeline import prune
 
 BUGS = Path(__file__).parents[2].parent / "shared" / "cases" / "bugs"
 WEIGHTS = "model.safetensors"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import pico
 from flab import apply
 from flab.errors import CheckpointError
 from flab.models.stock import both_forms, check_links, copy_sidecars, full_layers, is_inside, rewrite_tokenizer_config
-from flab.pipeline import plan
-from flab.verify import verify
+from flab.pruning.pipeline import plan
+from flab.pruning.verify import verify
+from support import pico
 
 
 def cut(source, out, recipe, **changes) -> Path:

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 
-import pico
-from flab import cli
+from flab.cli import app
 from flab.data.contamination import tokens_of
 from flab.data.samples import read_samples
 from flab.errors import DataError, OptionError, OutputError, SandboxError
-from flab.evaluation.generate import FakeGenerator
+from flab.evaluation.evaluate import Subject
 from flab.evaluation.prompts import sample_seed
-from flab.measuring import Subject
-from flab.recipe import Options
+from flab.models.engines.protocol import FakeGenerator
+from flab.models.options import Options
 from flab.recovery.answers import TASK
 from flab.recovery.data import add_text, balance, deduplicate, make_data
 from flab.recovery.strategies import Making
 from flab.sandbox import Sandbox, Verdict
+from support import pico
 
 TEST = "def check(candidate):\n    assert candidate() == 1\n"
 GOLD, FALSE_GOLD = "    return 1  # gold\n", "    return 0  # gold\n"
@@ -894,7 +894,7 @@ def flab(monkeypatch, capsys):
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as caught:
-                cli.main()
+                app.main()
         finally:
             signal.signal(signal.SIGTERM, before)
         return caught.value.code, *capsys.readouterr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flab.errors import DataError
-from flab.evaluation.generate import FakeGenerator
+from flab.models.engines.protocol import FakeGenerator
 from flab.recovery.instructions import Instruction
 from flab.recovery.own_texts import MOST_PIECES, PIECE, openings, write_texts
 from flab.recovery.strategies import Making

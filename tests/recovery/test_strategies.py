@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flab.errors import OptionError
-from flab.evaluation.generate import Decoding
+from flab.models.engines.protocol import Decoding
 from flab.recovery.strategies import GREEDY, STRATEGIES, Answer, Known, Making
 
 WRONG, RIGHT = Answer("self", "wrong", False), Answer("self", "right", True)

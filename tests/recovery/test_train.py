@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import pico
 from flab import Options, Plan, check
-from flab.checkpoint import fingerprint
 from flab.errors import CheckpointError, DataError, OptionError, PlanError, TrainingError
+from flab.models.checkpoint import fingerprint
 from flab.recovery import train as module
 from flab.recovery.callbacks import COMPLETE, last_whole
 from flab.recovery.train import recover
+from support import pico
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from escapes import BOMBS, ESCAPES, in_child
-from forgeries import AT_THE_PARENT, FORGERIES, GOOD, LEFT_OUT, TEST
 
 from flab.sandbox import OUTCOMES, Sandbox, jail, probe
+from support.escapes import BOMBS, ESCAPES, in_child
+from support.forgeries import AT_THE_PARENT, FORGERIES, GOOD, LEFT_OUT, TEST
 
 LEVELS = {level: [pair for pair in jail.launchers() if pair[0] == level] for level in ("bubblewrap", "namespaces")}
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from correct import CORRECT
-from unusual import UNUSUAL
 
 from flab.sandbox import Job, Sandbox, jail, probe
+from support.correct import CORRECT
+from support.unusual import UNUSUAL
 
 LEVELS = [*jail.launchers(), ("rlimits", jail.bare_launcher)]
 

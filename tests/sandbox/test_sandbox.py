@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from escapes import in_child
 
 from flab.errors import SandboxError
 from flab.sandbox import Job, Sandbox, Verdict, jail, probe
 from flab.sandbox import runner as sandbox_module
+from support.escapes import in_child
 
 GOOD = "def add(a, b):\n    return a + b\n"
 TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(2, 2) == 4\n"

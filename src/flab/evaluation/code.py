@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import mean_pass_at_k
 from flab.evaluation.score import Score, base_summary, check_shape, failure_class, passes_by_item, row_for
 from flab.evaluation.soundness import require_sound
 from flab.evaluation.tasks import Problem, TaskFile
+from flab.models.engines.protocol import Generation
 from flab.sandbox import Job, Sandbox, Verdict, packages_needed
 
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)

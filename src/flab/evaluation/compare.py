@@ -20,7 +20,8 @@ from flab.evaluation.metrics import (
     retention,
     retention_of_rates,
 )
-from flab.evaluation.record import RESULTS, RUN, read_json
+from flab.evaluation.record import RESULTS, RUN
+from flab.files import read_json
 
 Task = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]

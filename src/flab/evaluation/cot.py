@@ -17,9 +17,9 @@ from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 
-from flab.evaluation.generate import Generation
 from flab.evaluation.score import Score, base_summary, check_shape, failure_class, row_for
 from flab.evaluation.tasks import Explanation, TaskFile
+from flab.models.engines.protocol import Generation
 
 
 def score_cot(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> Score:

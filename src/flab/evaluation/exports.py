@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flab.errors import OptionError
-from flab.evaluation.generate import Generation
 from flab.evaluation.prompts import requests_for
 from flab.evaluation.score import check_shape
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile
+from flab.models.engines.protocol import Generation
 
 CODE_EVAL = "flab_code_eval"
 CODE_EVAL_SOURCE = '''"""pass@k for lm-evaluation-harness by code_eval of ``evaluate``, which runs code without a jail."""

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from flab.evaluation.generate import Generation
 from flab.evaluation.score import (
     Score,
     base_summary,
@@ -28,6 +27,7 @@ from flab.evaluation.score import (
     row_for,
 )
 from flab.evaluation.tasks import Prediction, TaskFile
+from flab.models.engines.protocol import Generation
 
 MAX_CHARS = 10_000  # longer text is compared as text only: literal_eval's time and memory grow with it
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flab.errors import OptionError
-from flab.evaluation.generate import Generation, Request
+from flab.models.engines.protocol import Generation, Request
 
 if TYPE_CHECKING:
-    from flab.evaluation.store import Key
     from flab.evaluation.tasks import Explanation, Kind, Prediction, Problem, TaskFile
+    from flab.models.engines.answers import Key
 
 Message = dict[str, str]
 Render = Callable[[Sequence[Message]], str]  # messages -> text that ends where the assistant's answer begins

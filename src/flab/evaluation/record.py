@@ -6,7 +6,6 @@ holds the scores and nothing that differs between a resumed and an uninterrupted
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.files import read_regular, write_text
+from flab.files import read_json, write_json
 from flab.progress import say
 
 GENERATIONS, RUN, RESULTS = "generations.jsonl", "run.json", "results.json"
@@ -67,19 +66,3 @@ def run_json(facts: Mapping[str, Any], clock: Mapping[str, float], sandbox_level
     seconds = {name: round(b - a, 2) for name, a, b in zip(("generate", "score"), values, values[1:], strict=False)}
     hardware = {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
     return {**facts, "times": stamps, "seconds": seconds, "hardware": hardware, "sandbox_level": sandbox_level}
-
-
-def read_json(path: Path, otherwise: str = "give the folder of a finished run") -> dict[str, Any]:
-    """An object from a file; DataError where it is none, which ends with what to do otherwise."""
-    try:
-        value = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); {otherwise}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: holds a {type(value).__name__}, not an object; {otherwise}")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file whole by an object."""
-    write_text(path, json.dumps(value, indent=1) + "\n")

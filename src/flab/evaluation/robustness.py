@@ -14,11 +14,11 @@ from random import Random
 from typing import Any
 
 from flab.errors import DataError, OptionError
-from flab.evaluation.docstrings import docstring_format, docstring_noise
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
-from flab.evaluation.partial import dead_code, loop_form
-from flab.evaluation.programs import read_program
-from flab.evaluation.renaming import rename_arguments, rename_function
+from flab.evaluation.perturbations.docstrings import docstring_format, docstring_noise
+from flab.evaluation.perturbations.partial import dead_code, loop_form
+from flab.evaluation.perturbations.programs import read_program
+from flab.evaluation.perturbations.renaming import rename_arguments, rename_function
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, TaskFile, make_task
 

@@ -18,20 +18,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flab import __version__
 from flab.errors import OptionError
 from flab.evaluation.code import gold_ceiling, score_code
 from flab.evaluation.cot import score_cot
-from flab.evaluation.generate import Decoding, Generation, Generator, Request, generate_all
 from flab.evaluation.output import score_output
 from flab.evaluation.prompts import PRESETS, Render, answer_for, requests_for
-from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json, write_json
+from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json
 from flab.evaluation.robustness import robustness_summary
 from flab.evaluation.score import Score
 from flab.evaluation.soundness import require_sound
-from flab.evaluation.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.evaluation.tasks import Kind, TaskFile
+from flab.files import write_json
+from flab.models.engines.answers import Key, Shard, Store, fill, fingerprint, stored
+from flab.models.engines.protocol import Decoding, Generation, Generator, Request, generate_all
 from flab.sandbox import Sandbox
+from flab.version import __version__
 
 FORMAT = 1
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # differs from process to process in the text of an exception

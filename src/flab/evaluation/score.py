@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flab.evaluation.generate import Generation
 from flab.evaluation.metrics import bootstrap_mean, wilson_interval
+from flab.models.engines.protocol import Generation
 
 
 @dataclass(frozen=True)

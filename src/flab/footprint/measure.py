@@ -15,22 +15,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flab import __version__
 from flab.errors import OptionError
+from flab.files import PathLike
 from flab.footprint.figures import measured, unknown
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring
 from flab.footprint.solved import solving
 from flab.footprint.subject import OutOfMemoryError, Subject
+from flab.models.checkpoint import same_precision
 from flab.models.folder import resolve
-from flab.prepare import same_precision
+from flab.models.options import Options
 from flab.progress import say, track
-from flab.recipe import Options
+from flab.version import __version__
 
 FORMAT = 1
 GROWTH = 1.05  # throughput that grows by less from one batch size to the next is saturated
-PathLike = str | os.PathLike[str]
 
 
 def measure(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from flab.footprint.figures import Figure, unknown
 from flab.footprint.grid import CODECARBON
-from flab.footprint.memory import is_gpu
+from flab.models.memory import is_gpu
 
 RAPL = Path("/sys/class/powercap")
 POLL_SECONDS = 60.0  # a RAPL counter wraps after 2^32 microjoules or more: at 70 W after a minute at the soonest

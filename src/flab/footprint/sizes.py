@@ -7,12 +7,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from flab.budget import Shape
-from flab.evaluation.backend import Batch
-from flab.evaluation.generate import Encoded
-from flab.families import Family, head_of, is_tied, kv_width, layers_of
 from flab.footprint.figures import Figure, by_formula
+from flab.models.engines.protocol import Encoded
+from flab.models.engines.transformers import Batch
+from flab.models.families import Family, head_of, is_tied, kv_width, layers_of
 from flab.models.folder import weight_files
+from flab.models.shape import Shape
 
 
 def storage(folder: Path) -> Figure:

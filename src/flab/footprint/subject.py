@@ -14,7 +14,7 @@ from typing import Any, Self
 from flab import errors
 from flab.errors import FlabError
 from flab.footprint.settings import Measuring
-from flab.recipe import Options
+from flab.models.options import Options
 
 
 class OutOfMemoryError(FlabError):

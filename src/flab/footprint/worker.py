@@ -19,19 +19,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flab.checkpoint import fingerprint
 from flab.data.samples import read_samples
 from flab.errors import FlabError
-from flab.evaluation.backend import Batch
-from flab.evaluation.generate import Encoded
-from flab.families import shape_of
-from flab.footprint.memory import is_gpu, peak, reset_peak
+from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_texts
 from flab.footprint.power import find_meter, metered
 from flab.footprint.settings import check_context
 from flab.footprint.sizes import answer_flops, bytes_per_step, count_flops, size_figures, storage
-from flab.generality import GENERAL_TEXT, general_texts
-from flab.prepare import open_model
-from flab.recipe import Options
+from flab.models.checkpoint import fingerprint, open_model
+from flab.models.engines.protocol import Encoded
+from flab.models.engines.transformers import Batch
+from flab.models.families import shape_of
+from flab.models.memory import is_gpu, peak, reset_peak
+from flab.models.options import Options
 
 PR_SET_PDEATHSIG = 1
 

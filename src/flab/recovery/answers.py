@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flab.evaluation.generate import Generation, Generator, Request
 from flab.evaluation.prompts import sample_seed
 from flab.evaluation.soundness import faults, refuse
-from flab.evaluation.store import Key, Shard, Store, fill, fingerprint
 from flab.evaluation.tasks import Problem
+from flab.models.engines.answers import Key, Shard, Store, fill, fingerprint
+from flab.models.engines.protocol import Generation, Generator, Request
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import GREEDY, Answer, Making
 from flab.sandbox import Sandbox

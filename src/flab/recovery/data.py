@@ -14,20 +14,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flab import __version__
 from flab.data.contamination import holding, tokens_of
 from flab.data.samples import read_samples, sha256_of
 from flab.errors import DataError, OptionError
-from flab.evaluation.record import write_json
-from flab.evaluation.store import Shard
-from flab.files import check_file, check_place, write_text
-from flab.measuring import open_subject, read_tasks, text_of
-from flab.recipe import Options
+from flab.evaluation.evaluate import open_subject, read_tasks, text_of
+from flab.files import check_file, check_place, write_json, write_text
+from flab.models.engines.answers import Shard
+from flab.models.options import Options
 from flab.recovery.answers import ask, outcomes, sandbox_to_verify, verdicts, verify_references
 from flab.recovery.instructions import Instruction, read_instructions
 from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
 from flab.sandbox import Sandbox
+from flab.version import __version__
 
 
 def make_data(

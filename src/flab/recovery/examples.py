@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flab.calibrate import Window, special_prefix, windows_of
 from flab.data.samples import Sample
 from flab.errors import DataError
+from flab.pruning.calibration import Window, special_prefix, windows_of
 from flab.recovery.loss import IGNORED
 
 if TYPE_CHECKING:

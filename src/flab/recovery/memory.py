@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flab.footprint.memory import resident_peak
+from flab.models.memory import resident_peak
 from flab.recovery.loss import CHUNK_ELEMENTS
 from flab.recovery.settings import Training
 

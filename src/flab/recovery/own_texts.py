@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.evaluation.generate import Decoding, Generation, Generator, Request
 from flab.evaluation.prompts import END_MARKS, Render, sample_seed
-from flab.evaluation.store import Key, Shard, Store, fill, fingerprint, stored
+from flab.models.engines.answers import Key, Shard, Store, fill, fingerprint, stored
+from flab.models.engines.protocol import Decoding, Generation, Generator, Request
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import Making
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flab.errors import OptionError
-from flab.evaluation.generate import Decoding
+from flab.models.engines.protocol import Decoding
 
 KINDS = ("code", "cot", "output", "chat", "instruction", "own")  # those of a mix; plain text has a share of its own
 UNTESTED = ("reference", "self", "drop")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from flab.checkpoint import Checkpoint, fingerprint
 from flab.errors import CheckpointError, PlanError
-from flab.families import Family
-from flab.plans import Plan
-from flab.prepare import cut_to_vocabulary, new_tokenizer, open_model
-from flab.recipe import Options
+from flab.models.checkpoint import Checkpoint, fingerprint, open_model
+from flab.models.families import Family
+from flab.models.options import Options
+from flab.pruning.plan import Plan
+from flab.pruning.prepare import cut_to_vocabulary, new_tokenizer
 
 
 def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options) -> tuple[Checkpoint, Family]:

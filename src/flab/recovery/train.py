@@ -19,24 +19,24 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from flab import __version__
-from flab.checking import check, write_proof
-from flab.checkpoint import Checkpoint, cast_parameters, fingerprint, quiet, save, try_saving
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, TrainingError
-from flab.families import shape_of
 from flab.files import check_folder, check_place, new_folder, write_text
+from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, quiet, save, try_saving
+from flab.models.families import shape_of
 from flab.models.folder import resolve, stored_dtype
-from flab.plans import Plan
-from flab.prepare import end_of_text, open_model
+from flab.models.options import Options
 from flab.progress import say
-from flab.recipe import Options
+from flab.pruning.check import check, write_proof
+from flab.pruning.plan import Plan
+from flab.pruning.prepare import end_of_text
 from flab.recovery.callbacks import last_whole
 from flab.recovery.examples import Examples, make_examples
 from flab.recovery.memory import measured_peak, predicted_peak
 from flab.recovery.settings import Training
 from flab.recovery.teacher import open_teacher
 from flab.recovery.trainer import RecoveryTrainer, make_trainer, remove_loss, seconds_per_step
+from flab.version import __version__
 
 RUN = "run.json"
 REPORT = "recovery.json"

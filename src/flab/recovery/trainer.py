@@ -26,10 +26,10 @@ from transformers import (
     set_seed,
 )
 
-from flab.checkpoint import Checkpoint
 from flab.errors import OptionError, TrainingError
+from flab.models.checkpoint import Checkpoint
+from flab.models.options import Options
 from flab.progress import track
-from flab.recipe import Options
 from flab.recovery.callbacks import Clock, Progressing
 from flab.recovery.examples import Examples, collate
 from flab.recovery.loss import IGNORED, Objective, loss_terms

@@ -1,0 +1,146 @@
+"""Bits per byte of a causal LM on texts: comparable between models whose vocabularies differ.
+
+Convention: each text is encoded by itself (with the special tokens its tokenizer adds), no end token is
+added, and the bits of all its tokens but the first are summed, because nothing precedes the first. The sum
+over all texts is divided by the UTF-8 bytes of all texts. With ``start_id`` that token is put before each
+text, and every token of the text counts: the number is then a full code length, the same for all
+tokenizations in what it covers.
+
+Long texts are read in windows of ``window`` tokens that overlap by half: the first window counts all it
+predicts, a later one only its second half, so that each token is predicted once, and with at least ``window
+// 2`` tokens before it where the text has as many. It keeps no logits beyond one chunk of positions, and it
+does not truncate.
+
+The price in generality is this figure on code that no calibration reads: the part of the running Python's
+standard library that is kept apart (:func:`flab.assets.held_out_stdlib`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flab import assets
+from flab.errors import DataError, OptionError, UnsupportedModelError
+from flab.models.checkpoint import Checkpoint, free, open_model
+from flab.models.engines.protocol import evaluation_mode, untruncated
+from flab.models.options import Options
+from flab.progress import track
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+GENERAL_BYTES = 96_000
+EXCERPT_BYTES = 6_000
+GENERAL_TEXT = "held-out modules of Python's standard library"
+
+CHUNK = 256  # positions whose logits exist at once
+LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive tokens of one text; only predictions of ``ids[first:]`` count (``first`` >= 1)."""
+
+    ids: list[int]
+    first: int
+
+
+def split_windows(ids: list[int], window: int) -> list[Window]:
+    """Cut one text into windows that overlap by half; each token but the first counts exactly once."""
+    stride = window // 2
+    windows = [Window(ids[:window], 1)] if len(ids) > 1 else []
+    for counted in range(window, len(ids), stride):
+        end = min(counted + stride, len(ids))
+        start = end - window
+        windows.append(Window(ids[start:end], counted - start))
+    return windows
+
+
+def bits_per_byte(
+    model: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    window: int = 512,
+    batch_size: int = 8,
+    start_id: int | None = None,
+) -> float:
+    """Return -log2 p of the texts per UTF-8 byte, counted as the module's docstring says."""
+    import torch
+
+    check_window(model, window)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    tokenizer = untruncated(tokenizer)
+    start = [] if start_id is None else [start_id]
+    windows = [w for text in texts for w in split_windows(start + list(tokenizer.encode(text).ids), window)]
+    if not windows or not num_bytes:
+        raise DataError("nothing to predict: the texts are empty or of one token; give longer texts")
+    check_plain_head(model)
+    windows.sort(key=lambda one: -len(one.ids))
+    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+    with torch.inference_mode(), evaluation_mode(model):
+        nats = sum(_batch_nats(model, batch) for batch in track(batches, "Reading texts"))
+    return nats / math.log(2) / num_bytes
+
+
+def check_window(model: Any, window: int) -> None:
+    """Refuse a window that is too short to overlap or longer than the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None) or window
+    if not 2 <= window <= context:
+        raise OptionError(f"the window is {window} tokens; allowed are 2 to {context}, the model's context")
+
+
+def check_plain_head(model: Any) -> None:
+    """Refuse a model whose logits are more than its output matrix times its hidden states."""
+    changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) is not None]
+    if changed or model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"bits per byte needs a plain output matrix, {model.config.model_type} has {changed or 'none'}"
+        )
+
+
+def _batch_nats(model: Any, batch: list[Window]) -> float:
+    """Sum -ln p over what counts in one right-padded batch; hidden states in full, logits by chunks."""
+    import torch
+
+    width = max(len(one.ids) for one in batch)
+    ids = torch.tensor([one.ids + [0] * (width - len(one.ids)) for one in batch], device=model.device)
+    mask = torch.tensor([[1] * len(w.ids) + [0] * (width - len(w.ids)) for w in batch], device=model.device)
+    counts = torch.tensor([[w.first <= at < len(w.ids) for at in range(1, width)] for w in batch], device=model.device)
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    states_ND, targets_N = hidden[:, :-1][counts], ids[:, 1:][counts]
+    head = model.get_output_embeddings()
+    total = 0.0
+    for at in range(0, len(targets_N), CHUNK):
+        logits_NV = head(states_ND[at : at + CHUNK]).float()
+        losses = torch.nn.functional.cross_entropy(logits_NV, targets_N[at : at + CHUNK], reduction="none")
+        total += losses.double().sum().item()
+    return total
+
+
+def generality_of(model: str | Path, options: Options) -> float:
+    """Bits per byte of one model on that code."""
+    checkpoint, _ = open_model(model, options)
+    value = general_bits_per_byte(checkpoint)
+    free(checkpoint)
+    return value
+
+
+def general_texts() -> list[str]:
+    """The head of each held-out module, about 96 kB in all, in a stable order."""
+    texts, used = [], 0
+    for path in assets.held_out_stdlib():
+        text = path.read_text(encoding="utf-8", errors="replace")[:EXCERPT_BYTES]
+        if text.strip() and used < GENERAL_BYTES:
+            texts.append(text)
+            used += len(text.encode())
+    return texts
+
+
+def general_bits_per_byte(checkpoint: Checkpoint) -> float:
+    """-log2 p per UTF-8 byte of that text, comparable across vocabularies: all its bytes are counted."""
+    context = getattr(checkpoint.model.config, "max_position_embeddings", 512)
+    return bits_per_byte(checkpoint.model, checkpoint.tokenizer, general_texts(), window=min(256, context))

@@ -1,0 +1,298 @@
+"""What measuring a model needs besides the evaluation itself: its generator, its identity, the data it has seen.
+
+The unpruned and the pruned model take the same path. It decides nothing and scores nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flab.data.contamination import overlaps
+from flab.data.samples import calibration_samples, read_samples
+from flab.errors import DataError, FlabError, OptionError
+from flab.evaluation.code import gold_ceiling
+from flab.evaluation.exports import evalplus_samples, lm_eval_task
+from flab.evaluation.prompts import Render
+from flab.evaluation.record import check_run_folder
+from flab.evaluation.robustness import PERTURBATIONS, perturb
+from flab.evaluation.runs import Settings, run_tasks
+from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
+from flab.files import (
+    PathLike,
+    as_path,
+    check_place,
+    check_result,
+    read_regular,
+    write_json,
+)
+from flab.models.checkpoint import fingerprint, open_model
+from flab.models.engines.answers import Shard
+from flab.models.engines.protocol import Generation, Generator
+from flab.models.engines.transformers import TransformersGenerator, chat_renderer
+from flab.models.engines.vllm import VllmGenerator
+from flab.models.folder import resolve, stored_dtype
+from flab.models.options import Options
+from flab.progress import say
+from flab.sandbox import Sandbox
+from flab.version import __version__
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to answer: its generator, its chat template, and what is known of it."""
+
+    generator: Generator
+    render: Render | None
+    identity: dict[str, Any]
+
+
+def read_tasks(
+    tasks: PathLike | TaskFile | Sequence[PathLike | TaskFile],
+    limit: int | None,
+    perturbations: Sequence[str],
+    seed: int,
+) -> list[TaskFile]:
+    """The task files (``FILE`` or ``KIND:FILE``), each code task followed by its perturbations.
+
+    Raises:
+        OptionError: no task, an unknown perturbation, or perturbations and no code task.
+        DataError: a file that cannot be read, or a perturbation that applies to no problem of it.
+    """
+    given = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
+    files = [one if isinstance(one, TaskFile) else _read(os.fspath(one), limit) for one in given]
+    if not files:
+        raise OptionError("--task: got none; give a file of problems, e.g. --task HumanEval.jsonl")
+    if perturbations and all(task.kind != "code" for task in files):
+        raise OptionError("--perturb: none of the tasks is of kind code; perturbations are for problem files")
+    return [one for task in files for one in (task, *_perturbed(task, perturbations, seed))]
+
+
+def _read(argument: str, limit: int | None) -> TaskFile:
+    kind, source = parse_task_argument(argument)
+    return read_task(as_path(source), kind, limit) if as_path(source).exists() else read_task(source, kind, limit)
+
+
+def _perturbed(task: TaskFile, names: Sequence[str], seed: int) -> list[TaskFile]:
+    """Its perturbations; those that were not named but come with ``all`` may apply to nothing."""
+    made = []
+    for name in dict.fromkeys([*(n for n in names if n != ALL), *(PERTURBATIONS if ALL in names else ())]):
+        if task.kind != "code":
+            continue
+        try:
+            made.append(perturb(task, name, seed))
+        except DataError as error:
+            if name in names:
+                raise
+            say(f"left out: {error}")
+    return made
+
+
+def sandbox_for(tasks: Sequence[TaskFile], options: Options) -> Sandbox | None:
+    """The sandbox where any task runs code; SandboxError without isolation, unless the user allows it."""
+    return Sandbox.detect(options.unsandboxed) if any(task.kind == "code" for task in tasks) else None
+
+
+def open_subject(model: PathLike, options: Options, backend: str = "transformers") -> Subject:
+    """Load the model behind the backend.
+
+    Raises:
+        OptionError: an unknown backend, or one that is not installed.
+        CheckpointError, UnsupportedModelError
+    """
+    if backend not in BACKENDS:
+        raise OptionError(f"--backend: got {backend}, allowed {', '.join(BACKENDS)}.")
+    path = resolve(model)
+    generator, dtype, device = BACKENDS[backend](path, options)
+    identity = {
+        "path": str(path.resolve()),
+        "sha256": fingerprint(path),
+        "dtype": dtype,
+        "device": device,
+        "eos_ids": generator.eos_ids,
+        "chat_sha256": _digest(path / "chat_template.jinja", path / "tokenizer_config.json"),
+    }
+    return Subject(generator, chat_renderer(path, generator.tokenizer), identity)
+
+
+def _open_transformers(path: Path, options: Options) -> Opened:
+    checkpoint, _ = open_model(path, options)
+    dtype = str(checkpoint.model.dtype).removeprefix("torch.")
+    return TransformersGenerator(checkpoint.model, checkpoint.tokenizer), dtype, options.device.partition(":")[0]
+
+
+def _open_vllm(path: Path, options: Options) -> Opened:
+    generator = VllmGenerator(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    return generator, stored_dtype(path) if options.dtype == "auto" else options.dtype, "vllm"
+
+
+Opened = tuple[TransformersGenerator | VllmGenerator, str, str]  # with dtype and device
+BACKENDS: dict[str, Callable[[Path, Options], Opened]] = {"transformers": _open_transformers, "vllm": _open_vllm}
+
+
+def _digest(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    return digest.hexdigest()
+
+
+def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[PathLike]) -> list[dict[str, Any]]:
+    """Each task beside each data file, those that the model's plan names included; says what is flagged."""
+    texts = {str(as_path(path)): [s.text for s in read_samples(as_path(path))] for path in against}
+    found = []
+    for data, content in (texts | _known_texts(as_path(model))).items():
+        for task in tasks:
+            if task.perturbation is None:
+                overlap = overlaps([(item.task_id, text_of(item)) for item in task.items], content)
+                warning = overlap.warning()
+                found.append({"task": task.name, "data": data, "warning": warning, **overlap.to_json()})
+                if warning:
+                    say(f"warning: {task.name} and {data}: {warning}")
+    return found
+
+
+def _known_texts(model: Path) -> dict[str, list[str]]:
+    """What a pruned model was calibrated on and a recovered one trained on, by its path; nothing where it is gone."""
+    found: dict[str, list[str]] = {}
+    for name, keys in (("plan.json", ("calibration", "path")), ("recovery.json", ("data",))):
+        file = model / name
+        if not file.is_file():
+            continue
+        try:
+            given = json.loads(read_regular(file))
+            for key in keys:
+                given = given[key]
+            samples, source = calibration_samples(Path(given) if given else None)
+        except (FlabError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            say(f"the data that {file} names cannot be compared with the tasks ({error}); name it with --against-data")
+            continue
+        found[source.name] = [sample.text for sample in samples]
+    return found
+
+
+def text_of(item: Item) -> str:
+    """What a problem would look like in the data: asked and answered."""
+    if isinstance(item, Problem):
+        return item.prompt + (item.canonical_solution or "")
+    if isinstance(item, Explanation):
+        return item.prompt + item.cot
+    assert isinstance(item, Prediction)
+    return item.code
+
+
+def export_run(folder: Path, tasks: Sequence[TaskFile], report: dict[str, Any], max_new_tokens: int) -> Path:
+    """Write ``exports``: samples for EvalPlus, tasks for lm-evaluation-harness; an older one is replaced."""
+    exports = folder / "exports"
+    shutil.rmtree(exports, ignore_errors=True)
+    exports.mkdir()
+    for task, made in zip(tasks, report["tasks"], strict=True):
+        lm_eval_task(task, exports / "lm_eval", max_new_tokens)
+        if task.kind != "code" or task.perturbation == "rename-function":
+            continue
+        answers = iter([Generation(row["text"], row["num_tokens"], row["finish_reason"]) for row in made["rows"]])
+        grouped = [list(islice(answers, made["summary"]["num_samples"])) for _ in task.items]
+        lines = [json.dumps(row) + "\n" for row in evalplus_samples(task, grouped)]
+        (exports / f"{task.name}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    return exports
+
+
+def evaluate(
+    model: PathLike,
+    tasks: PathLike | TaskFile | Sequence[PathLike | TaskFile],
+    out: PathLike | None = None,
+    settings: Settings | None = None,
+    options: Options | None = None,
+    limit: int | None = None,
+    perturbations: Sequence[str] = (),
+    backend: str = "transformers",
+    against_data: Sequence[PathLike] = (),
+    gold: bool = True,
+    export: bool = False,
+    shard: str | None = None,
+) -> dict[str, Any]:
+    """Measure a model on task files; returns what ``results.json`` holds.
+
+    ``out`` is a run's folder, where a stopped run goes on, or a file that ends in ``.json``. ``shard`` (``2/4``) makes
+    only that part of the answers; the same call without it, in the same folder, merges and scores.
+
+    Raises:
+        SandboxError: no isolation here and ``options.unsandboxed`` is off.
+        DataError, CheckpointError, OptionError
+    """
+    settings, options = settings or Settings(), options or Options()
+    files = read_tasks(tasks, limit, perturbations, settings.seed)
+    sandbox = sandbox_for(files, options)
+    target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
+    folder = target if target is not None and target.suffix != ".json" else None
+    read = [*against_data, *(task.source for task in files)]
+    if folder is not None:
+        check_place(folder, read)
+        check_run_folder(folder)
+    elif target is not None:
+        check_result(target, options.overwrite, read)
+    if folder is None and (export or part is not None):
+        raise OptionError(
+            f"--{'export' if export else 'shard'}: needs a folder; give -o RUN, a name that does not end in .json"
+        )
+    overlap = find_overlaps(model, files, against_data) if part is None else []
+    subject = open_subject(model, options, backend)
+    report = run_tasks(
+        subject.generator,
+        files,
+        settings,
+        folder,
+        subject.identity,
+        sandbox,
+        subject.render,
+        gold,
+        {"contamination": overlap},
+        part,
+    )
+    if part is not None:
+        return report
+    if export and folder is not None:
+        export_run(folder, files, report, settings.max_new_tokens)
+    if target is not None and folder is None:
+        write_json(target, report)
+    return report
+
+
+def evaluate_references(
+    tasks: PathLike | TaskFile | Sequence[PathLike | TaskFile],
+    options: Options | None = None,
+    limit: int | None = None,
+    perturbations: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The gold ceiling alone: run the references of code tasks, without a model.
+
+    Raises:
+        OptionError: a task of another kind.
+        SandboxError, DataError
+    """
+    files, options = read_tasks(tasks, limit, perturbations, seed), options or Options()
+    if wrong := [task.name for task in files if task.kind != "code"]:
+        raise OptionError(f"--gold runs the references of code tasks; {', '.join(wrong)} has none: leave it out")
+    sandbox = sandbox_for(files, options)
+    assert sandbox is not None
+    rows = [{"name": task.name, "sha256": task.sha256} | gold_ceiling(task, sandbox).summary for task in files]
+    failures = {(i if len(rows) == 1 else f"{row['name']}:{i}"): c for row in rows for i, c in row["failed"].items()}
+    passed, total = sum(row["passed"] for row in rows), sum(row["total"] for row in rows)
+    return {
+        "flab": __version__,
+        "passed": passed,
+        "total": total,
+        "failures": failures,
+        "sandbox_level": sandbox.level,
+        "tasks": rows,
+    }

@@ -1,0 +1,1 @@
+"""Perturbations of code problems, each a function of one problem."""

@@ -1,0 +1,333 @@
+"""Stock Hugging Face models in and out: the only module that loads and saves them. :mod:`flab.models` knows their folders.
+
+Safetensors only; ``trust_remote_code`` is off unless the user asks. It does not verify what was written: see
+:mod:`flab.pruning.verify`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from flab.errors import CheckpointError, OptionError
+from flab.files import read_regular
+from flab.models.families import Family, family_of, is_tied
+from flab.models.folder import read_object, resolve, stored_dtype, weight_files
+from flab.models.memory import trim
+from flab.models.options import STORED_DTYPES, Options
+from flab.models.source import check_normalizer, check_source, check_weights
+from flab.models.stock import check_links, copy_sidecars, rewrite_config
+
+SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
+
+PROBES = (
+    "def add(a, b):\n    return a + b  # sum\n",
+    "for i in range(10):\n\tprint(f'{i:>3}', x[i] != None)\n\n\n",
+    "Straße, naïve café, Привет, 漢字かな, العربية, हिन्दी 🚀\r\n",
+    "  leading and  double   spaces, CamelCase snake_case 3.14159e-10 0xFF",
+)
+FINITE_PART = 1 << 22  # numbers looked at together
+# What only counts with sampling or with beams, and the value that transformers lets pass without.
+SAMPLING: dict[str, Any] = {
+    "temperature": 1.0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "top_k": 50, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}  # fmt: skip
+BEAMS: dict[str, Any] = {"early_stopping": False, "length_penalty": 1.0}
+
+torch_dtypes: dict[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
+
+
+@dataclass
+class Checkpoint:
+    """A model in memory with its ground-truth tokenizer and the folder it came from."""
+
+    path: Path
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Tokenizer
+    named_ids: set[int] = field(default_factory=set)  # special tokens as transformers sees them
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_config(path: Path, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a folder, of a supported family.
+
+    Raises:
+        CheckpointError, UnsupportedModelError
+    """
+    raw = check_source(path)
+    if "auto_map" in raw and not trust_remote_code:
+        raise CheckpointError(f"{path} asks to run its own code (auto_map): pass --trust-remote-code if you trust it.")
+    if isinstance(raw.get("model_type"), str):
+        family_of(SimpleNamespace(**raw))  # before transformers makes anything as large as an unknown config says
+    check_weights(path, raw)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise CheckpointError(f"{path}/config.json is not a config transformers knows: {_first_line(error)}") from None
+    family_of(config)
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over config, weights and tokenizer: two folders with the same one behave alike."""
+    digest = hashlib.sha256()
+    files = [path / "config.json", *weight_files(path), path / "tokenizer.json"]
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load(
+    source: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> Checkpoint:
+    """Load a stock folder (or hub id) for reading or cutting, in eval mode, without gradients.
+
+    ``dtype`` is "auto" (as stored), "float32", "bfloat16" or "float16"; ``device`` a torch device or "auto"
+    (accelerate spreads the layers over all devices).
+
+    Raises:
+        CheckpointError, UnsupportedModelError
+    """
+    path = resolve(source)
+    config = read_config(path, trust_remote_code)
+    tokenizer, named_ids, warnings = load_tokenizer(path, config)
+    if (highest := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has more tokens than the embedding has rows (id {highest}, {config.vocab_size} rows). "
+            "Fetch the model again."
+        )
+    model = load_model(path, dtype, device, trust_remote_code)
+    check_finite(path, model)
+    return Checkpoint(path, model, tokenizer, named_ids, warnings)
+
+
+def check_finite(path: Path, model: Any) -> None:
+    """CheckpointError where a weight is NaN or infinite: names its tensor."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            continue
+        # In parts, because the answers for all numbers of an embedding at once would take as much memory as they do.
+        if not all(bool(torch.isfinite(part).all()) for part in parameter.detach().flatten().split(FINITE_PART)):
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite numbers: the weights are damaged. Fetch it again."
+            )
+
+
+def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
+    """The model alone; every weight comes from the folder or this raises."""
+    if dtype not in (*torch_dtypes, "auto"):
+        raise OptionError(f"--dtype: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
+    dtype = stored_dtype(path) if dtype == "auto" else dtype  # "auto" of transformers is what the config says
+    with quiet():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch_dtypes[dtype],
+                device_map=None if device == "cpu" else device,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{path} does not load: {_first_line(error)}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if wrong := sorted(map(str, info.get(kind, ()))):
+            names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
+            raise CheckpointError(
+                f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again."
+            )
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(path: Path, config: Any) -> tuple[Tokenizer, set[int], list[str]]:
+    """The ground-truth tokenizer, the ids transformers gives a role, and what AutoTokenizer gets wrong."""
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged ({_first_line(error)}). Fetch it again.") from None
+    check_normalizer(file, tokenizer.normalizer, tokenizer.decoder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    with quiet():
+        try:
+            auto = AutoTokenizer.from_pretrained(path)
+        except Exception as error:
+            return tokenizer, set(), [f"AutoTokenizer cannot load {path.name}: {_first_line(error)}"]
+    named = {i for i in [*auto.all_special_ids, *auto.get_added_vocab().values()] if i is not None}
+    return (
+        tokenizer,
+        {i for i in named if i < tokenizer.get_vocab_size()},
+        tokenizer_warnings(tokenizer, auto),
+    )
+
+
+def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
+    """One line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
+    differ = [
+        p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids
+    ]
+    if not differ:
+        return []
+    return [
+        f"AutoTokenizer builds {type(auto).__name__}, which splits {len(differ)} of {len(PROBES)} probe texts otherwise than "
+        "tokenizer.json: flab uses tokenizer.json; load it with transformers.PreTrainedTokenizerFast.from_pretrained."
+    ]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own loading chatter and bars off; errors still raise."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def cast_parameters(model: Any, dtype: str) -> None:
+    """Cast the parameters alone, in place: ``model.to`` would round buffers (rotary frequencies) that are not saved."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch_dtypes[dtype])
+    model.config.dtype = torch_dtypes[dtype]
+
+
+def try_saving(checkpoint: Checkpoint, family: Family) -> None:
+    """Write down what can be written before the work: config, generation config, tokenizer, and read what will be copied.
+
+    A generation config that transformers refuses to save is put right first, with a warning.
+
+    Raises:
+        CheckpointError: one of them cannot be saved, or a file that belongs to the model cannot be read.
+    """
+    model, path = checkpoint.model, checkpoint.path
+    checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_links(path)]
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path / name).is_file():
+            read_object(path / name)
+    for template in (path / "chat_template.jinja", *path.glob("additional_chat_templates/*.jinja")):
+        if template.is_file():
+            _check_text(template)
+    model.config.tie_word_embeddings = is_tied(
+        model, family
+    )  # of weights that are stored apart the config may say otherwise
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        for what, write in (
+            ("config.json", model.config.save_pretrained),
+            ("generation_config.json", model.generation_config.save_pretrained),
+            ("tokenizer.json", lambda where: checkpoint.tokenizer.save(str(Path(where) / "tokenizer.json"))),
+        ):
+            try:
+                write(folder)
+            except Exception as error:
+                raise CheckpointError(f"{path}/{what} cannot be saved again: {_first_line(error)}") from None
+
+
+def _check_text(file: Path) -> None:
+    try:
+        read_regular(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not UTF-8 text that can be read ({error}). Fetch it again.") from None
+
+
+def _settle_generation(path: Path, config: Any) -> list[str]:
+    """Take out of a generation config what transformers refuses to save; greedy settings stay greedy."""
+    dropped = dict[str, None]()
+    if config.do_sample is not True:
+        dropped |= dict.fromkeys(
+            name for name, usual in SAMPLING.items() if getattr(config, name, None) not in (None, usual)
+        )
+    if config.num_beams in (None, 1):
+        dropped |= dict.fromkeys(
+            name for name, usual in BEAMS.items() if getattr(config, name, None) not in (None, usual)
+        )
+        if config.do_sample is not True and (config.num_return_sequences or 1) > 1:
+            dropped["num_return_sequences"] = None
+    for name in dropped:
+        setattr(config, name, None)
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path}/generation_config.json cannot be saved again: {_first_line(error)}") from None
+    if not dropped:
+        return []
+    return [f"generation_config.json: {', '.join(dropped)} without sampling or beams have no effect and are left out"]
+
+
+def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None) -> None:
+    """Write model, tokenizer and what else of the source folder a stock model needs into ``folder``.
+
+    ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files as they are.
+    """
+    model = checkpoint.model
+    model.config.tie_word_embeddings = is_tied(model, family_of(model.config))
+    with quiet():
+        model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
+    rewrite_config(folder, model.config.tie_word_embeddings)
+    copy_sidecars(checkpoint.path, folder, renumbered=tokenizer_json is not None)
+    if tokenizer_json is not None:
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json, ensure_ascii=False), encoding="utf-8")
+
+
+def compute_dtype(path: Path, options: Options) -> str:
+    """The precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
+    if options.dtype != "auto":
+        return options.dtype
+    small = sum(f.stat().st_size for f in weight_files(path)) < SMALL_WEIGHTS_BYTES
+    return "float32" if options.device == "cpu" and small else "auto"
+
+
+def same_precision(path: Path, options: Options) -> Options:
+    """Options with the precision of this model named, so that a smaller one is not computed in another."""
+    dtype = compute_dtype(path, options)
+    return replace(options, dtype=stored_dtype(path) if dtype == "auto" else dtype)
+
+
+def open_model(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+    """Load a model for cutting.
+
+    Raises:
+        CheckpointError, UnsupportedModelError
+    """
+    path = resolve(source)
+    checkpoint = load(path, dtype or compute_dtype(path, options), options.device, options.trust_remote_code)
+    if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
+        raise CheckpointError(f"{path} does not fit on the devices here: use a larger one, or --device cpu.")
+    return checkpoint, family_of(checkpoint.model.config)
+
+
+def free(checkpoint: Checkpoint) -> None:
+    """Let go of a model before the next is loaded."""
+    checkpoint.model = None
+    trim()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,255 @@
+"""Generation with a transformers model in memory: one batch at a time, and rows that are finished leave it.
+
+Prompts are padded on the left, keys and values are cached, and after each token the rows that met a stop string,
+an end token or their limit are taken out of the cache, so that the batch shrinks. The loop is ours because
+``model.generate`` carries finished rows to the end and knows neither stop strings nor seeds of single rows;
+``docs/generation.md`` has the measurement. Greedy answers equal those of one prompt at a time but for near-ties
+between two tokens, which the batch size and the dtype decide: compare models under the same.
+
+It never cuts a prompt unasked, applies nothing of the model's generation settings but its end tokens, and knows no
+beams, penalties or assistants. Shapes: B rows still running, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flab.errors import OptionError
+from flab.models.engines.protocol import (
+    Decoding,
+    Encoded,
+    Generation,
+    Request,
+    encode_requests,
+    evaluation_mode,
+    finish_rows,
+    untruncated,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Message = dict[str, str]
+
+
+class TransformersGenerator:
+    """A Hugging Face causal LM and the raw ``tokenizers.Tokenizer`` of its folder."""
+
+    name = "transformers"
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, eos_ids: Sequence[int] | None = None) -> None:
+        self.model = model
+        self.tokenizer = untruncated(tokenizer)
+        self.eos_ids = list(eos_ids) if eos_ids is not None else model_eos_ids(model)
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
+        """Complete one batch; DataError for a prompt that does not fit the context."""
+        import torch
+
+        if not requests:
+            return []
+        context = context_of(self.model.config)
+        rows = encode_requests(self.tokenizer, requests, decoding.max_new_tokens, context)
+        with torch.inference_mode(), evaluation_mode(self.model):
+            made = self._run(rows, decoding)
+        return finish_rows(self.tokenizer, rows, made, self.eos_ids)
+
+    def _run(self, rows: list[Encoded], decoding: Decoding) -> list[list[int]]:
+        """New tokens of each row, up to and with the one that ended it."""
+        batch = Batch(self.model, rows, pad_id=(self.eos_ids or [0])[0])
+        choose = Chooser(rows, decoding)
+        watch = StopWatch(self.tokenizer, rows)
+        made: list[list[int]] = [[] for _ in rows]
+        logits_BV = batch.read_prompts()
+        while True:
+            tokens_B = choose(logits_BV, batch.running)
+            for row, token in zip(batch.running, tokens_B.tolist(), strict=True):
+                made[row].append(token)
+            kept = [at for at, row in enumerate(batch.running) if not self._ended(rows[row], made[row])]
+            stopped = watch.stopped([(batch.running[at], made[batch.running[at]]) for at in kept])
+            kept = [at for at, stop in zip(kept, stopped, strict=True) if not stop]
+            if not kept:
+                return made
+            logits_BV = batch.read_tokens(tokens_B, kept)
+
+    def _ended(self, row: Encoded, made: list[int]) -> bool:
+        return made[-1] in self.eos_ids or len(made) >= row.budget
+
+
+class Batch:
+    """The rows that are still running, with their cache; ``running`` holds their places in the whole batch."""
+
+    def __init__(self, model: Any, rows: Sequence[Encoded], pad_id: int) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        self.model = model
+        self.running = list(range(len(rows)))
+        self.cache = DynamicCache(config=model.config)
+        width = max(len(row.ids) for row in rows)
+        padding = [width - len(row.ids) for row in rows]
+        device = input_device(model)
+        ids = [[pad_id] * pad + row.ids for pad, row in zip(padding, rows, strict=True)]
+        mask = [[0] * pad + [1] * len(row.ids) for pad, row in zip(padding, rows, strict=True)]
+        self.ids_BT = torch.tensor(ids, device=device)
+        self.mask_BT = torch.tensor(mask, device=device)
+
+    def read_prompts(self) -> Any:
+        """Fill the cache with the prompts; returns the logits of the first new tokens."""
+        positions_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
+        self.next_B1 = positions_BT[:, -1:] + 1
+        return self._forward(self.ids_BT, positions_BT)
+
+    def read_tokens(self, tokens_B: Any, kept: list[int]) -> Any:
+        """Drop all rows but those at ``kept``, append their tokens; returns the logits of the next ones."""
+        import torch
+
+        tokens_B = tokens_B.to(self.mask_BT.device)
+        if len(kept) < len(self.running):
+            at = torch.tensor(kept)  # on the CPU it selects on every device that the layers may be on
+            self.cache.batch_select_indices(at)
+            self.mask_BT, self.next_B1, tokens_B = self.mask_BT[at], self.next_B1[at], tokens_B[at]
+            self.running = [self.running[index] for index in kept]
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(kept), 1)], dim=1)
+        logits_BV = self._forward(tokens_B[:, None], self.next_B1)
+        self.next_B1 = self.next_B1 + 1
+        return logits_BV
+
+    def _forward(self, ids_BT: Any, positions_BT: Any) -> Any:
+        output = self.model(
+            input_ids=ids_BT,
+            attention_mask=self.mask_BT,
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+class Chooser:
+    """Picks each row's next token: the likeliest, or one drawn with the row's own random numbers.
+
+    A draw is the inverse of the distribution function *in the order of the ids*, so that noise of the size of
+    rounding, which swaps near-tied tokens in a sorted order, does not change it.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], decoding: Decoding) -> None:
+        self.temperature, self.top_p = decoding.temperature, decoding.top_p
+        self.randoms = [random.Random(row.seed) for row in rows]
+
+    def __call__(self, logits_BV: Any, running: Sequence[int]) -> Any:
+        """Token ids of the rows at ``running``, shape B."""
+        import torch
+
+        if self.temperature == 0:
+            return logits_BV.argmax(dim=-1)
+        logits_BV = logits_BV.float() / self.temperature
+        mass_BV = self._nucleus(logits_BV.softmax(dim=-1)).cumsum(dim=-1, dtype=torch.float64)
+        draws = [self.randoms[row].random() for row in running]
+        draws_B1 = torch.tensor(draws, dtype=torch.float64, device=mass_BV.device)[:, None] * mass_BV[:, -1:]
+        tokens_B = torch.searchsorted(mass_BV, draws_B1, right=True)[:, 0]
+        return tokens_B.clamp(max=mass_BV.shape[1] - 1)
+
+    def _nucleus(self, shares_BV: Any) -> Any:
+        """Zero all but the fewest likeliest tokens that hold ``top_p`` of the mass."""
+        if self.top_p == 1:
+            return shares_BV
+        sorted_BV, order_BV = shares_BV.sort(dim=-1, descending=True, stable=True)
+        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+        return shares_BV.scatter(1, order_BV, sorted_BV.masked_fill(before_BV >= self.top_p, 0.0))
+
+
+class StopWatch:
+    """Tells which rows just completed a stop string of their own.
+
+    Only the last tokens are decoded, all rows in one call: a stop string of n bytes ends in at most n tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> None:
+        self.tokenizer = tokenizer
+        self.stops = [row.stop for row in rows]
+        self.windows = [max((len(text.encode()) for text in row.stop), default=0) + 4 for row in rows]
+
+    def stopped(self, made: Sequence[tuple[int, list[int]]]) -> list[bool]:
+        """Whether the tail of each row's new tokens, given with the row's place, holds one of its stop strings."""
+        tails = [ids[-self.windows[row] :] if self.stops[row] else [] for row, ids in made]
+        texts = self.tokenizer.decode_batch(tails, skip_special_tokens=False)
+        return [any(map(text.__contains__, self.stops[row])) for text, (row, _) in zip(texts, made, strict=True)]
+
+
+def input_device(model: Any) -> Any:
+    """Where token ids go: with ``device_map="auto"`` a model is on several devices, its input matrix perhaps on none."""
+    embedding = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    offloaded = embedding.weight.device.type == "meta"
+    return hook.execution_device if hook is not None and offloaded else embedding.weight.device
+
+
+def context_of(config: Any) -> int | None:
+    """The number of positions a model has, or None where its config names none."""
+    longest = getattr(config, "max_position_embeddings", None)
+    return int(longest) if longest else None
+
+
+def model_eos_ids(model: Any) -> list[int]:
+    """Return the model's end tokens: an int, a list or nothing, in its generation settings or its config."""
+    for holder in (getattr(model, "generation_config", None), model.config):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            return [ids] if isinstance(ids, int) else list(ids)
+    return []
+
+
+def chat_renderer(folder: Path, tokenizer: Tokenizer) -> Callable[[Sequence[Message]], str] | None:
+    """A function from messages to the text that asks for the assistant's answer, or None without a chat template.
+
+    Reads ``chat_template.jinja`` or ``tokenizer_config.json`` and renders as transformers does, without thinking. The
+    start token is left to the tokenizer where it adds one by itself, so that a prompt does not begin with two.
+    """
+    settings = _read_settings(folder / "tokenizer_config.json")
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else _default_template(settings.get("chat_template"))
+    if not template:
+        return None
+    named = {name: _token_text(value) for name, value in settings.items() if name.endswith("_token") and value}
+    start = tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False)
+
+    def render(messages: Sequence[Message]) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, _ = render_jinja_template(
+                [list(messages)], chat_template=template, add_generation_prompt=True, enable_thinking=False, **named
+            )
+        except Exception as error:  # jinja raises many kinds; all mean the same to the user
+            raise OptionError(
+                f"the chat template of {folder} does not render ({error}): use another --preset."
+            ) from None
+        return str(texts[0]).removeprefix(start)
+
+    return render
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another --preset.") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _default_template(value: Any) -> str | None:
+    """A template, or the one named ``default`` of a list of named ones."""
+    if isinstance(value, list):
+        return next((entry["template"] for entry in value if entry.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
+
+
+def _token_text(value: Any) -> str:
+    """A special token is text, or an object with its text as ``content``."""
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value)

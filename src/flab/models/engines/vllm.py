@@ -1,0 +1,115 @@
+"""Generation with vLLM behind the same seam: ``pip install vllm``, a GPU, and a model folder.
+
+Prompts go in as token ids and answers come out as token ids, both made with the folder's own ``tokenizer.json``; vLLM
+reads the same one from a folder of its own, because ``AutoTokenizer`` brings another pre-tokenizer for some families
+and stop strings are matched on its text. Each request has its seed; samples differ from those of transformers.
+
+It was written against vLLM's documented interface and tested with a stand-in: it has not been run on a real vLLM here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flab.errors import CheckpointError, OptionError
+from flab.models.engines.protocol import (
+    Decoding,
+    Encoded,
+    Generation,
+    Request,
+    encode_requests,
+    finish_rows,
+    untruncated,
+)
+
+
+class VllmGenerator:
+    """A model folder in vLLM; ``engine`` goes to ``vllm.LLM`` as it is (dtype, tensor_parallel_size, …)."""
+
+    name = "vllm"
+
+    def __init__(self, path: Path, **engine: Any) -> None:
+        """Load the model.
+
+        Raises:
+            OptionError: vLLM is not installed.
+            CheckpointError: the folder has no config.json or no tokenizer.json.
+        """
+        from tokenizers import Tokenizer
+
+        self._vllm = import_vllm()
+        config, settings = _read_json(path / "config.json"), _read_json(path / "generation_config.json", {})
+        if not (path / "tokenizer.json").is_file():
+            raise CheckpointError(
+                f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one."
+            )
+        self.tokenizer = untruncated(Tokenizer.from_file(str(path / "tokenizer.json")))
+        self.eos_ids = _as_list(settings.get("eos_token_id", config.get("eos_token_id")))
+        self.context = engine.get("max_model_len") or config.get("max_position_embeddings")
+        self._folder = tempfile.TemporaryDirectory(prefix="flab-tokenizer-")
+        plain_tokenizer_folder(path, Path(self._folder.name))
+        self.engine = self._vllm.LLM(
+            model=str(path), **{"tokenizer": self._folder.name, "generation_config": "vllm", **engine}
+        )
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
+        """Complete one batch; DataError for a prompt that does not fit the context."""
+        if not requests:
+            return []
+        rows = encode_requests(self.tokenizer, requests, decoding.max_new_tokens, self.context)
+        settings = [self._settings(row, decoding) for row in rows]
+        outputs = self.engine.generate([{"prompt_token_ids": row.ids} for row in rows], settings, use_tqdm=False)
+        made = [list(output.outputs[0].token_ids) for output in outputs]
+        return finish_rows(self.tokenizer, rows, made, self.eos_ids)
+
+    def _settings(self, row: Encoded, decoding: Decoding) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            max_tokens=row.budget,
+            stop=list(row.stop),
+            stop_token_ids=self.eos_ids,
+            seed=row.seed,
+            skip_special_tokens=False,
+        )
+
+
+def import_vllm() -> Any:
+    """The vllm package; OptionError with what to install where it is missing."""
+    try:
+        import vllm  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise OptionError(
+            f"--backend vllm: vLLM is not installed ({error}); pip install vllm, or use transformers."
+        ) from None
+    return vllm
+
+
+def plain_tokenizer_folder(source: Path, target: Path) -> None:
+    """Write a folder from which ``AutoTokenizer`` builds exactly what ``tokenizer.json`` says."""
+    shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
+    settings = _read_json(source / "tokenizer_config.json", {})
+    settings.pop("added_tokens_decoder", None)  # stale ids would win over tokenizer.json
+    settings.pop("auto_map", None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (target / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _read_json(file: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if missing is not None and not file.is_file():
+        return missing
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON ({error}): give the folder of a whole model.") from None
+    assert isinstance(data, dict), file
+    return data
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -1,0 +1,193 @@
+"""Where each architecture keeps its layers, FFN, embeddings: one row of data per family.
+
+All families here are sequential pre-norm decoders: ``h += attention(norm(h)); h += ffn(norm(h))``. Anything else is
+refused with what is missing. It does not cut anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from flab.errors import UnsupportedModelError
+from flab.models.shape import Shape
+
+
+@dataclass(frozen=True)
+class Family:
+    """Paths of the parts inside a transformers model (``x.y`` from the model, the rest from a layer)."""
+
+    model_type: str
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    head: str = "lm_head"
+    final_norm: str = "model.norm"
+    input_norm: str = "input_layernorm"
+    attention: str = "self_attn"
+    attention_out: str = "self_attn.o_proj"
+    ffn_norm: str = "post_attention_layernorm"
+    ffn: str = "mlp"
+    ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    ffn_out: str = "mlp.down_proj"
+    layer_lists: tuple[str, ...] = ()  # config entries with one item per layer
+    depth_limits: tuple[str, ...] = ()  # config entries that may not exceed the number of layers
+
+
+_QWEN_LISTS = {"layer_lists": ("layer_types",), "depth_limits": ("max_window_layers",)}
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2", **_QWEN_LISTS),  # type: ignore[arg-type]
+        Family("qwen3", **_QWEN_LISTS),  # type: ignore[arg-type]
+        Family("starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj"),
+    )
+}
+
+_MISSING = {
+    "num_experts": "mixture-of-experts layers (routing and per-expert widths)",
+    "num_local_experts": "mixture-of-experts layers (routing and per-expert widths)",
+    "n_routed_experts": "mixture-of-experts layers (routing and per-expert widths)",
+    "linear_num_value_heads": "linear-attention layers",
+    "mamba_d_state": "state-space (mamba) layers",
+    "is_encoder_decoder": "encoder-decoder models",
+    "vision_config": "multimodal models (the text part is nested)",
+}
+
+
+def family_of(config: Any) -> Family:
+    """The family row of a transformers config.
+
+    Raises:
+        UnsupportedModelError: names the architecture, what is missing for it, and what is supported.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is not None:
+        return family
+    reason = next(
+        (what for key, what in _MISSING.items() if getattr(config, key, None)),
+        "a family row and its contract test",
+    )
+    raise UnsupportedModelError(
+        f"model_type {config.model_type!r} cannot be cut: flab lacks {reason}. Supported: {', '.join(FAMILIES)}."
+    )
+
+
+def layers_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The list of decoder layers."""
+    layers = model.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def linear(module: nn.Module, path: str) -> nn.Linear:
+    """The linear layer at ``path``."""
+    found = module.get_submodule(path)
+    assert isinstance(found, nn.Linear), f"{path} is {type(found).__name__}"
+    return found
+
+
+def head_of(model: nn.Module, family: Family) -> nn.Linear:
+    """The output head."""
+    return linear(model, family.head)
+
+
+def embedding_of(model: nn.Module, family: Family) -> nn.Embedding:
+    """The input embedding."""
+    found = model.get_submodule(family.embedding)
+    assert isinstance(found, nn.Embedding)
+    return found
+
+
+def is_tied(model: nn.Module, family: Family) -> bool:
+    """Whether embedding and head are one parameter."""
+    return head_of(model, family).weight is embedding_of(model, family).weight
+
+
+def with_bias(module: nn.Linear) -> torch.Tensor:
+    """The weight (outputs, inputs), the bias as one more column where there is one."""
+    return module.weight if module.bias is None else torch.cat([module.weight, module.bias[:, None]], dim=1)
+
+
+def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
+    """The features (..., inputs), with a column of ones where the weights that meet them hold a bias."""
+    if features.shape[-1] == columns:
+        return features
+    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
+
+
+def activation_of(layer: nn.Module, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The FFN's activation function."""
+    ffn = layer.get_submodule(family.ffn)
+    return ffn.act_fn if len(family.ffn_in) == 2 else ffn.act  # type: ignore[return-value]
+
+
+def ffn_inputs(layer: nn.Module, family: Family, neurons: Sequence[int] | None = None) -> list[torch.Tensor]:
+    """The FFN's input projections, (F, D) each or (F, D + 1) with a bias: all neurons or the given ones."""
+    matrices = [with_bias(linear(layer, path)) for path in family.ffn_in]
+    return matrices if neurons is None else [m[torch.tensor(neurons, device=m.device)] for m in matrices]
+
+
+def ffn_activations(
+    layer: nn.Module, family: Family, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D).
+
+    ``inputs`` stand in for the layer's own input projections.
+    """
+    hidden = layer.get_submodule(family.ffn_norm)(mid)
+    matrices = ffn_inputs(layer, family) if inputs is None else inputs
+    parts = [nn.functional.linear(extended(hidden, m.shape[1]), m) for m in matrices]
+    first = activation_of(layer, family)(parts[0])
+    return first * parts[1] if len(parts) == 2 else first
+
+
+def kv_width(config: Any) -> int:
+    """Numbers that one layer keeps as keys for each token (and again as values)."""
+    heads = int(config.num_attention_heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
+
+
+def shape_of(model: nn.Module, family: Family) -> Shape:
+    """Sizes and unit costs of a model, read from its tensors (meta tensors do).
+
+    Raises:
+        UnsupportedModelError: when its layers are not all of one shape.
+    """
+    embedding, head, layers = embedding_of(model, family), head_of(model, family), layers_of(model, family)
+    sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers}
+    widths = {linear(layer, family.ffn_out).in_features for layer in layers}
+    if len(sizes) != 1 or len(widths) != 1:
+        raise UnsupportedModelError(
+            f"the layers of this model differ in size (widths {sorted(widths)}): flab cuts models of one uniform width."
+        )
+    hidden, width = embedding.embedding_dim, widths.pop()
+    ffn_in = [linear(layers[0], path) for path in family.ffn_in]
+    per_neuron = hidden + sum(hidden + (m.bias is not None) for m in ffn_in)
+    per_token = hidden if is_tied(model, family) else 2 * hidden
+    per_token += head.bias is not None
+    total = sum(p.numel() for p in model.parameters())
+    vocabulary = embedding.num_embeddings
+    per_layer = sizes.pop() - width * per_neuron
+    fixed = total - vocabulary * per_token - len(layers) * (per_layer + width * per_neuron)
+    products = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
+    products_per_neuron = hidden * (1 + len(ffn_in))
+    return Shape(
+        vocabulary,
+        len(layers),
+        width,
+        per_token,
+        per_layer,
+        per_neuron,
+        fixed,
+        hidden,
+        products - width * products_per_neuron,
+        products_per_neuron,
+        linear(layers[0], family.attention_out).in_features,
+    )

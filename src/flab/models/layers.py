@@ -1,0 +1,207 @@
+"""Run a model over batches layer by layer, with the masks and positions that it gives each layer itself.
+
+Legend: B rows, T positions, D hidden size, N real tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear
+
+MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
+ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of similar length, padded on the right; all (B, T)."""
+
+    ids: torch.Tensor
+    valid: torch.Tensor  # a real token stands here
+    answer: torch.Tensor  # the *next* token belongs to an answer
+    held_out: torch.Tensor  # kept from the fit, to choose the ridge
+    weight: torch.Tensor  # in the least squares: 1, less on prompts that have an answer
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.valid.sum())
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: remembers what it was called with and passes the hidden states on."""
+
+    def __init__(self, layer: nn.Module, calls: list[tuple[torch.Tensor, dict[str, Any]]]) -> None:
+        super().__init__()
+        object.__setattr__(self, "stood_for", layer)
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "stood_for"), name)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.calls.append((hidden_states, kwargs))
+        return hidden_states
+
+
+def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
+    """The rows of a tensor, so many at a time that ``width`` values for each stay small."""
+    return torch.split(states_ND, max(1, ROW_ELEMENTS // width))
+
+
+class LayerRunner:
+    """Runs single layers of a model with the masks and positions that the model itself gives each of them.
+
+    Layers may be held in a narrower dtype than the rest of the model. Each is widened while it works, unless the model was
+    opened for mixed precision (:func:`flab.pruning.prepare.open_to_cut`): then the products inside a layer are made in
+    the layer's own 16 bits, and the residual stream, the norms and all statistics stay in float32.
+    """
+
+    def __init__(self, model: Any, family: Family) -> None:
+        self.model = model
+        self.family = family
+        self.layers = list(layers_of(model, family))
+        self.dtype = embedding_of(model, family).weight.dtype
+        self.mixed: bool = getattr(model, MIXED_MARK, False)
+        self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Hidden states entering the first layer, (B, T, D)."""
+        embedding = embedding_of(self.model, self.family)
+        hidden: torch.Tensor = embedding(batch.ids.to(embedding.weight.device))
+        return hidden
+
+    @torch.no_grad()
+    def _record(self, ids: torch.Tensor) -> list[dict[str, Any]]:
+        """Masks and positions of every layer; only the shape of the ids decides them."""
+        owner_path, _, name = self.family.layers.rpartition(".")
+        owner, calls = self.model.get_submodule(owner_path), []  # type: ignore[var-annotated]
+        original = getattr(owner, name)
+        try:
+            setattr(owner, name, nn.ModuleList(_Recorder(layer, calls) for layer in self.layers))
+            owner(input_ids=ids.to(embedding_of(self.model, self.family).weight.device), use_cache=False)
+        finally:
+            setattr(owner, name, original)
+        return [kwargs for _, kwargs in calls]
+
+    def device(self, index: int) -> torch.device:
+        """Where layer ``index`` computes."""
+        return linear(self.layers[index], self.family.ffn_out).weight.device
+
+    @contextlib.contextmanager
+    def at_work(self, index: int) -> Iterator[nn.Module]:
+        """Layer ``index`` with its parameters in the computing precision; afterwards they are what they were."""
+        layer, held = self.layers[index], []
+        for module in layer.modules() if not self.mixed else ():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dtype != self.dtype:
+                    held.append((module, name, parameter))
+                    setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
+        try:
+            yield layer
+        finally:
+            for module, name, parameter in held:
+                setattr(module, name, parameter)
+
+    def products(self) -> contextlib.AbstractContextManager[None]:
+        """The precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
+        if not self.mixed:
+            return contextlib.nullcontext()
+        weight = linear(self.layers[0], self.family.ffn_out).weight
+        return torch.autocast(weight.device.type, dtype=weight.dtype)
+
+    def widen(self, dtype: torch.dtype | None = None) -> None:
+        """Put all parameters into one precision for good, as the model called as a whole needs them.
+
+        Args:
+            dtype: by default the computing precision, which in mixed precision is that of the layers.
+        """
+        if dtype is None:
+            dtype = linear(self.layers[0], self.family.ffn_out).weight.dtype if self.mixed else self.dtype
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        setattr(self.model, MIXED_MARK, False)
+        self.mixed = False
+
+    def _call(self, index: int, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
+        if shape not in self._kwargs:
+            self._kwargs[shape] = self._record(torch.zeros(shape, dtype=torch.long))
+        return hidden_BTD.to(self.device(index)), send_to_device(self._kwargs[shape][index], self.device(index))
+
+    @torch.no_grad()
+    def layer(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """The output of layer ``index``, (B, T, D)."""
+        with self.at_work(index) as layer:
+            return self.run(index, hidden_BTD, layer)
+
+    def run(self, index: int, hidden_BTD: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        """The output of ``module`` standing in for layer ``index``, (B, T, D); gradients are not turned off."""
+        hidden, kwargs = self._call(index, hidden_BTD)
+        with self.products():
+            output = module(hidden, **kwargs)
+        return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def attention_features(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """What enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
+        hidden, kwargs = self._call(index, hidden_BTD)
+        caught: list[torch.Tensor] = []
+        projection = linear(self.layers[index], self.family.attention_out)
+        handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            with self.at_work(index) as layer, self.products():
+                normed = layer.get_submodule(self.family.input_norm)(hidden)
+                layer.get_submodule(self.family.attention)(hidden_states=normed, **kwargs)
+        finally:
+            handle.remove()
+        return caught[0]
+
+    @torch.no_grad()
+    def ffn_features(self, index: int, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """What enters the FFN's output projection of layer ``index``, (..., F), by its own or the given input projections."""
+        with self.at_work(index) as layer, self.products():
+            return ffn_activations(layer, self.family, mid.to(self.device(index)), inputs)
+
+    @torch.no_grad()
+    def after_ffn(
+        self,
+        index: int,
+        mid_BTD: torch.Tensor,
+        inputs: Sequence[torch.Tensor] | None = None,
+        output: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
+        with self.at_work(index) as layer:
+            own, parts = linear(layer, self.family.ffn_out), []
+            weight, bias = (own.weight, own.bias) if output is None else (output, None)
+            for mid in by_rows(mid_BTD.to(weight.device).flatten(0, -2), own.in_features):
+                features = extended(self.ffn_features(index, mid, inputs), weight.shape[1])
+                with self.products():
+                    parts.append(mid + nn.functional.linear(features, weight, bias))
+        return torch.cat(parts).view(mid_BTD.shape)
+
+    @torch.no_grad()
+    def finish(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the final norm."""
+        norm = self.model.get_submodule(self.family.final_norm)
+        return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch, kept: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The hidden states entering each kept layer in turn, and last those leaving the last."""
+        hidden = self.embed(batch)
+        yield hidden
+        for index in kept:
+            hidden = self.layer(index, hidden)
+            yield hidden

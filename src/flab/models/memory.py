@@ -1,0 +1,77 @@
+"""Memory of this process and of the CUDA devices: the peak between two points, and what is freed given back to the system."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import resource
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+LARGE_BYTES = 2**30  # resident; a smaller process loses more time by it than it gains memory
+STATM = Path("/proc/self/statm")
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a model opened on this device is on a CUDA device (``auto`` is, where there is one)."""
+    import torch
+
+    return not device.startswith("cpu") and torch.cuda.is_available()
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peaks so far, of the devices and of the process, where the system allows it."""
+    if is_gpu(device):
+        import torch
+
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")
+
+
+def peak(device: str) -> tuple[int, str]:
+    """Bytes at the peak since the reset, and the method."""
+    if is_gpu(device):
+        import torch
+
+        used = sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+        return used, "CUDA allocator, all devices"
+    return resident_peak()
+
+
+def resident_peak() -> tuple[int, str]:
+    """The peak of this process's resident set since the reset; since its start where the system forgets none."""
+    try:
+        lines = STATUS.read_text().splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        with CLEAR.open("w"):
+            return 1024 * kilobytes, "resident set of the process"
+    except (OSError, StopIteration, ValueError):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process since its start"
+
+
+def trim() -> None:
+    """Give back what is free: glibc keeps freed tensors of less than 32 MiB, in pieces that the next ones do not fit."""
+    if _resident() >= LARGE_BYTES:
+        _malloc_trim()(0)
+
+
+def _resident() -> int:
+    """Bytes; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(STATM.read_text().split()[1]) * resource.getpagesize()
+    return 0
+
+
+@cache
+def _malloc_trim() -> Callable[[int], object]:
+    """The C library's own, where it has one (glibc); else nothing to do."""
+    try:
+        found: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return lambda _: None
+    return found

@@ -1,0 +1,60 @@
+"""The sizes of a model and what they cost in parameters. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder-only model, and what one unit of each size costs in parameters.
+
+    ``per_token`` counts an embedding row and, when the head is untied, a head row (and its bias);
+    ``per_layer`` is a layer without its FFN neurons; ``fixed`` is all the rest (final norm, ...). The ``products`` are
+    the weights among them that stand in matrix products; ``attention`` is the width that enters the attention's
+    output projection (heads x head size).
+    """
+
+    vocabulary: int
+    layers: int
+    width: int
+    per_token: int
+    per_layer: int
+    per_neuron: int
+    fixed: int
+    hidden: int
+    products_per_layer: int
+    products_per_neuron: int
+    attention: int
+
+    def parameters(self, vocabulary: int, layers: int, width: int) -> int:
+        """All parameters, tied ones once."""
+        return self.fixed + vocabulary * self.per_token + layers * (self.per_layer + width * self.per_neuron)
+
+    def body(self, layers: int, width: int) -> int:
+        """Parameters without embeddings and head."""
+        return self.parameters(0, layers, width)
+
+    def flops_per_token(self, vocabulary: int, layers: int, width: int, context: int = 0) -> int:
+        """Floating-point operations of one decoded token that sees ``context`` tokens, itself included: 2 for each weight
+        in a matrix product, and in each layer 2 for each product of scores and of values over the context.
+        """
+        weights = layers * (self.products_per_layer + width * self.products_per_neuron) + vocabulary * self.hidden
+        return 2 * weights + 4 * layers * context * self.attention
+
+    def flops_of_prompt(self, vocabulary: int, layers: int, width: int, tokens: int) -> int:
+        """Floating-point operations of reading ``tokens`` at once, with logits for the last alone; scores are computed for
+        all pairs, as eager attention does.
+        """
+        return tokens * self.flops_per_token(0, layers, width, tokens) + 2 * vocabulary * self.hidden
+
+    @property
+    def total(self) -> int:
+        """Parameters of the uncut model."""
+        return self.parameters(self.vocabulary, self.layers, self.width)
+
+    def width_multiple(self) -> int:
+        """The largest allowed multiple that still leaves about 32 steps of width."""
+        return next(m for m in WIDTH_MULTIPLES if m * 32 <= self.width or m == 1)

@@ -1,0 +1,1 @@
+"""Decide what stays under one parameter budget, and cut the rest."""

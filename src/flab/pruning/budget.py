@@ -1,0 +1,111 @@
+"""One budget: how many parameters may stay, and which (vocabulary, layers, width) splits meet it.
+
+Pure arithmetic on a :class:`Shape`; no torch, no model. It says which splits are *feasible*; which one is
+*best* is measured elsewhere, never added up here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+from flab.errors import BudgetError, OptionError
+from flab.models.shape import Shape
+
+VOCABULARY_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to meet the budget."""
+
+    vocabulary: int
+    layers: int
+    width: int
+    parameters: int
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Sizes that the user fixed; ``None`` leaves them to the search."""
+
+    vocabulary: int | None = None
+    layers: int | None = None
+    width: int | None = None
+
+    def check(self, shape: Shape) -> None:
+        """Raise :class:`OptionError` where a pinned size is outside of the model's."""
+        for name, got in asdict(self).items():
+            most = getattr(shape, name)
+            if got is not None and not 1 <= got <= most:
+                raise OptionError(f"--{name} is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
+
+
+def allowed_parameters(shape: Shape, remove: float) -> int:
+    """How many parameters may stay when the fraction ``remove`` has to go (rounded down)."""
+    if not 0 <= remove < 1:
+        raise OptionError(f"--remove is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
+    return int(shape.total * (1 - Fraction(str(remove))))
+
+
+def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
+    """The vocabulary size to keep: the covered ``floor``, or more where the budget does not need it all.
+
+    More is kept in steps of :data:`VOCABULARY_MULTIPLE`, so that a small budget does not cost coverage of other text.
+    """
+    if pins.vocabulary is not None:
+        return pins.vocabulary
+    body = shape.parameters(0, pins.layers or shape.layers, pins.width or shape.width)
+    affordable = (allowed_parameters(shape, remove) - body) // shape.per_token
+    if affordable >= shape.vocabulary:
+        return shape.vocabulary
+    return max(floor, min(affordable // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE, shape.vocabulary))
+
+
+def widest(shape: Shape, vocabulary: int, layers: int, allowed: int) -> int:
+    """The widest FFN at this depth that stays within ``allowed`` parameters; 0 where none does."""
+    left = allowed - shape.parameters(vocabulary, layers, 0)
+    width = left // (layers * shape.per_neuron)
+    if width >= shape.width:
+        return shape.width
+    multiple = shape.width_multiple()
+    return max(0, width // multiple * multiple)
+
+
+def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> list[Split]:
+    """Every split that meets the budget, deepest first: one width for each number of layers.
+
+    Raises:
+        BudgetError: when none does; says which floor stands in the way and what is reachable.
+    """
+    allowed = allowed_parameters(shape, remove)
+    depths = [pins.layers] if pins.layers is not None else range(shape.layers, 0, -1)
+    splits = []
+    for layers in depths:
+        width = pins.width if pins.width is not None else widest(shape, vocabulary, layers, allowed)
+        parameters = shape.parameters(vocabulary, layers, width)
+        if width > 0 and parameters <= allowed:
+            splits.append(Split(vocabulary, layers, width, parameters))
+            if width == shape.width:
+                break  # a shallower model would only be smaller than asked
+    if not splits:
+        raise BudgetError(_unreachable(shape, remove, vocabulary, pins))
+    return splits
+
+
+def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
+    layers, width = pins.layers or 1, pins.width or shape.width_multiple()
+    smallest = shape.parameters(vocabulary, layers, width)
+    reachable = max(0.0, 1 - smallest / shape.total)
+    floor = (
+        f"{vocabulary} tokens{' (pinned)' if pins.vocabulary else ' (covered text and special tokens)'}, "
+        f"{layers} layer{'s' * (layers > 1)}{' (pinned)' if pins.layers else ''}, "
+        f"width {width}{' (pinned)' if pins.width else ''}"
+    )
+    return (
+        f"--remove {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "
+        f"at most {int(reachable * 1000) / 1000:g} can be removed. Ask for less or loosen a pin."
+    )

@@ -1,0 +1,155 @@
+"""Calibration tokens in micro-batches, and the model run over them layer by layer.
+
+Rows are padded on the right: under causal attention no token sees the padding, so no attention mask is needed and the
+hidden states of real tokens are those of the unpadded text. Legend: B rows, T positions, D hidden size, N real tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+
+from flab.data.samples import Sample
+from flab.models.layers import Batch
+
+HELD_OUT_EVERY = 8  # rows that choose the ridge
+COMPARE_EVERY = 5  # windows that only compare candidates
+PAD_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some consecutive tokens of one sample."""
+
+    ids: list[int]
+    answer_from: int  # first answer token; len(ids) where there is none
+    sample: int  # index into the samples, -1 for general text
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Batches to fit on, batches that only compare finished candidates, and which samples the latter hold."""
+
+    fit: list[Batch]
+    compare: list[Batch]
+    compare_samples: list[int]
+
+    @property
+    def num_fit_tokens(self) -> int:
+        return sum(b.num_tokens for b in self.fit)
+
+    @property
+    def num_compare_tokens(self) -> int:
+        return sum(b.num_tokens for b in self.compare)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether a fit can be judged on rows that it does not see."""
+        return any(bool(b.held_out.any()) for b in self.fit)
+
+
+def special_prefix(tokenizer: Tokenizer) -> list[int]:
+    """The ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
+    return whole[: starts[0]] if starts else []
+
+
+def windows_of(
+    samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None, prefix: Sequence[int] = ()
+) -> list[Window]:
+    """The samples as token windows; a prompt with an answer ends with ``eos`` and answers start where the prompt's text ends.
+
+    Args:
+        samples: the texts.
+        tokenizer: splits them.
+        max_length: tokens of the longest window, the prefix included.
+        eos: ends an answer, if not None.
+        prefix: ids that every window begins with, such as BOS.
+    """
+    windows = []
+    room = max(1, max_length - len(prefix))
+    for index, sample in enumerate(samples):
+        encoding = tokenizer.encode(sample.text, add_special_tokens=False)
+        ids, answer_from = list(encoding.ids), len(encoding.ids)
+        if sample.prompt:
+            starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
+            answer_from = starts[0] if starts else len(ids)
+            ids += [eos] if eos is not None else []
+        for start in range(0, len(ids), room):
+            part = ids[start : start + room]
+            if len(part) > 1:
+                windows.append(Window([*prefix, *part], max(0, answer_from - start) + len(prefix), index))
+    return windows
+
+
+def select_windows(task: list[Window], general: list[Window], tokens: int, share: float, seed: int) -> list[Window]:
+    """At most ``tokens`` tokens, of which ``share`` are general text, shuffled by seed."""
+    chosen = []
+    available = sum(len(w.ids) for w in task)
+    task_tokens = min(available, int(tokens * (1 - share))) if task else 0
+    general_tokens = int(task_tokens * share / (1 - share)) if task and share < 1 else tokens
+    for pool, limit in ((task, task_tokens), (general, general_tokens)):
+        pool, used = list(pool), 0
+        random.Random(seed).shuffle(pool)
+        for window in pool:
+            if used + len(window.ids) > limit:
+                break
+            used += len(window.ids)
+            chosen.append(window)
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weight: float = 1.0) -> CalibrationSet:
+    """Split the windows in two parts and pack each into micro-batches of about ``batch_tokens`` padded tokens."""
+    compare = [w for i, w in enumerate(windows) if i % COMPARE_EVERY == 0]
+    fit = [w for i, w in enumerate(windows) if i % COMPARE_EVERY] or compare
+    seen = {w.sample for w in fit}
+    samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
+    fitted, compared = (_batches(part, batch_tokens, prompt_weight) for part in (fit, compare))
+    return CalibrationSet(fitted, compared, samples)
+
+
+def first_batches(data: CalibrationSet, tokens: int) -> CalibrationSet:
+    """About so many of the tokens to fit on, from batches of all lengths, and nothing to compare on."""
+    stride = max(1, data.num_fit_tokens // tokens)
+    return CalibrationSet(data.fit[stride // 2 :: stride] or data.fit[:1], [], [])
+
+
+def _batches(windows: list[Window], batch_tokens: int, prompt_weight: float) -> list[Batch]:
+    rows = sorted(enumerate(windows), key=lambda item: (len(item[1].ids), item[0]))
+    batches: list[Batch] = []
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        while stop < len(rows) and _padded(len(rows[stop][1].ids)) * (stop + 1 - start) <= batch_tokens:
+            stop += 1
+        batches.append(_batch(rows[start:stop], prompt_weight))
+        start = stop
+    return batches
+
+
+def _padded(length: int) -> int:
+    return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def _batch(rows: list[tuple[int, Window]], prompt_weight: float) -> Batch:
+    longest = _padded(max(len(w.ids) for _, w in rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    valid, answer, held_out = (torch.zeros(len(rows), longest, dtype=torch.bool) for _ in range(3))
+    weight = torch.ones(len(rows), longest)
+    for row, (index, window) in enumerate(rows):
+        n = len(window.ids)
+        ids[row, :n] = torch.tensor(window.ids)
+        valid[row, :n] = True
+        answer[row, max(0, window.answer_from - 1) : max(0, n - 1)] = window.answer_from < n
+        held_out[row] = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        if window.answer_from < n:
+            weight[row, : max(0, window.answer_from - 1)] = prompt_weight
+    return Batch(ids, valid, answer, held_out, weight)

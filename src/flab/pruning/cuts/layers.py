@@ -1,0 +1,218 @@
+"""Which layers go: criteria that each yield the removed set for one, two, three, ... layers, and the cut.
+
+The default, ``kl``, is greedy with re-scoring: the layer whose removal from the *current* model costs least KL goes next.
+The others are there because users compare. It does not decide how many layers go.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from flab.models.families import Family, head_of, layers_of
+from flab.models.layers import Batch, LayerRunner
+from flab.models.memory import trim
+from flab.progress import track
+from flab.pruning.objective import kl_divergence
+
+RACE_Z = 5.0  # standard errors by which a candidate must trail before it is dropped
+RACE_WARM_UP = 4  # micro-batches before anything is dropped
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """What a layer criterion reads: the model by layers, the batches, a seed, and a record of what it saw."""
+
+    runner: LayerRunner
+    batches: Sequence[Batch]
+    seed: int = 0
+    race: bool = True
+    path: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.runner.layers)
+
+
+def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence[torch.Tensor]) -> dict[int, float]:
+    """KL against ``reference`` (final hidden states per batch, (N, D)) of the model without each kept layer.
+
+    Removing layer i leaves all before it untouched, so candidate i starts at the hidden states entering the next layer.
+    Candidates that trail by :data:`RACE_Z` standard errors of the paired difference per token are dropped: they have no score.
+    """
+    head = head_of(search.runner.model, search.runner.family)
+    racing, batches_kl = list(range(len(kept))), [[] for _ in kept]  # type: ignore[var-annotated]
+    for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers"), 1):
+        batch = search.batches[number]
+        for place, final in _without_each(search.runner, batch, kept, racing):
+            batches_kl[place].append(kl_divergence(head, reference[number], final[batch.valid]).double().cpu())
+        trim()
+        if search.race and done >= RACE_WARM_UP:
+            racing = _still_racing(racing, batches_kl)
+    return {kept[place]: float(torch.cat(batches_kl[place]).mean()) for place in racing}
+
+
+def _without_each(
+    runner: LayerRunner, batch: Batch, kept: Sequence[int], places: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The final hidden states, (B, T, D), of the model of the kept layers less the one at each place; one stream is held."""
+    for place, entering in zip(range(len(kept)), runner.forward(batch, kept), strict=False):
+        if place in places:
+            hidden = entering
+            for index in kept[place + 1 :]:
+                hidden = runner.layer(index, hidden)
+            yield place, runner.finish(hidden)
+
+
+def spread(count: int) -> list[int]:
+    """0 to ``count`` - 1, every beginning of it over the whole range: micro-batches are sorted by length, and a race over the
+    short ones alone would be another race."""
+    bits = max(1, (count - 1).bit_length())
+    return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
+
+
+def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> list[int]:
+    """Places that do not trail the current best by more than the confidence bound."""
+    values = {place: torch.cat(batches_kl[place]) for place in racing}
+    best = min(racing, key=lambda place: float(values[place].mean()))
+    survivors = []
+    for place in racing:
+        difference = values[place] - values[best]
+        bound = RACE_Z * float(difference.std()) / math.sqrt(len(difference))
+        if place == best or float(difference.mean()) <= bound:
+            survivors.append(place)
+    return survivors
+
+
+def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torch.Tensor]:
+    """The uncut model's final hidden states of the real tokens, one (N, D) per batch."""
+    out = []
+    for batch in track(batches, "Reference distribution"):
+        for hidden in runner.forward(batch, range(len(runner.layers))):
+            last = hidden
+        out.append(runner.finish(last)[batch.valid])
+    return out
+
+
+def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
+    """Greedy with re-scoring: exact, as many forward passes as layers times removals, halved and raced.
+
+    A path that is known is taken as it is and gone on with.
+    """
+    kept = list(range(search.num_layers))
+    for step in list(search.path):
+        kept.remove(step["removed"])
+        yield tuple(sorted(set(range(search.num_layers)) - set(kept)))
+    reference = reference_states(search.runner, search.batches) if len(kept) > 1 else []
+    while len(kept) > 1:
+        scores = score_removals(search, kept, reference)
+        gone = min(scores, key=lambda i: (scores[i], i))
+        kept.remove(gone)
+        search.path.append({"removed": gone, "kl": scores[gone], "scores": {str(i): s for i, s in scores.items()}})
+        yield tuple(sorted(set(range(search.num_layers)) - set(kept)))
+
+
+def _one_shot(search: LayerSearch, scores: Sequence[float]) -> Iterator[tuple[int, ...]]:
+    """Lowest score first, never re-scored."""
+    order = sorted(range(search.num_layers), key=lambda i: (scores[i], i))
+    for count in range(1, search.num_layers):
+        search.path.append({"removed": order[count - 1], "score": float(scores[order[count - 1]])})
+        yield tuple(sorted(order[:count]))
+
+
+def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
+    """One-shot: cross entropy of the calibration text with only that layer removed (Shortened-LLaMA)."""
+    runner, head = search.runner, head_of(search.runner.model, search.runner.family)
+    total = [0.0] * search.num_layers
+    kept = range(search.num_layers)
+    for batch in track(search.batches, "Perplexity without each layer"):
+        target = batch.valid[:, 1:]
+        for place, final in _without_each(runner, batch, kept, kept):
+            logits = nn.functional.linear(final[:, :-1][target].to(head.weight), head.weight, head.bias).float()
+            labels = batch.ids[:, 1:][target].to(logits.device)
+            total[place] += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    yield from _one_shot(search, total)
+
+
+def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> list[float]:
+    """Mean cosine of the hidden states entering layer l and those entering layer l + distance, for each l."""
+    ends = search.num_layers - distance + 1
+    total, count = [0.0] * ends, 0
+    for batch in track(search.batches, "Comparing hidden states"):
+        chosen = batch.valid
+        if last_token:
+            chosen = batch.valid & ~torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))
+        states = deque[torch.Tensor](maxlen=distance + 1)
+        for place, hidden in enumerate(search.runner.forward(batch, range(search.num_layers)), -distance):
+            states.append(hidden[chosen].float())
+            if place >= 0:
+                cosine = nn.functional.cosine_similarity(states[0], states[-1].to(states[0].device), dim=-1)
+                total[place] += float(cosine.double().sum())
+        count += int(chosen.sum())
+    return [t / count for t in total]
+
+
+def by_block_influence(search: LayerSearch) -> Iterator[tuple[int, ...]]:
+    """One-shot: 1 - mean cosine of a layer's input and output over all real tokens (ShortGPT)."""
+    yield from _one_shot(search, [1 - c for c in _block_cosines(search, last_token=False)])
+
+
+def by_last_token(search: LayerSearch) -> Iterator[tuple[int, ...]]:
+    """One-shot: the same on the last token only, as the paper's public scripts do."""
+    yield from _one_shot(search, [1 - c for c in _block_cosines(search, last_token=True)])
+
+
+def by_angular(search: LayerSearch) -> Iterator[tuple[int, ...]]:
+    """The contiguous block with the smallest angular distance of the last token (Gromov et al.); not nested."""
+    for count in range(1, search.num_layers):
+        cosines = _block_cosines(search, last_token=True, distance=count)
+        distances = [math.acos(max(-1.0, min(1.0, c))) / math.pi for c in cosines]
+        start = min(range(len(distances)), key=lambda i: (distances[i], i))
+        search.path.append({"removed": list(range(start, start + count)), "score": distances[start]})
+        yield tuple(range(start, start + count))
+
+
+def by_random(search: LayerSearch) -> Iterator[tuple[int, ...]]:
+    """A seeded shuffle: the baseline that any criterion must beat."""
+    order = list(range(search.num_layers))
+    random.Random(search.seed).shuffle(order)
+    yield from _one_shot(search, [float(order.index(i)) for i in range(search.num_layers)])
+
+
+LAYER_CRITERIA: dict[str, Callable[[LayerSearch], Iterator[tuple[int, ...]]]] = {
+    "kl": by_kl,
+    "block-influence": by_block_influence,
+    "perplexity": by_perplexity,
+    "angular": by_angular,
+    "last-token": by_last_token,
+    "random": by_random,
+}
+
+
+def cut_layers(model: Any, family: Family, kept: Sequence[int]) -> None:
+    """Keep only these layers, in place; every per-layer entry of the config follows by index."""
+    layers, config = layers_of(model, family), model.config
+    before = len(layers)
+    for name in family.layer_lists:
+        values = getattr(config, name, None)
+        if values is not None:
+            assert len(values) == before, f"{name} has {len(values)} entries for {before} layers"
+            setattr(config, name, [values[i] for i in kept])
+    remaining = nn.ModuleList(layers[i] for i in kept)
+    owner, _, name = family.layers.rpartition(".")
+    setattr(model.get_submodule(owner), name, remaining)
+    config.num_hidden_layers = len(kept)
+    for name in family.depth_limits:
+        if (limit := getattr(config, name, None)) is not None:
+            setattr(config, name, min(sum(i < limit for i in kept), len(kept)) if limit < before else len(kept))
+    for new_index, layer in enumerate(remaining):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = new_index  # type: ignore[assignment]

@@ -1,0 +1,166 @@
+"""Which FFN neurons stay: criteria that score every neuron of every layer, and the choice of the best.
+
+A neuron j is column j of the output projection with its rows of the input projections; ``a_tj`` is its activation at token
+t. ``elimination`` is not here: it needs the refit's statistics (:mod:`flab.pruning.refit.walk`). Legend: L layers, F neurons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flab.models.families import Family, embedding_of, layers_of, linear
+from flab.models.layers import Batch, LayerRunner
+from flab.progress import track
+
+
+@dataclass(frozen=True)
+class NeuronSearch:
+    """What a neuron criterion reads."""
+
+    runner: LayerRunner
+    batches: Sequence[Batch]
+    seed: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.outputs[0].in_features
+
+    @property
+    def outputs(self) -> list[nn.Linear]:
+        """The FFN's output projection of every layer."""
+        family = self.runner.family
+        return [linear(layer, family.ffn_out) for layer in layers_of(self.runner.model, family)]
+
+
+def score_activation(search: NeuronSearch) -> torch.Tensor:
+    """(L, F): sum over tokens of ``a_tj^2``, times ``||W_down[:, j]||^2``; the energy that the neuron adds to the stream.
+
+    All tokens are of the kept vocabulary (it is cut first), as COMPACT's common activations ask.
+    """
+    totals = [torch.zeros(search.width, dtype=torch.float64, device=out.weight.device) for out in search.outputs]
+    for batch in track(search.batches, "Neuron activations"):
+        hidden = search.runner.embed(batch)
+        for index in range(len(totals)):
+            with _caught_input(search.outputs[index]) as caught:
+                hidden = search.runner.layer(index, hidden)
+            totals[index] += caught[0][batch.valid].float().pow(2).sum(0).double()
+    norms = [out.weight.float().pow(2).sum(0).double() for out in search.outputs]
+    return torch.stack([(t * n).cpu() for t, n in zip(totals, norms, strict=True)])
+
+
+@contextlib.contextmanager
+def _caught_input(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    caught: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def _score_gradient(
+    search: NeuronSearch, loss_of: Callable[[torch.Tensor], torch.Tensor], power: int, title: str
+) -> torch.Tensor:
+    """(L, F): sum over tokens of ``|a_tj * d loss / d a_tj| ** power``, in float64."""
+    model, totals = (
+        search.runner.model,
+        [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs],
+    )
+    embedding = embedding_of(model, search.runner.family)
+    search.runner.widen(search.runner.dtype)  # gradients want more than 16 bits
+    for batch in track(search.batches, title):
+        inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)
+        with contextlib.ExitStack() as stack, torch.enable_grad():
+            caught = [stack.enter_context(_caught_input(out)) for out in search.outputs]
+            logits = model(inputs_embeds=inputs, use_cache=False).logits[batch.valid].float()
+            activations = [c[0] for c in caught]
+            gradients = torch.autograd.grad(loss_of(logits), activations)
+        for total, activation, gradient in zip(totals, activations, gradients, strict=True):
+            product = (activation.detach().float() * gradient.float())[batch.valid]
+            total += product.abs().pow(power).sum(0).double().cpu()
+    return torch.stack(totals)
+
+
+def score_fisher(search: NeuronSearch) -> torch.Tensor:
+    """(L, F): the KL's own second order, ``sum_t (a_tj * d log p(y) / d a_tj)^2`` with labels y drawn from the model.
+
+    The first order of a KL at the dense point is identically zero, so it is no criterion.
+    """
+    generator = torch.Generator().manual_seed(search.seed)
+
+    def log_likelihood(logits_NV: torch.Tensor) -> torch.Tensor:
+        labels = torch.multinomial(logits_NV.detach().softmax(-1).cpu(), 1, generator=generator).to(logits_NV.device)
+        return logits_NV.log_softmax(-1).gather(1, labels).sum()
+
+    return _score_gradient(search, log_likelihood, 2, "Fisher information")
+
+
+def score_entropy(search: NeuronSearch) -> torch.Tensor:
+    """(L, F): ``sum_t |a_tj * dH / d a_tj|``, H the entropy of the output distribution (HFPrune)."""
+
+    def entropy(logits_NV: torch.Tensor) -> torch.Tensor:
+        log_p = logits_NV.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum()
+
+    return _score_gradient(search, entropy, 1, "Entropy gradients")
+
+
+def score_magnitude(search: NeuronSearch) -> torch.Tensor:
+    """(L, F): product of the norms of the neuron's column and rows; reads the weights only."""
+    family, scores = search.runner.family, []
+    for layer, out in zip(layers_of(search.runner.model, family), search.outputs, strict=True):
+        score = out.weight.double().norm(dim=0)
+        for path in family.ffn_in:
+            score = score * linear(layer, path).weight.double().norm(dim=1)
+        scores.append(score.cpu())
+    return torch.stack(scores)
+
+
+def score_random(search: NeuronSearch) -> torch.Tensor:
+    """(L, F): seeded noise, the baseline that any criterion must beat."""
+    generator = torch.Generator().manual_seed(search.seed)
+    return torch.rand(len(search.outputs), search.width, generator=generator, dtype=torch.float64)
+
+
+def score_first(search: NeuronSearch) -> torch.Tensor:
+    """(L, F): the first N neurons win, as the paper's public scripts do."""
+    return -torch.arange(search.width, dtype=torch.float64).expand(len(search.outputs), -1)
+
+
+FFN_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
+    "activation": score_activation,
+    "fisher": score_fisher,
+    "entropy": score_entropy,
+    "magnitude": score_magnitude,
+    "random": score_random,
+    "first": score_first,
+}
+
+
+def choose_neurons(scores_F: torch.Tensor, width: int) -> list[int]:
+    """The ``width`` neurons with the highest scores, ascending; ties go to the lower index."""
+    order = torch.argsort(scores_F, descending=True, stable=True)
+    return sorted(order[:width].tolist())
+
+
+def cut_ffn(layer: nn.Module, family: Family, neurons: Sequence[int]) -> None:
+    """Keep only these neurons of one layer, in place."""
+    for path in family.ffn_in:
+        module = linear(layer, path)
+        index = torch.tensor(neurons, device=module.weight.device)
+        module.weight = nn.Parameter(module.weight.data[index].clone(), requires_grad=False)
+        if module.bias is not None:
+            module.bias = nn.Parameter(module.bias.data[index].clone(), requires_grad=False)
+        module.out_features = len(neurons)
+    out = linear(layer, family.ffn_out)
+    index = torch.tensor(neurons, device=out.weight.device)
+    out.weight = nn.Parameter(out.weight.data[:, index].clone(), requires_grad=False)
+    out.in_features = len(neurons)
+    ffn = layer.get_submodule(family.ffn)
+    if hasattr(ffn, "intermediate_size"):
+        ffn.intermediate_size = len(neurons)  # type: ignore[assignment]

@@ -1,0 +1,250 @@
+"""Vocabulary: keep what the corpus uses, closed under the tokenizer's own derivations, and cut the other rows.
+
+With the closure every text whose tokens are all kept is segmented exactly as before; only the ids change. Works on
+byte-level and byte-fallback BPE and on Unigram ``tokenizer.json`` files. It does not decide how many tokens to keep.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from torch import nn
+
+from flab.errors import BudgetError, UnsupportedModelError
+from flab.models.families import Family, embedding_of, head_of, is_tied
+from flab.progress import track
+
+ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
+_ROLES = ("system", "user", "assistant", "tool", " system", " user", " assistant", "\n", "\n\n")
+
+
+class TokenizerModel:
+    """What ``tokenizer.json`` says: tokens, merges and added tokens, all by their original ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.data: dict[str, Any] = json.loads(tokenizer.to_str())
+        model = self.data["model"]
+        self.kind = model.get("type", "BPE")
+        if self.kind not in ("BPE", "Unigram"):
+            raise UnsupportedModelError(
+                f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. "
+                "Pin --vocabulary to the model's own size."
+            )
+        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+            raise UnsupportedModelError(
+                "BPE with word prefixes or suffixes is not supported: pin --vocabulary to the model's own size."
+            )
+        if self.kind == "BPE":
+            self.base: dict[str, int] = model["vocab"]
+            self.merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+        else:
+            self.base = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
+            self.merges = []
+        self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
+        self.added = {token["content"]: int(token["id"]) for token in self.data.get("added_tokens") or []}
+        self.text_of = {i: t for t, i in [*self.base.items(), *self.added.items()]}
+
+    def alphabet(self) -> set[int]:
+        """Ids of the single symbols without which some byte string could not be encoded."""
+        flat = json.dumps([self.data.get("pre_tokenizer"), self.data.get("decoder")])
+        if '"ByteLevel"' in flat:
+            symbols: Iterable[str] = pre_tokenizers.ByteLevel.alphabet()
+        elif self.data["model"].get("byte_fallback"):
+            symbols = [f"<0x{byte:02X}>" for byte in range(256)]
+        else:
+            symbols = [token for token in self.base if len(token) == 1]
+        return {self.base[s] for s in symbols if s in self.base}
+
+    def pieces(self, token_id: int) -> set[int]:
+        """The token and every intermediate piece by which the original merges build it from its symbols."""
+        token = self.text_of[token_id]
+        if self.kind == "Unigram" or token in self.added or token not in self.base:
+            return {token_id}
+        symbols, found = list(token), {token_id}
+        found.update(self.base[s] for s in symbols if s in self.base)
+        while True:
+            pairs = [(self.ranks.get((a, b)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))]
+            rank, i = min(((r, i) for r, i in pairs if r is not None), default=(None, 0))
+            if rank is None:
+                return found
+            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+            found.add(self.base[symbols[i]])
+
+    def order(self, ids: Iterable[int]) -> list[int]:
+        """New id -> old id: base tokens by original id, then the added ones that stand outside of the base."""
+        outside = {i for t, i in self.added.items() if t not in self.base}
+        return sorted(ids, key=lambda i: (i in outside, i))
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) -> Counter[int]:
+    """How often the original tokenizer emits each id on the texts."""
+    counts: Counter[int] = Counter()
+    texts = list(texts)
+    for start in track(range(0, len(texts), batch), "Counting tokens"):
+        for encoding in tokenizer.encode_batch_fast(texts[start : start + batch], add_special_tokens=False):
+            counts.update(encoding.ids)
+    return counts
+
+
+def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int]) -> set[int]:
+    """Ids that must stay whatever the corpus says: symbols, added tokens, and all that the folder's files name."""
+    model = TokenizerModel(tokenizer)
+    keep = model.alphabet() | set(model.added.values()) | set(role_ids)
+    if model.data["model"].get("unk_id") is not None:
+        keep.add(int(model.data["model"]["unk_id"]))
+    for token in (model.data["model"].get("unk_token"),):
+        if token in model.base:
+            keep.add(model.base[token])
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            data = json.loads((folder / name).read_text(encoding="utf-8"))
+            keep.update(i for _, i in named_ids(data))
+            keep.update(i for text in _strings(data) if (i := tokenizer.token_to_id(text)) is not None)
+    for literal in _template_literals(folder):
+        keep.update(tokenizer.encode(literal, add_special_tokens=False).ids)
+    return {i for i in keep if i in model.text_of}
+
+
+def _template_literals(folder: Path) -> Iterator[str]:
+    """What a chat template can put around a message: its quoted strings, its plain text and the role names."""
+    files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+    text = "\n".join(f.read_text(encoding="utf-8") for f in files if f.is_file())
+    if "{%" not in text and "{{" not in text:
+        return
+    yield from _ROLES
+    for quoted in re.findall(r"'([^'\n]*)'|\"([^\"\n]*)\"", text):
+        yield "".join(quoted).replace("\\n", "\n").replace("\\\\n", "\n")
+    yield from re.split(r"\{[%{#].*?[%}#]\}", text, flags=re.DOTALL)
+
+
+def named_ids(data: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """(key, id) of every token id in a config: ``*_token_id``, lists of them, and the lists of suppressed tokens."""
+    if isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from named_ids(value, str(name))
+    elif key.endswith(("_token_id", "_token_ids")) or key in ID_LISTS:
+        if isinstance(data, int) and not isinstance(data, bool):
+            yield key, data
+        elif isinstance(data, list):
+            for item in data:
+                yield from named_ids(item, key)
+
+
+def _strings(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for value in data.values():
+            yield from _strings(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _strings(value)
+
+
+def closed(model: TokenizerModel, ids: Iterable[int]) -> set[int]:
+    """The ids and all pieces that derive them."""
+    return {piece for i in ids for piece in model.pieces(i)}
+
+
+def covered_tokens(
+    model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], min_count: int = 1
+) -> set[int]:
+    """The smallest closed set that segments the counted texts as before."""
+    seen = (i for i, n in counts.items() if n >= min_count and i in model.text_of)
+    return closed(model, {*required, *seen})
+
+
+def choose_vocabulary(
+    model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], size: int
+) -> list[int]:
+    """Exactly ``size`` ids where that is possible, closed, the most frequent first: new id -> old id.
+
+    Ties and unseen tokens go by original id, which in BPE is the order of training: the more general first.
+
+    Raises:
+        BudgetError: when the required tokens alone are more than ``size``.
+    """
+    keep = closed(model, required)
+    if len(keep) > size:
+        raise BudgetError(
+            f"--vocabulary {size} is below the floor of {len(keep)} tokens: byte symbols, special and named tokens, "
+            "and the pieces that derive them."
+        )
+    for token in sorted(model.text_of, key=lambda i: (-counts.get(i, 0), i)):
+        missing = model.pieces(token) - keep
+        if len(keep) + len(missing) <= size:
+            keep |= missing
+        if len(keep) == size:
+            break
+    return model.order(keep)
+
+
+def rewrite_tokenizer(model: TokenizerModel, kept: list[int]) -> dict[str, Any]:
+    """``tokenizer.json`` for the kept tokens, renumbered; merges keep their order, scores their values."""
+    new_of = {old: new for new, old in enumerate(kept)}
+    data = copy.deepcopy(model.data)
+    inner = data["model"]
+    if model.kind == "BPE":
+        inner["vocab"] = {t: new_of[i] for t, i in sorted(model.base.items(), key=lambda p: p[1]) if i in new_of}
+        vocab = inner["vocab"]
+        pairs = zip(model.merges, inner["merges"], strict=True)
+        inner["merges"] = [m for (a, b), m in pairs if a in vocab and b in vocab and a + b in vocab]
+    else:
+        inner["vocab"] = [entry for i, entry in enumerate(inner["vocab"]) if i in new_of]
+        if inner.get("unk_id") is not None:
+            inner["unk_id"] = new_of[inner["unk_id"]]
+    for token in data.get("added_tokens") or []:
+        token["id"] = new_of[token["id"]]
+    data["post_processor"] = _renumber_processor(data.get("post_processor"), new_of)
+    return data
+
+
+def _renumber_processor(data: Any, new_of: Mapping[int, int]) -> Any:
+    """Ids inside a post-processor: template ``ids`` lists, and the (token, id) pairs of the Bert and Roberta kinds."""
+    if isinstance(data, dict):
+        renumbered = {k: _renumber_processor(v, new_of) for k, v in data.items()}
+        if isinstance(data.get("ids"), list):
+            renumbered["ids"] = [new_of[i] for i in data["ids"]]
+        for key in ("sep", "cls"):
+            if isinstance(data.get(key), list) and len(data[key]) == 2:
+                renumbered[key] = [data[key][0], new_of[data[key][1]]]
+        return renumbered
+    return [_renumber_processor(v, new_of) for v in data] if isinstance(data, list) else data
+
+
+def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
+    """Keep the rows ``kept`` of embedding and head, in place; tied stays tied; every id in the configs follows."""
+    embedding, head = embedding_of(model, family), head_of(model, family)
+    tied, new_of = is_tied(model, family), {old: new for new, old in enumerate(kept)}
+    embedding.weight = _rows(embedding.weight, kept)
+    embedding.num_embeddings = head.out_features = model.config.vocab_size = len(kept)
+    embedding.padding_idx = new_of.get(embedding.padding_idx) if embedding.padding_idx is not None else None
+    head.weight = embedding.weight if tied else _rows(head.weight, kept)
+    if head.bias is not None:
+        head.bias = _rows(head.bias, kept)
+    for holder in (model, model.get_submodule(family.embedding.rpartition(".")[0])):
+        if hasattr(holder, "vocab_size"):
+            holder.vocab_size = len(kept)
+    for config in (model.config, model.generation_config):
+        for key, value in config.to_dict().items():
+            if any(True for _ in named_ids({key: value})):
+                setattr(config, key, _renumber_ids(value, new_of))
+
+
+def _renumber_ids(value: Any, new_of: Mapping[int, int]) -> Any:
+    if isinstance(value, list):
+        new = [_renumber_ids(v, new_of) for v in value]
+        return [v for v in new if v is not None]
+    return new_of.get(value) if isinstance(value, int) else value
+
+
+def _rows(weight: torch.Tensor, kept: list[int]) -> nn.Parameter:
+    return nn.Parameter(weight.data[torch.tensor(kept, device=weight.device)].clone(), requires_grad=False)

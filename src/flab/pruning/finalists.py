@@ -1,0 +1,77 @@
+"""The tests that decide between finalists: calibration problems that no fit has seen, answered greedily, run in the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flab.errors import SandboxError
+from flab.evaluation.code import score_code
+from flab.evaluation.prompts import COMPLETION_STOP
+from flab.evaluation.score import Score
+from flab.evaluation.soundness import faults
+from flab.evaluation.tasks import Problem, make_task
+from flab.models.checkpoint import Checkpoint
+from flab.models.engines.protocol import Decoding, Request, generate_all
+from flab.models.engines.transformers import TransformersGenerator
+from flab.models.families import family_of, kv_width
+from flab.models.layers import LayerRunner
+from flab.models.options import Options
+from flab.progress import say
+from flab.pruning.calibration import CalibrationSet
+from flab.pruning.prepare import Texts
+from flab.pruning.recipe import Recipe
+from flab.sandbox import Sandbox
+
+NEW_TOKENS, BATCH = 256, 64
+CACHE_BYTES = 2**29
+
+
+def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
+    """Calibration problems with tests that no fit has seen."""
+    samples = [texts.task[i] for i in data.compare_samples]
+    chosen = [s for s in samples if s.test and s.entry_point][: recipe.judge_problems]
+    return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]
+
+
+def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
+    """The sandbox for the finalists, or None (with a warning) where there is no isolation."""
+    try:
+        return Sandbox.detect(options.unsandboxed)
+    except SandboxError as error:
+        warnings.append(f"the calibration's tests were not run, KL alone decides: {error}")
+        say(warnings[-1])
+        return None
+
+
+def sound_problems(problems: list[Problem], sandbox: Sandbox, warnings: list[str]) -> list[Problem]:
+    """Leave out, with a warning, the problems whose tests would pass any program."""
+    found = faults(problems, sandbox, "the calibration problems")
+    for task_id, fault in found.items():
+        warnings.append(f"calibration problem {task_id} does not decide between finalists: {fault.text}")
+        say(warnings[-1])
+    return [problem for problem in problems if problem.task_id not in found]
+
+
+def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> int:
+    """How many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`.
+
+    ``layers`` are the original's: scores move a little with the batch, so all candidates have the same one.
+    """
+    longest = max(len(built.tokenizer.encode(problem.prompt).ids) for problem in problems) + NEW_TOKENS
+    config = built.model.config
+    for_each = 2 * layers * kv_width(config) * built.model.get_input_embeddings().weight.dtype.itemsize * longest
+    return max(1, min(BATCH, CACHE_BYTES // int(for_each)))
+
+
+def run_problems(
+    checkpoint: Checkpoint,
+    problems: Sequence[Problem],
+    sandbox: Sandbox,
+    batch_size: int = BATCH,
+) -> Score:
+    """Complete the problems greedily and run their tests; a model that was opened to be cut is widened for it."""
+    LayerRunner(checkpoint.model, family_of(checkpoint.model.config)).widen()
+    generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer)
+    requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]
+    made = generate_all(generator, requests, Decoding(max_new_tokens=NEW_TOKENS, batch_size=batch_size))
+    return score_code(make_task("problems", "code", problems, "memory"), [[one] for one in made], sandbox)

@@ -1,0 +1,161 @@
+"""The whole method: plan (decide), apply (cut), prune (both, then check).
+
+Each function here is a straight line of calls in the paper's order; the work is in the modules that it calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from flab.errors import PlanError
+from flab.evaluation.bits_per_byte import GENERAL_TEXT, generality_of
+from flab.files import PathLike, as_path, check_folder, check_space, new_folder
+from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, save
+from flab.models.folder import resolve, weight_files
+from flab.models.options import Options
+from flab.models.source import check_source
+from flab.pruning.calibration import CalibrationSet
+from flab.pruning.check import check, write_proof
+from flab.pruning.plan import Plan
+from flab.pruning.planner import make_plan
+from flab.pruning.prepare import (
+    build_set,
+    calibration_windows,
+    cut_to_vocabulary,
+    end_of_text,
+    new_tokenizer,
+    open_to_cut,
+    read_texts,
+    verify_sources,
+)
+from flab.pruning.recipe import Recipe
+from flab.pruning.refit.walk import Cut
+from flab.pruning.surgeon import carve
+
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
+
+
+def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
+    """Decide what stays: vocabulary first, then depth and width together. Cuts nothing on disk.
+
+    Raises:
+        FlabError: one of its kinds for anything wrong with the model, the data or the budget.
+    """
+    decided, built, _ = make_plan(os.fspath(model), recipe or Recipe(), options or Options())
+    free(built)
+    return decided
+
+
+def apply(
+    model: PathLike, plan: Plan | PathLike, out: PathLike, options: Options | None = None, refit: bool = True
+) -> Path:
+    """Carry a plan out: cut, refit from the data that the plan names, and save a stock folder at ``out``.
+
+    ``refit=False`` is the cut alone, which needs no data. The same plan gives byte-identical folders on one machine.
+
+    Raises:
+        PlanError: the model or the calibration data is not what the plan was made for.
+        CheckpointError, OptionError
+    """
+    options, out = options or Options(), as_path(out)
+    given = [] if isinstance(plan, Plan) else [as_path(plan)]
+    plan = plan if isinstance(plan, Plan) else Plan.read(as_path(plan))
+    source = resolve(model)
+    check_folder(out, options.overwrite, [source, *given, *inputs_of_plan(plan)])
+    check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
+    if fingerprint(source) != plan.model["sha256"]:
+        raise PlanError(
+            f"the plan was made for another model ({plan.model['path']}): {source} has other files. Plan again."
+        )
+    checkpoint, family = open_to_cut(source, options, plan.model["compute_dtype"])
+    tokenizer, tokenizer_json = new_tokenizer(checkpoint, plan.vocabulary.kept)
+    kind = plan.refit.kind if refit else "none"
+    data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])
+    cut_to_vocabulary(checkpoint, family, plan.vocabulary.kept)
+    if plan.layers.after < plan.layers.before or plan.width.after < plan.width.before:
+        carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, [])
+    return _save(checkpoint, tokenizer_json, plan, kind, out, options)
+
+
+def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
+    """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
+    recipe, options, out, source = recipe or Recipe(), options or Options(), as_path(out), resolve(model)
+    check_folder(out, options.overwrite, [source, *recipe.inputs])
+    check_source(source)
+    check_space(out, int((1 - recipe.remove) * sum(file.stat().st_size for file in weight_files(source))))
+    decided, built, tokenizer_json = make_plan(os.fspath(model), recipe, options)
+    _save(built, tokenizer_json, decided, decided.refit.kind, out, options)
+    free(built)
+    return decided
+
+
+def _save(
+    checkpoint: Checkpoint, tokenizer_json: dict[str, Any] | None, plan: Plan, kind: str, out: Path, options: Options
+) -> Path:
+    """Write the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
+    cast_parameters(checkpoint.model, plan.model["stored_dtype"])
+    with new_folder(out, options.overwrite) as folder:
+        save(checkpoint, folder, tokenizer_json)
+        plan.write(folder / "plan.json")
+        (folder / "kept_tokens.json").write_text(json.dumps(plan.vocabulary.kept) + "\n")
+        write_proof(checkpoint.model, folder, refit=kind)
+    return out
+
+
+def prune(
+    model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None
+) -> dict[str, Any]:
+    """Plan, apply and check in one; returns what ``flab prune --json`` prints."""
+    options, start = options or Options(), time.perf_counter()
+    folder = as_path(out)
+    decided = build(model, folder, recipe, options)
+    built = time.perf_counter()
+    verdict = check(folder, resolve(model))
+    generality = compare_generality(os.fspath(model), folder, options)
+    seconds = {"build": built - start, "check": time.perf_counter() - built}
+    return decided.summary() | {
+        "output": str(folder),
+        "check": verdict,
+        "generality": generality,
+        "seconds": {"total": sum(seconds.values()), **seconds},
+    }
+
+
+def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:
+    """Bits per byte on code that no calibration reads, before and after."""
+    before, after = (generality_of(source, options) for source in (model, folder))
+    return {"text": GENERAL_TEXT, "bits_per_byte_before": before, "bits_per_byte_after": after}
+
+
+def inputs_of_plan(plan: Plan) -> list[str]:
+    """The files that a plan names: its model, and the data that it was made with."""
+    corpus = plan.calibration.get("corpus")
+    sources = [*plan.calibration["sources"], *(corpus if isinstance(corpus, list) else [])]
+    return [plan.model["path"], *(str(source["path"]) for source in sources if isinstance(source, dict))]
+
+
+def replay_cut(plan: Plan, kind: str) -> Cut:
+    """The cut that a plan describes, with every choice already made."""
+    refit = plan.refit
+    return Cut(
+        plan.layers.kept, plan.width.after, kind, refit.output_projection, None,
+        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.descended, refit.scaling,
+        refit.reconstruction_rates,
+    )  # fmt: skip
+
+
+def _replay_data(plan: Plan, tokenizer: Any, checkpoint: Checkpoint) -> CalibrationSet:
+    """The calibration batches of the plan, from the data it names."""
+    settings = plan.calibration
+    path = settings["path"]
+    names = ("general", "tokens", "max_length", "prompt_weight", "seed")
+    recipe = Recipe(calibration=Path(path) if path else None, **{name: settings[name] for name in names})
+    texts = read_texts(recipe)
+    verify_sources(texts, settings["sources"])
+    eos = end_of_text(checkpoint.model, plan.vocabulary.kept)
+    windows = calibration_windows(texts, tokenizer, eos, settings)
+    return build_set(windows, Options(batch_tokens=settings["batch_tokens"]), settings["prompt_weight"])

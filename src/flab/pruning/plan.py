@@ -1,0 +1,214 @@
+"""The decisions as one JSON-able value: what stays, judged how, from which model and which data.
+
+``apply`` reads nothing but a plan (and the data the plan names). No torch here, and no choices: they are made elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from flab.errors import PlanError
+from flab.files import read_regular, write_text
+from flab.models.options import STORED_DTYPES
+
+FORMAT = 1
+REFITS = ("reconstruction", "newton", "descent", "residual", "simple", "none")
+NEWTON_FIRST = REFITS[:2]  # those that begin with the Newton refit
+ITERATIVE = REFITS[:3]  # those that move the neurons too, and need held-out tokens for it
+RESIDUAL_FIRST = REFITS[:4]  # those that begin with the residual refit
+SCALINGS = ("feature", "mean")
+NUMBER: tuple[type, ...] = (int, float)
+FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the model and of the calibration
+    "model": dict.fromkeys(("path", "sha256", "stored_dtype", "compute_dtype"), (str,)),
+    "calibration": {"path": (str, type(None)), "general": NUMBER, "prompt_weight": NUMBER, "sources": (list,)}
+    | dict.fromkeys(("tokens", "max_length", "batch_tokens", "seed"), (int,)),
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Sizes before and after of one component, and the indices that stay (original numbering, ascending)."""
+
+    before: int
+    after: int
+    kept: list[Any]
+
+    def sizes(self) -> dict[str, int]:
+        """``{before, after}``."""
+        return {"before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True)
+class Refit:
+    """How the remaining weights are corrected: the kind, and the ridge chosen for every layer.
+
+    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer;
+    ``newton_steps`` how many Gauss-Newton steps each layer took, ``reconstruction_rates`` at which rate it was reconstructed
+    (0 where it was not), ``descended`` whether the descent refit moved it. With ``scaling`` "feature" a ridge is relative to
+    each feature's own size and a token's error to its stream; "mean", which a plan without this field has, is flab 0.1's way.
+    """
+
+    kind: str = "newton"
+    output_projection: bool = True
+    ridge_ffn: list[float] = field(default_factory=list)
+    ridge_attention: list[float] = field(default_factory=list)
+    newton_steps: list[int] = field(default_factory=list)
+    reconstruction_rates: list[float] = field(default_factory=list)
+    descended: list[bool] = field(default_factory=list)
+    scaling: str = "mean"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that ``apply`` needs, and how it came about."""
+
+    remove: float
+    model: dict[str, Any]  # path, sha256, model_type, dtype
+    calibration: dict[str, Any]  # sources with path and sha256, tokens, max_length, seed, ...
+    vocabulary: Kept
+    layers: Kept
+    width: Kept  # kept: one list of neurons per kept layer
+    refit: Refit
+    parameters_before: int
+    parameters_after: int
+    body_before: int
+    body_after: int
+    kl_vocabulary: float
+    kl_nats_per_token: float
+    criteria: dict[str, str]
+    candidates: list[dict[str, Any]]
+    layer_path: list[dict[str, Any]]
+    warnings: list[str]
+    seconds: dict[str, float]
+    flab_version: str
+    format: int = FORMAT
+
+    @property
+    def removed_fraction(self) -> float:
+        """Share of all parameters that goes."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    @property
+    def body_removed_fraction(self) -> float:
+        """Share of the parameters outside embeddings and head that goes."""
+        return 1 - self.body_after / self.body_before
+
+    def summary(self) -> dict[str, Any]:
+        """The fields of ``flab prune --json`` that the plan knows, without the long lists."""
+        return {
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "removed_fraction": self.removed_fraction,
+            "body_removed_fraction": self.body_removed_fraction,
+            "vocabulary": self.vocabulary.sizes(),
+            "layers": self.layers.sizes() | {"kept": self.layers.kept},
+            "width": self.width.sizes(),
+            "kl_nats_per_token": self.kl_nats_per_token,
+            "kl_vocabulary": self.kl_vocabulary,
+            "refit": {"kind": self.refit.kind, "output_projection": self.refit.output_projection},
+            "criteria": self.criteria,
+            "candidates": self.candidates,
+            "calibration": self.calibration,
+            "warnings": self.warnings,
+            "plan_seconds": self.seconds,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write as JSON; the file appears whole or not at all."""
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: when the file is missing, not a plan, of another format, or does not add up.
+        """
+        try:
+            data = json.loads(read_regular(path))
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}. Make one with `flab plan`.") from None
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{path} is not JSON ({error}): expected a file written by `flab plan`.") from None
+        return _from_json(data, path)
+
+
+def _from_json(data: Any, path: Path) -> Plan:
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        got = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+        raise PlanError(f"{path}: plan format {got!r}, this flab reads {FORMAT}. Make the plan again with `flab plan`.")
+    names = {f.name for f in fields(Plan)}
+    if wrong := sorted(names ^ set(data)):
+        raise PlanError(
+            f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`."
+        )
+    try:
+        nested = {name: Kept(**data[name]) for name in ("vocabulary", "layers", "width")}
+        plan = Plan(**{**data, **nested, "refit": Refit(**data["refit"])})
+        _check_indices(plan)
+        _check_refit(plan)
+        _check_facts(plan)
+    except (TypeError, ValueError, KeyError) as error:
+        raise PlanError(f"{path} is damaged ({error}). Make the plan again with `flab plan`.") from None
+    return plan
+
+
+def _check_indices(plan: Plan) -> None:
+    """Every list of kept indices is ascending, in range and as long as stated."""
+    groups = [
+        ("vocabulary", plan.vocabulary.kept, plan.vocabulary),
+        ("layers", plan.layers.kept, plan.layers),
+    ]
+    groups += [
+        (f"width of layer {i}", kept, plan.width) for i, kept in zip(plan.layers.kept, plan.width.kept, strict=True)
+    ]
+    for name, kept, sizes in groups:
+        inside = all(isinstance(k, int) and 0 <= k < sizes.before for k in kept)
+        if (
+            len(kept) != sizes.after
+            or not kept
+            or not inside
+            or any(b <= a for a, b in zip(kept, kept[1:], strict=False))
+        ):
+            raise ValueError(
+                f"the kept indices of the {name} are not {sizes.after} ascending numbers below {sizes.before}"
+            )
+
+
+def _check_refit(plan: Plan) -> None:
+    """The refit is known, and what was chosen for each kept layer is a number for each."""
+    refit = plan.refit
+    if refit.kind not in REFITS:
+        raise ValueError(f"unknown refit {refit.kind!r}, allowed: {', '.join(REFITS)}")
+    if refit.scaling not in SCALINGS:
+        raise ValueError(f"unknown scaling {refit.scaling!r}, allowed: {', '.join(SCALINGS)}")
+    kinds: dict[str, Any] = {"newton_steps": int, "descended": bool}
+    for name in ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rates", "descended"):
+        chosen = getattr(refit, name)
+        kind = kinds.get(name, NUMBER)
+        right = all(isinstance(value, kind) and 0 <= value < math.inf for value in chosen)
+        if len(chosen) not in (0, plan.layers.after) or not right:
+            raise ValueError(f"{name} of the refit are not {plan.layers.after} numbers from 0 on")
+
+
+def _check_facts(plan: Plan) -> None:
+    """What ``apply`` reads of the model and of the calibration is there."""
+    for part, wanted in FACTS.items():
+        got = getattr(plan, part)
+        wrong = [
+            name
+            for name, kinds in wanted.items()
+            if not isinstance(got, dict) or not isinstance(got.get(name, ...), kinds)
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]} of the {part} is missing or of a wrong type")
+    if plan.model["stored_dtype"] not in STORED_DTYPES:
+        raise ValueError(f"stored_dtype {plan.model['stored_dtype']!r}, allowed: {', '.join(STORED_DTYPES)}")
+    for source in plan.calibration["sources"]:
+        if not isinstance(source, dict) or not all(isinstance(source.get(name), str) for name in ("path", "sha256")):
+            raise ValueError("a source of the calibration has no path and sha256")

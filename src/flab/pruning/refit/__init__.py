@@ -1,0 +1,1 @@
+"""Refits: correct the weights that stay, layer by layer."""

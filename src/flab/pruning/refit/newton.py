@@ -1,0 +1,209 @@
+"""The Newton refit: all projections of one cut FFN together, by damped Gauss-Newton steps on its own output.
+
+The residual refit (:mod:`flab.pruning.refit.walk`) solves for the output projection alone, with the kept neurons as
+they were. From there, this moves the neurons too, towards the same target:
+
+    minimise  sum_t w_t ||target_t - W_out a_t||^2 + shift ||theta - theta_0||^2,   a_t = act(W_gate x_t) * (W_up x_t)
+
+over theta = (W_gate, W_up, W_out). Each step linearises a_t and solves the normal equations by preconditioned conjugate
+gradients, matrix-free (Nocedal & Wright, Numerical Optimization, 2006, 7.1 and 10.3). Held-out rows end it. There are no
+labels, no backward pass through the model and no learning rate; one layer at a time, shapes stay standard.
+
+Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from flab.models.families import extended
+from flab.models.memory import trim
+from flab.pruning.refit.curvature import KroneckerBlocks, Theta, product_dtype
+
+MAX_STEPS = 2
+CG_ITERATIONS = 10
+DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
+SHORTEST_STEP = 1 / 16
+KEPT_BYTES = 2**27  # of the inputs, features and slopes of one linearisation
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One micro-batch of one layer: what enters the FFN (after its norm), what should leave it, and the weight."""
+
+    inputs: torch.Tensor  # (N, D)
+    targets: torch.Tensor  # (N, D)
+    weight: torch.Tensor  # (N, 1), square root of the token's weight
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """One micro-batch of one linearisation, in the precision of its products."""
+
+    inputs: torch.Tensor  # (N, D) or (N, D + 1)
+    weight: torch.Tensor  # (N, 1), the token's weight
+    features: torch.Tensor  # (N, F) or (N, F + 1), the neurons' activations
+    slopes: list[torch.Tensor]  # of the activations by each input projection's output, (N, F) each
+
+
+class FfnProblem:
+    """The least-squares problem of one FFN over some micro-batches, in float32."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[Tokens]) -> None:
+        self.act, self.tokens = act, tokens
+
+    def slopes(self, theta: Theta, tokens: Tokens) -> Slopes:
+        """The neurons' activations and their slopes by each input projection's output."""
+        inputs = extended(tokens.inputs, theta[0].shape[1])
+        before = [inputs @ w.T for w in theta[:-1]]
+        value, slope = torch.func.jvp(self.act, (before[0],), (torch.ones_like(before[0]),))  # type: ignore[misc]
+        slopes = [slope * before[1], value] if len(before) == 2 else [slope]
+        features = value * before[1] if len(before) == 2 else value
+        return Slopes(inputs, tokens.weight.pow(2), extended(features, theta[-1].shape[1]), slopes)
+
+    def error(self, theta: Theta) -> float:
+        """sum_t w_t ||target_t - W_out a_t||^2."""
+        total = 0.0
+        for tokens in self.tokens:
+            inputs = extended(tokens.inputs, theta[0].shape[1])
+            features = self.act(inputs @ theta[0].T)
+            for w in theta[1:-1]:
+                features = features * (inputs @ w.T)
+            missing = tokens.targets - extended(features, theta[-1].shape[1]) @ theta[-1].T
+            total += float((tokens.weight * missing).pow(2).sum().double())
+        return total
+
+
+class Linearised:
+    """A problem linearised at ``theta``: its error and J^T (target - output) in full precision, and products with J^T J.
+
+    The products only lead the conjugate gradients, so they are made in bfloat16 where the machine does that natively; what
+    a step is worth is measured in full. What is N x F large is kept where it is small, else made anew for each product.
+    """
+
+    def __init__(self, problem: FfnProblem, theta: Theta) -> None:
+        self.problem, self.theta = problem, theta
+        self.dtype = product_dtype(theta[-1])
+        self.error = 0.0
+        self.down = [torch.zeros_like(w) for w in theta]
+        self.blocks = KroneckerBlocks.zeros(theta)
+        columns = theta[0].shape[0] * len(theta) + theta[0].shape[1]
+        elements = sum(len(t.inputs) for t in problem.tokens) * columns
+        self._kept: list[Slopes] | None = [] if elements * self.dtype.itemsize <= KEPT_BYTES else None
+        for tokens in problem.tokens:
+            part = problem.slopes(theta, tokens)
+            missing = tokens.targets - part.features @ theta[-1].T
+            self.error += float((tokens.weight * missing).pow(2).sum().double())
+            _add(self.down, _pull_back(part, theta[-1], part.weight * missing))
+            self.blocks.add(part.inputs, part.weight, part.features, part.slopes)
+            if self._kept is not None:
+                self._kept.append(self._rounded(part))
+
+    def _rounded(self, part: Slopes) -> Slopes:
+        inputs, features, *slopes = (x.to(self.dtype) for x in (part.inputs, part.features, *part.slopes))
+        return Slopes(inputs, part.weight.to(self.dtype), features, slopes)
+
+    def _parts(self) -> Iterable[Slopes]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for tokens in self.problem.tokens:
+            yield self._rounded(self.problem.slopes(self.theta, tokens))
+
+    def curvature(self, direction: Theta) -> Theta:
+        """J^T J direction."""
+        product, out = [torch.zeros_like(w) for w in self.theta], self.theta[-1].to(self.dtype)
+        rounded = [v.to(self.dtype) for v in direction]
+        for part in self._parts():
+            moved = torch.zeros_like(part.slopes[0])
+            for slope, v in zip(part.slopes, rounded[:-1], strict=True):
+                moved.addcmul_(slope, part.inputs @ v.T)
+            change = moved @ out[:, : moved.shape[1]].T + part.features @ rounded[-1].T
+            _add(product, _pull_back(part, out, part.weight * change))
+        return product
+
+
+def _pull_back(part: Slopes, out: torch.Tensor, error: torch.Tensor) -> Theta:
+    """J^T error for every matrix."""
+    back = error @ out[:, : part.slopes[0].shape[1]]
+    return [*((slope * back).T @ part.inputs for slope in part.slopes), error.T @ part.features]
+
+
+@torch.no_grad()
+def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int | None) -> tuple[Theta, int]:
+    """Move all matrices of one FFN; returns them and how many steps were taken.
+
+    Without ``steps``, up to :data:`MAX_STEPS`, as long as the error on the held-out tokens falls; with it (a plan's
+    replay) exactly so many.
+    """
+    if steps is None and not held_out.tokens:
+        return start, 0  # nothing could tell whether it helps
+    theta, taken, path = start, 0, _path(start, fit)
+    if steps is not None:
+        for moved in islice(path, steps):
+            theta, taken = moved, taken + 1
+        return theta, taken
+    best = held_out.error(start)
+    for moved in islice(path, MAX_STEPS):
+        error = held_out.error(moved)
+        if not error < best:
+            break
+        theta, taken, best = moved, taken + 1, error
+    return theta, taken
+
+
+def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
+    """The iterates of the damped Gauss-Newton method, each with a smaller error on the fitted tokens; ends when none is."""
+    theta = start
+    while True:
+        step, error = _solve(problem, theta, start)
+        length = 1.0
+        while length >= SHORTEST_STEP:
+            moved = [w + length * s for w, s in zip(theta, step, strict=True)]
+            if problem.error(moved) < error:
+                break
+            length /= 2
+        else:
+            return
+        theta = moved
+        yield theta
+
+
+def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, float]:
+    """One damped Gauss-Newton step by preconditioned conjugate gradients from zero, and the error before it."""
+    linear = Linearised(problem, theta)
+    trim()
+    precondition = linear.blocks.damped(DAMPING, theta[-1])
+    shifts = precondition.shifts
+    rest = linear.down
+    _add(rest, (-shift * (w - w0) for shift, w, w0 in zip(shifts, theta, start, strict=True)))
+    step, direction = [torch.zeros_like(w) for w in theta], precondition(rest)
+    size = _dot(rest, direction)
+    for _ in range(CG_ITERATIONS):
+        if size <= 0:
+            break
+        bent = linear.curvature(direction)
+        _add(bent, (shift * d for shift, d in zip(shifts, direction, strict=True)))
+        length = size / _dot(direction, bent)
+        _add(step, (length * d for d in direction))
+        _add(rest, (-length * b for b in bent))
+        del bent
+        scaled = precondition(rest)
+        size, before = _dot(rest, scaled), size
+        _add(scaled, (size / before * d for d in direction))
+        direction = scaled
+        trim()
+    return step, linear.error
+
+
+def _dot(a: Theta, b: Theta) -> float:
+    return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)))
+
+
+def _add(totals: Theta, parts: Iterable[torch.Tensor]) -> None:
+    for total, part in zip(totals, parts, strict=True):
+        total += part

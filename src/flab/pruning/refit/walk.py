@@ -1,0 +1,375 @@
+"""The refit: closed-form corrections of what stays, layer by layer, each seeing the error of all that was cut before it.
+
+At kept layer i, whose next kept layer is j, the FFN's output projection is fitted to the *original's* residual stream where
+it enters layer j, so the contribution of removed layers is part of the target; the attention's output projection to the
+original's stream before the FFN of layer i. Only Gram and cross matrices are held, of one layer at a time, in float64.
+No bias appears where there was none, shapes stay standard. The dearer refits (:mod:`flab.pruning.refit.newton`,
+:mod:`flab.pruning.refit.reconstruction`) go on from there, layer by layer in the same walk.
+
+Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, one more where the layer has a bias).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from flab.models.families import activation_of, extended, ffn_inputs, linear, with_bias
+from flab.models.layers import Batch, LayerRunner, by_rows
+from flab.models.memory import trim
+from flab.pruning.cuts.neurons import choose_neurons
+from flab.pruning.objective import kl_divergence
+from flab.pruning.plan import NEWTON_FIRST, RESIDUAL_FIRST
+from flab.pruning.refit.curvature import product_dtype
+from flab.pruning.refit.descent import Examples, descend
+from flab.pruning.refit.gram import Gram
+from flab.pruning.refit.new_layer import NewLayer, replace_weights
+from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
+from flab.pruning.refit.reconstruction import Rows, reconstruct
+from flab.pruning.refit.streams import Streams
+
+OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
+NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to do: which layers stay, how wide they become, how neurons are chosen and weights refitted.
+
+    ``neurons`` (one list per kept layer) and the ridges replay a plan; without them they are chosen here. ``scores`` is
+    (L, F) over the original layers, or None for elimination.
+    """
+
+    kept_layers: Sequence[int]
+    width: int
+    kind: str = "residual"  # one of REFITS
+    output_projection: bool = True
+    scores: torch.Tensor | None = None
+    neurons: Sequence[Sequence[int]] | None = None
+    ridge_ffn: Sequence[float] | None = None
+    ridge_attention: Sequence[float] | None = None
+    newton_steps: Sequence[int] | None = None
+    descended: Sequence[bool] | None = None
+    scaling: str = "feature"  # what a ridge is relative to, "mean" also weighs all tokens alike
+    reconstruction_rates: Sequence[float] | None = None
+
+
+class Walk:
+    """One pass over the kept layers: the original's stream beside the pruned one's.
+
+    Iterating yields a :class:`NewLayer` per kept layer; when it is yielded the original layer is needed no more, so the
+    consumer may cut it in place. Afterwards :meth:`divergence` gives the KL.
+    """
+
+    def __init__(
+        self,
+        runner: LayerRunner,
+        cut: Cut,
+        fit: Sequence[Batch],
+        compare: Sequence[Batch],
+        streams: Streams | None = None,
+    ) -> None:
+        self.runner, self.cut, self.streams = runner, cut, streams or Streams(0)
+        self.batches, self.num_fit = [*fit, *compare], len(fit)
+        self.original = [runner.embed(batch) for batch in self.batches]
+        self.pruned = list(self.original)
+        self.clean = True  # both streams are still one
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[NewLayer]:
+        following = [*self.cut.kept_layers[1:], len(self.runner.layers)]
+        first = self.cut.kept_layers[0]
+        for index in range(first):
+            self._skip(index)
+            self.clean = False
+        for place, (index, after) in enumerate(zip(self.cut.kept_layers, following, strict=True)):
+            with self.runner.at_work(index):
+                new = self._layer(place, index, after)
+            trim()
+            yield new
+
+    def _original_mid(self, index: int) -> list[torch.Tensor]:
+        """The original's stream before the FFN of a layer."""
+        return self.streams.get((index, "before FFN"), lambda: [self._mid(index, h) for h in self.original])
+
+    def _advance_original(self, index: int, mid: list[torch.Tensor]) -> None:
+        self.original = self.streams.get(
+            (index, "after"), lambda: [self.runner.after_ffn(index, hidden) for hidden in mid]
+        )
+
+    def _skip(self, index: int) -> None:
+        """Take the original's stream through a layer that the pruned model does not have."""
+        with self.runner.at_work(index):
+            self._advance_original(index, self._original_mid(index))
+
+    def _layer(self, place: int, index: int, after: int) -> NewLayer:
+        original_mid = self._original_mid(index)
+        attention, mid, attention_ridge = self._attention(place, index, original_mid)
+        untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
+        self._advance_original(index, original_mid)
+        for skipped in range(index + 1, after):
+            self._skip(skipped)
+        if untouched:
+            self.pruned = list(self.original)
+            everything = list(range(self.cut.width))
+            return NewLayer(index, everything, with_bias(self._ffn(index)).double(), attention, 0.0, attention_ridge)
+        self.clean = False
+        fitted_to_itself = original_mid if self.cut.kind == "simple" else None
+        del original_mid
+        neurons, weights, ridge = self._ffn_refit(place, index, mid, fitted_to_itself)
+        trim()
+        inputs, steps = None, 0
+        descended = False
+        if self.cut.kind in NEWTON_FIRST:
+            inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
+        if self.cut.kind == "descent":
+            inputs, weights, descended = self._descent(place, index, mid, neurons, weights)
+        new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps, descended=descended)
+        if self.cut.kind == "reconstruction":
+            new = self._reconstructed(place, new)
+        if new.state is None:
+            self._advance_pruned(index, mid, neurons, weights, inputs)
+        return new
+
+    def _ffn(self, index: int) -> nn.Linear:
+        return linear(self.runner.layers[index], self.runner.family.ffn_out)
+
+    def _mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The stream before the FFN, with the attention as it is."""
+        projection = linear(self.runner.layers[index], self.runner.family.attention_out)
+        added: torch.Tensor = projection(self.runner.attention_features(index, hidden))
+        return hidden.to(added.device) + added
+
+    def _attention(
+        self, place: int, index: int, original_mid: list[torch.Tensor]
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
+        """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
+        if self.clean:
+            return None, original_mid, 0.0
+        if not self.cut.output_projection or self.cut.kind not in RESIDUAL_FIRST:
+            return None, [self._mid(index, h) for h in self.pruned], 0.0
+        projection = linear(self.runner.layers[index], self.runner.family.attention_out)
+        old, caught = with_bias(projection), []
+        gram = Gram(old, self.cut.scaling)
+        typical = self._typical(original_mid)
+        for n, batch in enumerate(self.batches):
+            features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
+            caught.append(features)
+            if n < self.num_fit:
+                missing = original_mid[n] - self.pruned[n].to(features.device)
+                for held_out, rows, weight in self._parts(batch, original_mid[n], typical):
+                    gram.add(features[rows].float() * weight, missing[rows] * weight, held_out)
+        weights, ridge = gram.solve(
+            range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
+        )
+        new = weights.to(projection.weight.dtype)
+        mid = [self.pruned[n].to(f.device) + nn.functional.linear(f, new) for n, f in enumerate(caught)]
+        return weights, mid, ridge
+
+    def _ffn_refit(
+        self, place: int, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None
+    ) -> tuple[list[int], torch.Tensor, float]:
+        """The neurons that stay, the output projection's new weights, and the ridge."""
+        gram = self._ffn_gram(index, mid, original_mid)
+        trim()
+        neurons = self._choose(place, index, gram)
+        weights, ridge = self._ffn_weights(place, index, neurons, gram)
+        return neurons, weights, ridge
+
+    def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
+        """Statistics of the FFN's output projection, where anything needs them."""
+        old = with_bias(self._ffn(index))
+        decided = (
+            self.cut.neurons is not None
+            or self.cut.scores is not None
+            or self.cut.width == self._ffn(index).in_features
+        )
+        if self.cut.kind == "none" and decided:
+            return None
+        gram = Gram(old, self.cut.scaling)
+        typical = self._typical(self.original)
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            entering = mid[n] if original_mid is None else original_mid[n]
+            for held_out, rows, weight in self._parts(batch, self.original[n].to(entering.device), typical):
+                hidden = entering[rows]
+                features = [self.runner.ffn_features(index, some) for some in by_rows(hidden, old.shape[1])]
+                features_NP = extended(torch.cat(features), old.shape[1])
+                del features
+                if original_mid is None:
+                    target = self.original[n].to(rows.device)[rows] - hidden
+                else:
+                    target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
+                gram.add(features_NP.float().mul_(weight), target * weight, held_out)
+                del features_NP, target
+        return gram
+
+    def _choose(self, place: int, index: int, gram: Gram | None) -> list[int]:
+        if self.cut.neurons is not None:
+            return list(self.cut.neurons[place])
+        width = self._ffn(index).in_features
+        if self.cut.width == width:
+            return list(range(width))
+        if self.cut.scores is not None:
+            return choose_neurons(self.cut.scores[index], self.cut.width)
+        assert gram is not None
+        return gram.eliminate(self.cut.width, forced=range(width, gram.weight.shape[1]))
+
+    def _ffn_weights(self, place: int, index: int, neurons: list[int], gram: Gram | None) -> tuple[torch.Tensor, float]:
+        old, width = with_bias(self._ffn(index)), self._ffn(index).in_features
+        columns = [*neurons, *range(width, old.shape[1])]
+        if gram is None or self.cut.kind == "none":
+            return old[:, columns].double(), 0.0
+        return gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
+
+    def _newton(
+        self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
+        """Move the kept neurons too; returns the input projections, the output projection and the steps taken."""
+        layer, family = self.runner.layers[index], self.runner.family
+        start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
+        act = activation_of(layer, family)
+        fit, held = (FfnProblem(act, self._tokens(index, mid, held_out, len(neurons))) for held_out in (False, True))
+        steps = self.cut.newton_steps[place] if self.cut.newton_steps else None
+        moved, taken = newton_refit(start, fit, held, steps)
+        return moved[:-1], moved[-1].double(), taken
+
+    def _descent(
+        self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
+    ) -> tuple[list[torch.Tensor] | None, torch.Tensor, bool]:
+        """Move the kept neurons too; returns the input projections, the output projection and whether they moved."""
+        layer, family = self.runner.layers[index], self.runner.family
+        start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
+        replay = self.cut.descended[place] if self.cut.descended else None
+        moved, taken = descend(start, activation_of(layer, family), self._examples(index, mid), replay)
+        return (moved[:-1], moved[-1].double(), True) if taken else (None, weights, False)
+
+    def _examples(self, index: int, mid: list[torch.Tensor]) -> Examples:
+        """What enters and what should leave the FFN of this layer, for all real tokens that are fitted or held out."""
+        norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
+        found: list[tuple[torch.Tensor, ...]] = []
+        typical = self._typical(self.original)
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            device = mid[n].device
+            valid = batch.valid.to(device)
+            entering = mid[n][valid]
+            wanted = self.original[n].to(device)[valid]
+            scale = batch.weight.to(device)[valid].sqrt()[:, None] * self._damped(wanted, typical)
+            inputs = norm(entering).to(product_dtype(scale))
+            found.append((inputs, (wanted - entering).float(), scale, batch.held_out.to(device)[valid]))
+        return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _typical(self, streams: Sequence[torch.Tensor]) -> float:
+        """The median over the fitted tokens of the root mean square of their streams, one (B, T, D) for each batch."""
+        fitted = zip(streams, self.batches[: self.num_fit], strict=False)
+        sizes = [_size(stream[batch.valid.to(stream.device)]) for stream, batch in fitted]
+        return float(torch.cat([size.cpu() for size in sizes]).median())
+
+    def _damped(self, stream_ND: torch.Tensor, typical: float) -> torch.Tensor:
+        """(N, 1): 1, or less for a token whose stream is an outlier, so that its error counts relative to its size.
+
+        In a real model the stream of the first token, and of a few others, is a hundred times larger than the rest. At full
+        weight these would be all that is fitted, and the norm that reads the stream divides by its size anyway. Plans of
+        flab 0.1 (``scaling`` "mean") weigh all alike.
+        """
+        if self.cut.scaling == "mean":
+            return stream_ND.new_ones(len(stream_ND), 1, dtype=torch.float32)
+        return (OUTLIER * typical / _size(stream_ND)).clamp(max=1)
+
+    def _parts(
+        self, batch: Batch, stream: torch.Tensor, typical: float
+    ) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
+        """As :func:`_parts`, the weights of outliers damped by their stream, (B, T, D)."""
+        for held_out, rows, weight in _parts(batch, stream.device):
+            yield held_out, rows, weight * self._damped(stream[rows], typical)
+
+    def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
+        """Move all weights of the layer, and the pruned stream past it; ``new`` as it is where that is refused."""
+        old, rates = self.runner.layers[new.index], self.cut.reconstruction_rates
+        if rates and not rates[place]:
+            return new
+        start = copy.deepcopy(old)
+        replace_weights(start, self.runner.family, new)
+        made, rate = reconstruct(
+            start.float(),
+            lambda layer, hidden: self.runner.run(new.index, hidden, layer),
+            list(self._rows(new.index)),
+            rates[place] if rates else None,
+        )
+        if not rate:
+            return new
+        made = made.to(self._ffn(new.index).weight.dtype)
+        with torch.no_grad():
+            self.pruned = [self.runner.run(new.index, hidden, made) for hidden in self.pruned]
+        return replace(new, state=made.state_dict(), reconstruction_rate=rate)
+
+    def _rows(self, index: int) -> Iterator[Rows]:
+        """What enters and what should leave the layer: the two streams, which are at its ends."""
+        typical = self._typical(self.original)
+        for n, batch in enumerate(self.batches[: self.num_fit]):
+            inputs = self.pruned[n].to(self.runner.device(index)).float()
+            targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
+            damped = self._damped(targets.flatten(0, 1), typical).view(valid.shape)
+            weight = batch.weight.to(inputs.device) * valid * damped.pow(2)
+            yield Rows(inputs, targets, weight * ~held, weight * held)
+
+    def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool, width: int) -> list[Tokens]:
+        """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
+        norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
+        tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
+        typical = self._typical(self.original)
+        stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
+        for n in range(0, self.num_fit, stride):
+            batch = self.batches[n]
+            for part, rows, weight in self._parts(batch, self.original[n].to(mid[n].device), typical):
+                if part == held_out:
+                    here, wanted = mid[n][rows], self.original[n].to(mid[n].device)[rows]
+                    tokens_of = (norm(here).float(), (wanted - here).float(), weight)
+                    found += [Tokens(*some) for some in zip(*(by_rows(x, width) for x in tokens_of), strict=True)]
+        return found
+
+    def _advance_pruned(
+        self,
+        index: int,
+        mid: list[torch.Tensor],
+        neurons: list[int],
+        weights: torch.Tensor,
+        inputs: list[torch.Tensor] | None,
+    ) -> None:
+        dtype = self._ffn(index).weight.dtype
+        new = weights.to(dtype)
+        made = inputs or ffn_inputs(self.runner.layers[index], self.runner.family, neurons)
+        made = [m.to(dtype) for m in made]
+        for n, hidden in enumerate(mid):
+            self.pruned[n] = self.runner.after_ffn(index, hidden, made, new)
+
+    @torch.no_grad()
+    def divergence(self, head: nn.Linear) -> tuple[float, float]:
+        """KL in nats per token over the comparison batches: over all tokens, and over answer tokens (nan without any)."""
+        kls, answers = [], []
+        for n in range(self.num_fit, len(self.batches)):
+            valid = self.batches[n].valid
+            reference, hidden = (self.runner.finish(stream[n])[valid] for stream in (self.original, self.pruned))
+            kls.append(kl_divergence(head, reference, hidden).double().cpu())
+            answers.append(self.batches[n].answer[valid])
+        kl, answer = torch.cat(kls), torch.cat(answers)
+        return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
+
+
+def _size(stream_ND: torch.Tensor) -> torch.Tensor:
+    """The root mean square of each token's stream, (N, 1)."""
+    return stream_ND.float().pow(2).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+
+
+def _parts(batch: Batch, device: torch.device) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
+    """The real tokens of a batch, those of held-out rows apart: where they are, (B, T), and the roots of their weights, (N, 1).
+
+    A part without any is left out.
+    """
+    for held_out in (False, True):
+        chosen = batch.valid & (batch.held_out == held_out)
+        if bool(chosen.any()):
+            yield held_out, chosen.to(device), batch.weight[chosen].sqrt()[:, None].to(device)

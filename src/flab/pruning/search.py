@@ -1,0 +1,315 @@
+"""The joint search: build every feasible split with the refit, measure it, and let the finalists be decided by the task.
+
+Nothing is added up: a candidate's KL is measured on the model that it would be. It writes no file and cuts no saved model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from flab.errors import BudgetError
+from flab.models.families import Family, head_of
+from flab.models.layers import LayerRunner
+from flab.models.shape import Shape
+from flab.progress import say, track
+from flab.pruning.budget import Split
+from flab.pruning.calibration import CalibrationSet, first_batches
+from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
+from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.plan import ITERATIVE
+from flab.pruning.recipe import Recipe
+from flab.pruning.refit.streams import Streams
+from flab.pruning.refit.walk import Cut, Walk
+
+PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
+DEEP_KL = 0.05  # nats per token: by then answers change
+PROBED_PARAMETERS = 100_000_000  # from this size on, depth is probed on few tokens before any split is built
+PROBE_TOKENS = 1024
+
+
+@dataclass
+class Candidate:
+    """One split, built and measured."""
+
+    split: Split
+    kept_layers: list[int]
+    removed_fraction: float
+    flops_per_token: int
+    kl_search: float  # nan until the winner is built, where there was nothing to compare it with
+    kl: float | None = None
+    kl_answer: float | None = None
+    task_success: float | None = None
+    task_passed: int | None = None
+    task_total: int | None = None
+    chosen: bool = False
+
+    removed: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, the split's sizes among them."""
+        values = asdict(self)
+        return {**values.pop("split"), **values, "removed": list(self.removed)}
+
+
+@dataclass
+class Known:
+    """What the searches of smaller budgets leave for a larger one's: the order of the layers, the sets that swapping found,
+    the depth, and the KL of each depth, below which a narrower model of that depth is taken not to fall.
+
+    They were found on models with vocabularies of their own; that they hold here is assumed, not measured.
+    """
+
+    layer_path: list[dict[str, Any]] = field(default_factory=list)
+    swapped: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by the number of removed layers
+    most_layers: int | None = None  # a larger budget is taken to keep no more layers
+    kl_by_layers: dict[int, float] = field(default_factory=dict)
+    patience: int = PATIENCE
+
+
+@dataclass
+class Search:
+    """The model (vocabulary already cut), its data, and what the search found on the way."""
+
+    model: Any
+    family: Family
+    shape: Shape
+    recipe: Recipe
+    data: CalibrationSet
+    known: Known = field(default_factory=Known)
+    warnings: list[str] = field(default_factory=list)
+    scores: torch.Tensor | None = None
+    streams: Streams = field(default_factory=Streams)
+    winner_tokens: int | None = None  # that the winner is fitted on; None: as many as the candidates
+
+    @property
+    def layer_path(self) -> list[dict[str, Any]]:
+        """What the layer criterion saw."""
+        return self.known.layer_path
+
+    def score_neurons(self) -> None:
+        """Scores by the recipe's criterion, or None where elimination chooses during the walk.
+
+        Candidates are compared on few tokens. Where these are fewer than the neurons of a layer, the statistics cannot tell
+        the neurons apart, and the candidates are compared with neurons chosen by activation; the winner has more tokens.
+        """
+        criterion = self.recipe.neuron_criterion
+        if criterion == "elimination" and self.data.num_fit_tokens < self.shape.width:
+            criterion = "activation"
+        if criterion != "elimination":
+            runner = LayerRunner(self.model, self.family)
+            self.scores = FFN_CRITERIA[criterion](NeuronSearch(runner, self.data.fit, self.recipe.seed))
+        if self.winner_tokens is not None and self.winner_tokens < self.shape.width and self.scores is not None:
+            self.warnings.append(
+                f"{self.winner_tokens} calibration tokens are fewer than the {self.shape.width} neurons of a layer: "
+                "neurons are chosen by activation instead of elimination; give more text or raise --tokens."
+            )
+
+    def removals(self) -> Iterator[tuple[int, ...]]:
+        """The removed set for 0, 1, 2, ... layers."""
+        yield ()
+        path = self.known.layer_path
+        if self.recipe.layer_criterion != "kl":
+            path.clear()  # the others score all layers at once
+        search = LayerSearch(LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=path)
+        for removed in LAYER_CRITERIA[self.recipe.layer_criterion](search):
+            yield self.known.swapped.get(len(removed), removed)
+
+    def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
+        """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
+        by_statistics = self.recipe.neuron_criterion == "elimination" and not compared
+        enough = self.winner_tokens is None or self.winner_tokens >= self.shape.width
+        refit = "residual" if compared and self.recipe.refit in ITERATIVE else self.recipe.refit
+        kept = [i for i in range(self.shape.layers) if i not in set(removed)]
+        nothing = not removed and split.width == self.shape.width
+        return Cut(
+            kept,
+            split.width,
+            "none" if nothing else refit,
+            self.recipe.output_projection,
+            None if by_statistics and enough else self.scores,
+        )
+
+    def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
+        """Build a split without touching the model, and measure it."""
+        cut = self.cut_for(split, removed, compared=True)
+        walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
+        for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers):
+            pass
+        kl, kl_answer = walk.divergence(head_of(self.model, self.family))
+        return self.candidate(split, removed, kl, _number(kl_answer))
+
+    def candidate(
+        self, split: Split, removed: Sequence[int], kl: float = math.nan, kl_answer: float | None = None
+    ) -> Candidate:
+        """A split with its sizes; one that is alone needs no KL before it is built as the winner."""
+        return Candidate(
+            split=split,
+            kept_layers=[i for i in range(self.shape.layers) if i not in set(removed)],
+            removed_fraction=1 - split.parameters / self.shape.total,
+            flops_per_token=self.shape.flops_per_token(split.vocabulary, split.layers, split.width),
+            kl_search=kl,
+            kl_answer=kl_answer,
+            removed=tuple(removed),
+        )
+
+
+def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence[Split]:
+    """Leave out all splits of fewer layers where losing one layer alone costs more than the whole cut of the widths.
+
+    Scoring every layer and building a split of each depth would take hours on a model of a billion parameters. The KL of the
+    best single removal, nothing else cut, is a floor for every split of fewer layers before the refit; it is compared with the
+    deepest split before the refit, on the same few tokens.
+    """
+    deepest, *shallower = splits
+    if (
+        deepest.layers < search.shape.layers
+        or search.recipe.drop_layers is not None
+        or search.recipe.layer_criterion != "kl"
+    ):
+        return splits
+    few = first_batches(search.data, PROBE_TOKENS)
+    runner = LayerRunner(search.model, search.family)
+    cut = replace(search.cut_for(deepest, (), compared=True), kind="none", scores=search.scores)
+    if cut.scores is None:
+        cut = replace(cut, scores=FFN_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
+    walk = Walk(runner, cut, few.fit, few.fit)
+    for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers):
+        pass
+    narrow, _ = walk.divergence(head_of(search.model, search.family))
+    layers = LayerSearch(runner, few.fit, search.recipe.seed)
+    removed = next(by_kl(layers))
+    shorter = layers.path[0]["kl"]
+    say(
+        f"  before any refit: {deepest.layers} x {deepest.width} KL {narrow:.3f}; without layer {removed[0]} alone {shorter:.3f}"
+    )
+    if shorter <= narrow:
+        return splits
+    search.warnings.append(
+        f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
+        f"and with all layers {deepest.width} neurons wide {narrow:.3f}, both before the refit."
+    )
+    return [deepest]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
+    """Measure the feasible splits from the deepest on, until so many in a row as patience has are worse than the best."""
+    search.score_neurons()
+    known = search.known
+    if search.shape.total >= PROBED_PARAMETERS and len(splits) > 1:
+        splits = without_hopeless_depths(search, splits)
+    most = max(min(known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
+    by_layers = {split.layers: split for split in splits if split.layers <= most}
+    if search.recipe.drop_layers is not None:
+        return [search.candidate(_dropped_split(search, splits), search.recipe.drop_layers)]
+    if len(by_layers) == 1 and search.shape.layers in by_layers:
+        return [search.candidate(by_layers[search.shape.layers], ())]  # nothing to compare it with
+    candidates: list[Candidate] = []
+    for removed in search.removals():
+        split = by_layers.pop(search.shape.layers - len(removed), None)
+        if split is not None:
+            least = known.kl_by_layers.get(split.layers, 0.0)
+            if candidates and least > min(c.kl_search for c in candidates):
+                say(f"  {split.layers} layers: not built, a wider one of a smaller budget has KL {least:.4f}")
+                break
+            candidates.append(search.measure(split, removed))
+            say(f"  {split.layers} layers x {split.width}: KL {candidates[-1].kl_search:.4f}")
+        if not by_layers or _worsening(candidates, known.patience):
+            break
+    if by_layers:
+        search.warnings.append(
+            f"{len(by_layers)} feasible splits of fewer layers were not built: {known.patience} in a row were worse than "
+            "the best."
+        )
+    best = min(candidates, key=lambda c: c.kl_search)
+    if search.recipe.layer_criterion == "kl" and len(best.removed) not in known.swapped:
+        candidates += swap_layers(search, candidates)
+        best = min(candidates, key=lambda c: c.kl_search)
+        known.swapped[len(best.removed)] = best.removed
+    known.most_layers = best.split.layers
+    return candidates
+
+
+def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Hill-climb from the best candidate: one removed layer swapped for a neighbour of it that stays, each built and measured.
+
+    The greedy search scores layers without the refit, which can make up for some layers better than for others.
+    """
+    best, found = min(candidates, key=lambda c: c.kl_search), list[Candidate]()
+    seen = {frozenset(best.removed)}
+    while True:
+        sets = [frozenset({*best.removed} - {gone} | {gone + step}) for gone in best.removed for step in (-1, 1)]
+        allowed = set(range(search.shape.layers))
+        fresh = [s for s in dict.fromkeys(sets) if s not in seen and len(s) == len(best.removed) and s <= allowed]
+        measured = [search.measure(best.split, sorted(s)) for s in fresh]
+        seen, found = seen | set(fresh), found + measured
+        better = min(measured, key=lambda c: c.kl_search, default=best)
+        if better.kl_search >= best.kl_search:
+            return found
+        best = better
+        say(f"  without layers {', '.join(map(str, best.removed))} instead: KL {best.kl_search:.4f}")
+
+
+def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
+    layers = search.shape.layers - len(set(search.recipe.drop_layers or ()))
+    found = next((s for s in splits if s.layers == layers), None)
+    if found is None:
+        raise BudgetError(
+            f"--drop-layers leaves {layers} layers, with which the budget cannot be met; drop more or remove less."
+        )
+    return found
+
+
+def _worsening(candidates: Sequence[Candidate], patience: int) -> bool:
+    if len(candidates) <= patience:
+        return False
+    best = min(c.kl_search for c in candidates[:-patience])
+    return all(c.kl_search > best for c in candidates[-patience:])
+
+
+def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candidate], None]) -> Candidate:
+    """Let ``judge`` measure the best few on more tokens; task success decides, then KL on answers, then KL."""
+    best = choose_finalists(candidates, finalists)
+    if len(best) == 1:
+        best[0].chosen = True
+        return best[0]
+    for candidate in best:
+        judge(candidate)
+    winner = min(best, key=_rank)
+    winner.chosen = True
+    return winner
+
+
+def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candidate]:
+    """The best by KL, the last place to the best of the others by KL on answers: the two rank some splits differently."""
+    ranked = sorted(candidates, key=lambda c: c.kl_search)
+    if number == 1 or len(ranked) <= number:
+        return ranked[:number]
+    others = ranked[number - 1 :]
+    last = min(others, key=lambda c: c.kl_answer if c.kl_answer is not None else c.kl_search)
+    return [*ranked[: number - 1], last]
+
+
+def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
+    """Where the default refit leaves much, say that there is a dearer one."""
+    if recipe.refit != "newton" or winner.kl is None or winner.kl < DEEP_KL:
+        return []
+    return [
+        f"KL {winner.kl:.3f} is a deep cut: --refit reconstruction takes several times as long and keeps more here, "
+        "with more --tokens the more so."
+    ]
+
+
+def _rank(candidate: Candidate) -> tuple[float, float]:
+    kl = candidate.kl if candidate.kl is not None else candidate.kl_search
+    if candidate.task_success is not None:
+        return (-candidate.task_success, kl)
+    return (candidate.kl_answer if candidate.kl_answer is not None else kl, kl)

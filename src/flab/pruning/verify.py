@@ -1,0 +1,321 @@
+"""What a folder must hold to be whole; a fresh process runs ``python -m flab.pruning.verify FOLDER [ORIGINAL [PYTHON]]``.
+
+Prints one line of JSON. :func:`flab.pruning.check.check` starts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flab.errors import CheckpointError, FlabError
+from flab.models.checkpoint import PROBES, Checkpoint, load
+from flab.models.compatibility import loads_in
+from flab.models.families import family_of, layers_of, shape_of
+from flab.models.folder import PICKLED
+from flab.pruning.check import PROOF, ask_oldest, last_logits, probe_ids
+from flab.pruning.cuts.vocabulary import named_ids
+from flab.pruning.plan import Plan
+
+NUM_ROUND_TRIPS = 300
+STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
+Step = tuple[str, Callable[[], tuple[bool | None, str]]]
+
+
+@dataclass
+class _Findings:
+    """One line for each thing verified."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, ok: bool | None, detail: str = "") -> None:
+        self.lines.append({"name": name, "ok": ok, "detail": detail})
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Anything that goes wrong inside is a failed check, not a crash."""
+        try:
+            yield
+        except Exception as error:
+            self.add(name, False, f"{type(error).__name__}: {error}".splitlines()[0])
+
+    @property
+    def ok(self) -> bool:
+        return all(line["ok"] is not False for line in self.lines)
+
+
+def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dict[str, Any]:
+    """Run every check in this process; the command behind :func:`check`."""
+
+    findings = _Findings()
+    plan = Plan.read(folder / "plan.json") if (folder / "plan.json").is_file() else None
+    checkpoint = load(folder)  # demands that no weight is missing, unexpected or of another shape
+    findings.add("reloads with every weight in place", True)
+    findings.add("AutoTokenizer equals tokenizer.json", not checkpoint.warnings, "; ".join(checkpoint.warnings))
+    if checkpoint.warnings:
+        findings.lines[-1]["ok"] = None  # perhaps so with the original; judged beside it
+    steps: list[Step] = [
+        ("only safetensors, no stale tokenizer files", lambda: _files(folder, plan)),
+        ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
+        ("logits equal those before saving", lambda: _proof(folder, checkpoint)),
+        ("the oldest transformers gives the same", lambda: _oldest(folder, checkpoint, oldest)),
+        ("cached generation equals uncached", lambda: _cache(checkpoint)),
+    ]
+    if plan is not None:
+        steps.append(("sizes are those of the plan", lambda: _sizes(checkpoint, plan)))
+        steps.append(("kept tokens are those of the plan", lambda: _kept_tokens(folder, plan)))
+    if against is not None and plan is not None:
+        steps += _against_steps(folder, checkpoint, against, plan)
+    elif against is not None:
+        findings.add("compared with the original", None, "no plan.json in the folder: rows cannot be matched")
+    for name, step in steps:
+        with findings.step(name):
+            findings.add(name, *step())
+    return {
+        "ok": findings.ok,
+        "checks": findings.lines,
+        "loads_in": loads_in(
+            checkpoint.model.config, findings.ok, checkpoint.warnings, plan is not None and _is_renumbered(plan)
+        ),
+    }
+
+
+def _is_renumbered(plan: Plan) -> bool:
+    """Whether any token of the original is gone, and with it the ids of those after it."""
+    return plan.vocabulary.after < plan.vocabulary.before
+
+
+def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
+
+    bad = [p.name for pattern in (*PICKLED, "*.py") for p in folder.glob(pattern)]
+    if plan is not None and _is_renumbered(plan):
+        bad += [name for name in STALE if (folder / name).exists()]
+    return not bad, ", ".join(bad)
+
+
+def _ids(checkpoint: Checkpoint) -> tuple[bool, str]:
+    """Ids named in the configs and produced by the tokenizer on hostile text."""
+
+    rows = checkpoint.model.get_input_embeddings().num_embeddings
+    configs = {"config": checkpoint.model.config, "generation_config": checkpoint.model.generation_config}
+    wrong = [f"{n}.{key}={i}" for n, c in configs.items() for key, i in named_ids(c.to_dict()) if not 0 <= i < rows]
+    highest = max(i for text in _hostile_texts() for i in [*checkpoint.tokenizer.encode(text).ids, 0])
+    return not wrong and highest < rows, ", ".join(wrong)
+
+
+def _hostile_texts() -> list[str]:
+    chooser = random.Random(0)
+    limits = (0x7F, 0x24F, 0xFFFF, 0x10FFFF)
+    texts = []
+    for number in range(NUM_ROUND_TRIPS):
+        limit = limits[number % len(limits)]
+        points = (chooser.randrange(limit) for _ in range(chooser.randrange(1, 30)))
+        texts.append("".join(chr(p) for p in points if not 0xD800 <= p <= 0xDFFF))
+    return texts
+
+
+def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
+    if not (folder / PROOF).is_file():
+        return None, "no proof.json: not written by flab"
+    proof = _proof_of(folder)
+    return _same_logits(last_logits(checkpoint.model, proof["ids"]), proof["logits"], proof["dtype"])
+
+
+def _same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
+    """Whether logits are equal within what the dtype rounds."""
+    largest = max(abs(x) for row in then for x in row)
+    error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
+    return error <= TOLERANCE[dtype] * max(largest, 1.0), f"largest difference {error:.2g}"
+
+
+def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[bool | None, str]:
+    """Logits and tokens of the oldest supported transformers against the proof; nothing is said of it where it was not run."""
+    if python is None:
+        return None, "give --oldest-python with the python of an environment that has transformers 4.57"
+    if (folder / PROOF).is_file():
+        proof = _proof_of(folder)
+    else:  # not written by flab: compared with what this transformers makes of it
+        ids = probe_ids(checkpoint.model.config.vocab_size)
+        dtype = str(checkpoint.model.dtype).removeprefix("torch.")
+        proof = {"ids": ids, "logits": last_logits(checkpoint.model, ids), "dtype": dtype}
+    made = ask_oldest(python, folder, proof["ids"], PROBES)
+    if "error" in made:
+        return False, made["error"]
+    same, detail = _same_logits(made["logits"], proof["logits"], proof["dtype"])
+    truth = [checkpoint.tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
+    differ = sum(one != other for one, other in zip(made["tokens"], truth, strict=True))
+    found = [f"transformers {made['version']}: {detail}", *(f"without {name}" for name in made["lost"][:3])]
+    found += [f"{differ} of {len(PROBES)} probe texts split otherwise"] if differ else []
+    return same and not made["lost"] and (not differ or bool(checkpoint.warnings)), "; ".join(found)
+
+
+def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
+    """Greedy tokens with the key-value cache against those without; a near-tie may differ below float32."""
+
+    model = checkpoint.model
+    prompt = torch.tensor([probe_ids(model.config.vocab_size)[1]])
+    plain: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "min_new_tokens": 12,
+        "do_sample": False,
+        "attention_mask": torch.ones_like(prompt),
+    }
+    model.float()
+    cached, uncached = (model.generate(prompt, use_cache=c, pad_token_id=0, **plain)[0].tolist() for c in (True, False))
+    return cached == uncached, "" if cached == uncached else f"{cached} != {uncached}"
+
+
+def _sizes(checkpoint: Checkpoint, plan: Plan) -> tuple[bool, str]:
+
+    shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
+    got = (shape.vocabulary, shape.layers, shape.width, shape.total)
+    want = (plan.vocabulary.after, plan.layers.after, plan.width.after, plan.parameters_after)
+    return got == want, f"vocabulary, layers, width, parameters: got {got}, planned {want}"
+
+
+def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:
+    file = folder / "kept_tokens.json"
+    if not file.is_file():
+        return None, f"no {file.name}"
+    return json.loads(file.read_text()) == plan.vocabulary.kept, file.name
+
+
+def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Plan) -> list[Step]:
+    """The comparisons with the original, which is loaded here, once."""
+
+    original = load(against)
+    if _proof_of(folder).get("trained"):  # then none equals the original's
+        weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
+    else:
+        weights = [
+            ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
+            (
+                "tensors that no cut touches are the original's",
+                lambda: _untouched_equal(checkpoint, original, plan, _proof_of(folder).get("refit", plan.refit.kind)),
+            ),
+        ]
+    return [
+        *weights,
+        (
+            "kept tokens have the same text, probes the same split",
+            lambda: _tokens_equal(checkpoint, original, plan),
+        ),
+        ("any text survives encode -> decode as before", lambda: _round_trips(checkpoint, original)),
+        ("AutoTokenizer is as true as the original's", lambda: _auto_equal(checkpoint, original)),
+        (
+            "special ids and chat template are intact",
+            lambda: _roles_equal(folder, checkpoint, original, plan),
+        ),
+    ]
+
+
+def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
+
+    model, old, kept = checkpoint.model, original.model, torch.tensor(plan.vocabulary.kept)
+    same = torch.equal(model.get_input_embeddings().weight, old.get_input_embeddings().weight[kept].to(model.dtype))
+    same &= torch.equal(model.get_output_embeddings().weight, old.get_output_embeddings().weight[kept].to(model.dtype))
+    tied, detail = _tied_equal(checkpoint, original)
+    return same and tied, detail
+
+
+def _proof_of(folder: Path) -> dict[str, Any]:
+    """What was written down when the folder was saved; nothing where flab did not write it."""
+    file = folder / PROOF
+    try:
+        proof = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}): save the folder again.") from None
+    if not isinstance(proof, dict):
+        raise CheckpointError(f"{file} is damaged (it holds no object): save the folder again.")
+    return proof
+
+
+def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
+    """Embedding and head are one tensor in both, or two in both."""
+    models = (checkpoint.model, original.model)
+    tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in models]
+    return tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
+
+
+def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, refit: str) -> tuple[bool | None, str]:
+    """Nothing of a layer that was reconstructed as a whole; of the others all but the FFN and the attention's output."""
+    family = family_of(checkpoint.model.config)
+    touched = (*family.ffn_in, family.ffn_out, family.attention_out)
+    layers, old_layers = layers_of(checkpoint.model, family), layers_of(original.model, family)
+    rates = plan.refit.reconstruction_rates if refit == "reconstruction" else []
+    wrong, compared = [], [place for place in range(len(plan.layers.kept)) if not (rates and rates[place])]
+    for place in compared:
+        index = plan.layers.kept[place]
+        state, old = layers[place].state_dict(), old_layers[index].state_dict()
+        names = [n for n in state if not n.startswith(touched)]
+        wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]
+    if not compared:
+        return None, "every layer was reconstructed as a whole: none is left to compare"
+    return not wrong, ", ".join(wrong[:3]) or f"{len(compared)} of {len(plan.layers.kept)} layers compared"
+
+
+def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
+    """Same text for every kept id; and the same split of every probe whose tokens are all kept."""
+
+    kept = plan.vocabulary.kept
+    new_of = {old: new for new, old in enumerate(kept)}
+    texts = [i for i, k in enumerate(kept) if checkpoint.tokenizer.id_to_token(i) != original.tokenizer.id_to_token(k)]
+    covered, differ = 0, 0
+    for probe in [line for text in PROBES for line in text.splitlines()]:
+        ids = original.tokenizer.encode(probe, add_special_tokens=False).ids
+        if all(i in new_of for i in ids):
+            covered += 1
+            differ += checkpoint.tokenizer.encode(probe, add_special_tokens=False).ids != [new_of[i] for i in ids]
+    return not texts and not differ, f"{covered} probe lines covered"
+
+
+def _round_trips(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
+    def there_and_back(tokenizer: Any, text: str) -> str:
+        return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False))
+
+    lost = [
+        t for t in _hostile_texts() if there_and_back(checkpoint.tokenizer, t) != there_and_back(original.tokenizer, t)
+    ]
+    return not lost, f"{len(lost)} of {NUM_ROUND_TRIPS} texts differ" if lost else ""
+
+
+def _auto_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
+    """What AutoTokenizer gets wrong it gets wrong with the original as well."""
+    return bool(original.warnings) or not checkpoint.warnings, "; ".join(checkpoint.warnings)
+
+
+def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
+    """Every id of the original's generation config, renumbered, in the same place; same template files."""
+
+    new_of = {old: new for new, old in enumerate(plan.vocabulary.kept)}
+    old_ids, ids = (list(named_ids(c.model.generation_config.to_dict())) for c in (original, checkpoint))
+    same = ids == [(key, new_of.get(i)) for key, i in old_ids if i in new_of]
+    templates = [
+        p
+        for p in original.path.glob("chat_template*")
+        if not (folder / p.name).is_file() or p.read_bytes() != (folder / p.name).read_bytes()
+    ]
+    return same and not templates, ", ".join(p.name for p in templates)
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m flab.pruning.verify FOLDER [ORIGINAL [PYTHON]]``, those left out or empty: one line of JSON on stdout."""
+    folder, against, oldest = [*arguments, "", ""][:3]
+    try:
+        print(json.dumps(verify(Path(folder), Path(against) if against else None, oldest or None)))
+    except FlabError as error:
+        print(json.dumps({"error": str(error)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

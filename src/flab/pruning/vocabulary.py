@@ -1,0 +1,80 @@
+"""Which tokens a budget keeps, and what that costs. It cuts nothing: see :mod:`flab.pruning.cuts.vocabulary`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer
+
+from flab.models.checkpoint import Checkpoint
+from flab.models.families import Family, head_of, shape_of
+from flab.models.layers import LayerRunner
+from flab.progress import track
+from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, vocabulary_for
+from flab.pruning.calibration import CalibrationSet
+from flab.pruning.cuts.vocabulary import (
+    TokenizerModel,
+    choose_vocabulary,
+    count_tokens,
+    covered_tokens,
+    required_tokens,
+)
+from flab.pruning.objective import cut_mass_kl
+from flab.pruning.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each token of the uncut vocabulary occurs in the task's and in general text."""
+
+    task: Counter[int]
+    general: Counter[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, task: Sequence[str], general: Sequence[str]) -> Counts:
+        """Count them."""
+        return cls(count_tokens(tokenizer, task), count_tokens(tokenizer, general))
+
+
+def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins: Pins, found: Counts) -> list[int]:
+    """New id -> old id of the tokens to keep: all that the task's text is covered by, and more where they are affordable.
+
+    Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does.
+    """
+    shape = shape_of(checkpoint.model, family)
+    if vocabulary_for(shape, recipe.remove, 0, pins) >= shape.vocabulary:
+        return list(range(shape.vocabulary))
+    model = TokenizerModel(checkpoint.tokenizer)
+    task = Counter({i: n for i, n in found.task.items() if n >= recipe.min_count})
+    counts = task + found.general
+    required = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids)
+    if not recipe.closure:
+        return model.order({i for i in counts if i in model.text_of} | set(model.added.values()) | checkpoint.named_ids)
+    covered = covered_tokens(model, task, required)
+    affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
+    wanted = max(_round_up(len(covered)), _round_up(affordable))
+    size = min(vocabulary_for(shape, recipe.remove, wanted, pins), len(model.text_of))
+    return choose_vocabulary(model, counts, covered if len(covered) <= size else required, size)
+
+
+def _round_up(value: int) -> int:
+    return -(-value // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:
+    """Mean over the comparison tokens of ``-log`` of the probability mass that stays; 0 where all tokens stay."""
+    head = head_of(checkpoint.model, family)
+    if len(kept) == head.out_features:
+        return 0.0
+    runner, old_of, total, count = LayerRunner(checkpoint.model, family), torch.tensor(kept), 0.0, 0
+    for batch in track(data.compare, "Mass of the cut tokens"):
+        last = None
+        for hidden in runner.forward(replace(batch, ids=old_of[batch.ids]), range(len(runner.layers))):
+            last = hidden
+        assert last is not None
+        kl = cut_mass_kl(head, runner.finish(last)[batch.valid], kept)
+        total, count = total + float(kl.double().sum()), count + len(kl)
+    return max(0.0, total / count)

@@ -1,0 +1,1 @@
+"""Whole runs: a recipe file, its stages and their folder, sweeps over budgets, and the report."""

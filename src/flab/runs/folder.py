@@ -1,0 +1,107 @@
+"""The folder of a run: which stages are done, on what, and what they cost. It knows none of the stages themselves.
+
+A stage is done once, and again when anything that it reads has changed. What a stopped try of it cost is kept and added to
+what the next one of the same costs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flab.errors import OptionError
+from flab.files import read_json, write_json
+from flab.footprint.figures import Figure
+from flab.footprint.power import Energy, metered
+from flab.models.engines.answers import fingerprint
+from flab.models.memory import is_gpu, peak, reset_peak, resident_peak
+from flab.progress import say
+from flab.runs.recipe_file import RecipeFile
+from flab.version import __version__
+
+RUN = "run.json"
+
+
+@dataclass
+class Run:
+    """One run's folder: what is in it, and which stages are done."""
+
+    recipe: RecipeFile
+    folder: Path
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spent: dict[str, dict[str, Any]] = field(default_factory=dict)  # by stage: what stopped tries of it cost
+    met: list[str] = field(default_factory=list)  # the stages of this recipe; the folder may know more
+
+    def stage(self, name: str, reads: Mapping[str, Any], output: Path, work: Callable[[], Mapping[str, Any]]) -> bool:
+        """Do the work unless it was done on the same; returns whether it was done now."""
+        options = self.recipe.options
+        where = {"dtype": options.dtype, "device": options.device.partition(":")[0]}
+        digest = fingerprint({"flab": __version__, "stage": name, "options": where, "reads": _plain(reads)})
+        self.met.append(name)
+        before = self.stages.get(name)
+        if before is not None and before.get("fingerprint") == digest and output.exists():
+            say(f"{name}: unchanged since {before['finished']}, {output} stays")
+            return False
+        say(f"{name}: {output}")
+        if self.stages.pop(name, None) is not None:
+            self.save()  # or a stop after the output is replaced would leave the old record of the new output
+        reset_peak(options.device)
+        report = self._metered(name, digest, work)
+        used, how = resident_peak()
+        self.stages[name] = {
+            "fingerprint": digest,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **{key: value for key, value in self.spent.pop(name).items() if key != "fingerprint"},
+            "peak_resident_bytes": used,
+            "peak_memory_method": how,
+            "peak_device_bytes": peak(options.device)[0] if is_gpu(options.device) else None,
+            "output": str(output.relative_to(self.folder)),
+            **report,
+        }
+        self.save()
+        return True
+
+    def _metered(self, name: str, digest: str, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Do the work; what it costs is added to what stopped tries of the same cost, and kept should this one stop too."""
+        before = self.spent.get(name, {})
+        before = before if before.get("fingerprint") == digest else {}
+        start, energy = time.perf_counter(), Energy()
+        try:
+            with metered(self.recipe.options.device, self.estimate) as energy:
+                return work()
+        finally:
+            seconds = round(before.get("seconds", 0.0) + time.perf_counter() - start, 2)
+            joules = energy.figure.plus(Figure(**before["energy"])) if before else energy.figure
+            self.spent[name] = {"fingerprint": digest, "seconds": seconds, "energy": joules.to_json()}
+            self.save()
+
+    @property
+    def estimate(self) -> bool:
+        """Whether energy may be estimated where no sensor is."""
+        return self.recipe.measure is not None and self.recipe.measure.estimate
+
+    def save(self) -> None:
+        """Write ``run.json`` whole, in a folder that is made where it is new."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known = {"stages": self.stages, "met": self.met, "stopped": self.spent}
+        write_json(self.folder / RUN, {"format": 1, "flab": __version__, **known})
+
+
+def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The stages that a run's folder knows, finished and stopped ones; OptionError where it holds something else."""
+    if folder.is_file():
+        raise OptionError(f"-o {folder} is a file: give a folder for the run.")
+    record = read_json(folder / RUN, "give a new folder") if (folder / RUN).is_file() else {"stages": {}}
+    stages, stopped = record.get("stages"), record.get("stopped", {})
+    if not isinstance(stages, dict) or (not (folder / RUN).is_file() and folder.is_dir() and any(folder.iterdir())):
+        raise OptionError(f"-o {folder} is a folder but holds no run of a recipe: give a new one.")
+    return stages, stopped
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON gives it back, so that it can be digested."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,179 @@
+"""The budget curve: how much is kept, and how far the model moves, over the share of parameters that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flab.runs.report.blocks import Chart, Charts, Gap, Section, Table, Text
+from flab.runs.report.inputs import PLAN, AbsentError, Inputs
+from flab.runs.report.scores import main_task
+from flab.runs.report.words import NONE, count, name_of, number, percent
+
+Json = Mapping[str, Any]
+
+# arXiv 2412.15921: at 22 % removed, 97 % of pass@1 kept without training, all of it after recovery
+PUBLISHED: tuple[dict[str, Any], ...] = (
+    {"name": "as published, untrained", "removed_fraction": 0.22, "retention": 0.97},
+    {"name": "as published, recovered", "removed_fraction": 0.22, "retention": 1.0, "at_least": True},
+)
+SOURCE = "Flab-Pruner, arXiv 2412.15921, as published, 7 B models, other benchmarks: for scale only"
+NO_SWEEP = "no other budget was tried: `flab sweep MODEL --remove 0.1 --remove 0.2 -o RUN/sweep` tries several"
+OTHER_SWEEP = (
+    "the sweep is of another model ({name}): `flab sweep MODEL --remove 0.1 --remove 0.2 -o SWEEP` of this run's original, "
+    "and `flab report RUN --sweep SWEEP` shows it"
+)
+
+
+def budget(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """This run's models, the sweep's, and the published points, each with what it keeps."""
+    plan = inputs.plan
+    if plan is None:
+        raise AbsentError(
+            inputs.earlier(PLAN) or "there is no plan: `flab run RECIPE -o RUN` has not finished its first stage"
+        )
+    share = 1 - plan["parameters_after"] / plan["parameters_before"]
+    task = main_task(tasks)
+    paired = {one["name"]: one.get("paired") for one in (task or {"models": []})["models"]}
+    points = []
+    for name in inputs.names[1:]:
+        kept = (paired.get(name) or {}).get("retention") or {}
+        points.append({
+            "name": name, "removed_fraction": share, "retention": kept.get("ratio"), "low": kept.get("low"),
+            "high": kept.get("high"), "kl": plan.get("kl_nats_per_token") if name == "pruned" else None,
+        })  # fmt: skip
+    return {
+        "task": task["name"] if task else None,
+        "points": points,
+        "sweep": _sweep(inputs.sweep),
+        "published": {"points": [dict(one) for one in PUBLISHED], "source": SOURCE},
+    }
+
+
+def no_sweep(inputs: Inputs) -> str:
+    """Why there are no other budgets."""
+    if inputs.other_sweep is None:
+        return NO_SWEEP
+    return OTHER_SWEEP.format(name=name_of(inputs.other_sweep))
+
+
+def _sweep(sweep: Json | None) -> list[dict[str, Any]] | None:
+    if sweep is None:
+        return None
+    names = ("remove", "removed_fraction", "parameters", "vocabulary", "layers", "width", "kl_nats_per_token",
+             "task_passed", "task_total", "retention", "pareto")  # fmt: skip
+    rows = [{name: one.get(name) for name in names} for one in sweep["budgets"]]
+    return sorted(rows, key=lambda row: row["removed_fraction"])
+
+
+def section(report: Json) -> Section:
+    """Retention and KL over what was removed."""
+    made, found = Section("budget", "The budget curve"), report["budget"]
+    if found is None:
+        made.blocks.append(Gap(report["missing"]["budget"]))
+        return made
+    charts = [_kept_chart(found)]
+    if found["sweep"]:  # one point is no curve, and the table of models has its KL
+        charts.append(_kl_chart(found))
+    made.blocks.append(Charts(charts))
+    if found["sweep"]:
+        made.blocks.append(_sweep_table(found["sweep"]))
+    else:
+        made.blocks.append(Gap(report["missing"]["sweep"]))
+    made.blocks.append(Text(f"Diamonds: {SOURCE}. They are 0.97 of pass@1 untrained and 1.00 or more recovered.", True))
+    return made
+
+
+def _kept_chart(found: Json) -> Chart:
+    """Scores over the original's; of the sweep also the calibration's tests, for it may have no scores."""
+    known = [one for one in found["points"] if one["retention"] is not None]
+    swept = found["sweep"] or []
+    scored = [one for one in swept if one["retention"] is not None]
+    tested = [one | {"solved": one["task_passed"] / one["task_total"]} for one in swept if one["task_total"]]
+    series = [
+        _series("sweep, score", "muted", True, scored, "retention"),
+        _series("sweep, calibration tests", "faint", True, tested, "solved"),
+        *(_series(one["name"], _style(one["name"]), False, [one], "retention") for one in known),
+        _series("as published", "ink", False, found["published"]["points"], "retention"),
+    ]
+    note = (
+        f"This run: passes over the original's on {found['task'] or 'no task'}, all samples; whiskers: 95 % bootstrap over "
+        "its problems. Sweep: cut and not trained; scores over the original's where tasks were given, and the share of "
+        "calibration tests solved."
+    )
+    rows = [[one["name"], percent(one["removed_fraction"]), percent(one["retention"]), _spread(one)] for one in known]
+    rows += [["sweep, score", percent(one["removed_fraction"]), percent(one["retention"]), NONE] for one in scored]
+    rows += [["sweep, tests", percent(one["removed_fraction"]), percent(one["solved"]), NONE] for one in tested]
+    rows += [[one["name"], percent(one["removed_fraction"], 0), _published(one), NONE]
+             for one in found["published"]["points"]]  # fmt: skip
+    table = Table("What is kept over what is removed", ["model", "removed", "kept", "95 %"], rows, note)
+    data = {
+        "x": "parameters removed",
+        "y": "share",
+        "percent_x": True,
+        "series": series,
+        "rules": [1.0],
+        "share_y": True,
+    }
+    return Chart("kept", "lines", "What is kept", data, note, table)
+
+
+def _published(one: Json) -> str:
+    return percent(one["retention"]) + (" or more" if one.get("at_least") else "")
+
+
+def _kl_chart(found: Json) -> Chart:
+    known = [one | {"kl_nats_per_token": one["kl"]} for one in found["points"] if one["kl"] is not None]
+    swept = found["sweep"] or []
+    series = [_series("sweep, untrained", "muted", True, swept, "kl_nats_per_token")]
+    series += [_series(one["name"], _style(one["name"]), False, [one], "kl_nats_per_token") for one in known]
+    note = "Nats per token against the original on the calibration's comparison windows, cut and not trained."
+    rows = [[one["name"], percent(one["removed_fraction"]), number(one["kl"])] for one in known]
+    rows += [["sweep", percent(one["removed_fraction"]), number(one["kl_nats_per_token"])] for one in swept]
+    table = Table("KL over what is removed", ["model", "removed", "KL"], rows, note)
+    data = {"x": "parameters removed", "y": "KL, nats per token", "percent_x": True, "series": series}
+    return Chart("kl", "lines", "How far the model moves", data, note, table)
+
+
+def _series(label: str, style: str, line: bool, rows: list[Any], field: str) -> dict[str, Any]:
+    names = {"low": "low", "high": "high"} if field == "retention" else {}
+    points = [{"x": one["removed_fraction"], "y": one[field], **{n: one.get(n) for n in names}} for one in rows]
+    return {"label": label, "style": style, "line": line, "points": points}
+
+
+def _style(name: str) -> str:
+    return "accent" if name == "recovered" else "second"
+
+
+def _spread(one: Json) -> str:
+    return NONE if one["low"] is None else f"{percent(one['low'])} to {percent(one['high'])}"
+
+
+def _sweep_table(rows: list[Json]) -> Table:
+    lines = [[
+        f"{100 * one['remove']:g} %", percent(one["removed_fraction"]), count(one["parameters"]),
+        *(_both(one[part]) for part in ("vocabulary", "layers", "width")), number(one["kl_nats_per_token"]),
+        NONE if one["task_total"] is None else f"{one['task_passed']} of {one['task_total']}",
+        percent(one["retention"]), "yes" if one["pareto"] else "no",
+    ] for one in rows]  # fmt: skip
+    columns = [
+        "asked for",
+        "removed",
+        "parameters",
+        "vocabulary",
+        "layers",
+        "width",
+        "KL",
+        "tests",
+        "kept",
+        "no other better",
+    ]
+    note = (
+        "sweep.json: each budget planned, built and measured, not trained; no other better: none has fewer parameters and "
+        "keeps more."
+    )
+    return Table("Other budgets", columns, lines, note)
+
+
+def _both(value: Json | None) -> str:
+    return NONE if value is None else count(value["after"])

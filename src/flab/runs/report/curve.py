@@ -1,0 +1,98 @@
+"""The curve of a sweep as files: two drawings that stand alone, and a table in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from flab.files import write_text
+from flab.runs.report.budget import PUBLISHED, SOURCE
+from flab.runs.report.drawings import drawing
+from flab.runs.report.markup import table
+
+Json = Mapping[str, Any]
+KEPT, KL, TABLE = "kept.svg", "kl.svg", "sweep.md"
+
+
+def write_curve(report: Json, folder: Path) -> list[str]:
+    """Write ``kept.svg``, ``kl.svg`` and ``sweep.md`` of a sweep's report into ``folder``; returns their names."""
+    rows = report["budgets"]
+    write_text(folder / KEPT, _alone("kept", "What is kept over what is removed", _kept(rows)))
+    write_text(folder / KL, _alone("kl", "KL divergence over what is removed", _kl(rows)))
+    write_text(folder / TABLE, _table(rows))
+    return [KEPT, KL, TABLE]
+
+
+def _alone(name: str, label: str, data: Json) -> str:
+    """A drawing as a file of its own, light and dark."""
+    svg = drawing("lines", name, label, data)
+    style = files("flab.runs.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    colours = style[: style.index("* {")]  # the variables alone
+    text = "svg { color: var(--ink); background: var(--paper); font-family: system-ui, sans-serif }"
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        "<title>", f"<style>{colours}{text}</style><title>", 1
+    )
+
+
+def _kept(rows: list[Json]) -> dict[str, Any]:
+    """Scores over the original's where a task was measured, else the calibration's tests; the published points for scale."""
+    scored = [row for row in rows if row["retention"] is not None]
+    tested = [row for row in rows if row["task_total"]]
+    series = [
+        _series("score over the original's", "accent", [(r["removed_fraction"], r["retention"]) for r in scored]),
+        _series(
+            "calibration tests solved",
+            "second",
+            [(r["removed_fraction"], r["task_passed"] / r["task_total"]) for r in tested],
+        ),
+        _series(
+            "as published, other models", "ink", [(p["removed_fraction"], p["retention"]) for p in PUBLISHED], False
+        ),
+    ]
+    return {
+        "x": "parameters removed",
+        "y": "share",
+        "percent_x": True,
+        "rules": [1.0],
+        "series": series,
+        "share_y": True,
+    }
+
+
+def _kl(rows: list[Json]) -> dict[str, Any]:
+    points = [(row["removed_fraction"], row["kl_nats_per_token"]) for row in rows]
+    series = [_series("cut, not trained", "accent", points)]
+    return {"x": "parameters removed", "y": "KL, nats per token", "percent_x": True, "series": series}
+
+
+def _series(label: str, style: str, points: list[tuple[float, float]], line: bool = True) -> dict[str, Any]:
+    return {"label": label, "style": style, "line": line, "points": [{"x": x, "y": y} for x, y in points]}
+
+
+def _table(rows: list[Json]) -> str:
+    """The budgets in Markdown."""
+    tasks = list(dict.fromkeys(name for row in rows for name in row.get("scores") or {}))
+    head = ["budget", "removed", "parameters", "vocabulary", "layers x width", "KL", "tests", *tasks, "best"]
+    note = (
+        "Cut and refitted, not trained. tests: calibration problems that no fit has read. best: no other budget here keeps as "
+        "much with as few parameters."
+    )
+    scale = f"Published points in {KEPT}: {SOURCE}."
+    return f"{table(head, [_cells(row, tasks) for row in rows])}\n\n{note} {scale}\n"
+
+
+def _cells(row: Json, tasks: list[str]) -> list[str]:
+    scores = [(row.get("scores") or {}).get(name) for name in tasks]
+    return [
+        f"{100 * row['remove']:g} %",
+        f"{row['removed_fraction']:.1%}",
+        f"{row['parameters']:,}",
+        f"{row['vocabulary']['after']:,}",
+        f"{row['layers']['after']} x {row['width']['after']}",
+        f"{row['kl_nats_per_token']:.4f}",
+        f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "–",
+        *(f"{s['passed']}/{s['total']} (original {s['original']})" if s else "–" for s in scores),
+        "yes" if row["pareto"] else "",
+    ]

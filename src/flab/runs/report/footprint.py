@@ -1,0 +1,95 @@
+"""The tool's own footprint: what each stage of the run took, and after how many tokens that has paid for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Section, Table
+from flab.runs.report.inputs import AbsentError, Inputs
+from flab.runs.report.words import NONE, figure, has_value, method, quantity
+
+Json = Mapping[str, Any]
+
+
+def footprint(inputs: Inputs) -> dict[str, Any]:
+    """Seconds, peak memory and energy of each stage, and the payback that ``flab measure`` worked out."""
+    stages = inputs.run["stages"]
+    if not stages:
+        raise AbsentError("no stage of the run is finished: `flab run RECIPE -o RUN` goes on where it stopped")
+    rows = [{"name": name} | {n: one.get(n) for n in ("seconds", "peak_resident_bytes", "peak_device_bytes", "energy")}
+            for name, one in stages.items()]  # fmt: skip
+    return {
+        "stages": rows,
+        "seconds": sum(row["seconds"] or 0 for row in rows),
+        "payback": (inputs.measure or {}).get("payback"),
+    }
+
+
+def energy_reason(found: Json | None) -> str | None:
+    """Why the stages have no energy; None where each has a number."""
+    gaps = [row["energy"] for row in (found or {"stages": []})["stages"] if not has_value(row["energy"])]
+    if not gaps:
+        return None
+    said = next((gap["reason"] for gap in gaps if gap and gap.get("reason")), None)
+    return f"the energy of the stages is not known: {said or 'run.json holds none; a run made with this flab may'}"
+
+
+def section(report: Json) -> Section:
+    """The stages drawn and listed, then the payback."""
+    made, found = Section("footprint", "What making it took"), report["footprint"]
+    if found is None:
+        made.blocks.append(Gap(report["missing"]["footprint"]))
+        return made
+    made.blocks += [Charts([_chart(found)]), _stages(found)]
+    if "stage_energy" in report["missing"]:
+        made.blocks.append(Gap(report["missing"]["stage_energy"]))
+    made.blocks += _payback(found["payback"]) or [Gap(report["missing"]["payback"])]
+    return made
+
+
+def _chart(found: Json) -> Chart:
+    rows = [{"label": row["name"], "value": row["seconds"], "low": None, "high": None, "style": "accent",
+             "text": quantity(row["seconds"], "s")} for row in found["stages"]]  # fmt: skip
+    return Chart("stages", "bars", "Time of each stage", {"rows": rows}, "run.json: wall clock", None)
+
+
+def _stages(found: Json) -> Table:
+    on_device = any(row["peak_device_bytes"] is not None for row in found["stages"])
+    rows = [_stage(row, on_device) for row in found["stages"]]
+    rows.append(["all", quantity(found["seconds"], "s"), *[NONE] * (len(rows[0]) - 2)])
+    device = "; on the device the allocator's peak" if on_device else ""
+    note = f"run.json: wall clock; peak memory is the resident set of the process, programs that it starts left out{device}."
+    columns = [
+        "stage",
+        "time",
+        "peak memory",
+        *(["on the device"] if on_device else []),
+        "energy",
+        "method of the energy",
+    ]
+    return Table("Stages of the run", columns, rows, note, words=(0, len(columns) - 1), marked=(len(rows) - 1,))
+
+
+def _stage(row: Json, on_device: bool) -> list[str]:
+    device = [quantity(row["peak_device_bytes"], "B")] if on_device else []
+    memory = quantity(row["peak_resident_bytes"], "B")
+    return [row["name"], quantity(row["seconds"], "s"), memory, *device, figure(row["energy"]), method(row["energy"])]
+
+
+def _payback(payback: Json | None) -> list[Block]:
+    """Generated tokens after which pruning and recovery have paid for themselves."""
+    if not payback:
+        return []
+    by_time, by_energy = payback.get("seconds") or {}, payback.get("energy") or {}
+    lines = [
+        ("Time, generated tokens", by_time.get("tokens")),
+        ("Energy, generated tokens", by_energy.get("tokens")),
+        ("Solved problems", payback.get("solved_problems")),
+    ]
+    rows = [[label, figure(one), method(one)] for label, one in lines]
+    cost, saved = by_time.get("cost"), by_time.get("saved_per_token")
+    spent = f" Pruning and recovery took {quantity(cost, 's')}." if isinstance(cost, int | float) else ""
+    saves = f" A token takes {quantity(saved, 's')} less." if isinstance(saved, int | float) and saved > 0 else ""
+    note = f"measure.json: how much must be generated before what was spent is saved.{spent}{saves}"
+    return [Table("When it has paid for itself", ["", "after", "method"], rows, note, words=(0, 1, 2))]

@@ -1,0 +1,168 @@
+"""The files of a run as they lie in its folder, and what is wrong with them. It interprets nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flab.errors import DataError
+from flab.evaluation.record import RESULTS
+from flab.files import read_json
+
+Json = Mapping[str, Any]
+
+ORIGINAL = "original"
+MODELS = (ORIGINAL, "pruned", "recovered")
+SUMMARY, PLAN, RECOVERY = "summary.json", "pruned/plan.json", "recovered/recovery.json"
+DATA, MEASURE = "data.meta.json", "measure.json"
+FORMATS = {"run.json": 1, "measure.json": 1, "sweep.json": 1}
+NEEDED: dict[str, tuple[str, ...]] = {
+    "run.json": ("stages",),
+    "summary.json": ("model", "models", "recipe"),
+    "plan.json": ("model", "vocabulary", "layers", "width", "candidates", "layer_path", "parameters_before"),
+    "recovery.json": ("curve", "held_out", "chosen_step", "identity"),
+    RESULTS: ("settings", "identity", "tasks", "robustness"),
+    "compare.json": ("tasks",),
+    "data.meta.json": ("steps",),
+    "measure.json": ("models",),
+    "sweep.json": ("budgets",),
+}
+
+
+def results_of(name: str) -> str:
+    """The file of a model's scores, from the run's folder on."""
+    return f"eval/{name}/{RESULTS}"
+
+
+def pair_of(name: str) -> str:
+    """The file that pairs a smaller model with the original."""
+    return f"compare-{name}.json"
+
+
+class AbsentError(Exception):
+    """A part of the report that cannot be made; the message says why and which command makes it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run's folder holds; None and missing keys stand for files that are not there or not of this run.
+
+    Attributes:
+        left: files that are there and of an earlier run, each with the recipe's section that makes it, if it may lack that.
+        other_sweep: the model of a sweep that is of another one.
+    """
+
+    folder: Path
+    run: Json
+    summary: Json | None = None
+    plan: Json | None = None
+    recovery: Json | None = None
+    data: Json | None = None
+    measure: Json | None = None
+    sweep: Json | None = None
+    results: Mapping[str, Json] = field(default_factory=dict)
+    pairs: Mapping[str, Json] = field(default_factory=dict)
+    hardware: Json | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
+    other_sweep: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The models of this run, the original first, the one that it ends with last."""
+        there = {ORIGINAL, *self.results}
+        there |= {"pruned"} if self.plan is not None else set()
+        there |= {"recovered"} if self.recovery is not None else set()
+        return [name for name in MODELS if name in there]
+
+    @property
+    def smaller(self) -> str:
+        """The model that the run ends with."""
+        return self.names[-1] if len(self.names) > 1 else "pruned"
+
+    def earlier(self, *files: str) -> str | None:
+        """Which of the files were left out, and what makes them anew; None where none was."""
+        found = [name for name in files if name in self.left]
+        if not found:
+            return None
+        sections = " and ".join(dict.fromkeys(f"`{self.left[name]}:`" for name in found if self.left[name]))
+        be, them = ("is", "it") if len(found) == 1 else ("are", "them")
+        where = f" where the recipe has {sections}" if sections else ""
+        return f"{' and '.join(found)} {be} of an earlier run; `flab run RECIPE -o RUN` makes {them} anew{where}"
+
+
+def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
+    """Read all that is there; what of it is of this run is ``taken``'s business.
+
+    Raises:
+        DataError: no run, or a file that is damaged or of another layout.
+    """
+    if not (folder / "run.json").is_file():
+        raise DataError(f"{folder}: holds no run.json, so it is no run; give the folder that flab run wrote")
+    if sweep is not None and not (sweep / "sweep.json").is_file():
+        raise DataError(f"{sweep}: holds no sweep.json; give the folder that flab sweep wrote, or leave --sweep out")
+    results = {name: _read(folder / results_of(name)) for name in MODELS}
+    pairs = {name: _read(folder / pair_of(name), "compare.json") for name in MODELS[1:]}
+    return Inputs(
+        folder=folder,
+        run=_read(folder / "run.json") or {},
+        summary=_read(folder / SUMMARY),
+        plan=_read(folder / PLAN),
+        recovery=_read(folder / RECOVERY),
+        data=_read(folder / DATA),
+        measure=_without_unfounded(_read(folder / MEASURE)),
+        sweep=_read((sweep or folder / "sweep") / "sweep.json"),
+        results={name: one for name, one in results.items() if one is not None},
+        pairs={name: one for name, one in pairs.items() if one is not None},
+        hardware=_hardware(folder / "eval" / ORIGINAL / "run.json"),
+    )
+
+
+def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
+    """A file's object, None where there is no file; DataError where it lacks what its layout has."""
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = finite(read_json(path))
+    layout = layout or path.name
+    if missing := [name for name in NEEDED.get(layout, ()) if name not in value]:
+        raise DataError(f"{path}: lacks {', '.join(missing)}; make it anew with this version of flab")
+    known = FORMATS.get(layout)
+    if known is not None and value.get("format", known) != known:
+        raise DataError(f"{path}: is of format {value['format']}, this flab reads {known}; make it anew")
+    return value
+
+
+def finite(value: Any) -> Any:
+    """The same value, null for every number that is none: JSON has no word for it, and a page could not draw it."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _hardware(path: Path) -> Json | None:
+    found = read_json(path).get("hardware") if path.is_file() else None
+    return found if isinstance(found, Mapping) else None
+
+
+# What CO2 is computed from energy, so without energy there is none: no number, and no factor that suggests one.
+EMISSION_WORDS = ("co2", "carbon", "emission", "grams_per_kwh", "grid")
+
+
+def _without_unfounded(measure: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The measurement without any figure of emissions, unless its models have an energy that was measured."""
+    if measure is None:
+        return None
+    figures = [model.get("figures") or {} for model in measure["models"] if isinstance(model, Mapping)]
+    known = [(one.get("energy_per_1000_tokens") or {}).get("value") is not None for one in figures]
+    return measure if known and all(known) else without_emissions(measure)
+
+
+def without_emissions(value: Any) -> Any:
+    """The same value without any field that is about emissions, at any depth."""
+    if isinstance(value, Mapping):
+        return {n: without_emissions(v) for n, v in value.items() if not any(w in n.lower() for w in EMISSION_WORDS)}
+    return [without_emissions(one) for one in value] if isinstance(value, list) else value

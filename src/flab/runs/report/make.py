@@ -1,0 +1,75 @@
+"""``flab report``: read a run's folder, write the pages and the model cards into it, each whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flab.errors import DataError
+from flab.files import write_json, write_text
+from flab.progress import say
+from flab.runs.report.card import MARK, card
+from flab.runs.report.gather import MALFORMED, gather, malformed
+from flab.runs.report.inputs import MODELS
+from flab.runs.report.pages import to_html, to_markdown
+
+HTML, MARKDOWN, JSON, CARD = "report.html", "report.md", "report.json", "README.md"
+
+
+def make_report(run: Path, sweep: Path | None = None) -> dict[str, Any]:
+    """Write ``report.html``, ``report.md``, ``report.json`` and the model cards; returns what ``report.json`` holds.
+
+    ``sweep`` is the folder of a sweep, else ``RUN/sweep`` where there is one. A README.md that flab did not write stays.
+
+    Raises:
+        DataError: no run, a damaged file, or a folder that cannot be written.
+    """
+    report = gather(run, sweep)
+    try:
+        texts, warnings = _texts(run, report)
+    except MALFORMED as error:
+        raise malformed(run, "values in its JSON files", error) from error
+    report["warnings"] = warnings
+    report["files"] = [str(path.relative_to(run)) for path in [*texts, run / JSON]]
+    try:
+        for path, text in texts.items():
+            write_text(path, text)
+        write_json(run / JSON, report)
+    except OSError as error:
+        raise DataError(f"{run}: cannot be written ({error.strerror}); make room or give a folder of yours") from None
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return report
+
+
+def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str]]:
+    """What goes into each file, and which cards are left alone."""
+    texts = {run / HTML: to_html(report), run / MARKDOWN: to_markdown(report)}
+    warnings = []
+    for name in MODELS[1:]:
+        folder = run / name
+        if not folder.is_dir() or not any(row["name"] == name for row in report["models"] or []):
+            continue
+        if _is_foreign(folder / CARD):
+            warnings.append(f"{name}/{CARD} was not written by flab report and stays as it is; move it away for a card")
+        else:
+            texts[folder / CARD] = card(report, name, _licence(folder))
+    return texts, warnings
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a card is there that somebody else wrote; one that cannot be read is."""
+    if not path.exists():
+        return False
+    try:
+        return MARK not in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True
+
+
+def _licence(folder: Path) -> str:
+    """The text of the folder's licence file, empty where there is none."""
+    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE"):
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8", errors="replace")
+    return ""

@@ -1,0 +1,138 @@
+"""``report.html`` and ``report.md`` from the gathered report, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flab.runs.report import budget, cuts, examples, footprint, markup, provenance, recovery, scores, size, speed
+from flab.runs.report.blocks import (
+    Block,
+    Chart,
+    Charts,
+    Code,
+    Example,
+    Gap,
+    Heading,
+    Section,
+    Shares,
+    Strip,
+    Table,
+    Text,
+    Tile,
+)
+from flab.runs.report.drawings import drawing
+from flab.runs.report.words import each_text, percent, visible
+
+Json = Mapping[str, Any]
+
+SECTIONS: tuple[Callable[[Json], Section], ...] = (
+    size.section, cuts.section, budget.section, recovery.section, scores.section, examples.section, speed.section,
+    footprint.section, provenance.section,
+)  # fmt: skip
+
+
+def sections(report: Json) -> list[Section]:
+    """The parts of the page, in order; foreign text in them is visible text."""
+    shown = each_text(report, visible)
+    return [make(shown) for make in SECTIONS]
+
+
+def title(report: Json) -> str:
+    """What the page is about."""
+    models, model = report["models"] or [], report["provenance"]["model"]
+    share = f", {percent(models[-1]['removed_fraction'])} smaller" if len(models) > 1 else ""
+    return visible(f"{model}{share}")
+
+
+def to_html(report: Json) -> str:
+    """One page that needs no other file, runs no script and asks no network."""
+    shown = each_text(report["verdict"], visible)
+    page = _environment().get_template("report.html.j2")
+    tiles = [Tile(**tile) for tile in shown["tiles"]]
+    return page.render(
+        title=title(report), report=report, verdict=shown, tiles=tiles, sections=sections(report), draw=_drawn
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("flab.runs.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters.update(inline=markup.html, percent=percent, visible=visible)
+    return environment
+
+
+def _drawn(chart: Chart) -> Markup:
+    """The chart as an element; its texts were escaped where it was written."""
+    return Markup(drawing(chart.drawing, chart.name, f"{chart.title}. {chart.note}", chart.data))
+
+
+def to_markdown(report: Json) -> str:
+    """The same in Markdown, charts as the tables of their numbers."""
+    shown = each_text(report["verdict"], visible)
+    tiles = [[tile["label"], tile["value"], tile["note"]] for tile in shown["tiles"]]
+    lines = [f"# flab report: {markup.plain(title(report))}", markup.markdown(shown["sentence"])]
+    lines += ["\n".join(f"- {markup.markdown(remark)}" for remark in shown["remarks"])]
+    lines += [markup.table(["figure", "value", ""], tiles, words=(0, 2))]
+    for section in sections(report):
+        lines += [f"## {section.title}", *(text for block in section.blocks for text in in_markdown(block))]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def in_markdown(block: Block) -> list[str]:
+    """One block as paragraphs of Markdown."""
+    return MARKDOWN[type(block)](block)
+
+
+def _table(table: Table) -> list[str]:
+    note = [markup.markdown(table.note)] if table.note else []
+    return [f"**{markup.plain(table.caption)}**", markup.table(table.columns, table.rows, table.words), *note]
+
+
+def _chart(chart: Chart) -> list[str]:
+    """A chart's table, or its bars' values where it has none."""
+    if chart.table is not None:
+        return _table(chart.table)
+    rows = [[row["label"], row["text"]] for row in chart.data["rows"]]
+    return _table(Table(chart.title, ["", "value"], rows, chart.note))
+
+
+def _shares(shares: Shares) -> list[str]:
+    rows = [[name, f"{before:,}", f"{after:,}", percent(after / before)] for name, before, after in shares.rows]
+    return _table(Table(shares.title, ["", "before", "after", "kept"], rows, shares.note))
+
+
+def _strip(strip: Strip) -> list[str]:
+    kept = set(strip.kept)
+    drawn = " ".join(str(number) if number in kept else "·" for number in range(strip.before))
+    return [f"**{markup.plain(strip.title)}**", f"`{drawn}`", markup.markdown(strip.note)]
+
+
+def _example(example: Example) -> list[str]:
+    lines = [f"#### {markup.plain(example.title)}"]
+    lines += ["Asked:", markup.fenced(example.prompt)] if example.prompt is not None else []
+    for answer in example.answers:
+        said = ", ".join(filter(None, (answer.model, answer.outcome, answer.detail)))
+        lines += [f"{markup.markdown(said)}:", markup.fenced(answer.text)]
+    return lines
+
+
+MARKDOWN: dict[type[Block], Callable[[Any], list[str]]] = {
+    Text: lambda block: [markup.markdown(block.text)],
+    Heading: lambda block: [f"### {markup.plain(block.text)}"],
+    Gap: lambda block: [f"> Not here: {markup.markdown(block.text)}"],
+    Table: _table,
+    Chart: _chart,
+    Charts: lambda block: [text for chart in block.charts for text in _chart(chart)],
+    Shares: _shares,
+    Strip: _strip,
+    Example: _example,
+    Code: lambda block: [markup.fenced(block.text, block.language)],
+}

@@ -1,0 +1,119 @@
+"""The recovery: what training brought back on rows that it did not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flab.runs.report.blocks import Chart, Charts, Gap, Section, Table
+from flab.runs.report.inputs import RECOVERY, AbsentError, Inputs
+from flab.runs.report.words import count, number, percent, quantity
+
+Json = Mapping[str, Any]
+
+FACTS = ("method", "learning_rate", "steps", "planned_steps", "chosen_step", "stopped_early", "tokens", "seconds",
+         "devices", "device", "examples", "held_out", "peak_memory")  # fmt: skip
+TERMS = (("kl", "KL", "accent"), ("cross_entropy", "cross entropy", "accent"))
+
+
+def recovery(inputs: Inputs) -> dict[str, Any]:
+    """Settings, cost, held-out terms before and after, and the curve."""
+    found = inputs.recovery
+    if found is None:
+        raise AbsentError(
+            inputs.earlier(RECOVERY)
+            or "nothing was trained: give `data:` and `recover:` in the recipe, or use "
+            "`flab recover SMALLER --teacher MODEL --data data.jsonl --minutes 30 -o RECOVERED`"
+        )
+    curve = found["curve"]
+    return {
+        **{name: found.get(name) for name in FACTS},
+        "curve": [_terms(entry, "eval_") for entry in curve if "eval_loss" in entry],
+        "training_curve": [_terms(entry, "") for entry in curve if "loss" in entry],
+        "data": _data(inputs.data),
+    }
+
+
+def _terms(entry: Json, prefix: str) -> dict[str, Any]:
+    names = ("loss", "kl", "cross_entropy")
+    return {"step": entry["step"]} | {n: entry[prefix + n] for n in names if prefix + n in entry}
+
+
+def _data(meta: Json | None) -> dict[str, Any] | None:
+    return None if meta is None else {name: meta.get(name) for name in ("rows", "kinds", "sources", "steps")}
+
+
+def section(report: Json) -> Section:
+    """The held-out curve, the terms before and after, and what it took."""
+    made, found = Section("recovery", "Recovery"), report["recovery"]
+    if found is None:
+        made.blocks.append(Gap(report["missing"]["recovery"]))
+        return made
+    made.blocks += [Charts([_chart(found, *term) for term in TERMS if _has(found, term[0])]), _held_out(found)]
+    made.blocks += [_cost(found)]
+    if found["data"]:
+        made.blocks.append(_steps(found["data"]))
+    elif "data" in report["missing"]:
+        made.blocks.append(Gap(report["missing"]["data"]))
+    return made
+
+
+def _has(found: Json, term: str) -> bool:
+    return any(term in entry for entry in found["curve"])
+
+
+def _chart(found: Json, term: str, label: str, style: str) -> Chart:
+    held_out = [{"x": one["step"], "y": one[term]} for one in found["curve"] if term in one]
+    training = [{"x": one["step"], "y": one[term]} for one in found["training_curve"] if term in one]
+    chosen = [point | {"text": "chosen"} for point in held_out if point["x"] == found["chosen_step"]]
+    series = [
+        {"label": "training rows", "style": "faint", "line": True, "marks": False, "points": training},
+        {"label": "held-out rows", "style": style, "line": True, "points": held_out},
+        {"label": "", "style": style, "line": False, "points": chosen},
+    ]
+    note = "recovery.json: nats per token; held-out rows are those of prompts that no training row has."
+    table = Table(f"Held-out {label}", ["step", label], [[str(p["x"]), number(p["y"], 4)] for p in held_out], note)
+    data = {"x": "steps", "y": f"{label}, nats per token", "series": series}
+    return Chart(f"recovery-{term}", "lines", f"{label[0].upper()}{label[1:]} over the training", data, note, table)
+
+
+def _held_out(found: Json) -> Table:
+    before, after = found["held_out"]["before"], found["held_out"]["after"]
+    rows = []
+    for name in ("loss", "kl", "cross_entropy"):
+        if name in before and name in after:
+            change = percent(after[name] / before[name] - 1) if before[name] else ""
+            rows.append([NAMES[name], number(before[name], 4), number(after[name], 4), change])
+    note = "recovery.json: before the first step and at the step that was taken; the loss is what was minimised."
+    return Table("Held-out rows, nats per token", ["", "before", "after", "change"], rows, note)
+
+
+NAMES = {"loss": "Loss", "kl": "KL from the original", "cross_entropy": "Cross entropy"}
+
+
+def _cost(found: Json) -> Table:
+    """Settings and cost as recovery.json has them; what it lacks is left out."""
+    memory, examples = found["peak_memory"] or {}, found["examples"] or {}
+    early = ", stopped early" if found["stopped_early"] else ""
+    lines = [
+        ("Method", found["method"]),
+        ("Learning rate", number(found["learning_rate"])),
+        ("Steps", f"{count(found['steps'])} of {count(found['planned_steps'])} planned{early}"),
+        ("Step taken", f"{count(found['chosen_step'])}, the best on held-out rows"),
+        ("Rows", f"{count(examples.get('train'))} to train on, {count(examples.get('held_out'))} held out"),
+        ("Tokens read", count(found["tokens"])),
+        ("Time of training", quantity(found["seconds"], "s")),
+        ("Devices", f"{found['devices']} {found['device']}"),
+        ("Peak memory", f"{quantity(memory.get('measured_bytes'), 'B')} ({memory.get('method', 'not said')}); "
+                        f"{quantity(memory.get('predicted_bytes'), 'B')} by formula"),
+    ]  # fmt: skip
+    return Table("How it was trained", ["", "recovery.json"], [list(line) for line in lines], words=(0, 1))
+
+
+def _steps(data: Json) -> Table:
+    rows = []
+    for step in data["steps"]:
+        found = ", ".join(f"{name} {count(n)}" for name, n in step.items() if name not in ("step", "left"))
+        rows.append([step["step"], count(step["left"]), found])
+    note = f"data.meta.json: {count(data['rows'])} rows are left; contaminated are those that overlap with a measured problem."
+    return Table("Where the training rows come from", ["step", "left", "found"], rows, note, words=(0, 2))

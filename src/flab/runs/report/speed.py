@@ -1,0 +1,179 @@
+"""Speed, memory and energy: what ``flab measure`` found of the original and of the smaller model, with its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Section, Table
+from flab.runs.report.inputs import MEASURE, ORIGINAL, AbsentError, Inputs
+from flab.runs.report.words import NONE, figure, has_value, method, number, quantity
+
+Json = Mapping[str, Any]
+
+LABELS = {
+    "storage_bytes": "Weights on disk",
+    "parameters": "Parameters",
+    "parameters_body": "Parameters in the body",
+    "parameters_embedding": "Parameters in embeddings and head",
+    "kv_bytes_per_token": "Key-value cache per token",
+    "flops_per_token": "Arithmetic per generated token",
+    "flops_prefill": "Arithmetic of the prompt",
+    "memory_before_load": "Memory before loading",
+    "peak_memory_load": "Peak memory, loading",
+    "peak_memory_prefill": "Peak memory, reading the prompt",
+    "peak_memory_decode": "Peak memory, generating",
+    "peak_memory_throughput": "Peak memory, best throughput",
+    "time_to_first_token": "Time to the first token",
+    "time_per_output_token": "Time per generated token",
+    "throughput": "Throughput",
+    "tokens_per_character": "Tokens per character",
+    "energy_per_1000_tokens": "Energy per 1,000 tokens",
+    "co2_per_1000_tokens": "CO₂ per 1,000 tokens",
+    "energy_per_solved_problem": "Energy per solved problem",
+    "co2_per_solved_problem": "CO₂ per solved problem",
+}
+DRAWN = (
+    "time_per_output_token", "time_to_first_token", "throughput", "peak_memory_decode", "kv_bytes_per_token",
+    "energy_per_1000_tokens",
+)  # fmt: skip
+MORE_IS_BETTER = {"throughput"}
+NO_MEASURE = (
+    "speed, memory and energy were not measured: `measure:` in the recipe does, and "
+    "`flab measure RUN/{name} --against MODEL` shows them without the run"
+)
+
+
+def measured(inputs: Inputs) -> dict[str, Any]:
+    """The figures of both models, the gains beside their predictions, and on what machine."""
+    found = inputs.measure
+    if found is None:
+        raise AbsentError(inputs.earlier(MEASURE) or NO_MEASURE.format(name=inputs.smaller))
+    models = [{"name": one["name"], "figures": one.get("figures") or {}, "throughput": one.get("throughput") or []}
+              for one in found["models"]]  # fmt: skip
+    return {
+        "models": models,
+        "gains": found.get("gains") or {},
+        **{name: found.get(name) for name in ("flab", "device", "dtype", "machine", "settings")},
+        **({"grid": found["grid"]} if found.get("grid") else {}),
+    }
+
+
+def energy_reason(found: Json | None) -> str | None:
+    """Why the smaller model's energy has no number; None where it has one."""
+    if not found or not found["models"]:
+        return None
+    value = found["models"][-1]["figures"].get("energy_per_1000_tokens")
+    if has_value(value):
+        return None
+    reason = (value or {}).get("reason")
+    return f"energy was not measured: {reason or 'measure.json does not say why'}"
+
+
+def section(report: Json) -> Section:
+    """Bars with whiskers, throughput over the batch, gains beside predictions, then every figure."""
+    made, found = Section("speed", "Speed, memory, energy"), report["measured"]
+    if found is None:
+        made.blocks.append(Gap(report["missing"]["measured"]))
+        return made
+    if len(found["models"]) < 2:
+        made.blocks.append(
+            Gap(
+                "only one model was measured, so there is nothing to compare it with: give `flab measure` `--against MODEL`"
+            )
+        )
+    drawn = [_bars(name, found) for name in DRAWN if any(has_value(f) for f in _of(name, found).values())]
+    made.blocks += [Charts([*drawn, *_throughput(found)]), *_gains(found["gains"])]
+    if "energy" in report["missing"]:
+        made.blocks.append(Gap(report["missing"]["energy"]))
+    made.blocks += [_figures(found), _conditions(found)]
+    return made
+
+
+def _of(name: str, found: Json) -> dict[str, Any]:
+    return {model["name"]: model["figures"].get(name) for model in found["models"]}
+
+
+def _bars(name: str, found: Json) -> Chart:
+    rows = []
+    for model, one in _of(name, found).items():
+        style = "muted" if model == ORIGINAL else "accent"
+        text = quantity(one["value"], one.get("unit") or "") if has_value(one) else "no value"
+        rows.append(
+            {"label": model, "style": style, "text": text} | {n: (one or {}).get(n) for n in ("value", "low", "high")}
+        )
+    better = "more is better" if name in MORE_IS_BETTER else "less is better"
+    methods = {one["method"] for one in _of(name, found).values() if one and one.get("method")}
+    spread = ["whiskers: lowest and highest round"] if any(row["low"] is not None for row in rows) else []
+    note = "; ".join([better, *sorted(methods), *spread])
+    return Chart(f"bar-{name}", "bars", LABELS[name], {"rows": rows}, note, None)
+
+
+def _throughput(found: Json) -> Iterator[Chart]:
+    """Tokens per second over the batch, where more than one batch was measured."""
+    series, rows, how = [], [], ""
+    for model in found["models"]:
+        known = [one for one in model["throughput"] if has_value(one["tokens_per_second"])]
+        values = [(one["batch"], one["tokens_per_second"]) for one in known]
+        style = "muted" if model["name"] == ORIGINAL else "accent"
+        points = [
+            {"x": batch, "y": one["value"], "low": one.get("low"), "high": one.get("high")} for batch, one in values
+        ]
+        series.append({"label": model["name"], "style": style, "line": True, "points": points})
+        rows += [[model["name"], str(batch), figure(one)] for batch, one in values]
+        how = next((one["method"] for _, one in values if one.get("method")), how)
+    if len({row[1] for row in rows}) > 1:
+        data = {"x": "sequences at once", "y": "tokens per second", "series": series, "log_x": True}
+        note = "; ".join(filter(None, ["more is better", how, "whiskers: lowest and highest round"]))
+        table = Table("Throughput over the batch", ["model", "batch", "tokens per second"], rows, how)
+        yield Chart("throughput", "lines", "Throughput over the batch", data, note, table)
+
+
+def _gains(gains: Json) -> list[Block]:
+    """How many times better the smaller model is, beside what was predicted."""
+    rows = []
+    for name, one in gains.items():
+        spread = f"{number(one['low'])} to {number(one['high'])}" if one.get("low") is not None else NONE
+        rows.append([LABELS.get(name, name), quantity(one.get("value"), one.get("unit") or "x"), spread,
+                     quantity(one.get("predicted"), "x"), number(one.get("of_predicted")),
+                     one.get("prediction") or NONE])  # fmt: skip
+    columns = ["how many times better", "measured", "spread", "predicted", "of the predicted", "the prediction"]
+    note = "measure.json: above 1 the smaller model is better."
+    return [Table("Gains beside what the arithmetic promises", columns, rows, note, words=(0, 5))] if rows else []
+
+
+def _figures(found: Json) -> Table:
+    """Every figure of every model, known names in their order, then the others."""
+    models = found["models"]
+    names = dict.fromkeys(name for model in models for name in model["figures"])
+    ordered = [*(name for name in LABELS if name in names), *(name for name in names if name not in LABELS)]
+    rows = []
+    for name in ordered:
+        values = list(_of(name, found).values())
+        how = "; ".join(dict.fromkeys(method(one) for one in values))
+        rows.append([LABELS.get(name, name), *(figure(one) for one in values), _ratio(values), how])
+    columns = ["", *(model["name"] for model in models), "ratio", "method"]
+    note = (
+        "measure.json: the median of the rounds, in brackets the lowest and the highest; ratio: smaller over original."
+    )
+    return Table("Every figure", columns, rows, note, words=(0, len(columns) - 1))
+
+
+def _ratio(values: list[Json | None]) -> str:
+    if len(values) < 2 or not all(has_value(one) for one in values) or not values[0] or not values[0]["value"]:
+        return NONE
+    assert values[-1] is not None
+    return f"{values[-1]['value'] / values[0]['value']:.2f}"
+
+
+def _conditions(found: Json) -> Table:
+    """On what it was measured, and how."""
+    machine, settings = found["machine"] or {}, found["settings"] or {}
+    rows = [["device", str(found["device"])], ["precision", str(found["dtype"])]]
+    for name, value in machine.items():
+        shown = quantity(value, "B") if name.endswith("_bytes") and isinstance(value, int | float) else value
+        rows.append([name.replace("_", " "), NONE if shown is None else str(shown)])
+    rows += [[name.replace("_", " "), str(value)] for name, value in settings.items()]
+    for name, value in (found.get("grid") or {}).items():
+        rows.append([f"grid, {name.replace('_', ' ')}", str(value)])
+    return Table("Measured on, and how", ["", "measure.json"], rows, words=(0, 1))

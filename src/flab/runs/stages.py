@@ -1,0 +1,220 @@
+"""``flab run``: prune, make data, recover, evaluate, compare, measure; a stage is skipped while all that it reads is as it was.
+
+``RUN/run.json`` records for each stage the fingerprint of all it read, when it ran and what it took. A stopped run
+goes on within its stage, as the stage's own command would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from flab.data.rows import read_rows
+from flab.data.samples import files_under, sha256_of
+from flab.errors import CheckpointError
+from flab.evaluation.bits_per_byte import GENERAL_TEXT, generality_of
+from flab.evaluation.evaluate import evaluate, read_tasks, sandbox_for
+from flab.evaluation.record import RESULTS
+from flab.evaluation.runs import check_names
+from flab.evaluation.tasks import parse_task_argument
+from flab.files import check_place, read_json, write_json
+from flab.footprint.grid import carbon_intensity
+from flab.footprint.measure import measure
+from flab.footprint.payback import payback
+from flab.footprint.settings import Measuring, check_context
+from flab.footprint.solved import solving
+from flab.models.checkpoint import fingerprint as model_fingerprint
+from flab.models.checkpoint import read_config, same_precision
+from flab.models.folder import resolve
+from flab.pruning.pipeline import prune
+from flab.recovery.data import make_data
+from flab.recovery.train import recover
+from flab.runs.folder import Run, known_stages
+from flab.runs.recipe_file import RecipeFile
+from flab.runs.report import make_report
+from flab.runs.summary import summarise
+
+SUMMARY, MEASURE = "summary.json", "measure.json"
+
+
+def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
+    """Carry a recipe out in ``folder``; returns the summary, which is also ``folder/summary.json``.
+
+    Raises:
+        OptionError: the folder holds something else.
+        FlabError: what a stage raises.
+    """
+    started = time.perf_counter()
+    run = Run(recipe, folder, *known_stages(folder))
+    check_inputs(recipe)
+    model = resolve(recipe.model)
+    check_place(folder, [model, *recipe.inputs])
+    check_lengths(recipe, model)
+    run.save()
+    models = {"original": model, "pruned": folder / "pruned"}
+    run_prune(run, model)
+    if recipe.data is not None and recipe.recover is not None:
+        run_data(run, model)
+        run_recover(run, model)
+        models["recovered"] = folder / "recovered"
+    for name, path in models.items():
+        run_evaluate(run, name, path, model)
+    if recipe.measure is not None:
+        run_measure(run, models, recipe.measure)
+    run.save()  # with the stages of this recipe, should none have been done now
+    done = {name: run.stages[name] for name in run.met}
+    summary = summarise(recipe, folder, models, done)
+    summary["seconds"] = {
+        "now": round(time.perf_counter() - started, 2),
+        **{name: run.stages[name]["seconds"] for name in run.met},
+    }
+    write_json(folder / SUMMARY, summary)
+    make_report(folder)
+    return summary
+
+
+def check_inputs(recipe: RecipeFile) -> None:
+    """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
+    chosen, data, costs = recipe.evaluate, recipe.data, recipe.measure
+    if costs is not None and costs.grid is not None:
+        carbon_intensity(costs.grid)
+    if costs is not None and costs.text is not None:
+        files_under(costs.text)
+    tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
+    check_names(tasks)
+    sandbox_for(tasks, recipe.options)
+    if data is not None:
+        if data.against:
+            read_tasks(data.against, None, (), 0)
+        for source in data.instructions:
+            read_rows(source, "train", 1)
+        for text in data.text:
+            files_under(Path(text))
+
+
+def check_lengths(recipe: RecipeFile, model: Path) -> None:
+    """OptionError where the answers that are timed do not fit the model."""
+    if recipe.measure is not None:
+        config = read_config(model, recipe.options.trust_remote_code)
+        check_context(config, recipe.measure.prompt_tokens + recipe.measure.new_tokens)
+
+
+def run_prune(run: Run, model: Path) -> None:
+    """Plan, cut, refit and check."""
+    recipe, out = run.recipe.prune, run.folder / "pruned"
+    data = [recipe.calibration] if recipe.calibration is not None else []
+    reads = {
+        "recipe": recipe.to_json(),
+        "model": model_fingerprint(model),
+        "files": _hashes([*data, *recipe.corpus]),
+    }
+
+    def work() -> dict[str, Any]:
+        report = prune(model, out, recipe, replace(run.recipe.options, overwrite=True))
+        if not report["check"]["ok"]:
+            raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
+        names = "removed_fraction body_removed_fraction kl_nats_per_token vocabulary layers width generality warnings"
+        found = {"loads_in": report["check"]["loads_in"], "sha256": model_fingerprint(out)}
+        return {name: report[name] for name in names.split()} | found
+
+    run.stage("prune", reads, out, work)
+
+
+def run_data(run: Run, model: Path) -> None:
+    """Make the training file."""
+    data, out = run.recipe.data, run.folder / "data.jsonl"
+    assert data is not None
+    reads = {
+        "making": asdict(data.making),
+        "model": model_fingerprint(model),
+        "limit": data.limit,
+        "files": {name: _hashes(getattr(data, name)) for name in ("instructions", "against", "text")},
+    }
+
+    def work() -> dict[str, Any]:
+        options = replace(run.recipe.options, overwrite=True)
+        made = make_data(model, data.instructions, out, data.making, options, data.against, data.text, data.limit)
+        return {name: made[name] for name in ("rows", "kinds", "sources", "steps")}
+
+    run.stage("data", reads, out, work)
+
+
+def run_recover(run: Run, model: Path) -> None:
+    """Train the pruned model on the data."""
+    training, out = run.recipe.recover, run.folder / "recovered"
+    assert training is not None
+    reads = {
+        "training": training.to_json(),
+        "student": model_fingerprint(run.folder / "pruned"),
+        "data": sha256_of([run.folder / "data.jsonl"]),
+    }
+
+    def work() -> dict[str, Any]:
+        options = replace(run.recipe.options, overwrite=True)
+        report = recover(run.folder / "pruned", model, run.folder / "data.jsonl", out, training, options)
+        if not report["check"]["ok"]:
+            raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
+        names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
+        general = {"text": GENERAL_TEXT, "bits_per_byte_after": generality_of(out, run.recipe.options)}
+        found = {"loads_in": report["check"]["loads_in"], "generality": general, "sha256": model_fingerprint(out)}
+        return {name: report[name] for name in names.split()} | found
+
+    run.stage("recover", reads, out, work)
+
+
+def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
+    """Measure one model on all tasks, in the original's precision; the run's folder resumes by itself."""
+    chosen, out = run.recipe.evaluate, run.folder / "eval" / name
+    reads = {"evaluate": asdict(chosen), "model": model_fingerprint(model), "files": _hashes(chosen.tasks)}
+
+    def work() -> dict[str, Any]:
+        report = evaluate(
+            model,
+            list(chosen.tasks),
+            out,
+            chosen.settings,
+            same_precision(original, run.recipe.options),
+            chosen.limit,
+            chosen.perturb,
+            gold=name == "original",
+        )
+        return {"passed": {task["name"]: task["summary"]["passed"] for task in report["tasks"]}}
+
+    run.stage(f"evaluate {name}", reads, out / RESULTS, work)
+
+
+def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> None:
+    """What the last model costs to run, beside the original; the seconds and joules of making it come to it later."""
+    original, (name, smaller) = models["original"], list(models.items())[-1]
+    out = run.folder / MEASURE
+    reads = {
+        "measure": asdict(settings),
+        "models": [model_fingerprint(path) for path in (original, smaller)],
+        "text": _hashes([settings.text] if settings.text is not None else []),
+        "answers": [sha256_of([run.folder / "eval" / one / RESULTS]) for one in ("original", name)],
+    }
+    runs = [run.folder / "eval" / one for one in (name, "original")]
+
+    solvable = any(task["kind"] == "code" for task in read_json(runs[0] / RESULTS)["tasks"])
+
+    def work() -> dict[str, Any]:
+        report = measure(smaller, original, settings, run.recipe.options, *(runs if solvable else ()))
+        write_json(out, report)
+        return {"gains": report["gains"]}
+
+    run.stage("measure", reads, out, work)
+    made, report = {stage: run.stages[stage] for stage in run.met}, read_json(out)
+    write_json(out, report | {"payback": payback(made, report, solving(runs[0]) if solvable else None)})
+
+
+def _hashes(paths: Iterable[str | Path]) -> list[str]:
+    """The content of files and folders that are here, with or without ``KIND:``; the name of what is not (a hub id)."""
+    found = []
+    for path in map(str, paths):
+        local = Path(path) if Path(path).exists() else Path(parse_task_argument(path)[1])
+        files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
+        found.append(sha256_of(files) if local.exists() else path)
+    return found

@@ -1,0 +1,254 @@
+"""``flab sweep``: one search, many budgets. The texts, their token counts, the order of the layers and what swapping found
+are shared; each budget begins at the depth where the smaller one ended, and passes over depths of which a wider model was
+worse already. That these hold from one budget to the next is assumed, not measured.
+
+Splits are decided by KL alone, where ``flab plan`` lets its finalists be decided by their tests; each budget's winner is
+fitted whole and tried on the calibration's tests, so a plan of a sweep is as good to apply as one of ``flab plan``.
+A stopped sweep goes on at the budget where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flab.errors import OptionError
+from flab.evaluation.evaluate import evaluate, read_tasks, sandbox_for
+from flab.evaluation.tasks import parse_task_argument
+from flab.files import PathLike, as_path, check_place, read_json, write_json
+from flab.models.checkpoint import fingerprint as model_fingerprint
+from flab.models.checkpoint import free, same_precision
+from flab.models.engines.answers import fingerprint
+from flab.models.families import shape_of
+from flab.models.folder import resolve
+from flab.models.options import Options
+from flab.progress import say
+from flab.pruning.budget import feasible_splits
+from flab.pruning.pipeline import apply
+from flab.pruning.plan import Plan
+from flab.pruning.planner import Shared, make_plan, pins_of
+from flab.pruning.prepare import Texts, open_to_cut, read_texts
+from flab.pruning.recipe import Recipe
+from flab.pruning.search import Known
+from flab.pruning.vocabulary import Counts, plan_vocabulary
+from flab.version import __version__
+
+FORMAT, SWEEP = 1, "sweep.json"
+PATIENCE = 1  # depths in a row that are worse than the best, after which fewer layers are not tried
+
+
+def sweep(
+    model: PathLike,
+    budgets: Sequence[float],
+    out: PathLike,
+    recipe: Recipe | None = None,
+    options: Options | None = None,
+    save: bool = False,
+    tasks: Sequence[PathLike] = (),
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Plan every budget, from the smallest on; returns what ``out/sweep.json`` holds.
+
+    ``save`` keeps each smaller model too; with ``tasks`` they are kept, and measured beside the original.
+
+    Raises:
+        OptionError: no budget, or ``out`` holds something else.
+        BudgetError: one of them cannot be reached; nothing is planned then.
+        FlabError: what planning or evaluating raises.
+    """
+    recipe, options, folder = recipe or Recipe(), options or Options(), as_path(out)
+    if not budgets:
+        raise OptionError("--remove: got none; give one or more budgets, e.g. --remove 0.2 0.4.")
+    if limit is not None and not tasks:
+        raise OptionError("--limit is of the problems of a --task: give one, or leave it out.")
+    wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
+    source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
+    check_place(folder, [source, *recipe.inputs, *(parse_task_argument(os.fspath(task))[1] for task in tasks)])
+    sha256 = model_fingerprint(source)
+    state = known_sweep(folder, _digest(sha256, recipe, options, texts))
+    if tasks:
+        sandbox_for(read_tasks(tasks, limit, (), 0), options)
+    shared = Shared(texts, _reachable(source, wanted, recipe, options, texts), _known(state))
+    state |= {"model": str(source), "model_sha256": sha256}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SWEEP, state)
+    for budget in wanted:
+        if (row := _row(state, budget)) is None or not (folder / row["plan"]).is_file():
+            _keep(
+                folder,
+                state,
+                _plan(source, folder, replace(recipe, remove=budget), options, shared, state),
+                shared.known,
+            )
+        else:
+            say(f"budget {100 * budget:g} %: planned before, {folder / row['plan']} stays")
+        if save or tasks:
+            if shared.material is not None:
+                shared.material.free_streams()
+            _save(source, folder, budget, options)
+    if tasks:
+        measure_budgets(source, folder, wanted, state, tasks, limit, options)
+    state["budgets"] = mark_best(state["budgets"])
+    state["seconds"] = {"now": round(time.perf_counter() - start, 2)}
+    write_json(folder / SWEEP, state)
+    return state
+
+
+def _save(source: Path, folder: Path, budget: float, options: Options) -> None:
+    """The model of a budget's plan, unless it is there."""
+    plan, out = folder / _plan_name(budget), folder / _name(budget)
+    if not (out / "plan.json").is_file() or (out / "plan.json").read_bytes() != plan.read_bytes():
+        apply(source, plan, out, replace(options, overwrite=True))
+
+
+def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
+    """What an earlier, stopped sweep left; OptionError where the folder holds something else."""
+    fresh = {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
+    if not folder.exists() or (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
+        return fresh
+    if not (folder / SWEEP).is_file():
+        raise OptionError(f"-o {folder} exists but holds no sweep: give a new folder.")
+    before = read_json(folder / SWEEP, "give a new folder")
+    if before.get("fingerprint") != digest:
+        raise OptionError(
+            f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this one."
+        )
+    return before
+
+
+def _digest(model: str, recipe: Recipe, options: Options, texts: Texts) -> str:
+    """All that decides the plans, but the budgets; ``model`` is the fingerprint of the source."""
+    sources = [one.sha256 for one in (*texts.sources, *texts.corpus_sources)]
+    plain = recipe.to_json() | dict.fromkeys(("remove", "calibration", "corpus", "finalists", "finalist_tokens"))
+    where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}
+    return fingerprint({"flab": __version__, "model": model, "recipe": plain, "options": where, "data": sources})
+
+
+def _known(state: Mapping[str, Any]) -> Known:
+    """What the budgets so far leave for the next ones."""
+    swapped = {int(count): tuple(found) for count, found in state["known"].get("swapped", {}).items()}
+    return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE)
+
+
+def _reachable(source: Path, budgets: Sequence[float], recipe: Recipe, options: Options, texts: Texts) -> Counts:
+    """Fail before the work where a budget cannot be met; returns the token counts that all share."""
+    checkpoint, family = open_to_cut(source, options)
+    shape = shape_of(checkpoint.model, family)
+    counts = Counts.of(checkpoint.tokenizer, texts.task_texts(), texts.general_texts())
+    for budget in budgets:
+        asked = replace(recipe, remove=budget)
+        pins = pins_of(asked, shape)
+        feasible_splits(shape, budget, len(plan_vocabulary(checkpoint, family, asked, pins, counts)), pins)
+    free(checkpoint)
+    return counts
+
+
+def _plan(
+    source: Path, folder: Path, recipe: Recipe, options: Options, shared: Shared, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One budget: its plan on disk, and its row."""
+    known, began = shared.known, time.perf_counter()
+    smaller = [row for row in state["budgets"] if row["remove"] < recipe.remove]
+    known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
+    known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
+    decided, built, _ = make_plan(source, recipe, options, shared)
+    free(built)
+    decided.write(folder / _plan_name(recipe.remove))
+    return row_of(recipe.remove, decided) | {"seconds": round(time.perf_counter() - began, 2)}
+
+
+def row_of(budget: float, plan: Plan) -> dict[str, Any]:
+    """What the table and the curve show of one budget."""
+    chosen, least = next(c for c in plan.candidates if c["chosen"]), dict[str, float]()
+    for candidate in plan.candidates:
+        layers = str(candidate["layers"])
+        least[layers] = min(candidate["kl_search"], least.get(layers, candidate["kl_search"]))
+    return {
+        "remove": budget,
+        "removed_fraction": plan.removed_fraction,
+        "parameters": plan.parameters_after,
+        "parameters_before": plan.parameters_before,
+        "vocabulary": plan.vocabulary.sizes(),
+        "layers": plan.layers.sizes() | {"kept": plan.layers.kept},
+        "width": plan.width.sizes(),
+        "kl_nats_per_token": plan.kl_nats_per_token,
+        "kl_vocabulary": plan.kl_vocabulary,
+        "task_passed": chosen["task_passed"],
+        "task_total": chosen["task_total"],
+        "retention": None,
+        "candidates": len(plan.candidates),
+        "kl_by_layers": least,
+        "warnings": plan.warnings,
+        "plan": _plan_name(budget),
+        "plan_seconds": plan.seconds,
+    }
+
+
+def _keep(folder: Path, state: dict[str, Any], row: dict[str, Any], known: Known) -> None:
+    """Write down what is done, so that a stopped sweep goes on after it."""
+    rows = [one for one in state["budgets"] if one["remove"] != row["remove"]]
+    state["budgets"] = sorted([*rows, row], key=lambda one: float(one["remove"]))
+    state["known"] = {"layer_path": known.layer_path, "swapped": known.swapped}
+    write_json(folder / SWEEP, state)
+
+
+def _row(state: Mapping[str, Any], budget: float) -> dict[str, Any] | None:
+    return next((row for row in state["budgets"] if row["remove"] == budget), None)
+
+
+def _plan_name(budget: float) -> str:
+    return f"plan-{100 * budget:.10g}.json"
+
+
+def _name(budget: float) -> str:
+    return f"smaller-{100 * budget:.10g}"
+
+
+def measure_budgets(
+    source: Path,
+    folder: Path,
+    budgets: Sequence[float],
+    state: dict[str, Any],
+    tasks: Sequence[PathLike],
+    limit: int | None,
+    options: Options,
+) -> None:
+    """Measure the original and every smaller model on the tasks; rows get ``retention`` and ``scores``."""
+    found, asked = {}, same_precision(source, options)
+    for name, path in [("original", source), *((_name(b), folder / _name(b)) for b in budgets)]:
+        say(f"evaluating {name}")
+        report = evaluate(path, list(tasks), folder / "eval" / name, None, asked, limit, gold=False)
+        found[name] = {task["name"]: task["summary"] for task in report["tasks"]}
+    for budget in budgets:
+        row = _row(state, budget)
+        assert row is not None
+        row["scores"] = {
+            task: {
+                "passed": summary["passed"],
+                "total": summary["total"],
+                "original": found["original"][task]["passed"],
+                "interval_95": summary["interval_95"],
+            }
+            for task, summary in found[_name(budget)].items()
+        }
+        first = next(iter(row["scores"].values()))
+        row["retention"] = first["passed"] / first["original"] if first["original"] else None
+
+
+def mark_best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with ``pareto``: no other has as few parameters and keeps as much, by what all have of retention, tests, KL."""
+    kept = [-float(row["kl_nats_per_token"]) for row in rows]
+    if all(row["retention"] is not None for row in rows):
+        kept = [float(row["retention"]) for row in rows]
+    elif all(row["task_total"] for row in rows):
+        kept = [row["task_passed"] / row["task_total"] for row in rows]
+    scored = [(row["parameters"], score) for row, score in zip(rows, kept, strict=True)]
+
+    def is_beaten(size: int, score: float) -> bool:
+        return any(s <= size and k >= score and (s < size or k > score) for s, k in scored)
+
+    return [row | {"pareto": not is_beaten(*one)} for row, one in zip(rows, scored, strict=True)]

@@ -1,0 +1,3 @@
+"""The version of flab, in one place."""
+
+__version__ = "0.1.0"

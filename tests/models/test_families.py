@@ -1,0 +1,153 @@
+"""The contract of every family: what the code assumes about an architecture, checked on a pico model of it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from flab import prune
+from flab.errors import UnsupportedModelError
+from flab.models.checkpoint import load, read_config
+from flab.models.families import FAMILIES, embedding_of, family_of, head_of, is_tied, layers_of, linear, shape_of
+from flab.models.layers import Batch, LayerRunner
+from flab.pruning.cuts.vocabulary import cut_vocabulary
+from support import pico
+
+
+def batch_of(vocabulary: int, lengths: tuple[int, ...] = (16, 11, 5)) -> Batch:
+    """Random ids, padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(vocabulary, (len(lengths), max(lengths)), generator=generator)
+    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    none = torch.zeros_like(valid)
+    return Batch(ids * valid, valid, none, none, torch.ones(ids.shape))
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+class TestContract:
+    @pytest.fixture
+    def case(self, name, pico_folder):
+        model = load(pico_folder(name)).model
+        return model, family_of(model.config), batch_of(model.config.vocab_size)
+
+    def test_layer_by_layer_equals_the_forward_pass(self, name, case):
+        model, family, batch = case
+        runner = LayerRunner(model, family)
+        states = list(runner.forward(batch, range(len(runner.layers))))
+        expected = model(batch.ids, use_cache=False).logits
+        assert len(states) == len(runner.layers) + 1
+        assert torch.equal(head_of(model, family)(runner.finish(states[-1])), expected)
+        assert layers_of(model, family)[0] is runner.layers[0]  # the recorders are gone
+
+    def test_padding_changes_nothing_for_real_tokens(self, name, case):
+        model, family, batch = case
+        runner = LayerRunner(model, family)
+        *_, last = runner.forward(batch, range(len(runner.layers)))
+        for row, length in enumerate(batch.valid.sum(1).tolist()):
+            alone = model(batch.ids[row : row + 1, :length], use_cache=False).logits[0]
+            torch.testing.assert_close(head_of(model, family)(runner.finish(last[row, :length])), alone)
+
+    def test_functional_halves_equal_the_layer(self, name, case):
+        model, family, batch = case
+        runner = LayerRunner(model, family)
+        hidden = runner.embed(batch)
+        for index, layer in enumerate(runner.layers):
+            features = runner.attention_features(index, hidden)
+            mid = hidden + linear(layer, family.attention_out)(features)
+            out = mid + linear(layer, family.ffn_out)(runner.ffn_features(index, mid))
+            hidden = runner.layer(index, hidden)
+            assert torch.equal(out, hidden), f"layer {index}"
+
+    def test_shape_accounts_for_every_parameter(self, name, case):
+        model, family, _ = case
+        shape = shape_of(model, family)
+        assert shape.total == sum(p.numel() for p in model.parameters())
+        ends = {embedding_of(model, family).weight, head_of(model, family).weight}
+        assert shape.body(shape.layers, shape.width) == shape.total - sum(p.numel() for p in ends)
+        assert is_tied(model, family) == bool(pico.FAMILY_SETTINGS[name].get("tie_word_embeddings"))
+
+    def test_shape_predicts_other_sizes(self, name, case):
+        model, family, _ = case
+        changed = copy.deepcopy(model.config)
+        changed.num_hidden_layers, changed.intermediate_size, changed.vocab_size = 2, 24, 300
+        changed.pad_token_id = None
+        if getattr(changed, "layer_types", None):
+            changed.layer_types = changed.layer_types[:2]
+        smaller = AutoModelForCausalLM.from_config(changed)
+        assert shape_of(model, family).parameters(300, 2, 24) == sum(p.numel() for p in smaller.parameters())
+
+    def test_vocabulary_cut_keeps_hidden_states_and_logits(self, name, case):
+        model, family, batch = case
+        kept = sorted(
+            torch.randperm(model.config.vocab_size, generator=torch.Generator().manual_seed(2))[:200].tolist()
+        )
+        kept = sorted({*kept, model.config.eos_token_id, model.config.pad_token_id})
+        new_ids = batch.ids % len(kept)
+        old_ids = torch.tensor(kept)[new_ids]
+        before = model(old_ids, use_cache=False, output_hidden_states=True)
+        cut_vocabulary(model, family, kept)
+        after = model(new_ids, use_cache=False, output_hidden_states=True)
+        assert all(torch.equal(a, b) for a, b in zip(before.hidden_states, after.hidden_states, strict=True))
+        torch.testing.assert_close(after.logits, before.logits[..., kept], atol=1e-5, rtol=0)
+        assert is_tied(model, family) == bool(pico.FAMILY_SETTINGS[name].get("tie_word_embeddings"))
+
+    def test_prune_gives_a_folder_that_checks(self, name, pico_folder, recipe, tmp_path, verify_here):
+        report = prune(pico_folder(name), tmp_path / "out", recipe(remove=0.3, finalists=1))
+        failed = [line for line in report["check"]["checks"] if line["ok"] is False]
+        assert report["check"]["ok"], failed
+        assert 0.3 <= report["removed_fraction"] < 0.4
+        saved = load(tmp_path / "out").model
+        assert report["parameters_after"] == sum(p.numel() for p in saved.parameters())
+
+
+def test_every_supported_family_has_a_pico_model():
+    assert set(pico.FAMILY_SETTINGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "missing"),
+    [
+        ("gemma2", {}, "a family row and its contract test"),
+        ("mixtral", {"num_local_experts": 4}, "mixture-of-experts"),
+        ("qwen2_moe", {"num_experts": 4}, "mixture-of-experts"),
+        ("mamba", {}, "flab lacks"),
+        ("t5", {}, "encoder-decoder"),
+    ],
+)
+def test_other_architectures_are_refused_with_what_is_missing(model_type, settings, missing, tmp_path):
+    AutoConfig.for_model(model_type, **settings).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=missing) as caught:
+        read_config(tmp_path)
+    assert model_type in str(caught.value)
+    assert all(name in str(caught.value) for name in FAMILIES)
+
+
+def test_layers_of_different_widths_are_refused(pico_folder):
+    model = load(pico_folder("llama")).model
+    model.model.layers[1].mlp.down_proj = nn.Linear(10, 32, bias=False)
+    with pytest.raises(UnsupportedModelError, match=r"differ in size.*10, 64"):
+        shape_of(model, FAMILIES["llama"])
+
+
+def test_parameters_of_codeqwen_7b_on_the_meta_device():
+    config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=92416,
+        hidden_size=4096,
+        intermediate_size=13440,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(model, family_of(config))
+    assert shape.total == 7_250_284_544
+    assert (shape.vocabulary, shape.layers, shape.width, shape.hidden) == (92416, 32, 13440, 4096)
+    assert shape.per_token == 2 * 4096
+    assert shape.per_neuron == 3 * 4096

@@ -1,0 +1,195 @@
+"""The words of the report: the verdict, numbers, and foreign text without the user's own folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flab.runs.report import make_report
+from flab.runs.report.gather import gather
+from flab.runs.report.words import figure, number, percent, quantity, visible, without_home
+from support import made_run
+
+
+def test_the_verdict_says_what_was_kept_and_at_what_speed(run):
+    sentence = gather(run)["verdict"]["sentence"]
+    assert sentence.startswith(
+        "40.0 % of the parameters are gone; of the 4 problems in “problems” the original solves 2"
+    )
+    assert "100.5 % of that (95 % interval 99.0 % to 102.6 %; 1 lost, 2 won, McNemar p = 0.75)" in sentence
+    assert "2.00 times as fast per token (1.80 to 2.20) and it needs 50 % less memory" in sentence
+
+
+def test_the_verdict_is_honest_about_a_loss(changed):
+    def lose(value):
+        value["tasks"][0]["retention"] = {"ratio": 0.7, "low": 0.6, "high": 0.8}
+
+    report = gather(changed("compare-recovered.json", lose))
+    assert report["verdict"]["remarks"][0].startswith("This is a loss beyond chance")
+    assert {tile["label"]: tile["state"] for tile in report["verdict"]["tiles"]}["Score kept"] == "worse"
+
+
+def test_the_verdict_does_not_claim_a_gain_that_may_be_chance(run):
+    remarks = gather(run)["verdict"]["remarks"]
+    assert remarks[0] == "The difference may be chance; a loss of up to 1.0 % is not excluded."
+    assert "The speed-up is 0.8 of what the arithmetic promises (2.50 ×)." in remarks
+
+
+def test_a_slower_model_is_called_slower(changed):
+    def slow(value):
+        value["gains"]["time_per_output_token"] |= {"value": 0.8, "low": 0.7, "high": 0.9}
+
+    assert "slower per token, at 0.80 times the speed" in gather(changed("measure.json", slow))["verdict"]["sentence"]
+
+
+def test_several_samples_are_called_answers(changed):
+    def sampled(value):
+        value["tasks"][0]["summary"].update(num_samples=5, total=20, passed=9)
+
+    sentence = gather(changed("eval/original/results.json", sampled))["verdict"]["sentence"]
+    assert "of the 20 answers to problems in “problems” the original solves 9" in sentence
+
+
+def of_none(run, kind="code"):
+    """The original passes nothing, the smaller model two."""
+    for name, passed in (("original", 0), ("recovered", 2)):
+        value = json.loads((run / f"eval/{name}/results.json").read_text())
+        value["tasks"][0]["kind"] = kind
+        value["tasks"][0]["summary"]["passed"] = passed
+        made_run.write(run / f"eval/{name}/results.json", value)
+    pair = made_run.compared(1.0, 1.0, 1.0, 0, 2, 0.5)
+    pair["tasks"][0]["retention"] = None
+    made_run.write(run / "compare-recovered.json", pair)
+    return run
+
+
+def score_tile(verdict):
+    return next(tile for tile in verdict["tiles"] if tile["label"] == "Score kept")
+
+
+def test_of_nothing_nothing_can_be_kept(run):
+    verdict = gather(of_none(run))["verdict"]
+    assert "the original solves 0 and the smaller model 2: of 0 nothing can be kept" in verdict["sentence"]
+    assert (score_tile(verdict)["value"], score_tile(verdict)["note"]) == ("–", "of 0 nothing can be kept, problems")
+
+
+def test_scores_without_a_pair_are_not_called_unmeasured(run):
+    (run / "compare-recovered.json").unlink()
+    assert score_tile(gather(run)["verdict"])["note"] == "not paired with the original"
+    (run / "eval/recovered/results.json").unlink()
+    assert score_tile(gather(run)["verdict"])["note"] == "not measured"
+
+
+@pytest.mark.parametrize("kind", ["cot", "output"])
+def test_what_is_compared_and_not_run_is_called_an_exact_match(run, kind):
+    sentence = gather(of_none(run, kind))["verdict"]["sentence"]
+    assert "of the 4 problems in “problems” the original has 0 exact matches and the smaller model 2" in sentence
+    assert "solves" not in sentence
+
+
+def test_exact_matches_of_another_task_are_called_that(run):
+    of_none(run, "cot")
+    for name in ("original", "recovered"):
+        value = json.loads((run / f"eval/{name}/results.json").read_text())
+        value["tasks"].insert(0, value["tasks"][0] | {"name": "first", "kind": "code"})
+        made_run.write(run / f"eval/{name}/results.json", value)
+    remarks = gather(run)["verdict"]["remarks"]
+    assert "problems: 2 exact matches of 4, the original 0, no difference beyond chance." in remarks
+
+
+@pytest.mark.parametrize(("counts", "word"), [((20, 0), "fewer"), ((0, 20), "more")])
+def test_a_difference_in_exact_matches_is_called_one(run, counts, word):
+    of_none(run, "cot")
+    made_run.write(run / "compare-recovered.json", made_run.compared(1.0, 1.0, 1.0, *counts, 0.001))
+    assert f"has {word} exact matches than the original" in gather(run)["verdict"]["remarks"][0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(0.996, "as much memory"), (1.004, "as much memory"), (0.99, "1 % less"), (1.02, "2 % more")]
+)
+def test_memory_that_hardly_differs_is_as_much(changed, ratio, words):
+    def same(value):
+        value["models"][1]["figures"]["peak_memory_decode"] = made_run.figure(3e8 * ratio, "B")
+
+    assert f"it needs {words}" in gather(changed("measure.json", same))["verdict"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/root", "~"),
+        ("a /root/x:/root/y", "a ~/x:~/y"),
+        ("/data/root/x", "/data/root/x"),
+        ("http://a.b/root", "http://a.b/root"),
+        ("x/root ./root ~/root -/root ../root", "x/root ./root ~/root -/root ../root"),
+        ("/rooted /root.d", "/rooted /root.d"),
+    ],
+)
+def test_only_the_home_folder_itself_is_shortened(monkeypatch, text, shown):
+    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
+    assert without_home(text) == shown
+
+
+def test_without_a_home_nothing_is_shortened(monkeypatch, run):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert without_home("/root/x") == "/root/x"
+    assert make_report(run)["files"]
+
+
+@pytest.mark.parametrize("home", ["/", "x", "."])
+def test_a_home_that_is_no_folder_of_somebody_is_not_shortened(monkeypatch, home):
+    monkeypatch.setattr(Path, "home", lambda: Path(home))
+    assert without_home("x and /y .") == "x and /y ."
+
+
+def test_prompts_and_answers_are_shown_as_they_were_made(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
+    source = tmp_path / "homely.jsonl"
+    rows = [row | {"prompt": "# /root/prompt\n" + row["prompt"]} for row in made_run.PROBLEMS]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in made_run.PASSED:
+        value = made_run.results(name, source)
+        for row in value["tasks"][0]["rows"]:
+            row |= {"text": "    open('/root/answer')\n", "detail": "no /root/detail"}
+        made_run.write(run / f"eval/{name}/results.json", value)
+    problem = make_report(run)["examples"]["problems"][0]
+    assert problem["prompt"].startswith("# /root/prompt")
+    assert problem["original"]["text"] == problem["smaller"]["text"] == "    open('/root/answer')\n"
+    assert problem["smaller"]["detail"] == "no ~/detail"
+    assert "# /root/prompt" in (run / "report.md").read_text()
+
+
+def test_numbers_are_readable():
+    assert [percent(0.403), percent(-0.068), percent(None)] == ["40.3 %", "−6.8 %", "–"]
+    assert [quantity(4860848, "B"), quantity(0.00512, "s"), quantity(145.35, "s"), quantity(1.6, "x")] == [
+        "4.86 MB", "5.12 ms", "2.42 min", "1.60 ×"]  # fmt: skip
+    assert [number(0.0212), number(12345.6), number(3.0), number(1.23e-9)] == ["0.0212", "12,346", "3", "1.23e-09"]
+    assert [number(999.6), number(999.4), number(9999.7, 4), number(9.9996e-5)] == ["1,000", "999", "10,000", "0.0001"]
+    assert [quantity(0.9997, "s"), quantity(0.9994, "s"), quantity(999_999, "B")] == ["1 s", "999 ms", "1 MB"]
+    assert figure(made_run.figure(0.9997, "s", 0.0005)) == "1 s (0.999 to 1)"
+    assert figure(made_run.figure(0.004, "s", 0.0005)) == "4 ms (3.5 to 4.5)"
+    assert figure(made_run.figure(None, "J", reason="none")) == "–"
+
+
+def test_invisible_characters_are_shown():
+    assert visible("a\x00\x1b\x7f\u202e\u200b\u2028b\tc\r\nd") == "a␀␛␡⟨U+202E⟩⟨U+200B⟩⟨U+2028⟩b\tc\nd"
+
+
+def test_a_sweep_without_scores_shows_its_tests(changed):
+    def tried(value):
+        value["budgets"] = [row | {"retention": None, "task_passed": 9, "task_total": 10} for row in value["budgets"]]
+
+    run = changed("sweep/sweep.json", tried)
+    make_report(run)
+    assert "| sweep, tests | 10.3 % | 90.0 % | – |" in (run / "report.md").read_text()
+
+
+def test_a_budget_of_the_sweep_is_not_rounded(changed):
+    run = changed("sweep/sweep.json", lambda value: value["budgets"][0].update(remove=0.225))
+    make_report(run)
+    assert "| 22.5 % |" in (run / "report.md").read_text()
