@@ -24,7 +24,7 @@ from flab.evaluation.runs import Settings, run_tasks
 from flab.evaluation.store import Shard
 from flab.evaluation.tasks import TaskFile
 from flab.folders import check_output, new_folder
-from flab.generality import GENERAL_TEXT, general_bits_per_byte
+from flab.generality import GENERAL_BYTES, GENERAL_TEXT, general_bits_per_byte, general_size
 from flab.measuring import export_run, find_overlaps, open_subject, read_tasks, sandbox_for
 from flab.planning import make_plan
 from flab.plans import Plan
@@ -128,15 +128,21 @@ def prune(
 
 
 def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:
-    """Bits per byte on code that no calibration reads, before and after."""
-    before, after = (generality_of(source, options) for source in (model, folder))
-    return {"text": GENERAL_TEXT, "bits_per_byte_before": before, "bits_per_byte_after": after}
+    """Bits per byte on code that no calibration reads, before and after, on equally much text."""
+    size_bytes = general_size(resolve(model))
+    before, after = (generality_of(source, options, size_bytes) for source in (model, folder))
+    return {
+        "text": GENERAL_TEXT,
+        "text_bytes": size_bytes,
+        "bits_per_byte_before": before,
+        "bits_per_byte_after": after,
+    }
 
 
-def generality_of(model: str | Path, options: Options) -> float:
-    """Bits per byte of one model on that code."""
+def generality_of(model: str | Path, options: Options, size_bytes: int = GENERAL_BYTES) -> float:
+    """Bits per byte of one model on so many bytes of that code."""
     checkpoint, _ = open_model(model, options)
-    value = general_bits_per_byte(checkpoint)
+    value = general_bits_per_byte(checkpoint, size_bytes)
     free(checkpoint)
     return value
 

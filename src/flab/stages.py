@@ -24,7 +24,7 @@ from flab.footprint.measure import measure
 from flab.footprint.payback import payback
 from flab.footprint.settings import Measuring, check_context
 from flab.footprint.solved import solving
-from flab.generality import GENERAL_TEXT
+from flab.generality import GENERAL_TEXT, general_size
 from flab.measuring import read_tasks, sandbox_for
 from flab.pipeline import evaluate, generality_of, prune
 from flab.prepare import same_precision
@@ -156,7 +156,8 @@ def run_recover(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        general = {"text": GENERAL_TEXT, "bits_per_byte_after": generality_of(out, run.recipe.options)}
+        bits = generality_of(out, run.recipe.options, general_size(model))
+        general = {"text": GENERAL_TEXT, "bits_per_byte_after": bits}
         found = {"loads_in": report["check"]["loads_in"], "generality": general, "sha256": model_fingerprint(out)}
         return {name: report[name] for name in names.split()} | found
 
