@@ -67,7 +67,7 @@ def test_files_that_are_wider_than_their_config_says_are_read_as_they_are(said, 
     assert dtypes(open_to_cut(folder, Options())[0].model) == {torch.float32}
 
 
-@pytest.mark.parametrize("kind", ["none", "simple", "residual", "newton", "reconstruction"])
+@pytest.mark.parametrize("kind", ["none", "simple", "residual", "descent", "newton", "reconstruction"])
 def test_a_walk_over_narrow_layers_is_the_walk_over_wide_ones(kind, both, data):
     *models, family = both
     cut, made, kls = Cut([0, 2, 3], 32, kind), [], []

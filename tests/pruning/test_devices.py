@@ -14,7 +14,7 @@ from flab.pruning.pipeline import plan
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("refit", ["newton", "reconstruction"])
+@pytest.mark.parametrize("refit", ["newton", "descent", "reconstruction"])
 @pytest.mark.parametrize("device", ["auto", pytest.param("cuda", marks=needs_cuda)])
 def test_another_device_cuts_as_the_cpu_does(device, refit, pico_folder, recipe, tmp_path):
     """Bit for bit where ``auto`` is the CPU; on a GPU other sums give nearly the same figures."""

@@ -127,7 +127,7 @@ class StandIns:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     made = StandIns()
-    monkeypatch.setattr(stages, "generality_of", lambda model, options: 1.5)
+    monkeypatch.setattr(stages, "generality_of", lambda model, options, size_bytes: 1.5)
     for name in ("prune", "make_data", "recover", "evaluate", "measure", "make_report"):
         monkeypatch.setattr(stages, name, getattr(made, name))
     monkeypatch.setattr(summary, "compare_runs", made.compare_runs)

@@ -30,10 +30,18 @@ Width = Annotated[int | None, typer.Option(help="Pin the FFN width to keep.")]
 DropLayers = Annotated[str | None, typer.Option(help="Drop exactly these layers, e.g. 3,5.")]
 LayerCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(LAYER_CRITERION_NAMES)}.")]
 NeuronCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(NEURON_CRITERION_NAMES)}.")]
-RefitKind = Annotated[str, typer.Option(help="reconstruction (slow), newton, residual, simple or none.")]
+RefitKind = Annotated[
+    str,
+    typer.Option(
+        help="auto (descent from 100 M parameters on, else newton), reconstruction, descent, newton, residual, simple or none."
+    ),
+]
 OutputProjection = Annotated[bool, typer.Option(help="Refit the attention's output projection too.")]
 MinCount = Annotated[int, typer.Option(help="Keep tokens seen at least this often.")]
-Tokens = Annotated[int, typer.Option(help="Calibration tokens for the statistics.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option(help="Calibration tokens for the statistics; by default 65,536, or 7 for each neuron of a layer."),
+]
 SearchTokens = Annotated[int, typer.Option(help="Calibration tokens that the search for the split sees.")]
 FinalistTokens = Annotated[int, typer.Option(help="Calibration tokens that the finalists are built on.")]
 MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in tokens.")]

@@ -27,6 +27,7 @@ from flab import assets
 from flab.errors import DataError, OptionError, UnsupportedModelError
 from flab.models.checkpoint import Checkpoint, free, open_model
 from flab.models.engines.protocol import evaluation_mode, untruncated
+from flab.models.folder import weight_files
 from flab.models.options import Options
 from flab.progress import track
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GENERAL_BYTES = 96_000
+LARGE_BYTES = 24_000  # for a large model, whose measurement would otherwise take as long as its cut
+LARGE_STORAGE = 200_000_000  # bytes of weights from which a model is large
 EXCERPT_BYTES = 6_000
 GENERAL_TEXT = "held-out modules of Python's standard library"
 
@@ -121,26 +124,32 @@ def _batch_nats(model: Any, batch: list[Window]) -> float:
     return total
 
 
-def generality_of(model: str | Path, options: Options) -> float:
-    """Bits per byte of one model on that code."""
+def generality_of(model: str | Path, options: Options, size_bytes: int = GENERAL_BYTES) -> float:
+    """Bits per byte of one model on so many bytes of that code."""
     checkpoint, _ = open_model(model, options)
-    value = general_bits_per_byte(checkpoint)
+    value = general_bits_per_byte(checkpoint, size_bytes)
     free(checkpoint)
     return value
 
 
-def general_texts() -> list[str]:
-    """The head of each held-out module, about 96 kB in all, in a stable order."""
+def general_size(original: Path) -> int:
+    """How many bytes to measure a model and its cut on, so that it takes a small part of the time that cutting takes."""
+    large = sum(file.stat().st_size for file in weight_files(original)) >= LARGE_STORAGE
+    return LARGE_BYTES if large else GENERAL_BYTES
+
+
+def general_texts(size_bytes: int = GENERAL_BYTES) -> list[str]:
+    """The head of each held-out module, about so many bytes in all, in a stable order."""
     texts, used = [], 0
     for path in assets.held_out_stdlib():
         text = path.read_text(encoding="utf-8", errors="replace")[:EXCERPT_BYTES]
-        if text.strip() and used < GENERAL_BYTES:
+        if text.strip() and used < size_bytes:
             texts.append(text)
             used += len(text.encode())
     return texts
 
 
-def general_bits_per_byte(checkpoint: Checkpoint) -> float:
+def general_bits_per_byte(checkpoint: Checkpoint, size_bytes: int = GENERAL_BYTES) -> float:
     """-log2 p per UTF-8 byte of that text, comparable across vocabularies: all its bytes are counted."""
     context = getattr(checkpoint.model.config, "max_position_embeddings", 512)
-    return bits_per_byte(checkpoint.model, checkpoint.tokenizer, general_texts(), window=min(256, context))
+    return bits_per_byte(checkpoint.model, checkpoint.tokenizer, general_texts(size_bytes), window=min(256, context))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import PlanError
-from flab.evaluation.bits_per_byte import GENERAL_TEXT, generality_of
+from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_space, new_folder
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, save
 from flab.models.folder import resolve, weight_files
@@ -126,9 +126,15 @@ def prune(
 
 
 def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:
-    """Bits per byte on code that no calibration reads, before and after."""
-    before, after = (generality_of(source, options) for source in (model, folder))
-    return {"text": GENERAL_TEXT, "bits_per_byte_before": before, "bits_per_byte_after": after}
+    """Bits per byte on code that no calibration reads, before and after, on equally much text."""
+    size_bytes = general_size(resolve(model))
+    before, after = (generality_of(source, options, size_bytes) for source in (model, folder))
+    return {
+        "text": GENERAL_TEXT,
+        "text_bytes": size_bytes,
+        "bits_per_byte_before": before,
+        "bits_per_byte_after": after,
+    }
 
 
 def inputs_of_plan(plan: Plan) -> list[str]:

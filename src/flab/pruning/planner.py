@@ -128,6 +128,7 @@ def make_plan(
     """
     clock = Clock()
     bench, checkpoint = prepare_bench(model, recipe, options, shared)
+    recipe = bench.recipe
     clock.lap("vocabulary")
     candidates = search_splits(bench.search, bench.splits)
     bench.search.model = None
@@ -160,6 +161,7 @@ def prepare_bench(
     texts = shared.texts if shared is not None else read_texts(recipe)
     checkpoint, family = open_to_cut(model, options)
     shape = shape_of(checkpoint.model, family)
+    recipe = recipe.resolved(shape.total, shape.width)
     pins = pins_of(recipe, shape)
     counts = (
         shared.counts

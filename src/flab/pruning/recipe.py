@@ -6,7 +6,7 @@ Device, dtype, folders and batch sizes never change what is decided on one machi
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from flab.pruning.budget import Pins
 from flab.pruning.plan import REFITS
 
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
+TOKENS = 65_536
+TOKENS_PER_NEURON = 7  # with fewer the closed form fits noise: at 8 per neuron it loses half of what 45 give
+DESCENT_PARAMETERS = 100_000_000  # from this on a Gauss-Newton step costs more than many passes of mini-batches
 NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "magnitude", "random", "first")
 
 
@@ -31,9 +34,11 @@ class Recipe:
         prompt_weight: weight of prompt tokens in the least squares, where the sample has an answer (1).
         vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
         drop_layers: the layers to remove, original numbering; None lets the criterion choose.
-        tokens: calibration tokens for the statistics of the winner; search_tokens and finalist_tokens: of the search before.
-        refit: how what stays is corrected, from cheap to dear: none, simple, residual, newton, reconstruction (which wants
-            many tokens).
+        tokens: calibration tokens for the statistics of the winner, by default :data:`TOKENS` or
+            :data:`TOKENS_PER_NEURON` times the FFN width, whichever is more.
+        search_tokens, finalist_tokens: calibration tokens of the search before.
+        refit: how what stays is corrected, from cheap to dear: none, simple, residual, descent, newton, reconstruction (which
+            wants many tokens). "auto" is descent from :data:`DESCENT_PARAMETERS` on and newton below.
         finalists: candidates rebuilt on more tokens and decided by task success, or by KL without tests.
     """
 
@@ -48,11 +53,11 @@ class Recipe:
     drop_layers: tuple[int, ...] | None = None
     layer_criterion: str = "kl"
     neuron_criterion: str = "elimination"
-    refit: str = "newton"
+    refit: str = "auto"
     output_projection: bool = True
     closure: bool = True
     min_count: int = 1
-    tokens: int = 65_536
+    tokens: int | None = None
     search_tokens: int = 16_384
     finalist_tokens: int = 32_768
     max_length: int = 512
@@ -84,7 +89,7 @@ class Recipe:
                 "--no-output-projection: --refit reconstruction moves the attention too; leave one of them out."
             )
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")
 
     def _settle_paths(self) -> None:
@@ -103,6 +108,14 @@ class Recipe:
     def inputs(self) -> tuple[Path, ...]:
         """All files and folders that the recipe names."""
         return (*((self.calibration,) if self.calibration is not None else ()), *self.corpus)
+
+    def resolved(self, parameters: int, width: int) -> Recipe:
+        """The recipe with all that was left to flab decided for a model of this many parameters and this FFN width."""
+        tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * width)
+        refit = self.refit
+        if refit == "auto":
+            refit = "descent" if parameters >= DESCENT_PARAMETERS else "newton"
+        return replace(self, tokens=tokens, refit=refit)
 
     @property
     def pins(self) -> Pins:
@@ -127,7 +140,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")
     if isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise OptionError(f"{flag}: got {value!r:.60}, expected a number.")
-    if name in ("vocabulary", "layers", "width") and value is not None and not isinstance(value, int):
+    if name in ("vocabulary", "layers", "width", "tokens") and value is not None and not isinstance(value, int):
         raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")
     if isinstance(default, str) and not isinstance(value, str):
         raise OptionError(f"{flag}: got {value!r:.60}, expected text.")
@@ -136,7 +149,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 _CHOICES = {
     "layer_criterion": LAYER_CRITERION_NAMES,
     "neuron_criterion": NEURON_CRITERION_NAMES,
-    "refit": REFITS,
+    "refit": ("auto", *REFITS),
 }
 _LEAST = {
     "min_count": 1,

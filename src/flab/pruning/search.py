@@ -300,7 +300,7 @@ def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candi
 
 def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
     """Where the default refit leaves much, say that there is a dearer one."""
-    if recipe.refit != "newton" or winner.kl is None or winner.kl < DEEP_KL:
+    if recipe.refit not in ("newton", "descent") or winner.kl is None or winner.kl < DEEP_KL:
         return []
     return [
         f"KL {winner.kl:.3f} is a deep cut: --refit reconstruction takes several times as long and keeps more here, "

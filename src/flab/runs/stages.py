@@ -15,7 +15,7 @@ from typing import Any
 from flab.data.rows import read_rows
 from flab.data.samples import files_under, sha256_of
 from flab.errors import CheckpointError
-from flab.evaluation.bits_per_byte import GENERAL_TEXT, generality_of
+from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.evaluation.evaluate import evaluate, read_tasks, sandbox_for
 from flab.evaluation.record import RESULTS
 from flab.evaluation.runs import check_names
@@ -158,7 +158,8 @@ def run_recover(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        general = {"text": GENERAL_TEXT, "bits_per_byte_after": generality_of(out, run.recipe.options)}
+        bits = generality_of(out, run.recipe.options, general_size(model))
+        general = {"text": GENERAL_TEXT, "bits_per_byte_after": bits}
         found = {"loads_in": report["check"]["loads_in"], "generality": general, "sha256": model_fingerprint(out)}
         return {name: report[name] for name in names.split()} | found
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from torch import nn
 
 from flab import apply
@@ -17,11 +18,13 @@ from flab.errors import CheckpointError
 from flab.models.checkpoint import load
 from flab.models.families import family_of, head_of, layers_of, linear
 from flab.models.layers import LayerRunner
-from flab.pruning.calibration import CalibrationSet, calibration_set, windows_of
+from flab.models.options import Options
+from flab.pruning.calibration import CalibrationSet, calibration_set, special_prefix, windows_of
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
 from flab.pruning.objective import kl_divergence
 from flab.pruning.pipeline import plan
+from flab.pruning.prepare import cutting_dtype, open_to_cut
 from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES
 from flab.pruning.refit.gram import MEAN_RIDGES, RIDGES, Gram, lowest
 from flab.pruning.refit.streams import Streams
@@ -436,6 +439,15 @@ def kl_of(folder, data, kept, width, kind, projection=True, criterion=None):
     return walk.divergence(head_of(model, family))[0], model
 
 
+def test_the_descent_refit_helps(trained_folder, monkeypatch):
+    monkeypatch.setattr("flab.pruning.refit.descent.STEP_TOKENS", 64)
+    data = data_for(60, 2048)
+    descent, residual = (
+        kl_of(trained_folder, data, range(5), 16, kind, True, "activation")[0] for kind in ("descent", "residual")
+    )
+    assert descent < residual
+
+
 def test_each_part_of_the_refit_helps(trained_folder):
     data = data_for(60, 2048)
     kls = [
@@ -454,7 +466,7 @@ def test_each_part_of_the_refit_helps(trained_folder):
     assert simple < kl_of(trained_folder, data, range(5), 40, "none", False, "activation")[0]
 
 
-@pytest.mark.parametrize("kind", ["residual", "newton", "reconstruction"])
+@pytest.mark.parametrize("kind", ["residual", "descent", "newton", "reconstruction"])
 @pytest.mark.parametrize("family_name", ["qwen3", "starcoder2"])
 def test_the_walk_measures_the_model_that_it_makes(family_name, kind, pico_folder, data):
     """Its KL equals that of the carved model run as a whole."""
@@ -536,3 +548,96 @@ def test_kept_streams_are_made_once_and_let_go():
     assert streams.num_bytes == 0
     streams.get((0, "after"), make)
     assert len(made) == 3
+
+
+# --- real models: BOS, outliers, mixed precision ---
+
+
+def test_windows_begin_as_the_tokenizer_begins_a_text():
+    """Every runtime sends BOS where tokenizer.json says so; a model that has one behaves otherwise without it."""
+    plain = pico.tokenizer()
+    with_bos = Tokenizer.from_str(plain.to_str())
+    bos = with_bos.token_to_id("<|im_start|>")
+    with_bos.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", bos)]
+    )
+    assert special_prefix(plain) == []
+    assert special_prefix(with_bos) == [bos]
+    samples = [Sample("def f(x):\n", "    return x + 1\n" * 9)]
+    windows = windows_of(samples, with_bos, 16, None, [bos])
+    without = windows_of(samples, with_bos, 15, None)
+    assert len(windows) > 1
+    assert [w.ids for w in windows] == [[bos, *w.ids] for w in without]
+    assert [w.answer_from for w in windows] == [w.answer_from + 1 for w in without]
+    assert windows[0].ids == with_bos.encode(samples[0].text).ids[:16]
+
+
+@pytest.fixture
+def massive(pico_folder):
+    """A model whose layer 1 writes a huge value into one feature of the stream at the first position."""
+    model, family = fresh(pico_folder("llama"))
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        embedding[0] *= 2000  # the padding token, put in front of every window below
+    return model, family
+
+
+def with_sink(data: CalibrationSet) -> CalibrationSet:
+    """The same batches with token 0 in front of every window."""
+    for batch in (*data.fit, *data.compare):
+        batch.ids[:, 0] = 0
+    return data
+
+
+@pytest.mark.parametrize("kind", ["residual", "descent", "newton", "reconstruction"])
+def test_massive_activations_end_well(kind, massive):
+    """The first token's stream is thousands of times larger than the rest, as in real models."""
+    model, family = massive
+    data = with_sink(data_for(30))
+    sizes = LayerRunner(model, family).embed(data.fit[0])[0].norm(dim=-1)
+    assert float(sizes[0]) > 500 * float(sizes[1:].median())
+    kls = {}
+    for refit in ("none", kind):
+        cut = Cut([0, 1, 2, 3, 4], 40, refit, scores=torch.arange(64.0).expand(5, -1))
+        walk = Walk(LayerRunner(model, family), cut, data.fit, data.compare)
+        for new in walk:
+            assert bool(torch.isfinite(new.ffn_out).all())
+        kls[refit] = walk.divergence(head_of(model, family))[0]
+    assert kls[kind] < kls["none"]
+
+
+def test_only_outliers_are_damped():
+    walk = Walk.__new__(Walk)
+    walk.cut = Cut([0], 1)
+    stream = torch.ones(4, 8) * torch.tensor([[1.0], [3.9], [8.0], [4000.0]])
+    torch.testing.assert_close(walk._damped(stream, 1.0).squeeze(1), torch.tensor([1.0, 1.0, 0.5, 0.001]))
+    walk.cut = Cut([0], 1, scaling="mean")
+    assert walk._damped(stream, 1.0).tolist() == [[1.0]] * 4
+
+
+def test_mixed_precision_is_close_and_keeps_the_stream_in_float32(tmp_path, data):
+    folder = pico.build("llama", tmp_path / "half", dtype=torch.bfloat16)
+    (mixed, family), (exact, _) = (open_to_cut(folder, Options(), dtype) for dtype in ("mixed", "float32"))
+    kls = []
+    for checkpoint in (mixed, exact):
+        walk = Walk(LayerRunner(checkpoint.model, family), Cut([0, 2, 3, 4], 40), data.fit, data.compare)
+        for _ in walk:
+            pass
+        assert {stream.dtype for stream in walk.pruned} == {torch.float32}
+        kls.append(walk.divergence(head_of(checkpoint.model, family))[0])
+    assert kls[0] == pytest.approx(kls[1], rel=0.2)
+    assert linear(layers_of(mixed.model, family)[0], family.ffn_out).weight.dtype == torch.bfloat16
+    LayerRunner(mixed.model, family).widen()
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "expected"), [("auto", 1, "mixed"), ("auto", 2**40, "float32"), ("float32", 1, "float32")]
+)
+def test_large_models_of_bfloat16_are_cut_in_mixed_precision(asked, size, expected, tmp_path, monkeypatch):
+    folder = pico.build("llama", tmp_path / "half", dtype=torch.bfloat16)
+    monkeypatch.setattr("flab.pruning.prepare.MIXED_BYTES", size)
+    monkeypatch.setattr("flab.pruning.prepare.multiplies_bfloat16", lambda device: True)
+    assert cutting_dtype(folder, Options(dtype=asked)) == expected
+    monkeypatch.setattr("flab.pruning.prepare.multiplies_bfloat16", lambda device: False)
+    assert cutting_dtype(folder, Options(dtype=asked)) == "float32"

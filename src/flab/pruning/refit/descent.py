@@ -7,6 +7,11 @@ tokens, and this takes another sixth.
 
     minimise  sum_t w_t ||target_t - W_out a_t||^2,   a_t = act(W_gate x_t) * (W_up x_t)
 
+The target is what the uncut FFN would put out here, plus the correction for earlier cuts that the closed form found. The
+original's stream itself, as the closed form has it, would be the wrong target: most of its difference from the pruned stream
+cannot be told from this layer's input, and many small steps fit that noise. (On a model of 135 M parameters held-out tokens
+refused the outcome in 15 of 30 layers, with this target in none.)
+
 There are no labels, nothing passes through more than one FFN, and held-out rows decide whether the outcome is taken.
 
 Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
@@ -39,22 +44,26 @@ class Examples:
     """All tokens of one layer: what enters the FFN (after its norm), what should leave it, and what each token weighs."""
 
     inputs: torch.Tensor  # (N, D)
-    targets: torch.Tensor  # (N, D), float32
+    own: torch.Tensor  # (N, D), what the uncut FFN puts out, float32
+    wanted: (
+        torch.Tensor
+    )  # (N, D), what is missing from the original's stream, float32; the held-out tokens are judged by it
     scale: torch.Tensor  # (N, 1), root of the token's weight
     held_out: torch.Tensor  # (N,), kept from the fit
 
     def parts(self, which: torch.Tensor, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Inputs, targets and scales of these tokens, in this order, so many at a time."""
+        """Inputs, own outputs and scales of these tokens, in this order, so many at a time."""
         for rows in torch.split(which, tokens):
-            yield self.inputs[rows], self.targets[rows], self.scale[rows]
+            yield self.inputs[rows], self.own[rows], self.scale[rows]
 
 
 class Descent:
     """One FFN on its way from the closed form to a smaller error."""
 
-    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], examples: Examples) -> None:
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], examples: Examples, correction: Theta) -> None:
         self.act = act
         self.examples = examples
+        self.correction = correction
 
     def output(self, theta: Theta, inputs_ND: torch.Tensor) -> torch.Tensor:
         """What the FFN adds to the stream, (N, D)."""
@@ -72,8 +81,9 @@ class Descent:
         """The weighted squared error of the held-out tokens."""
         total = 0.0
         held = self.examples.held_out.nonzero().squeeze(1)
-        for inputs, targets, scale in self.examples.parts(held, JUDGE_TOKENS):
-            total += float(((targets - self.output(theta, inputs)) * scale).pow(2).sum().double())
+        for rows in torch.split(held, JUDGE_TOKENS):
+            missing = self.examples.wanted[rows] - self.output(theta, self.examples.inputs[rows])
+            total += float((missing * self.examples.scale[rows]).pow(2).sum().double())
         return total
 
     @torch.enable_grad()
@@ -88,12 +98,14 @@ class Descent:
         total = EPOCHS * math.ceil(len(fitted) / STEP_TOKENS)
         schedule = get_cosine_schedule_with_warmup(optimizer, int(total * WARMUP), total)
         # The loss is divided by the targets' own size, so that Adam's epsilon means the same in every layer.
-        size = float((self.examples.targets * self.examples.scale)[fitted].pow(2).sum(1).mean())
+        size = float((self.examples.own * self.examples.scale)[fitted].pow(2).sum(1).mean())
         order = torch.Generator().manual_seed(0)
         for _ in range(EPOCHS):
             shuffled = fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]
-            for inputs, targets, scale in self.examples.parts(shuffled, STEP_TOKENS):
-                missing = (targets - self.output(theta, inputs)) * scale
+            for inputs, own, scale in self.examples.parts(shuffled, STEP_TOKENS):
+                with torch.no_grad():
+                    target = own + self.output(self.correction, inputs)
+                missing = (target - self.output(theta, inputs)) * scale
                 optimizer.zero_grad()
                 (missing.pow(2).sum(1).mean() / max(size, TINY)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -102,7 +114,11 @@ class Descent:
 
 
 def descend(
-    start: Theta, act: Callable[[torch.Tensor], torch.Tensor], examples: Examples, replay: bool | None = None
+    start: Theta,
+    act: Callable[[torch.Tensor], torch.Tensor],
+    examples: Examples,
+    correction: Theta,
+    replay: bool | None = None,
 ) -> tuple[Theta, bool]:
     """Move all matrices of one FFN; returns them and whether they moved.
 
@@ -110,11 +126,12 @@ def descend(
         start: the input projections and last the output projection, float32.
         act: the activation function.
         examples: what enters and what should leave the FFN.
+        correction: matrices like ``start``; their output is added to the uncut FFN's own, and the sum is the target.
         replay: what a plan decided; without it the held-out tokens decide, and where there are none nothing moves.
     """
     if replay is False or (replay is None and not bool(examples.held_out.any())):
         return start, False
-    descent = Descent(act, examples)
+    descent = Descent(act, examples, correction)
     moved = descent.fit(start)
     if replay or descent.error(moved) < descent.error(start):
         return moved, True

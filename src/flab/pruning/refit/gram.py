@@ -33,10 +33,17 @@ BLOCK_ROWS = 512  # of a matrix at once, where a copy of all of it would be made
 class Gram:
     """Sums over tokens for one least-squares problem: features x features and targets x features, fit and held-out."""
 
-    def __init__(self, weight_DP: torch.Tensor, scaling: str = "feature") -> None:
-        """``scaling`` is "feature", or "mean" for a ridge relative to the mean over the features, as in older plans."""
+    def __init__(self, weight_DP: torch.Tensor, scaling: str = "feature", judged: int | None = None) -> None:
+        """Begin with no tokens.
+
+        Args:
+            weight_DP: the original weights, towards which the ridge pulls.
+            scaling: "feature", or "mean" for a ridge relative to the mean over the features, as in older plans.
+            judged: how many of the targets choose the ridge and the columns, from the first on; all by default.
+        """
         targets, features = weight_DP.shape
         self.scaling = scaling
+        self.judged = slice(judged)
         zeros = {"dtype": torch.float64, "device": weight_DP.device}
         self.weight = weight_DP  # in any precision: made float64 where it is used
         self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
@@ -81,10 +88,10 @@ class Gram:
 
             def held_out_error(ridge: float) -> float:
                 try:
-                    weights = _ridge(fit, fit_cross, prior, ridge, work_quick)
+                    weights = _ridge(fit, fit_cross[self.judged], prior[self.judged], ridge, work_quick)
                 except LinAlgError:
                     return math.inf
-                return _squared_error(weights, held, held_cross)
+                return _squared_error(weights, held, held_cross[self.judged])
 
             grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
             ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else FIRST_RIDGE)
@@ -112,8 +119,8 @@ class Gram:
         inverse.diagonal().add_(shift)
         torch.cholesky_inverse(torch.linalg.cholesky(inverse, out=inverse), out=inverse)
         inverse = inverse.T  # symmetric: the same by rows
-        right = (self.cross[0] + self.cross[1]).div_(scale)
-        weights = right.add_(shift * (self.weight.double() * scale)) @ inverse
+        right = (self.cross[0][self.judged] + self.cross[1][self.judged]).div_(scale)
+        weights = right.add_(shift * (self.weight[self.judged].double() * scale)) @ inverse
         del right
         alive = torch.arange(len(inverse), device=inverse.device)
         kept_anyway = torch.tensor(list(forced), device=alive.device, dtype=alive.dtype)

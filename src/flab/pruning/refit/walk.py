@@ -78,6 +78,8 @@ class Walk:
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
         self.clean = True  # both streams are still one
+        # (D, P): the part of the last FFN's new weights that makes up for what was cut before it; for the descent refit
+        self.correction: torch.Tensor | None = None
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[NewLayer]:
@@ -183,6 +185,8 @@ class Walk:
     def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
         """Statistics of the FFN's output projection, where anything needs them."""
         old = with_bias(self._ffn(index))
+        targets = old.shape[0]
+        both = self.cut.kind == "descent"
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
@@ -190,7 +194,8 @@ class Walk:
         )
         if self.cut.kind == "none" and decided:
             return None
-        gram = Gram(old, self.cut.scaling)
+        # The descent refit needs the solution for the layer's own output as well: the same sums, twice the targets.
+        gram = Gram(torch.cat([old, old]) if both else old, self.cut.scaling, targets)
         typical = self._typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             entering = mid[n] if original_mid is None else original_mid[n]
@@ -201,6 +206,9 @@ class Walk:
                 del features
                 if original_mid is None:
                     target = self.original[n].to(rows.device)[rows] - hidden
+                    if both:
+                        own = nn.functional.linear(features_NP, old.to(features_NP.dtype))
+                        target = torch.cat([target, own], dim=1)
                 else:
                     target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
                 gram.add(features_NP.float().mul_(weight), target * weight, held_out)
@@ -223,7 +231,10 @@ class Walk:
         columns = [*neurons, *range(width, old.shape[1])]
         if gram is None or self.cut.kind == "none":
             return old[:, columns].double(), 0.0
-        return gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
+        solved, ridge = gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
+        weights = solved[: len(old)]
+        self.correction = weights - solved[len(old) :] if len(solved) > len(old) else None
+        return weights, ridge
 
     def _newton(
         self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
@@ -244,12 +255,15 @@ class Walk:
         layer, family = self.runner.layers[index], self.runner.family
         start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
         replay = self.cut.descended[place] if self.cut.descended else None
-        moved, taken = descend(start, activation_of(layer, family), self._examples(index, mid), replay)
+        assert self.correction is not None
+        correction = [*start[:-1], self.correction.float()]
+        moved, taken = descend(start, activation_of(layer, family), self._examples(index, mid), correction, replay)
         return (moved[:-1], moved[-1].double(), True) if taken else (None, weights, False)
 
     def _examples(self, index: int, mid: list[torch.Tensor]) -> Examples:
         """What enters and what should leave the FFN of this layer, for all real tokens that are fitted or held out."""
         norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
+        old = with_bias(self._ffn(index))
         found: list[tuple[torch.Tensor, ...]] = []
         typical = self._typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
@@ -259,7 +273,13 @@ class Walk:
             wanted = self.original[n].to(device)[valid]
             scale = batch.weight.to(device)[valid].sqrt()[:, None] * self._damped(wanted, typical)
             inputs = norm(entering).to(product_dtype(scale))
-            found.append((inputs, (wanted - entering).float(), scale, batch.held_out.to(device)[valid]))
+            own = torch.cat(
+                [
+                    nn.functional.linear(extended(self.runner.ffn_features(index, some), old.shape[1]), old)
+                    for some in by_rows(entering, old.shape[1])
+                ]
+            ).float()
+            found.append((inputs, own, (wanted - entering).float(), scale, batch.held_out.to(device)[valid]))
         return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _typical(self, streams: Sequence[torch.Tensor]) -> float:
