@@ -11,6 +11,7 @@ from flab.cli.early import check_model
 from flab.cli.options import Device, Dtype, Json, Overwrite, Trust, emit, planning_options
 from flab.errors import FlabError
 from flab.files import as_path, check_result
+from flab.footprint.grid import carbon_intensity
 from flab.footprint.settings import Measuring
 from flab.models.options import Options
 
@@ -61,6 +62,8 @@ def measure(
         read = [model, *(one for one in given if one is not None)]
         check_result(as_path(output), overwrite, read)
     options = Options(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if grid is not None:
+        carbon_intensity(grid)
     for one in filter(None, (model, against)):
         check_model(one)
     from flab.cli.show_footprint import show_measure

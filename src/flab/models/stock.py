@@ -78,10 +78,18 @@ def copy_sidecars(source: Path, folder: Path, renumbered: bool) -> list[str]:
         elif file.is_file() and _travels(file, source, renumbered):
             shutil.copyfile(file, folder / file.name)
     if (source / "tokenizer_config.json").is_file():
-        config = rewrite_tokenizer_config(read_object(source / "tokenizer_config.json"))
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        _copy_tokenizer_config(source / "tokenizer_config.json", folder / "tokenizer_config.json")
     return warnings
+
+
+def _copy_tokenizer_config(source: Path, target: Path) -> None:
+    """Write the tokenizer's config for both versions of transformers; one that needs no change is copied byte for byte."""
+    config = read_object(source)
+    rewritten = rewrite_tokenizer_config(config)
+    if rewritten == config:
+        shutil.copyfile(source, target)
+    else:
+        target.write_text(json.dumps(rewritten, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _travels(file: Path, source: Path, renumbered: bool) -> bool:
