@@ -1,9 +1,12 @@
 """Tests in every form: a right program passes them, a wrong one fails, and what cannot fail is found out."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from flab.errors import SandboxError
 from flab.sandbox import Sandbox
+from flab.sandbox.rewrite import prepare
 
 RIGHT, WRONG = "def inc(x):\n    return x + 1\n", "def inc(x):\n    return x - 1\n"
 FORMS = {
@@ -121,3 +124,12 @@ def test_numpy_is_lent_where_the_tests_import_it(sandbox):
     assert sandbox.run(RIGHT, test, "inc").passed
     program = "import numpy\n" + RIGHT
     assert "No module named 'numpy'" in sandbox.run(program, FORMS["check"], "inc").detail
+
+
+def test_many_threads_may_prepare_tests_at_once():
+    """The verdicts of a file are made by several threads, and Python 3.11 cannot parse in two of them at once."""
+    line = "    assert candidate([[1, [2, [3]]], {n}]) == (({n}))\n"
+    sources = ["def check(candidate):\n" + line.format(n=n) * 200 for n in range(60)]
+    with ThreadPoolExecutor(8) as pool:
+        ready = list(pool.map(lambda source: prepare(source, "f"), sources))
+    assert [tests.problem for tests in ready] == [""] * 60

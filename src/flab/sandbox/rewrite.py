@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class Form:
     bound: tuple[str, ...] = ()  # names that a def, class or import binds at the top level, once
 
 
+# Python 3.11 counts the depth of all syntax trees in one place: two threads that parse at once can end in a SystemError.
+_PARSING = threading.Lock()
+
+
 @dataclass(frozen=True)
 class Tests:
     """Tests made ready: code or why there is none, their form, and what they import."""
@@ -76,9 +81,14 @@ class Tests:
     patched: tuple[str, ...] = ()  # attributes that the tests themselves set or patch
 
 
-@lru_cache(maxsize=4096)
 def prepare(source: str, entry_point: str) -> Tests:
     """Compile tests; where they are not Python, ``problem`` says why and there is no code."""
+    with _PARSING:
+        return _prepare(source, entry_point)
+
+
+@lru_cache(maxsize=4096)
+def _prepare(source: str, entry_point: str) -> Tests:
     try:
         tree = ast.parse(source)
         bound = bound_names(tree) | {entry_point}
