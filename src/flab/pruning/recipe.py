@@ -149,7 +149,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 _CHOICES = {
     "layer_criterion": LAYER_CRITERION_NAMES,
     "neuron_criterion": NEURON_CRITERION_NAMES,
-    "refit": ("auto", *REFITS),
+    "refit": (*REFITS, "auto"),
 }
 _LEAST = {
     "min_count": 1,
