@@ -303,8 +303,16 @@ WRONG = {
     "null for a number": ("prune", "{remove: null}", "remove: got None, expected a number."),
     "list for a number": ("prune", "{remove: [0.1]}", "remove: got [0.1], expected a number."),
     "true for a whole number": ("prune", "{tokens: yes}", "tokens: got True, expected a whole number or null."),
-    "fraction for a whole number": ("prune", "{tokens: 1000.5}", "tokens: got 1000.5, expected a whole number or null."),
-    "exponent for a whole number": ("prune", "{tokens: 1e6}", "tokens: got 1000000.0, expected a whole number or null."),
+    "fraction for a whole number": (
+        "prune",
+        "{tokens: 1000.5}",
+        "tokens: got 1000.5, expected a whole number or null.",
+    ),
+    "exponent for a whole number": (
+        "prune",
+        "{tokens: 1e6}",
+        "tokens: got 1000000.0, expected a whole number or null.",
+    ),
     "number for text": ("prune", "{refit: 3}", "refit: got 3, expected text."),
     "list for text": ("recover", "{method: [lora]}", "method: got ['lora'], expected text."),
     "yaml's no for text": ("data", "{instructions: bundled, untested: no}", "untested: got False, expected text."),

@@ -6,8 +6,7 @@ model wrote runs in this process. ``docs/sandbox.md`` is the promise: what is st
 It knows nothing of models, tasks or scores; it imports ``errors`` and ``progress`` only.
 """
 
-from flab.sandbox.packages import missing
-from flab.sandbox.rewrite import packages_needed
+from flab.sandbox.packages import missing, packages_needed
 from flab.sandbox.runner import CPU_SECONDS, OUTCOMES, Job, Outcome, Sandbox, Verdict, probe
 
 __all__ = ["CPU_SECONDS", "OUTCOMES", "Job", "Outcome", "Sandbox", "Verdict", "missing", "packages_needed", "probe"]

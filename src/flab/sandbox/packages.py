@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 INSIDE = "/packages"  # where the jail shows them
 REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)([^;]*)(;.*)?")
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Name every module that the source imports anywhere, in full."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "__import__":
+            found |= {one.value for one in node.args[:1] if isinstance(one, ast.Constant) and type(one.value) is str}
+    return found
+
+
+def packages_needed(source: str) -> list[str]:
+    """Name the packages outside the standard library that the source imports."""
+    try:
+        names = imported_modules(ast.parse(source))
+    except NOT_PYTHON:
+        return []
+    return sorted({name.partition(".")[0] for name in names} - set(sys.stdlib_module_names))
 
 
 @lru_cache(maxsize=1)

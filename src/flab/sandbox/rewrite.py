@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from flab.sandbox.packages import NOT_PYTHON, imported_modules, packages_needed
+
 MARK = "\0flab:"  # begins the constants that the harness replaces by helpers
 TEST_FILE = "<test>"
 COMPARE = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
@@ -48,7 +50,6 @@ OWN_BUSINESS = set("input print open exec eval compile globals locals vars dir s
 REAL = {name for name in vars(builtins) if not name.startswith("_")} - OWN_BUSINESS
 PLAYFUL = {"this", "antigravity", "test", "idlelib", "turtledemo"}  # importing these does something
 CATCHING = {"AssertionError", "Exception", "BaseException"}
-NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,6 @@ def _prepare(source: str, entry_point: str) -> Tests:
     return Tests(source, entry_point, code, "", form, modules, tuple(packages_needed(source)), patched)
 
 
-def imported_modules(tree: ast.AST) -> set[str]:
-    """Name every module that the source imports anywhere, in full."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "__import__":
-            found |= {one.value for one in node.args[:1] if isinstance(one, ast.Constant) and type(one.value) is str}
-    return found
-
-
 def borrowed_modules(tree: ast.AST) -> set[str]:
     """Name the standard modules whose attributes the source reads; those that it imports itself among them."""
     bases = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
@@ -130,15 +118,6 @@ def runners(tree: ast.AST) -> set[str]:
     is_async = any(isinstance(node, ast.AsyncFunctionDef) for node in ast.walk(tree))
     is_unittest = any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)) and "unittest" in ast.dump(tree)
     return ({"asyncio"} if is_async else set()) | ({"unittest"} if is_unittest else set())
-
-
-def packages_needed(source: str) -> list[str]:
-    """Name the packages outside the standard library that the source imports."""
-    try:
-        names = imported_modules(ast.parse(source))
-    except NOT_PYTHON:
-        return []
-    return sorted({name.partition(".")[0] for name in names} - set(sys.stdlib_module_names))
 
 
 def patched_names(tree: ast.AST) -> set[str]:
