@@ -45,9 +45,7 @@ class Examples:
 
     inputs: torch.Tensor  # (N, D)
     own: torch.Tensor  # (N, D), what the uncut FFN puts out, float32
-    wanted: (
-        torch.Tensor
-    )  # (N, D), what is missing from the original's stream, float32; the held-out tokens are judged by it
+    wanted: torch.Tensor  # (N, D), what is missing from the original's stream, float32; judges the held-out tokens
     scale: torch.Tensor  # (N, 1), root of the token's weight
     held_out: torch.Tensor  # (N,), kept from the fit
 
