@@ -20,8 +20,9 @@ Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -30,7 +31,7 @@ from transformers import get_cosine_schedule_with_warmup
 from flab.models.families import extended
 from flab.pruning.refit.curvature import Theta, product_dtype
 
-EPOCHS = 3
+EPOCHS = 2
 STEP_TOKENS = 1024  # what one step of Adam sees
 JUDGE_TOKENS = 4096  # at once, where no gradient is needed
 RATE = 0.01  # step of Adam relative to the root mean square of each matrix
@@ -39,20 +40,34 @@ BETAS = (0.9, 0.95)
 TINY = 1e-12
 
 
+class Example(NamedTuple):
+    """Some tokens of one layer, as they come: the fields of :class:`Examples`, held out or not as a whole."""
+
+    inputs: torch.Tensor
+    own: torch.Tensor
+    wanted: torch.Tensor
+    scale: torch.Tensor
+    held_out: bool
+
+
 @dataclass(frozen=True)
 class Examples:
     """All tokens of one layer: what enters the FFN (after its norm), what should leave it, and what each token weighs."""
 
     inputs: torch.Tensor  # (N, D)
-    own: torch.Tensor  # (N, D), what the uncut FFN puts out, float32
-    wanted: torch.Tensor  # (N, D), what is missing from the original's stream, float32; judges the held-out tokens
-    scale: torch.Tensor  # (N, 1), root of the token's weight
+    own: torch.Tensor  # (N, D), what the uncut FFN puts out
+    wanted: torch.Tensor  # (N, D), what is missing from the original's stream; judges the held-out tokens
+    scale: torch.Tensor  # (N, 1), root of the token's weight, float32
     held_out: torch.Tensor  # (N,), kept from the fit
 
-    def parts(self, which: torch.Tensor, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Inputs, own outputs and scales of these tokens, in this order, so many at a time."""
-        for rows in torch.split(which, tokens):
-            yield self.inputs[rows], self.own[rows], self.scale[rows]
+    @classmethod
+    def of(cls, parts: Sequence[Example]) -> Examples:
+        """Join what was collected batch by batch."""
+        inputs, own, wanted, scale, held_out = zip(*parts, strict=True)
+        flags = [
+            scale.new_full((len(scale),), held, dtype=torch.bool) for scale, held in zip(scale, held_out, strict=True)
+        ]
+        return cls(torch.cat(inputs), torch.cat(own), torch.cat(wanted), torch.cat(scale), torch.cat(flags))
 
 
 class Descent:
@@ -80,9 +95,29 @@ class Descent:
         total = 0.0
         held = self.examples.held_out.nonzero().squeeze(1)
         for rows in torch.split(held, JUDGE_TOKENS):
-            missing = self.examples.wanted[rows] - self.output(theta, self.examples.inputs[rows])
+            missing = self.examples.wanted[rows].float() - self.output(theta, self.examples.inputs[rows])
             total += float((missing * self.examples.scale[rows]).pow(2).sum().double())
         return total
+
+    @torch.no_grad()
+    def target(self) -> torch.Tensor:
+        """What the cut FFN should put out, (N, D) in float32: the uncut FFN's output and the correction for earlier cuts."""
+        target = self.examples.own.float()
+        if target is self.examples.own:
+            target = target.clone()
+        for some, inputs in zip(
+            torch.split(target, JUDGE_TOKENS), torch.split(self.examples.inputs, JUDGE_TOKENS), strict=True
+        ):
+            some += self.output(self.correction, inputs)
+        return target
+
+    def own_size(self, rows: torch.Tensor) -> float:
+        """The mean squared size of the uncut FFN's weighted output over these tokens."""
+        squares = [
+            (self.examples.own[some].float() * self.examples.scale[some]).pow(2).sum(1)
+            for some in torch.split(rows, JUDGE_TOKENS)
+        ]
+        return float(torch.cat(squares).mean())
 
     @torch.enable_grad()
     def fit(self, start: Theta) -> Theta:
@@ -91,19 +126,18 @@ class Descent:
         # Adam's steps have the size of the rate, so each matrix gets one in proportion to its own entries.
         sizes = [float(matrix.pow(2).mean().sqrt()) for matrix in start]
         groups = [{"params": [matrix], "lr": RATE * size} for matrix, size in zip(theta, sizes, strict=True)]
-        optimizer = torch.optim.Adam(groups, betas=BETAS)
+        optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
         fitted = (~self.examples.held_out).nonzero().squeeze(1)
         total = EPOCHS * math.ceil(len(fitted) / STEP_TOKENS)
         schedule = get_cosine_schedule_with_warmup(optimizer, int(total * WARMUP), total)
         # The loss is divided by the targets' own size, so that Adam's epsilon means the same in every layer.
-        size = float((self.examples.own * self.examples.scale)[fitted].pow(2).sum(1).mean())
+        size = self.own_size(fitted)
+        target = self.target()
         order = torch.Generator().manual_seed(0)
         for _ in range(EPOCHS):
             shuffled = fitted[torch.randperm(len(fitted), generator=order).to(fitted.device)]
-            for inputs, own, scale in self.examples.parts(shuffled, STEP_TOKENS):
-                with torch.no_grad():
-                    target = own + self.output(self.correction, inputs)
-                missing = (target - self.output(theta, inputs)) * scale
+            for rows in torch.split(shuffled, STEP_TOKENS):
+                missing = (target[rows] - self.output(theta, self.examples.inputs[rows])) * self.examples.scale[rows]
                 optimizer.zero_grad()
                 (missing.pow(2).sum(1).mean() / max(size, TINY)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -11,6 +11,7 @@ Legend: N tokens, D targets, P features (FFN neurons or attention outputs, one m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -50,13 +51,20 @@ class Gram:
         self.cross = [torch.zeros(targets, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
 
     def add(self, features_NP: torch.Tensor, targets_ND: torch.Tensor, held_out: bool) -> None:
-        """Add the tokens of one micro-batch."""
-        x, y = features_NP.float(), targets_ND.float()
+        """Add the tokens of one micro-batch.
+
+        Features in bfloat16 are multiplied in bfloat16, about twice as fast: a micro-batch's sums are then rounded to 1 part
+        in 512, each on its own, which the sum over many micro-batches averages out far below the smallest ridge.
+        """
+        x = features_NP if features_NP.dtype == torch.bfloat16 else features_NP.float()
+        y = targets_ND.to(x.dtype)
         for rows in _blocks(x.shape[1]):
             self.gram[held_out][rows, : rows.stop] += (x[:, rows].T @ x[:, : rows.stop]).double()
         self.cross[held_out] += (y.T @ x).double()
 
-    def solve(self, columns: Sequence[int], ridge: float | None) -> tuple[torch.Tensor, float]:
+    def solve(
+        self, columns: Sequence[int], ridge: float | None, likely: float | None = None
+    ) -> tuple[torch.Tensor, float]:
         """Ridge regression towards the original columns; the ridge by held-out tokens where it is not given.
 
         The sums are used up: nothing can be solved or added afterwards.
@@ -64,6 +72,7 @@ class Gram:
         Args:
             columns: the features that stay, ascending.
             ridge: relative to each feature's own mean square, or to the mean of all of them (``scaling``).
+            likely: the ridge of a problem like this one, where the search among many features begins.
 
         Returns:
             The weights (D, P') of these columns, and the ridge.
@@ -94,7 +103,8 @@ class Gram:
                 return _squared_error(weights, held, held_cross[self.judged])
 
             grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
-            ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else FIRST_RIDGE)
+            first = grid.index(likely) if likely in grid else FIRST_RIDGE
+            ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else min(first, len(grid) - 1))
         return _ridge_at_last(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
 
     def _scale(self, diagonal: torch.Tensor) -> torch.Tensor:
@@ -151,21 +161,17 @@ def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | 
 
     Args:
         grid: ascending values.
-        error: what to minimise.
+        error: what to minimise; called at most once for each value.
         start: a place in the grid, from which it goes downhill; ``None`` tries all values.
     """
+    error = functools.cache(error)
     if start is None:
-        errors = {value: error(value) for value in grid}
-        return min(errors, key=lambda value: (errors[value], -value))
+        return min(grid, key=lambda value: (error(value), -value))
     at = start
-    best = error(grid[at])
-    for step in (1, -1):
-        while 0 <= at + step < len(grid):
-            found = error(grid[at + step])
-            if found > best or (found == best and step < 0):
-                break
-            at += step
-            best = found
+    while at + 1 < len(grid) and error(grid[at + 1]) <= error(grid[at]):
+        at += 1
+    while at > 0 and error(grid[at - 1]) < error(grid[at]):
+        at -= 1
     return grid[at]
 
 

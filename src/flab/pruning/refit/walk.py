@@ -25,7 +25,7 @@ from flab.pruning.cuts.neurons import choose_neurons
 from flab.pruning.objective import kl_divergence
 from flab.pruning.plan import NEWTON_FIRST, RESIDUAL_FIRST
 from flab.pruning.refit.curvature import product_dtype
-from flab.pruning.refit.descent import Examples, descend
+from flab.pruning.refit.descent import Example, Examples, descend
 from flab.pruning.refit.gram import Gram
 from flab.pruning.refit.new_layer import NewLayer, replace_weights
 from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
@@ -58,6 +58,17 @@ class Cut:
     reconstruction_rates: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class FfnSolution:
+    """What the closed form found for one FFN."""
+
+    neurons: list[int]
+    weights: torch.Tensor  # (D, P), the output projection, float64
+    ridge: float
+    correction: torch.Tensor | None  # (D, P), the part of the weights that makes up for earlier cuts; for descent
+    examples: Examples | None  # for descent
+
+
 class Walk:
     """One pass over the kept layers: the original's stream beside the pruned one's.
 
@@ -78,8 +89,7 @@ class Walk:
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
         self.clean = True  # both streams are still one
-        # (D, P): the part of the last FFN's new weights that makes up for what was cut before it; for the descent refit
-        self.correction: torch.Tensor | None = None
+        self.likely_ridge: float | None = None  # of the last FFN: neighbours want much the same
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[NewLayer]:
@@ -122,14 +132,16 @@ class Walk:
         self.clean = False
         fitted_to_itself = original_mid if self.cut.kind == "simple" else None
         del original_mid
-        neurons, weights, ridge = self._ffn_refit(place, index, mid, fitted_to_itself)
+        solution = self._ffn_refit(place, index, mid, fitted_to_itself)
         trim()
+        neurons, weights, ridge = solution.neurons, solution.weights, solution.ridge
         inputs, steps = None, 0
         descended = False
         if self.cut.kind in NEWTON_FIRST:
             inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
         if self.cut.kind == "descent":
-            inputs, weights, descended = self._descent(place, index, mid, neurons, weights)
+            inputs, weights, descended = self._descent(place, index, solution)
+        del solution
         new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps, descended=descended)
         if self.cut.kind == "reconstruction":
             new = self._reconstructed(place, new)
@@ -162,9 +174,10 @@ class Walk:
             features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
             caught.append(features)
             if n < self.num_fit:
-                missing = original_mid[n] - self.pruned[n].to(features.device)
-                for held_out, rows, weight in self._parts(batch, original_mid[n], typical):
-                    gram.add(features[rows].float() * weight, missing[rows] * weight, held_out)
+                before = original_mid[n].to(features.device)
+                missing = before - self.pruned[n].to(features.device)
+                for held_out, rows, weight in self._parts(batch, before, typical):
+                    gram.add(features[rows] * weight.to(features.dtype), missing[rows] * weight, held_out)
         weights, ridge = gram.solve(
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
         )
@@ -174,29 +187,36 @@ class Walk:
 
     def _ffn_refit(
         self, place: int, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None
-    ) -> tuple[list[int], torch.Tensor, float]:
-        """The neurons that stay, the output projection's new weights, and the ridge."""
-        gram = self._ffn_gram(index, mid, original_mid)
+    ) -> FfnSolution:
+        """Choose the neurons that stay, and solve for the output projection's new weights."""
+        gram, examples = self._ffn_statistics(index, mid, original_mid)
         trim()
         neurons = self._choose(place, index, gram)
-        weights, ridge = self._ffn_weights(place, index, neurons, gram)
-        return neurons, weights, ridge
+        weights, ridge, correction = self._ffn_weights(place, index, neurons, gram)
+        return FfnSolution(neurons, weights, ridge, correction, examples)
 
-    def _ffn_gram(self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None) -> Gram | None:
-        """Statistics of the FFN's output projection, where anything needs them."""
+    def _ffn_statistics(
+        self, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None
+    ) -> tuple[Gram | None, Examples | None]:
+        """Sum up the statistics of the FFN's output projection, if anything needs them.
+
+        The descent refit gets the tokens themselves as well: what enters the FFN and what it puts out before it is cut.
+        """
         old = with_bias(self._ffn(index))
         targets = old.shape[0]
-        both = self.cut.kind == "descent"
+        descent = self.cut.kind == "descent"
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
             or self.cut.width == self._ffn(index).in_features
         )
         if self.cut.kind == "none" and decided:
-            return None
+            return None, None
         # The descent refit needs the solution for the layer's own output as well: the same sums, twice the targets.
-        gram = Gram(torch.cat([old, old]) if both else old, self.cut.scaling, targets)
+        gram = Gram(torch.cat([old, old]) if descent else old, self.cut.scaling, targets)
+        norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
         typical = self._typical(self.original)
+        examples: list[Example] = []
         for n, batch in enumerate(self.batches[: self.num_fit]):
             entering = mid[n] if original_mid is None else original_mid[n]
             for held_out, rows, weight in self._parts(batch, self.original[n].to(entering.device), typical):
@@ -206,14 +226,16 @@ class Walk:
                 del features
                 if original_mid is None:
                     target = self.original[n].to(rows.device)[rows] - hidden
-                    if both:
-                        own = nn.functional.linear(features_NP, old.to(features_NP.dtype))
-                        target = torch.cat([target, own], dim=1)
                 else:
                     target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
-                gram.add(features_NP.float().mul_(weight), target * weight, held_out)
+                if descent:
+                    inputs = norm(hidden).to(product_dtype(weight))
+                    own = nn.functional.linear(features_NP, old.to(features_NP.dtype))
+                    examples.append(Example(inputs, own, target.to(own.dtype), weight, held_out))
+                    target = torch.cat([target, own], dim=1)
+                gram.add(features_NP.mul_(weight.to(features_NP.dtype)), target * weight, held_out)
                 del features_NP, target
-        return gram
+        return gram, Examples.of(examples) if descent else None
 
     def _choose(self, place: int, index: int, gram: Gram | None) -> list[int]:
         if self.cut.neurons is not None:
@@ -226,15 +248,20 @@ class Walk:
         assert gram is not None
         return gram.eliminate(self.cut.width, forced=range(width, gram.weight.shape[1]))
 
-    def _ffn_weights(self, place: int, index: int, neurons: list[int], gram: Gram | None) -> tuple[torch.Tensor, float]:
+    def _ffn_weights(
+        self, place: int, index: int, neurons: list[int], gram: Gram | None
+    ) -> tuple[torch.Tensor, float, torch.Tensor | None]:
+        """Solve for the kept columns; returns the weights, the ridge, and the part that makes up for earlier cuts."""
         old, width = with_bias(self._ffn(index)), self._ffn(index).in_features
         columns = [*neurons, *range(width, old.shape[1])]
         if gram is None or self.cut.kind == "none":
-            return old[:, columns].double(), 0.0
-        solved, ridge = gram.solve(columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None)
+            return old[:, columns].double(), 0.0, None
+        solved, ridge = gram.solve(
+            columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None, self.likely_ridge
+        )
+        self.likely_ridge = ridge
         weights = solved[: len(old)]
-        self.correction = weights - solved[len(old) :] if len(solved) > len(old) else None
-        return weights, ridge
+        return weights, ridge, weights - solved[len(old) :] if len(solved) > len(old) else None
 
     def _newton(
         self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
@@ -249,38 +276,21 @@ class Walk:
         return moved[:-1], moved[-1].double(), taken
 
     def _descent(
-        self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
+        self, place: int, index: int, solution: FfnSolution
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor, bool]:
         """Move the kept neurons too; returns the input projections, the output projection and whether they moved."""
         layer, family = self.runner.layers[index], self.runner.family
-        start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
-        replay = self.cut.descended[place] if self.cut.descended else None
-        assert self.correction is not None
-        correction = [*start[:-1], self.correction.float()]
-        moved, taken = descend(start, activation_of(layer, family), self._examples(index, mid), correction, replay)
-        return (moved[:-1], moved[-1].double(), True) if taken else (None, weights, False)
-
-    def _examples(self, index: int, mid: list[torch.Tensor]) -> Examples:
-        """What enters and what should leave the FFN of this layer, for all real tokens that are fitted or held out."""
-        norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
-        old = with_bias(self._ffn(index))
-        found: list[tuple[torch.Tensor, ...]] = []
-        typical = self._typical(self.original)
-        for n, batch in enumerate(self.batches[: self.num_fit]):
-            device = mid[n].device
-            valid = batch.valid.to(device)
-            entering = mid[n][valid]
-            wanted = self.original[n].to(device)[valid]
-            scale = batch.weight.to(device)[valid].sqrt()[:, None] * self._damped(wanted, typical)
-            inputs = norm(entering).to(product_dtype(scale))
-            own = torch.cat(
-                [
-                    nn.functional.linear(extended(self.runner.ffn_features(index, some), old.shape[1]), old)
-                    for some in by_rows(entering, old.shape[1])
-                ]
-            ).float()
-            found.append((inputs, own, (wanted - entering).float(), scale, batch.held_out.to(device)[valid]))
-        return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        inputs = [matrix.float() for matrix in ffn_inputs(layer, family, solution.neurons)]
+        assert solution.examples is not None
+        assert solution.correction is not None
+        moved, taken = descend(
+            [*inputs, solution.weights.float()],
+            activation_of(layer, family),
+            solution.examples,
+            [*inputs, solution.correction.float()],
+            self.cut.descended[place] if self.cut.descended else None,
+        )
+        return (moved[:-1], moved[-1].double(), True) if taken else (None, solution.weights, False)
 
     def _typical(self, streams: Sequence[torch.Tensor]) -> float:
         """The median over the fitted tokens of the root mean square of their streams, one (B, T, D) for each batch."""
