@@ -91,6 +91,12 @@ class Search:
         """What the layer criterion saw."""
         return self.known.layer_path
 
+    @property
+    def winner_needs_scores(self) -> bool:
+        """Whether the winner's neurons are chosen by scores: elimination needs none, but wants as many tokens as neurons."""
+        enough = self.winner_tokens is None or self.winner_tokens >= self.shape.width
+        return self.recipe.neuron_criterion != "elimination" or not enough
+
     def score_neurons(self) -> None:
         """Scores by the recipe's criterion, or None where elimination chooses during the walk.
 
@@ -121,8 +127,6 @@ class Search:
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
         """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
-        by_statistics = self.recipe.neuron_criterion == "elimination" and not compared
-        enough = self.winner_tokens is None or self.winner_tokens >= self.shape.width
         refit = "residual" if compared and self.recipe.refit in ITERATIVE else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
@@ -131,7 +135,7 @@ class Search:
             split.width,
             "none" if nothing else refit,
             self.recipe.output_projection,
-            None if by_statistics and enough else self.scores,
+            self.scores if compared or self.winner_needs_scores else None,
         )
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
@@ -201,17 +205,20 @@ def _number(value: float) -> float | None:
 
 
 def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
-    """Measure the feasible splits from the deepest on, until so many in a row as patience has are worse than the best."""
-    search.score_neurons()
+    """Measure the feasible splits, deepest first, until as many in a row as the patience allows are worse than the best.
+
+    A split that has no rival is not measured: its KL is known when it is built as the winner.
+    """
     known = search.known
-    if search.shape.total >= PROBED_PARAMETERS and len(splits) > 1:
+    alone = lone_candidate(search, splits)
+    if alone is None or search.winner_needs_scores:
+        search.score_neurons()
+    if alone is None and search.shape.total >= PROBED_PARAMETERS and len(splits) > 1:
         splits = without_hopeless_depths(search, splits)
-    most = max(min(known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
-    by_layers = {split.layers: split for split in splits if split.layers <= most}
-    if search.recipe.drop_layers is not None:
-        return [search.candidate(_dropped_split(search, splits), search.recipe.drop_layers)]
-    if len(by_layers) == 1 and search.shape.layers in by_layers:
-        return [search.candidate(by_layers[search.shape.layers], ())]  # nothing to compare it with
+        alone = lone_candidate(search, splits)
+    if alone is not None:
+        return [alone]
+    by_layers = _by_layers(search, splits)
     candidates: list[Candidate] = []
     for removed in search.removals():
         split = by_layers.pop(search.shape.layers - len(removed), None)
@@ -256,6 +263,22 @@ def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candida
             return found
         best = better
         say(f"  without layers {', '.join(map(str, best.removed))} instead: KL {best.kl_search:.4f}")
+
+
+def _by_layers(search: Search, splits: Sequence[Split]) -> dict[int, Split]:
+    """The splits by their number of layers, without those deeper than a smaller budget of the same sweep ended at."""
+    most = max(min(search.known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
+    return {split.layers: split for split in splits if split.layers <= most}
+
+
+def lone_candidate(search: Search, splits: Sequence[Split]) -> Candidate | None:
+    """The only candidate if the user chose the layers to drop, or if only one split keeps all layers; else None."""
+    if search.recipe.drop_layers is not None:
+        return search.candidate(_dropped_split(search, splits), search.recipe.drop_layers)
+    by_layers = _by_layers(search, splits)
+    if len(by_layers) == 1 and search.shape.layers in by_layers:
+        return search.candidate(by_layers[search.shape.layers], ())
+    return None
 
 
 def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:

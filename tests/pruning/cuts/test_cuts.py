@@ -16,19 +16,21 @@ from flab import apply
 from flab.data.samples import Sample
 from flab.errors import CheckpointError
 from flab.models.checkpoint import load
-from flab.models.families import family_of, head_of, layers_of, linear
+from flab.models.families import family_of, head_of, layers_of, linear, shape_of
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
+from flab.pruning.budget import Pins, feasible_splits
 from flab.pruning.calibration import CalibrationSet, calibration_set, special_prefix, windows_of
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
 from flab.pruning.objective import kl_divergence
 from flab.pruning.pipeline import plan
 from flab.pruning.prepare import cutting_dtype, open_to_cut
-from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES
+from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Recipe
 from flab.pruning.refit.gram import MEAN_RIDGES, RIDGES, Gram, lowest
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.search import Search, search_splits
 from flab.pruning.surgeon import carve
 from support import pico
 
@@ -488,6 +490,36 @@ def test_the_search_leaves_the_model_alone(pico_folder, data):
     for _ in Walk(LayerRunner(model, family), Cut([0, 2, 4], 32), data.fit, data.compare):
         pass
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [({}, False), ({"drop_layers": (1,), "layers": None}, False), ({"neuron_criterion": "magnitude"}, True)],
+)
+def test_a_split_without_a_rival_is_scored_only_if_the_winner_needs_it(changes, needed, pico_folder, data):
+    model, family = fresh(pico_folder("llama"))
+    shape = shape_of(model, family)
+    recipe = Recipe(**{"remove": 0.1, "layers": 5, **changes})
+    splits = feasible_splits(shape, 0.1, shape.vocabulary, Pins(layers=recipe.layers or 4))
+    search = Search(model, family, shape, recipe, data, winner_tokens=shape.width)
+    assert len(search_splits(search, splits)) == 1
+    assert (search.scores is not None) == needed
+
+
+def test_with_fewer_tokens_than_neurons_a_split_without_a_rival_is_scored_by_activation(pico_folder, data):
+    model, family = fresh(pico_folder("llama"))
+    shape = shape_of(model, family)
+    splits = feasible_splits(shape, 0.1, shape.vocabulary, Pins(layers=5))
+    few = replace(
+        data, fit=[replace(data.fit[0], valid=data.fit[0].valid & (torch.arange(data.fit[0].ids.shape[1]) < 2))]
+    )
+    assert few.num_fit_tokens < shape.width
+    search = Search(model, family, shape, Recipe(remove=0.1), few, winner_tokens=few.num_fit_tokens)
+    search_splits(search, splits)
+    torch.testing.assert_close(
+        search.scores, FFN_CRITERIA["activation"](NeuronSearch(LayerRunner(model, family), few.fit))
+    )
+    assert "chosen by activation" in search.warnings[0]
 
 
 def test_the_refit_adds_no_bias(pico_folder, data):
