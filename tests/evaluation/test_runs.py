@@ -12,8 +12,8 @@ from flab.errors import DataError, OptionError
 from flab.evaluation.runs import Settings, robustness_of, run_tasks
 from flab.evaluation.score import Score
 from flab.evaluation.tasks import Problem, make_task
-from flab.models.engines.answers import Shard
 from flab.models.engines.protocol import FakeGenerator
+from flab.models.engines.store import Shard
 from support.runs import COT, IDENTITY, OUTPUT, KnownSandbox, code_task
 
 

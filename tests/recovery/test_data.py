@@ -20,8 +20,8 @@ from flab.evaluation.evaluate import Subject
 from flab.evaluation.prompts import sample_seed
 from flab.models.engines.protocol import FakeGenerator
 from flab.models.options import Options
-from flab.recovery.answers import TASK
 from flab.recovery.data import add_text, balance, deduplicate, make_data
+from flab.recovery.own_answers import TASK
 from flab.recovery.strategies import Making
 from flab.sandbox import Sandbox, Verdict
 from support import pico
@@ -108,7 +108,7 @@ def make(monkeypatch, tmp_path):
         subject = Subject(generator, render, IDENTITY | (identity or {}))
         monkeypatch.setattr("flab.recovery.data.open_subject", lambda model, options: subject)
         found = SimpleNamespace(detect=lambda allowed: sandbox or KnownSandbox())
-        monkeypatch.setattr("flab.recovery.answers.Sandbox", found)
+        monkeypatch.setattr("flab.recovery.own_answers.Sandbox", found)
         options = Options(overwrite=more.pop("overwrite", False))
         given = {name: more.pop(name) for name in ("against", "text", "limit", "shard") if name in more}
         files = [write_rows(tmp_path / "rows.jsonl", rows)] if isinstance(rows, list) else rows["files"]

@@ -34,8 +34,8 @@ from flab.files import (
     write_json,
 )
 from flab.models.checkpoint import fingerprint, open_model
-from flab.models.engines.answers import Shard
 from flab.models.engines.protocol import Generation, Generator
+from flab.models.engines.store import Shard
 from flab.models.engines.transformers import TransformersGenerator, chat_renderer
 from flab.models.engines.vllm import VllmGenerator
 from flab.models.folder import resolve, stored_dtype

@@ -20,7 +20,7 @@ from flab.models.engines.protocol import Generation, Request
 
 if TYPE_CHECKING:
     from flab.evaluation.tasks import Explanation, Kind, Prediction, Problem, TaskFile
-    from flab.models.engines.answers import Key
+    from flab.models.engines.store import Key
 
 Message = dict[str, str]
 Render = Callable[[Sequence[Message]], str]  # messages -> text that ends where the assistant's answer begins

@@ -29,8 +29,8 @@ from flab.evaluation.score import Score
 from flab.evaluation.soundness import require_sound
 from flab.evaluation.tasks import Kind, TaskFile
 from flab.files import write_json
-from flab.models.engines.answers import Key, Shard, Store, fill, fingerprint, stored
 from flab.models.engines.protocol import Decoding, Generation, Generator, Request, generate_all
+from flab.models.engines.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.sandbox import Sandbox
 from flab.version import __version__
 

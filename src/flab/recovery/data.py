@@ -19,10 +19,10 @@ from flab.data.samples import read_samples, sha256_of
 from flab.errors import DataError, OptionError
 from flab.evaluation.evaluate import open_subject, read_tasks, text_of
 from flab.files import check_file, check_place, write_json, write_text
-from flab.models.engines.answers import Shard
+from flab.models.engines.store import Shard
 from flab.models.options import Options
-from flab.recovery.answers import ask, outcomes, sandbox_to_verify, verdicts, verify_references
 from flab.recovery.instructions import Instruction, read_instructions
+from flab.recovery.own_answers import ask, outcomes, sandbox_to_verify, verdicts, verify_references
 from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
 from flab.sandbox import Sandbox

@@ -17,7 +17,7 @@ from typing import Any
 from flab.data.forms import alpaca, chat_of, is_chat, spoken
 from flab.data.rows import Row, read_rows
 from flab.errors import DataError, OptionError
-from flab.evaluation.answers import final_code
+from flab.evaluation.final_code import final_code
 from flab.evaluation.output import prediction_of, read_literal
 from flab.evaluation.prompts import (
     COMPLETION_STOP,

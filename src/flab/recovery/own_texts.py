@@ -17,8 +17,8 @@ from typing import Any
 
 from flab.errors import DataError
 from flab.evaluation.prompts import END_MARKS, Render, sample_seed
-from flab.models.engines.answers import Key, Shard, Store, fill, fingerprint, stored
 from flab.models.engines.protocol import Decoding, Generation, Generator, Request
+from flab.models.engines.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import Making
 

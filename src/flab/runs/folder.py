@@ -17,7 +17,7 @@ from flab.errors import OptionError
 from flab.files import read_json, write_json
 from flab.footprint.figures import Figure
 from flab.footprint.power import Energy, metered
-from flab.models.engines.answers import fingerprint
+from flab.models.engines.store import fingerprint
 from flab.models.memory import is_gpu, peak, reset_peak, resident_peak
 from flab.progress import say
 from flab.runs.recipe_file import RecipeFile

@@ -22,7 +22,7 @@ from flab.evaluation.tasks import parse_task_argument
 from flab.files import PathLike, as_path, check_place, read_json, write_json
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import free, same_precision
-from flab.models.engines.answers import fingerprint
+from flab.models.engines.store import fingerprint
 from flab.models.families import shape_of
 from flab.models.folder import resolve
 from flab.models.options import Options

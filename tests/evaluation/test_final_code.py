@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flab.evaluation.answers import final_code
+from flab.evaluation.final_code import final_code
 
 RIGHT = "def inc(x):\n    return x + 1\n"
 DRAFT = "def inc(x):\n    return x\n"

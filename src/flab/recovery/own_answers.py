@@ -14,8 +14,8 @@ from typing import Any
 from flab.evaluation.prompts import sample_seed
 from flab.evaluation.soundness import faults, refuse
 from flab.evaluation.tasks import Problem
-from flab.models.engines.answers import Key, Shard, Store, fill, fingerprint
 from flab.models.engines.protocol import Generation, Generator, Request
+from flab.models.engines.store import Key, Shard, Store, fill, fingerprint
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import GREEDY, Answer, Making
 from flab.sandbox import Sandbox

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flab.errors import DataError, OptionError
-from flab.models.engines.answers import Shard, Store, fill, fingerprint, stored
 from flab.models.engines.protocol import Decoding, FakeGenerator, Generation, Request
+from flab.models.engines.store import Shard, Store, fill, fingerprint, stored
 
 MADE = Generation("a\u2028b\n\ud800é\x00", 3, "stop")
 ROOT = Path(__file__).parents[3]
@@ -357,9 +357,9 @@ RUN = """
 import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "tests/models/engines"]
-import test_answers
+import test_store
 print("go", flush=True)
-getattr(test_answers, sys.argv[1])(Path(sys.argv[2]))
+getattr(test_store, sys.argv[1])(Path(sys.argv[2]))
 """
 
 
