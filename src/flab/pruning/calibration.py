@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from tokenizers import Tokenizer
@@ -116,10 +116,19 @@ def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weig
     return CalibrationSet(fitted, compared, samples)
 
 
-def first_batches(data: CalibrationSet, tokens: int) -> CalibrationSet:
-    """About so many of the tokens to fit on, from batches of all lengths, and nothing to compare on."""
+def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
+    """About so many of the tokens to fit on, by whole rows of all lengths, and nothing to compare on."""
     stride = max(1, data.num_fit_tokens // tokens)
-    return CalibrationSet(data.fit[stride // 2 :: stride] or data.fit[:1], [], [])
+    rows = sum(len(batch.ids) for batch in data.fit)
+    chosen = torch.arange(min(stride, rows) // 2, rows, stride)
+    parts = []
+    start = 0
+    for batch in data.fit:
+        here = chosen[(chosen >= start) & (chosen < start + len(batch.ids))] - start
+        start += len(batch.ids)
+        if len(here):
+            parts.append(Batch(*(getattr(batch, field.name)[here] for field in fields(Batch))))
+    return CalibrationSet(parts, [], [])
 
 
 def _batches(windows: list[Window], batch_tokens: int, prompt_weight: float) -> list[Batch]:

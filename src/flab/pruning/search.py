@@ -18,7 +18,7 @@ from flab.models.layers import LayerRunner
 from flab.models.shape import Shape
 from flab.progress import say, track
 from flab.pruning.budget import Split
-from flab.pruning.calibration import CalibrationSet, first_batches
+from flab.pruning.calibration import CalibrationSet, thinned
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
 from flab.pruning.plan import ITERATIVE
@@ -176,7 +176,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
         or search.recipe.layer_criterion != "kl"
     ):
         return splits
-    few = first_batches(search.data, PROBE_TOKENS)
+    few = thinned(search.data, PROBE_TOKENS)
     runner = LayerRunner(search.model, search.family)
     cut = replace(search.cut_for(deepest, (), compared=True), kind="none", scores=search.scores)
     if cut.scores is None:
