@@ -15,12 +15,9 @@ from typing import Any
 from flab.errors import PlanError
 from flab.files import read_regular, write_text
 from flab.models.options import STORED_DTYPES
+from flab.pruning.refit.steps import REFITS
 
 FORMAT = 1
-REFITS = ("reconstruction", "newton", "descent", "residual", "simple", "none")
-NEWTON_FIRST = REFITS[:2]  # those that begin with the Newton refit
-ITERATIVE = REFITS[:3]  # those that move the neurons too, and need held-out tokens for it
-RESIDUAL_FIRST = REFITS[:4]  # those that begin with the residual refit
 SCALINGS = ("feature", "mean")
 NUMBER: tuple[type, ...] = (int, float)
 FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the model and of the calibration

@@ -25,7 +25,7 @@ from flab.pruning.budget import Pins, Split, feasible_splits
 from flab.pruning.calibration import HELD_OUT_EVERY, CalibrationSet
 from flab.pruning.finalists import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
 from flab.pruning.material import Material, prepare_material
-from flab.pruning.plan import ITERATIVE, Kept, Plan, Refit
+from flab.pruning.plan import Kept, Plan, Refit
 from flab.pruning.prepare import (
     Texts,
     announce,
@@ -38,6 +38,7 @@ from flab.pruning.prepare import (
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.gram import RIDGES
 from flab.pruning.refit.new_layer import NewLayer
+from flab.pruning.refit.steps import REFITS
 from flab.pruning.refit.streams import Streams
 from flab.pruning.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
 from flab.pruning.surgeon import carve
@@ -199,7 +200,7 @@ def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
             f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
             "many; raise --tokens or give more text."
         )
-    if recipe.refit in ITERATIVE and not data.has_held_out:
+    if REFITS[recipe.refit].iterative and not data.has_held_out:
         found.append(
             f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: --refit {recipe.refit} "
             "does no more than --refit residual; give more text."

@@ -13,7 +13,7 @@ from typing import Any
 from flab.errors import OptionError
 from flab.files import as_path
 from flab.pruning.budget import Pins
-from flab.pruning.plan import REFITS
+from flab.pruning.refit.steps import REFITS
 
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
 TOKENS = 65_536

@@ -21,8 +21,8 @@ from flab.pruning.budget import Split
 from flab.pruning.calibration import CalibrationSet, thinned
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
-from flab.pruning.plan import ITERATIVE
 from flab.pruning.recipe import Recipe
+from flab.pruning.refit.steps import REFITS
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Cut, Walk
 
@@ -127,7 +127,7 @@ class Search:
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
         """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
-        refit = "residual" if compared and self.recipe.refit in ITERATIVE else self.recipe.refit
+        refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
         return Cut(

@@ -58,6 +58,7 @@ class Gram:
         """
         x = features_NP if features_NP.dtype == torch.bfloat16 else features_NP.float()
         y = targets_ND.to(x.dtype)
+        # Only the lower triangle, block of rows by block of rows: half of the products, and no second P x P matrix.
         for rows in _blocks(x.shape[1]):
             self.gram[held_out][rows, : rows.stop] += (x[:, rows].T @ x[:, : rows.stop]).double()
         self.cross[held_out] += (y.T @ x).double()
@@ -81,9 +82,11 @@ class Gram:
             CheckpointError: the statistics are not finite.
         """
         index = torch.tensor(list(columns), device=self.weight.device)
+        # Removed columns leave the problem for good, so their rows and columns of the Gram matrices go first.
         fit, held = (_taken(gram.tril_(), index) for gram in self.gram)
         fit_cross, held_cross = (cross[:, index] for cross in self.cross)
-        # In units of each feature: x_j / d_j with weights W_j d_j.
+        # Equilibrate: the features become x_j / d_j and their weights W_j d_j, so the diagonal is 1 for every feature and
+        # the smallest of them is not lost in rounding beside one that is 10,000 times larger.
         scale = self._scale(fit.diagonal() + held.diagonal())
         for gram in (fit, held):
             _divide(gram, scale)
@@ -95,6 +98,8 @@ class Gram:
             quick = torch.float32 if len(index) > FAST_FEATURES else torch.float64
             work_quick = work if quick == work.dtype else _column_major(fit.new_empty(0, dtype=quick), len(index))
 
+            # The error of held-out tokens decides how far the weights may leave their old values. It needs no second pass:
+            # ||Y - W X||^2 = const - 2 <W, Y X^T> + <W X X^T, W>, all of it sums that are there.
             def held_out_error(ridge: float) -> float:
                 try:
                     weights = _ridge(fit, fit_cross[self.judged], prior[self.judged], ridge, work_quick)
@@ -105,6 +110,7 @@ class Gram:
             grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
             first = grid.index(likely) if likely in grid else FIRST_RIDGE
             ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else min(first, len(grid) - 1))
+        # The ridge is known now, so the held-out tokens are worth more in the fit.
         return _ridge_at_last(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
 
     def _scale(self, diagonal: torch.Tensor) -> torch.Tensor:
@@ -122,6 +128,8 @@ class Gram:
 
         In each of about 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
         """
+        # H = X X^T + shift, equilibrated; its inverse prices every column: without column j, and all others adjusted to make
+        # up for it, the squared error grows by ||W_j||^2 / (H^-1)_jj.
         inverse = torch.add(*self.gram, out=_column_major(self.gram[0]))
         scale = self._scale(inverse.diagonal())
         _divide(inverse, scale)
@@ -142,6 +150,8 @@ class Gram:
                 continue
             scores = weights.pow(2).sum(0) / inverse.diagonal()
             scores[torch.isin(alive, kept_anyway)] = float("inf")
+            # The cheapest columns go together. What they carried is spread over the rest (a Schur complement), exactly as if
+            # the problem had been solved anew without them, so the next round's prices are right again.
             order = torch.argsort(scores, stable=True)
             gone, stay = order[:count], order[count:].sort().values
             rows = inverse[gone]
@@ -210,6 +220,7 @@ def _ridge(
 
     It is solved in the precision of ``work``.
     """
+    # W (G + shift I) = Y X^T + shift W_prior, by a Cholesky factor and two triangular solves.
     shift = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     work.copy_(gram).diagonal().add_(shift)
     factor = torch.linalg.cholesky(work, out=work)
@@ -235,6 +246,7 @@ def _ridge_at_last(
 
 def _squared_error(weights: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor) -> float:
     """sum ||y - W x||^2 less the constant sum ||y||^2; of the Gram matrix the lower triangle is there, the rest is zero."""
+    # <W G, W> from one triangle: twice the triangle's part, less the diagonal that it counts twice.
     square = torch.zeros((), dtype=torch.float64, device=gram.device)
     for rows in _blocks(len(gram)):
         part = weights @ gram[:, rows].to(weights.dtype)

@@ -23,13 +23,13 @@ from flab.models.layers import Batch, LayerRunner, by_rows
 from flab.models.memory import trim
 from flab.pruning.cuts.neurons import choose_neurons
 from flab.pruning.objective import kl_divergence
-from flab.pruning.plan import NEWTON_FIRST, RESIDUAL_FIRST
 from flab.pruning.refit.curvature import product_dtype
 from flab.pruning.refit.descent import Example, Examples, descend
 from flab.pruning.refit.gram import Gram
 from flab.pruning.refit.new_layer import NewLayer, replace_weights
 from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
 from flab.pruning.refit.reconstruction import Rows, reconstruct
+from flab.pruning.refit.steps import REFITS
 from flab.pruning.refit.streams import Streams
 
 OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
@@ -84,8 +84,12 @@ class Walk:
         compare: Sequence[Batch],
         streams: Streams | None = None,
     ) -> None:
-        self.runner, self.cut, self.streams = runner, cut, streams or Streams(0)
-        self.batches, self.num_fit = [*fit, *compare], len(fit)
+        self.runner = runner
+        self.cut = cut
+        self.steps = REFITS[cut.kind]
+        self.streams = streams or Streams(0)
+        self.batches = [*fit, *compare]
+        self.num_fit = len(fit)
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
         self.clean = True  # both streams are still one
@@ -130,23 +134,19 @@ class Walk:
             everything = list(range(self.cut.width))
             return NewLayer(index, everything, with_bias(self._ffn(index)).double(), attention, 0.0, attention_ridge)
         self.clean = False
-        fitted_to_itself = original_mid if self.cut.kind == "simple" else None
+        fitted_to_itself = original_mid if self.steps.target == "own" else None
         del original_mid
         solution = self._ffn_refit(place, index, mid, fitted_to_itself)
         trim()
-        neurons, weights, ridge = solution.neurons, solution.weights, solution.ridge
-        inputs, steps = None, 0
-        descended = False
-        if self.cut.kind in NEWTON_FIRST:
-            inputs, weights, steps = self._newton(place, index, mid, neurons, weights)
-        if self.cut.kind == "descent":
-            inputs, weights, descended = self._descent(place, index, solution)
+        new = NewLayer(index, solution.neurons, solution.weights, attention, solution.ridge, attention_ridge)
+        if self.steps.ffn is not None:
+            move = {"newton": self._newton, "descent": self._descent}[self.steps.ffn]
+            new = move(place, new, mid, solution)
         del solution
-        new = NewLayer(index, neurons, weights, attention, ridge, attention_ridge, inputs, steps, descended=descended)
-        if self.cut.kind == "reconstruction":
+        if self.steps.layer:
             new = self._reconstructed(place, new)
         if new.state is None:
-            self._advance_pruned(index, mid, neurons, weights, inputs)
+            self._advance_pruned(new, mid)
         return new
 
     def _ffn(self, index: int) -> nn.Linear:
@@ -164,12 +164,15 @@ class Walk:
         """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
         if self.clean:
             return None, original_mid, 0.0
-        if not self.cut.output_projection or self.cut.kind not in RESIDUAL_FIRST:
+        if not self.cut.output_projection or not self.steps.attention:
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        old, caught = with_bias(projection), []
+        old = with_bias(projection)
+        caught = []
         gram = Gram(old, self.cut.scaling)
         typical = self._typical(original_mid)
+        # Regress what is missing from the original's stream before the FFN on what enters the output projection. The target
+        # holds the error of all earlier cuts, so the attention makes up for part of it.
         for n, batch in enumerate(self.batches):
             features = extended(self.runner.attention_features(index, self.pruned[n]), old.shape[1])
             caught.append(features)
@@ -204,14 +207,16 @@ class Walk:
         """
         old = with_bias(self._ffn(index))
         targets = old.shape[0]
-        descent = self.cut.kind == "descent"
+        descent = self.steps.ffn == "descent"
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
             or self.cut.width == self._ffn(index).in_features
         )
-        if self.cut.kind == "none" and decided:
+        if self.steps.target is None and decided:
             return None, None
+        # The target of a token is what the original's stream has where the next kept layer reads it and the pruned stream
+        # lacks before this FFN. So it holds the removed neurons' work, that of removed layers, and the error so far.
         # The descent refit needs the solution for the layer's own output as well: the same sums, twice the targets.
         gram = Gram(torch.cat([old, old]) if descent else old, self.cut.scaling, targets)
         norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
@@ -252,9 +257,10 @@ class Walk:
         self, place: int, index: int, neurons: list[int], gram: Gram | None
     ) -> tuple[torch.Tensor, float, torch.Tensor | None]:
         """Solve for the kept columns; returns the weights, the ridge, and the part that makes up for earlier cuts."""
-        old, width = with_bias(self._ffn(index)), self._ffn(index).in_features
+        old = with_bias(self._ffn(index))
+        width = self._ffn(index).in_features
         columns = [*neurons, *range(width, old.shape[1])]
-        if gram is None or self.cut.kind == "none":
+        if gram is None or self.steps.target is None:
             return old[:, columns].double(), 0.0, None
         solved, ridge = gram.solve(
             columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None, self.likely_ridge
@@ -263,24 +269,23 @@ class Walk:
         weights = solved[: len(old)]
         return weights, ridge, weights - solved[len(old) :] if len(solved) > len(old) else None
 
-    def _newton(
-        self, place: int, index: int, mid: list[torch.Tensor], neurons: list[int], weights: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor, int]:
-        """Move the kept neurons too; returns the input projections, the output projection and the steps taken."""
-        layer, family = self.runner.layers[index], self.runner.family
-        start = [m.float() for m in (*ffn_inputs(layer, family, neurons), weights)]
+    def _newton(self, place: int, new: NewLayer, mid: list[torch.Tensor], solution: FfnSolution) -> NewLayer:
+        """Move the FFN's kept neurons by Gauss-Newton steps, as many as held-out tokens allow."""
+        layer = self.runner.layers[new.index]
+        family = self.runner.family
+        start = [m.float() for m in (*ffn_inputs(layer, family, new.neurons), solution.weights)]
         act = activation_of(layer, family)
-        fit, held = (FfnProblem(act, self._tokens(index, mid, held_out, len(neurons))) for held_out in (False, True))
-        steps = self.cut.newton_steps[place] if self.cut.newton_steps else None
-        moved, taken = newton_refit(start, fit, held, steps)
-        return moved[:-1], moved[-1].double(), taken
+        fit, held = (
+            FfnProblem(act, self._tokens(new.index, mid, held_out, len(new.neurons))) for held_out in (False, True)
+        )
+        moved, taken = newton_refit(start, fit, held, self.cut.newton_steps[place] if self.cut.newton_steps else None)
+        return replace(new, ffn_in=moved[:-1], ffn_out=moved[-1].double(), newton_steps=taken)
 
-    def _descent(
-        self, place: int, index: int, solution: FfnSolution
-    ) -> tuple[list[torch.Tensor] | None, torch.Tensor, bool]:
-        """Move the kept neurons too; returns the input projections, the output projection and whether they moved."""
-        layer, family = self.runner.layers[index], self.runner.family
-        inputs = [matrix.float() for matrix in ffn_inputs(layer, family, solution.neurons)]
+    def _descent(self, place: int, new: NewLayer, mid: list[torch.Tensor], solution: FfnSolution) -> NewLayer:
+        """Move the FFN's kept neurons by mini-batches, if held-out tokens agree."""
+        layer = self.runner.layers[new.index]
+        family = self.runner.family
+        inputs = [matrix.float() for matrix in ffn_inputs(layer, family, new.neurons)]
         assert solution.examples is not None
         assert solution.correction is not None
         moved, taken = descend(
@@ -290,7 +295,7 @@ class Walk:
             [*inputs, solution.correction.float()],
             self.cut.descended[place] if self.cut.descended else None,
         )
-        return (moved[:-1], moved[-1].double(), True) if taken else (None, solution.weights, False)
+        return replace(new, ffn_in=moved[:-1], ffn_out=moved[-1].double(), descended=True) if taken else new
 
     def _typical(self, streams: Sequence[torch.Tensor]) -> float:
         """The median over the fitted tokens of the root mean square of their streams, one (B, T, D) for each batch."""
@@ -361,20 +366,14 @@ class Walk:
                     found += [Tokens(*some) for some in zip(*(by_rows(x, width) for x in tokens_of), strict=True)]
         return found
 
-    def _advance_pruned(
-        self,
-        index: int,
-        mid: list[torch.Tensor],
-        neurons: list[int],
-        weights: torch.Tensor,
-        inputs: list[torch.Tensor] | None,
-    ) -> None:
-        dtype = self._ffn(index).weight.dtype
-        new = weights.to(dtype)
-        made = inputs or ffn_inputs(self.runner.layers[index], self.runner.family, neurons)
-        made = [m.to(dtype) for m in made]
+    def _advance_pruned(self, new: NewLayer, mid: list[torch.Tensor]) -> None:
+        """Take the pruned stream past the new FFN."""
+        layer = self.runner.layers[new.index]
+        dtype = self._ffn(new.index).weight.dtype
+        out = new.ffn_out.to(dtype)
+        into = [m.to(dtype) for m in new.ffn_in or ffn_inputs(layer, self.runner.family, new.neurons)]
         for n, hidden in enumerate(mid):
-            self.pruned[n] = self.runner.after_ffn(index, hidden, made, new)
+            self.pruned[n] = self.runner.after_ffn(new.index, hidden, into, out)
 
     @torch.no_grad()
     def divergence(self, head: nn.Linear) -> tuple[float, float]:
@@ -385,7 +384,8 @@ class Walk:
             reference, hidden = (self.runner.finish(stream[n])[valid] for stream in (self.original, self.pruned))
             kls.append(kl_divergence(head, reference, hidden).double().cpu())
             answers.append(self.batches[n].answer[valid])
-        kl, answer = torch.cat(kls), torch.cat(answers)
+        kl = torch.cat(kls)
+        answer = torch.cat(answers)
         return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
 
 
