@@ -60,6 +60,7 @@ HOUSE: dict[str, set[str]] = {
     "footprint": HEAVY,
     "pruning.objective": HEAVY,
     "pruning.budget": LIGHT,
+    "pruning.refits": LIGHT,
     "pruning.plan": LIGHT,
     "pruning.recipe": LIGHT,
     "pruning.calibration": HEAVY,

@@ -16,7 +16,9 @@ def test_thinning_keeps_whole_rows_of_all_lengths(wanted, least, most):
     tokens = sum(batch.num_tokens for batch in few.fit)
     assert least <= tokens <= most
     assert not few.compare
-    whole = {tuple(row[valid].tolist()) for batch in data.fit for row, valid in zip(batch.ids, batch.valid, strict=True)}
+    whole = {
+        tuple(row[valid].tolist()) for batch in data.fit for row, valid in zip(batch.ids, batch.valid, strict=True)
+    }
     for batch in few.fit:
         assert batch.ids.shape == batch.valid.shape == batch.answer.shape == batch.weight.shape
         for row, valid in zip(batch.ids, batch.valid, strict=True):

@@ -33,7 +33,7 @@ NeuronCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(NEURON_C
 RefitKind = Annotated[
     str,
     typer.Option(
-        help="auto (descent from 100 M parameters on, else newton), reconstruction, descent, newton, residual, simple or none."
+        help="auto, reconstruction, descent, newton, residual, simple or none; auto is newton below 100 M parameters."
     ),
 ]
 OutputProjection = Annotated[bool, typer.Option(help="Refit the attention's output projection too.")]

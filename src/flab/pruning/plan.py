@@ -15,7 +15,7 @@ from typing import Any
 from flab.errors import PlanError
 from flab.files import read_regular, write_text
 from flab.models.options import STORED_DTYPES
-from flab.pruning.refit.steps import REFITS
+from flab.pruning.refits import REFITS
 
 FORMAT = 1
 SCALINGS = ("feature", "mean")

@@ -38,8 +38,8 @@ from flab.pruning.prepare import (
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.gram import RIDGES
 from flab.pruning.refit.new_layer import NewLayer
-from flab.pruning.refit.steps import REFITS
 from flab.pruning.refit.streams import Streams
+from flab.pruning.refits import REFITS
 from flab.pruning.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
 from flab.pruning.surgeon import carve
 from flab.pruning.vocabulary import Counts, plan_vocabulary

@@ -13,12 +13,13 @@ from typing import Any
 from flab.errors import OptionError
 from flab.files import as_path
 from flab.pruning.budget import Pins
-from flab.pruning.refit.steps import REFITS
+from flab.pruning.refits import REFITS
 
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
 TOKENS = 65_536
 TOKENS_PER_NEURON = 7  # with fewer the closed form fits noise: at 8 per neuron it loses half of what 45 give
 DESCENT_PARAMETERS = 100_000_000  # from this on a Gauss-Newton step costs more than many passes of mini-batches
+DESCENT_TOKENS_PER_NEURON = 20  # with fewer, mini-batches add nothing to the closed form
 NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "magnitude", "random", "first")
 
 
@@ -38,7 +39,8 @@ class Recipe:
             :data:`TOKENS_PER_NEURON` times the FFN width, whichever is more.
         search_tokens, finalist_tokens: calibration tokens of the search before.
         refit: how what stays is corrected, from cheap to dear: none, simple, residual, descent, newton, reconstruction (which
-            wants many tokens). "auto" is descent from :data:`DESCENT_PARAMETERS` on and newton below.
+            wants many tokens). "auto" is newton below :data:`DESCENT_PARAMETERS`; above, descent where
+            there are :data:`DESCENT_TOKENS_PER_NEURON` tokens or more for each neuron of a layer, else residual.
         finalists: candidates rebuilt on more tokens and decided by task success, or by KL without tests.
     """
 
@@ -114,7 +116,9 @@ class Recipe:
         tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * width)
         refit = self.refit
         if refit == "auto":
-            refit = "descent" if parameters >= DESCENT_PARAMETERS else "newton"
+            refit = "newton"
+            if parameters >= DESCENT_PARAMETERS:
+                refit = "descent" if tokens >= DESCENT_TOKENS_PER_NEURON * width else "residual"
         return replace(self, tokens=tokens, refit=refit)
 
     @property

@@ -22,9 +22,9 @@ from flab.pruning.calibration import CalibrationSet, thinned
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.steps import REFITS
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refits import REFITS
 
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
 DEEP_KL = 0.05  # nats per token: by then answers change

@@ -31,7 +31,7 @@ from transformers import get_cosine_schedule_with_warmup
 from flab.models.families import extended
 from flab.pruning.refit.curvature import Theta, product_dtype
 
-EPOCHS = 1
+EPOCHS = 2
 STEP_TOKENS = 1024  # what one step of Adam sees
 JUDGE_TOKENS = 4096  # at once, where no gradient is needed
 RATE = 0.01  # step of Adam relative to the root mean square of each matrix

@@ -25,8 +25,12 @@ FIRST_RIDGE = 4  # where a search among many features begins
 MEAN_RIDGES = RIDGES[:3] + RIDGES[4:5]  # relative to the mean of the diagonal, as in plans of flab 0.1
 ELIMINATION_RIDGE = 1e-2
 ELIMINATION_ROUNDS = 16
+FAST_ROUNDS = 8  # above FAST_FEATURES, where each round moves a matrix of hundreds of megabytes
 ALL_RIDGES = 1024  # up to so many features every ridge is tried, above only those on the way down from the first
-FAST_FEATURES = 2048  # above so many features the ridges are compared in float32, which is twice as fast
+FAST_FEATURES = (
+    2048  # above so many features the ridges are compared in float32, which is twice as fast, and on a sketch
+)
+SKETCH = 256  # random combinations of the targets, on which the ridges are compared there
 ATTEMPTS = 4  # to factor a matrix, with ten times the ridge each time
 BLOCK_ROWS = 512  # of a matrix at once, where a copy of all of it would be made
 
@@ -100,18 +104,35 @@ class Gram:
 
             # The error of held-out tokens decides how far the weights may leave their old values. It needs no second pass:
             # ||Y - W X||^2 = const - 2 <W, Y X^T> + <W X X^T, W>, all of it sums that are there.
+            judged_fit, judged_held, judged_prior = self._sketched(
+                fit_cross[self.judged], held_cross[self.judged], prior[self.judged]
+            )
+
             def held_out_error(ridge: float) -> float:
                 try:
-                    weights = _ridge(fit, fit_cross[self.judged], prior[self.judged], ridge, work_quick)
+                    weights = _ridge(fit, judged_fit, judged_prior, ridge, work_quick)
                 except LinAlgError:
                     return math.inf
-                return _squared_error(weights, held, held_cross[self.judged])
+                return _squared_error(weights, held, judged_held)
 
             grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
             first = grid.index(likely) if likely in grid else FIRST_RIDGE
             ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else min(first, len(grid) - 1))
         # The ridge is known now, so the held-out tokens are worth more in the fit.
         return _ridge_at_last(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
+
+    def _sketched(self, *matrices_DP: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The same few random combinations of the targets of each matrix, (SKETCH, P), where there are many features.
+
+        Signs make the expected squared error that of all targets, and the same signs for every ridge make the comparison
+        sharper than each estimate. The solves then cost a fraction of the factorisation.
+        """
+        targets, features = matrices_DP[0].shape
+        if features <= FAST_FEATURES or targets <= SKETCH:
+            return matrices_DP
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (SKETCH, targets), generator=generator).to(matrices_DP[0]) * 2 - 1
+        return tuple(signs @ matrix / SKETCH**0.5 for matrix in matrices_DP)
 
     def _scale(self, diagonal: torch.Tensor) -> torch.Tensor:
         """What each feature is divided by: the root of its sum of squares, 1 for a feature that is always zero."""
@@ -126,7 +147,7 @@ class Gram:
     def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
         """Backward elimination (optimal-brain-surgeon order) down to ``width`` columns, ascending; ``forced`` stay besides.
 
-        In each of about 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
+        In each of 8 or 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
         """
         # H = X X^T + shift, equilibrated; its inverse prices every column: without column j, and all others adjusted to make
         # up for it, the squared error grows by ||W_j||^2 / (H^-1)_jj.
@@ -143,8 +164,9 @@ class Gram:
         alive = torch.arange(len(inverse), device=inverse.device)
         kept_anyway = torch.tensor(list(forced), device=alive.device, dtype=alive.dtype)
         surplus = len(alive) - len(forced) - width
-        for round_ in range(ELIMINATION_ROUNDS):
-            count = surplus // (ELIMINATION_ROUNDS - round_)
+        rounds = FAST_ROUNDS if len(alive) > FAST_FEATURES else ELIMINATION_ROUNDS
+        for round_ in range(rounds):
+            count = surplus // (rounds - round_)
             surplus -= count
             if count == 0:
                 continue

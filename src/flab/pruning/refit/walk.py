@@ -29,8 +29,8 @@ from flab.pruning.refit.gram import Gram
 from flab.pruning.refit.new_layer import NewLayer, replace_weights
 from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
 from flab.pruning.refit.reconstruction import Rows, reconstruct
-from flab.pruning.refit.steps import REFITS
 from flab.pruning.refit.streams import Streams
+from flab.pruning.refits import REFITS
 
 OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
 NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
