@@ -30,9 +30,9 @@ from flab.pruning.refit.new_layer import NewLayer, replace_weights
 from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
 from flab.pruning.refit.reconstruction import Rows, reconstruct
 from flab.pruning.refit.streams import Streams
+from flab.pruning.refit.weights import TokenWeights
 from flab.pruning.refits import REFITS
 
-OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
 NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
 
 
@@ -90,6 +90,7 @@ class Walk:
         self.streams = streams or Streams(0)
         self.batches = [*fit, *compare]
         self.num_fit = len(fit)
+        self.weights = TokenWeights(fit, cut.scaling)
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
         self.clean = True  # both streams are still one
@@ -170,7 +171,7 @@ class Walk:
         old = with_bias(projection)
         caught = []
         gram = Gram(old, self.cut.scaling)
-        typical = self._typical(original_mid)
+        typical = self.weights.typical(original_mid)
         # Regress what is missing from the original's stream before the FFN on what enters the output projection. The target
         # holds the error of all earlier cuts, so the attention makes up for part of it.
         for n, batch in enumerate(self.batches):
@@ -179,7 +180,7 @@ class Walk:
             if n < self.num_fit:
                 before = original_mid[n].to(features.device)
                 missing = before - self.pruned[n].to(features.device)
-                for held_out, rows, weight in self._parts(batch, before, typical):
+                for held_out, rows, weight in self.weights.parts(batch, before, typical):
                     gram.add(features[rows] * weight.to(features.dtype), missing[rows] * weight, held_out)
         weights, ridge = gram.solve(
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
@@ -220,11 +221,11 @@ class Walk:
         # The descent refit needs the solution for the layer's own output as well: the same sums, twice the targets.
         gram = Gram(torch.cat([old, old]) if descent else old, self.cut.scaling, targets)
         norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
-        typical = self._typical(self.original)
+        typical = self.weights.typical(self.original)
         examples: list[Example] = []
         for n, batch in enumerate(self.batches[: self.num_fit]):
             entering = mid[n] if original_mid is None else original_mid[n]
-            for held_out, rows, weight in self._parts(batch, self.original[n].to(entering.device), typical):
+            for held_out, rows, weight in self.weights.parts(batch, self.original[n].to(entering.device), typical):
                 hidden = entering[rows]
                 features = [self.runner.ffn_features(index, some) for some in by_rows(hidden, old.shape[1])]
                 features_NP = extended(torch.cat(features), old.shape[1])
@@ -297,30 +298,6 @@ class Walk:
         )
         return replace(new, ffn_in=moved[:-1], ffn_out=moved[-1].double(), descended=True) if taken else new
 
-    def _typical(self, streams: Sequence[torch.Tensor]) -> float:
-        """The median over the fitted tokens of the root mean square of their streams, one (B, T, D) for each batch."""
-        fitted = zip(streams, self.batches[: self.num_fit], strict=False)
-        sizes = [_size(stream[batch.valid.to(stream.device)]) for stream, batch in fitted]
-        return float(torch.cat([size.cpu() for size in sizes]).median())
-
-    def _damped(self, stream_ND: torch.Tensor, typical: float) -> torch.Tensor:
-        """(N, 1): 1, or less for a token whose stream is an outlier, so that its error counts relative to its size.
-
-        In a real model the stream of the first token, and of a few others, is a hundred times larger than the rest. At full
-        weight these would be all that is fitted, and the norm that reads the stream divides by its size anyway. Plans of
-        flab 0.1 (``scaling`` "mean") weigh all alike.
-        """
-        if self.cut.scaling == "mean":
-            return stream_ND.new_ones(len(stream_ND), 1, dtype=torch.float32)
-        return (OUTLIER * typical / _size(stream_ND)).clamp(max=1)
-
-    def _parts(
-        self, batch: Batch, stream: torch.Tensor, typical: float
-    ) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
-        """As :func:`_parts`, the weights of outliers damped by their stream, (B, T, D)."""
-        for held_out, rows, weight in _parts(batch, stream.device):
-            yield held_out, rows, weight * self._damped(stream[rows], typical)
-
     def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
         """Move all weights of the layer, and the pruned stream past it; ``new`` as it is where that is refused."""
         old, rates = self.runner.layers[new.index], self.cut.reconstruction_rates
@@ -343,11 +320,11 @@ class Walk:
 
     def _rows(self, index: int) -> Iterator[Rows]:
         """What enters and what should leave the layer: the two streams, which are at its ends."""
-        typical = self._typical(self.original)
+        typical = self.weights.typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             inputs = self.pruned[n].to(self.runner.device(index)).float()
             targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
-            damped = self._damped(targets.flatten(0, 1), typical).view(valid.shape)
+            damped = self.weights.damped(targets.flatten(0, 1), typical).view(valid.shape)
             weight = batch.weight.to(inputs.device) * valid * damped.pow(2)
             yield Rows(inputs, targets, weight * ~held, weight * held)
 
@@ -355,11 +332,11 @@ class Walk:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
         norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
-        typical = self._typical(self.original)
+        typical = self.weights.typical(self.original)
         stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
         for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
-            for part, rows, weight in self._parts(batch, self.original[n].to(mid[n].device), typical):
+            for part, rows, weight in self.weights.parts(batch, self.original[n].to(mid[n].device), typical):
                 if part == held_out:
                     here, wanted = mid[n][rows], self.original[n].to(mid[n].device)[rows]
                     tokens_of = (norm(here).float(), (wanted - here).float(), weight)
@@ -387,19 +364,3 @@ class Walk:
         kl = torch.cat(kls)
         answer = torch.cat(answers)
         return float(kl.mean()), float(kl[answer].mean()) if bool(answer.any()) else float("nan")
-
-
-def _size(stream_ND: torch.Tensor) -> torch.Tensor:
-    """The root mean square of each token's stream, (N, 1)."""
-    return stream_ND.float().pow(2).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
-
-
-def _parts(batch: Batch, device: torch.device) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
-    """The real tokens of a batch, those of held-out rows apart: where they are, (B, T), and the roots of their weights, (N, 1).
-
-    A part without any is left out.
-    """
-    for held_out in (False, True):
-        chosen = batch.valid & (batch.held_out == held_out)
-        if bool(chosen.any()):
-            yield held_out, chosen.to(device), batch.weight[chosen].sqrt()[:, None].to(device)

@@ -1,0 +1,69 @@
+"""What each calibration token weighs in the least squares of a refit.
+
+Legend: B rows, T positions, N real tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flab.models.layers import Batch
+
+OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """The weights of the tokens to fit on.
+
+    Attributes:
+        batches: the batches to fit on.
+        scaling: "feature" damps tokens whose stream is an outlier; "mean", as in plans of flab 0.1, weighs all alike.
+    """
+
+    batches: Sequence[Batch]
+    scaling: str
+
+    def typical(self, streams: Sequence[torch.Tensor]) -> float:
+        """The median over the tokens of the root mean square of their streams, one (B, T, D) for each batch."""
+        fitted = zip(streams, self.batches, strict=False)
+        sizes = [_size(stream[batch.valid.to(stream.device)]).cpu() for stream, batch in fitted]
+        return float(torch.cat(sizes).median())
+
+    def damped(self, stream_ND: torch.Tensor, typical: float) -> torch.Tensor:
+        """(N, 1): 1, or less for a token whose stream is an outlier, so that its error counts relative to its size.
+
+        In a real model the stream of the first token, and of a few others, is a hundred times larger than the rest. At full
+        weight these would be all that is fitted, and the norm that reads the stream divides by its size anyway.
+        """
+        if self.scaling == "mean":
+            return stream_ND.new_ones(len(stream_ND), 1, dtype=torch.float32)
+        return (OUTLIER * typical / _size(stream_ND)).clamp(max=1)
+
+    def parts(
+        self, batch: Batch, stream: torch.Tensor, typical: float
+    ) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
+        """The real tokens of a batch, those of held-out rows apart; a part without any is left out.
+
+        Args:
+            batch: B rows of T positions.
+            stream: (B, T, D), whose outliers are damped.
+            typical: what :meth:`typical` says of all streams.
+
+        Yields:
+            Whether the part is held out, where its tokens are, (B, T), and the square roots of their weights, (N, 1).
+        """
+        for held_out in (False, True):
+            chosen = batch.valid & (batch.held_out == held_out)
+            if bool(chosen.any()):
+                rows = chosen.to(stream.device)
+                root = batch.weight[chosen].sqrt()[:, None].to(stream.device)
+                yield held_out, rows, root * self.damped(stream[rows], typical)
+
+
+def _size(stream_ND: torch.Tensor) -> torch.Tensor:
+    """The root mean square of each token's stream, (N, 1)."""
+    return stream_ND.float().pow(2).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
