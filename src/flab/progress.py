@@ -1,13 +1,15 @@
-"""Progress and tables on stderr: one bar for each long loop, none when the output is not a terminal or is silenced.
+"""Progress and tables on stderr: for each long loop a bar, or, where stderr is no terminal, a line every 30 seconds.
 
 Standard output is never touched: it belongs to ``--json``.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import cache
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +27,7 @@ from flab.errors import plain
 
 T = TypeVar("T")
 
+REPORT_SECONDS = 30.0  # between the lines of a loop where stderr is no terminal
 PIPE_WIDTH = 140  # columns where stderr is no terminal, so that tables do not break words
 
 console = Console(stderr=True)
@@ -32,19 +35,88 @@ if not console.is_terminal:
     console = Console(stderr=True, width=PIPE_WIDTH)
 
 
-def new_bar(shown: bool = True) -> Progress:
-    """A bar with count, time spent and time left, on stderr; none where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = not (shown and console.is_terminal)
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+class Meter:
+    """How far one long loop is: a bar on a terminal, elsewhere a line every :data:`REPORT_SECONDS`.
+
+    It is a context manager; what happens in less time leaves no line.
+    """
+
+    def __init__(
+        self, description: str, total: int | None = None, unit: str = "", done: int = 0, shown: bool = True
+    ) -> None:
+        """Begin at ``done``; processes that are not the first of several pass ``shown=False``."""
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.done = self.first = done
+        self.start = time.monotonic()
+        self._shown = shown
+        self._ended = threading.Event()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        self.start = time.monotonic()
+        if self._shown and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(escape(self.description), total=self.total, completed=self.done)
+        elif self._shown:
+            threading.Thread(target=self._report, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, or write no more lines."""
+        self._ended.set()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def set(self, done: int, description: str | None = None) -> None:
+        """Say how much is done, and perhaps under another name."""
+        self.done = done
+        self.description = description or self.description
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=escape(self.description))
+
+    def line(self, now: float) -> str:
+        """What is done at a time, of how much, and how long the rest takes at the pace so far."""
+        of = f"/{self.total}" if self.total is not None else ""
+        unit = f" {self.unit}" if self.unit else ""
+        spent, made = now - self.start, self.done - self.first
+        left = f"after {duration(spent)}"
+        if self.total is not None and made:
+            left = f"about {duration(spent / made * (self.total - self.done))} left"
+        return f"  {self.description}: {self.done}{of}{unit}, {left}"
+
+    def _report(self) -> None:
+        while not self._ended.wait(REPORT_SECONDS):
+            say(self.line(time.monotonic()))
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` while a bar with count, time spent and time left is shown on stderr."""
+def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+    """Yield ``items`` while a :class:`Meter` counts them in ``unit``."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with new_bar() as bar:
-        yield from bar.track(items, total=total, description=description)
+    with Meter(description, total, unit) as meter:
+        for number, item in enumerate(items, 1):
+            yield item
+            meter.set(number)
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, minutes below two hours, else hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def say_stage(number: int, count: int, name: str) -> None:
+    """Say which stage of how many begins."""
+    say(f"stage {number} of {count}: {name}")
 
 
 def say(message: str) -> None:

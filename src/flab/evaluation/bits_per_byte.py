@@ -85,7 +85,7 @@ def bits_per_byte(
     windows.sort(key=lambda one: -len(one.ids))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     with torch.inference_mode(), evaluation_mode(model):
-        nats = sum(_batch_nats(model, batch) for batch in track(batches, "Reading texts"))
+        nats = sum(_batch_nats(model, batch) for batch in track(batches, "Reading texts", unit="batches"))
     return nats / math.log(2) / num_bytes
 
 

@@ -142,7 +142,7 @@ class Search:
         """Build a split without touching the model, and measure it."""
         cut = self.cut_for(split, removed, compared=True)
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
-        for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers):
+        for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers, unit="layers"):
             pass
         kl, kl_answer = walk.divergence(head_of(self.model, self.family))
         return self.candidate(split, removed, kl, _number(kl_answer))
@@ -182,7 +182,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     if cut.scores is None:
         cut = replace(cut, scores=FFN_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
     walk = Walk(runner, cut, few.fit, few.fit)
-    for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers):
+    for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers, unit="layers"):
         pass
     narrow, _ = walk.divergence(head_of(search.model, search.family))
     layers = LayerSearch(runner, few.fit, search.recipe.seed)

@@ -32,7 +32,7 @@ def carve(
     """
     walk = Walk(LayerRunner(model, family), cut, fit, compare, streams)
     layers, decisions = layers_of(model, family), []
-    for new in track(walk, "Cutting and refitting layers", total=len(cut.kept_layers)):
+    for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):
         replace_weights(layers[new.index], family, new)
         decisions.append(replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None))
     if len(cut.kept_layers) < len(layers):

@@ -70,7 +70,7 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     if len(kept) == head.out_features:
         return 0.0
     runner, old_of, total, count = LayerRunner(checkpoint.model, family), torch.tensor(kept), 0.0, 0
-    for batch in track(data.compare, "Mass of the cut tokens"):
+    for batch in track(data.compare, "Mass of the cut tokens", unit="batches"):
         last = None
         for hidden in runner.forward(replace(batch, ids=old_of[batch.ids]), range(len(runner.layers))):
             last = hidden

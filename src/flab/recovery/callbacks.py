@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
 from transformers import TrainerCallback
 
-from flab.progress import new_bar
+from flab.progress import Meter
 
 COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
 
@@ -19,34 +18,34 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
     """A bar with the step, the loss, the held-out loss and the time left."""
 
     def __init__(self) -> None:
-        self.bar: Progress | None = None
+        self.meter: Meter | None = None
         self.text = {"loss": "", "held out": ""}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = new_bar(shown=state.is_world_process_zero)
-        self.bar.start()
-        self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+        shown = bool(state.is_world_process_zero)
+        self.meter = Meter("Training", state.max_steps, "steps", state.global_step, shown)
+        self.meter.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
+        if self.meter is not None:
+            self.meter.set(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         logs = logs or {}
         for name, key in (("loss", "loss"), ("held out", "eval_loss")):
             if key in logs:
                 self.text[name] = f", {name} {logs[key]:.4f}"
-        if self.bar is not None:
-            self.bar.update(self.task, description="Training" + "".join(self.text.values()))
+        if self.meter is not None:
+            self.meter.set(state.global_step, "Training" + "".join(self.text.values()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Take the bar away."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        if self.meter is not None:
+            self.meter.close()
+            self.meter = None
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]

@@ -166,7 +166,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             (self.eval_dataset, "Teacher reads the held-out rows"),
         ):
             batches = DataLoader(data, self.args.per_device_train_batch_size, collate_fn=collate)
-            self.teacher.remember({n: v.to(self.args.device) for n, v in b.items()} for b in track(batches, name))
+            self.teacher.remember(
+                {n: v.to(self.args.device) for n, v in b.items()} for b in track(batches, name, unit="batches")
+            )
         return True
 
     def stop_bar(self) -> None:

@@ -115,7 +115,7 @@ class Sandbox:
         pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
         try:
             futures = {pool.submit(self._attempt, job, cpu_seconds, stop): i for i, job in enumerate(jobs)}
-            for future in track(as_completed(futures), description, total=len(futures)):
+            for future in track(as_completed(futures), description, total=len(futures), unit="programs"):
                 index = futures[future]
                 verdicts[index], retry = future.result()
                 again += [index] if retry else []

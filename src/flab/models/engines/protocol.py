@@ -82,7 +82,7 @@ def batches(requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
 def generate_all(generator: Generator, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
     """Complete all requests batch by batch, with a progress bar; nothing is written."""
     made: dict[int, Generation] = {}
-    for batch in track(batches(requests, decoding), "Generating"):
+    for batch in track(batches(requests, decoding), "Generating", unit="batches"):
         answers = generator.generate([requests[index] for index in batch], decoding)
         made.update(zip(batch, answers, strict=True))
     return [made[index] for index in range(len(requests))]

@@ -244,7 +244,7 @@ def fill(
     if there < len(mine):
         store.lock()
     title = f"Generating, {there} of {len(mine)} were there" if there else "Generating"
-    for batch in track(work, title):
+    for batch in track(work, title, unit="batches"):
         if any(store.get(*keys[index]) is None for index in batch):
             made = generator.generate([requests[index] for index in batch], decoding)
             store.append([(keys[index], one) for index, one in zip(batch, made, strict=True)])

@@ -49,7 +49,7 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
     """
     head = head_of(search.runner.model, search.runner.family)
     racing, batches_kl = list(range(len(kept))), [[] for _ in kept]  # type: ignore[var-annotated]
-    for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers"), 1):
+    for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers", unit="batches"), 1):
         batch = search.batches[number]
         for place, final in _without_each(search.runner, batch, kept, racing):
             batches_kl[place].append(kl_divergence(head, reference[number], final[batch.valid]).double().cpu())
@@ -94,7 +94,7 @@ def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> li
 def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torch.Tensor]:
     """The uncut model's final hidden states of the real tokens, one (N, D) per batch."""
     out = []
-    for batch in track(batches, "Reference distribution"):
+    for batch in track(batches, "Reference distribution", unit="batches"):
         for hidden in runner.forward(batch, range(len(runner.layers))):
             last = hidden
         out.append(runner.finish(last)[batch.valid])
@@ -132,7 +132,7 @@ def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     runner, head = search.runner, head_of(search.runner.model, search.runner.family)
     total = [0.0] * search.num_layers
     kept = range(search.num_layers)
-    for batch in track(search.batches, "Perplexity without each layer"):
+    for batch in track(search.batches, "Perplexity without each layer", unit="batches"):
         target = batch.valid[:, 1:]
         for place, final in _without_each(runner, batch, kept, kept):
             logits = nn.functional.linear(final[:, :-1][target].to(head.weight), head.weight, head.bias).float()
@@ -145,7 +145,7 @@ def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> 
     """Mean cosine of the hidden states entering layer l and those entering layer l + distance, for each l."""
     ends = search.num_layers - distance + 1
     total, count = [0.0] * ends, 0
-    for batch in track(search.batches, "Comparing hidden states"):
+    for batch in track(search.batches, "Comparing hidden states", unit="batches"):
         chosen = batch.valid
         if last_token:
             chosen = batch.valid & ~torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))

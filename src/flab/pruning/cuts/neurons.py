@@ -43,7 +43,7 @@ def score_activation(search: NeuronSearch) -> torch.Tensor:
     All tokens are of the kept vocabulary (it is cut first), as COMPACT's common activations ask.
     """
     totals = [torch.zeros(search.width, dtype=torch.float64, device=out.weight.device) for out in search.outputs]
-    for batch in track(search.batches, "Neuron activations"):
+    for batch in track(search.batches, "Neuron activations", unit="batches"):
         hidden = search.runner.embed(batch)
         for index in range(len(totals)):
             with _caught_input(search.outputs[index]) as caught:
@@ -73,7 +73,7 @@ def _score_gradient(
     )
     embedding = embedding_of(model, search.runner.family)
     search.runner.widen(search.runner.dtype)  # gradients want more than 16 bits
-    for batch in track(search.batches, title):
+    for batch in track(search.batches, title, unit="batches"):
         inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)
         with contextlib.ExitStack() as stack, torch.enable_grad():
             caught = [stack.enter_context(_caught_input(out)) for out in search.outputs]
