@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fix check test demo docs reference clean
+.PHONY: help setup fix check test floors demo docs reference clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: setup  ## Style, format, types, and the docs against the program
 
 test: setup  ## Run the tests (offline)
 	$(BIN)/pytest
+
+floors: setup  ## Test with the oldest versions of all dependencies, in .venv-floors (downloads them)
+	$(BIN)/python scripts/floors.py
 
 demo: setup  ## The whole way with the bundled model: prune, make data, recover, measure
 	$(BIN)/flab run recipes/quickstart.yml -o demo
