@@ -20,6 +20,7 @@ from flab.data.samples import calibration_samples, read_samples
 from flab.errors import DataError, FlabError, OptionError
 from flab.evaluation.code import gold_ceiling
 from flab.evaluation.exports import evalplus_samples, lm_eval_task
+from flab.evaluation.finished import FINISHED, SAYS_DATA, asked, finished_run, remember
 from flab.evaluation.prompts import Render
 from flab.evaluation.record import check_run_folder
 from flab.evaluation.robustness import PERTURBATIONS, perturb
@@ -164,7 +165,7 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
 def _known_texts(model: Path) -> dict[str, list[str]]:
     """What a pruned model was calibrated on and a recovered one trained on, by its path; nothing where it is gone."""
     found: dict[str, list[str]] = {}
-    for name, keys in (("plan.json", ("calibration", "path")), ("recovery.json", ("data",))):
+    for name, keys in SAYS_DATA:
         file = model / name
         if not file.is_file():
             continue
@@ -230,41 +231,45 @@ def evaluate(
         DataError, CheckpointError, OptionError
     """
     settings, options = settings or Settings(), options or Options()
-    files = read_tasks(tasks, limit, perturbations, settings.seed)
-    sandbox = sandbox_for(files, options)
     target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
+    more = {"limit": limit, "perturbations": list(perturbations), "backend": backend, "gold": gold, "export": export}
+    digest = asked(model, tasks, settings, options, against_data, **more) if part is None else None
+    if folder is not None and (known := finished_run(folder, digest)) is not None:
+        say(FINISHED.format(folder))
+        return known
+    files = read_tasks(tasks, limit, perturbations, settings.seed)
+    sandbox = sandbox_for(files, options)
     read = [*against_data, *(task.source for task in files)]
-    if folder is not None:
-        check_place(folder, read)
-        check_run_folder(folder)
-    elif target is not None:
-        check_result(target, options.overwrite, read)
     if folder is None and (export or part is not None):
         raise OptionError(
             f"--{'export' if export else 'shard'}: needs a folder; give -o RUN, a name that does not end in .json"
         )
+    _check_target(target, folder, read, options.overwrite)
     overlap = find_overlaps(model, files, against_data) if part is None else []
     subject = open_subject(model, options, backend)
     report = run_tasks(
-        subject.generator,
-        files,
-        settings,
-        folder,
-        subject.identity,
-        sandbox,
-        subject.render,
-        gold,
-        {"contamination": overlap},
-        part,
-    )
+        subject.generator, files, settings, folder, subject.identity, sandbox, subject.render, gold,
+        {"contamination": overlap}, part,
+    )  # fmt: skip
     if part is not None:
         return report
     if export and folder is not None:
         export_run(folder, files, report, settings.max_new_tokens)
+    if folder is not None:
+        remember(folder, digest)
     if target is not None and folder is None:
         write_json(target, report)
     return report
+
+
+def _check_target(target: Path | None, folder: Path | None, read: Sequence[PathLike], overwrite: bool) -> None:
+    """Fail before the work where a run's folder, or a file of results, must not be written."""
+    if folder is not None:
+        check_place(folder, read)
+        check_run_folder(folder)
+    elif target is not None:
+        check_result(target, overwrite, read)
 
 
 def evaluate_references(

@@ -1,0 +1,105 @@
+"""A finished run is known by what was asked: the same command answers from its folder, before anything is loaded.
+
+Beside the scores, ``run.json`` keeps a digest of the question (:func:`asked`) and of ``results.json``. Files of a model are told
+by name, size and time of change, which reads none of them; a model that was only copied is measured again, and all of its
+answers are found. It imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flab.errors import FlabError
+from flab.evaluation.record import RESULTS, RUN
+from flab.evaluation.tasks import TaskFile, parse_task_argument
+from flab.files import PathLike, as_path, read_json, write_json
+from flab.models.options import Options
+from flab.version import __version__
+
+ASKED, ANSWERED = "asked_sha256", "results_sha256"
+FINISHED = "{} is finished: these are its results; nothing was done again"
+MAKERS = ("torch", "transformers", "tokenizers", "vllm")
+GPU = Path("/dev/nvidia0")  # what --device auto takes may have come or gone
+SAYS_DATA = (("plan.json", ("calibration", "path")), ("recovery.json", ("data",)))  # what a model was fitted to
+
+
+def asked(
+    model: PathLike, tasks: Any, settings: Any, options: Options, against_data: Sequence[PathLike], **more: Any
+) -> str | None:
+    """The digest of a question: the model, the tasks, all settings, and the versions of what answers it.
+
+    Arguments are those of :func:`flab.evaluate`. None where a model or a task is no local file: what a hub id stands for may have
+    changed.
+    """
+    tasks = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
+    if any(isinstance(task, TaskFile) for task in tasks):
+        return None
+    files = [
+        as_path(model),
+        *(as_path(parse_task_argument(str(task))[1]) for task in tasks),
+        *map(as_path, against_data),
+    ]
+    if not all(file.exists() for file in files):
+        return None
+    files += fitted_to(files[0])
+    question = {"settings": asdict(settings), "options": asdict(options), "gpu": GPU.exists(), **more}
+    made_by = [__version__, *(_version(name) for name in MAKERS)]
+    content = [question, made_by, [_stamps(file) for file in files], [str(task) for task in tasks]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fitted_to(model: Path) -> list[Path]:
+    """The data that a pruned or recovered model's own files name, where it is here."""
+    found = []
+    for name, keys in SAYS_DATA:
+        try:
+            value: Any = read_json(model / name)
+            for key in keys:
+                value = value[key]
+            found.append(Path(value))
+        except (FlabError, KeyError, TypeError):
+            continue
+    return [path for path in found if path.exists()]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    stats = [(str(file.resolve()), file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def finished_run(folder: Path, digest: str | None) -> dict[str, Any] | None:
+    """The results in a run's folder, where they answer just this question; None where there is anything left to do."""
+    if digest is None or not (folder / RUN).is_file() or not (folder / RESULTS).is_file():
+        return None
+    try:
+        record = read_json(folder / RUN)
+        same = record.get(ASKED) == digest and record.get(ANSWERED) == _sha256(folder / RESULTS)
+        return read_json(folder / RESULTS) if same else None
+    except FlabError:
+        return None
+
+
+def remember(folder: Path, digest: str | None) -> None:
+    """Note in a finished run's folder which question its results answer."""
+    if digest is not None:
+        write_json(folder / RUN, read_json(folder / RUN) | {ASKED: digest, ANSWERED: _sha256(folder / RESULTS)})
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
