@@ -25,6 +25,7 @@ HELP = re.compile(r"(<!-- help: flab(.*?) -->\n```text\n)(.*?)(```)", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMANDS = (
     "demo",
+    "info",
     "plan",
     "apply",
     "prune",

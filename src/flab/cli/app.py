@@ -14,6 +14,7 @@ import typer
 
 from flab.cli.early import check_model, check_planning
 from flab.cli.evaluate import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
+from flab.cli.info import INFO_EXAMPLE, DryRun, info, show_estimate
 from flab.cli.options import Device, Json, Overwrite, RefitKind, Tokens, Trust, emit, planning_options
 from flab.cli.recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
 from flab.cli.report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
@@ -62,12 +63,18 @@ def plan(
     recipe: Any,
     options: Any,
     output: Output = Path("plan.json"),
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Decide what to remove, and write the decisions as JSON; cuts nothing."""
     check_file(as_path(output), options.overwrite, (model, *recipe.inputs))
     check_planning(model, recipe)
+    if dry_run:
+        from flab.runs.dry_run import estimate_plan
+
+        show_estimate(estimate_plan(model, recipe, options, as_path(output)), json_)
+        return
     from flab.cli.show import show_plan
     from flab.pruning.pipeline import plan as make
 
@@ -104,11 +111,22 @@ def apply(
 @app.command(epilog="Example: flab prune MODEL --remove 0.22 --calibration rows.jsonl -o SMALLER")
 @planning_options
 def prune(
-    model: Model, recipe: Any, options: Any, output: Output, overwrite: Overwrite = False, json_: Json = False
+    model: Model,
+    recipe: Any,
+    options: Any,
+    output: Output,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
 ) -> None:
     """Plan, apply and check in one: a smaller stock checkpoint, and what it lost."""
     check_folder(as_path(output), options.overwrite, (model, *recipe.inputs))
     check_planning(model, recipe)
+    if dry_run:
+        from flab.runs.dry_run import estimate_plan
+
+        show_estimate(estimate_plan(model, recipe, options, as_path(output), prune=True), json_)
+        return
     from flab.cli.show import show_check, show_plan
     from flab.pruning.pipeline import prune as run
 
@@ -140,6 +158,7 @@ def check(
     _exit_unless(verdict["ok"])
 
 
+app.command("info", epilog=INFO_EXAMPLE)(info)
 app.command("eval", epilog=EVAL_EXAMPLE)(evaluate)
 app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 app.command("data", epilog=DATA_EXAMPLE)(data)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flab.cli.early import check_model, check_tasks
+from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import Device, Dtype, Json, Overwrite, ShardOf, Trust, Unsandboxed, emit, say_shard
 from flab.errors import FlabError, OptionError
 from flab.evaluation.tasks import parse_task_argument
@@ -69,6 +70,7 @@ def evaluate(
     export: Export = False,
     gold: Gold = None,
     shard: ShardOf = None,
+    dry_run: DryRun = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
@@ -91,24 +93,45 @@ def evaluate(
         check_result(as_path(output), overwrite, read)
     check_tasks(task or (), limit)
     check_model(model)
-    from flab.evaluation.evaluate import evaluate as run
     from flab.evaluation.runs import Settings
 
     settings = Settings(preset, samples, temperature, top_p, seed, max_new_tokens, batch_size)
-    more: dict[str, Any] = {
-        "backend": backend,
-        "against_data": against_data or [],
-        "gold": gold is not False,
-        "export": export,
-        "shard": shard,
-    }
+    if dry_run:
+        _estimate(model, task or [], output, settings, given | {"gold": gold is not False}, json_)
+        return
+    given |= {"gold": gold is not False, "against_data": against_data or [], "backend": backend, "export": export}
+    _show_run(_run(model, task or [], output, settings, given, shard), output, json_, shard)
+
+
+def _run(
+    model: str, tasks: list[str], output: Path | None, settings: Any, given: dict[str, Any], shard: str | None
+) -> dict[str, Any]:
+    """Measure the model, or answer from the folder if it holds a finished run of just this, which takes no torch."""
+    folder = as_path(output) if output is not None and output.suffix != ".json" else None
+    if folder is not None and shard is None:
+        from flab.evaluation.finished import FINISHED, asked, finished_run
+        from flab.progress import say
+
+        known = finished_run(folder, asked(model, tasks, settings, **given))
+        if known is not None:
+            say(FINISHED.format(folder))
+            return known
+    from flab.evaluation.evaluate import evaluate as run
+
     try:
-        report = run(model, task or [], output, settings, **given, **more)
+        return run(model, tasks, output, settings, **given, shard=shard)
     except KeyboardInterrupt:
-        if output is None or output.suffix == ".json":
+        if folder is None:
             raise
         raise FlabError(f"interrupted: what was generated is in {output}; the same command goes on there.") from None
-    _show_run(report, output, json_, shard)
+
+
+def _estimate(
+    model: str, tasks: list[str], output: Path | None, settings: Any, given: dict[str, Any], json_: bool
+) -> None:
+    from flab.runs.dry_run import estimate_eval
+
+    show_estimate(estimate_eval(model, tasks, settings, out=output, **given), json_)
 
 
 def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard: str | None) -> None:

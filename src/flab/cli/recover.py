@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import Device, Dtype, Json, Overwrite, ShardOf, Trust, Unsandboxed, emit, say_shard
 from flab.errors import FlabError, OptionError
 from flab.files import as_path
@@ -167,6 +169,7 @@ def recover(
     gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, slower.")] = False,
     lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA updates.")] = Training.lora_rank,
     seed: Seed = Training.seed,
+    dry_run: DryRun = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
@@ -177,15 +180,30 @@ def recover(
     given = locals()
     training = Training(**{name: given[name] for name in Training.__dataclass_fields__})
     options = Options(device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code)
-    from flab.cli.show_recover import show_recovery
+    if dry_run:
+        return _estimate(folder, teacher, data_file, training, options, output, json_)
     from flab.recovery.train import recover as run
 
     try:
         report = run(folder, teacher, as_path(data_file), as_path(output), training, options)
     except KeyboardInterrupt:
         raise FlabError(f"interrupted: checkpoints are in {output}.training; the same command goes on.") from None
-    if "output" not in report:  # another process than the first
-        return
+    if "output" in report:  # this is the first process
+        _show_recovery(report, json_)
+
+
+def _estimate(
+    folder: str, teacher: str, data: Path, training: Training, options: Options, output: Path, json_: bool
+) -> None:
+    from flab.runs.dry_run import estimate_recover
+
+    show_estimate(estimate_recover(folder, teacher, as_path(data), training, options, as_path(output)), json_)
+
+
+def _show_recovery(report: Mapping[str, Any], json_: bool) -> None:
+    """Print what the training reached; exit code 1 if the output's check failed."""
+    from flab.cli.show_recover import show_recovery
+
     emit(report) if json_ else show_recovery(report)
     if not report["check"]["ok"]:
         raise typer.Exit(1)
@@ -194,6 +212,7 @@ def recover(
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")],
     output: Out,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Prune, make data, recover, evaluate, compare, measure and report, as a recipe says; skips what is done."""
@@ -202,6 +221,11 @@ def run(
     from flab.runs.stages import run_recipe
 
     wanted = read_recipe(as_path(recipe))
+    if dry_run:
+        from flab.runs.dry_run import estimate_run
+
+        show_estimate(estimate_run(wanted, as_path(output)), json_)
+        return
     try:
         summary = run_recipe(wanted, as_path(output))
     except KeyboardInterrupt:

@@ -1,0 +1,113 @@
+"""``flab info``, and what ``--dry-run`` prints: what a model is, and what a command would take, before anything is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from flab.cli.early import check_model
+from flab.cli.options import Json, Trust, emit
+from flab.models.options import Options
+
+INFO_EXAMPLE = "Example: flab info MODEL"
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Estimate time, memory and disk of each stage, and begin nothing.")
+]
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")],
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+) -> None:
+    """Show a model's family, the size of each part, the budgets that can be reached, and the memory each command needs."""
+    check_model(model)
+    from flab.runs.info import info as describe
+
+    found = describe(model, Options(trust_remote_code=trust_remote_code))
+    emit(found) if json_ else show_info(found)
+
+
+def show_info(found: Mapping[str, Any]) -> None:
+    """Sizes, parts, budgets, memory."""
+    from flab.progress import add, console, say, table_of
+
+    sizes, tokenizer = found["sizes"], found["tokenizer"]
+    say(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
+    say(
+        f"{sizes['layers']} layers, hidden size {sizes['hidden']:,}, FFN width {sizes['width']:,}, {sizes['heads']} heads "
+        f"({sizes['key_value_heads']} for keys and values), context {sizes['context'] or 'not named'}"
+    )
+    adds = f"puts {' '.join(tokenizer['adds'])} before a text" if tokenizer["adds"] else "adds nothing to a text"
+    chat = "with a chat template" if tokenizer["chat_template"] else "no chat template"
+    say(
+        f"tokenizer: {tokenizer['kind']}, {tokenizer['tokens']:,} tokens, {tokenizer['special']} special; {adds}; {chat}"
+    )
+    table = table_of("Parts", ["part", "parameters", "share"])
+    for part in found["parts"]:
+        add(table, part["name"], f"{part['parameters']:,}", f"{part['share']:.1%}")
+    console.print(table)
+    show_budgets(found["budgets"])
+    say(f"at most {found['most_removable']:.0%} can go. A text that needs more tokens leaves fewer neurons.")
+    table = table_of("Loads in", ["program", "how"])
+    loads = found["loads_in"]
+    add(table, "transformers", loads["transformers"]["tokenizer"])
+    add(table, "vLLM", f"tensor parallel {', '.join(map(str, loads['vllm']['tensor_parallel_sizes']))}")
+    add(table, "llama.cpp", "k-quants" if loads["k-quants"]["ok"] else f"no k-quants: {loads['k-quants']['why']}")
+    console.print(table)
+    table = table_of("Memory at the peak, by formula", ["", "GB"])
+    for name, size in found["memory"].items():
+        add(table, name, f"{size / 1e9:.2f}")
+    console.print(table)
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+
+
+def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
+    """What each budget leaves, and which part gives how much of it."""
+    from flab.progress import add, console, table_of
+
+    columns = ["remove", "tokens", "deepest split", "shallowest", "from tokens", "from width"]
+    table = table_of("Budgets", columns)
+    for row in budgets:
+        if not row["reachable"]:
+            add(table, f"{row['remove']:.0%}", "-", "not reachable", "-", "-", "-")
+            continue
+        deepest, shallowest = (" x ".join(f"{n:,}" for n in row[name]) for name in ("deepest", "shallowest"))
+        shares = [f"{row[name]:.0%}" for name in ("share_vocabulary", "share_width")]
+        add(table, f"{row['remove']:.0%}", f"{row['vocabulary']:,}", deepest, shallowest, *shares)
+    console.print(table)
+
+
+def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
+    """The stages, the sum, and what was assumed; as one JSON object where that is asked for."""
+    from flab.progress import add, console, duration, say, table_of
+
+    if json_:
+        emit(report)
+        return
+    table = table_of("Estimate; nothing was begun", ["stage", "time", "memory GB", "disk MB"])
+    for stage in report["stages"]:
+        bound = "<= " if stage["at_most"] else ""
+        disk = f"{stage['disk_bytes'] / 1e6:,.1f}" if stage["disk_bytes"] else "-"
+        add(table, stage["name"], bound + duration(stage["seconds"]), f"{stage['memory_bytes'] / 1e9:.2f}", disk)
+    console.print(table)
+    say(
+        f"in all {duration(report['seconds'])}, {report['memory_bytes'] / 1e9:.2f} GB at the peak, "
+        f"{report['disk_bytes'] / 1e6:,.1f} MB on disk"
+    )
+    assumed = "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in report["assumed"].items())
+    say(f"assumed: {assumed}. Rates were measured here just now; other work on this machine changes them.")
+
+
+def _text(value: Any) -> str:
+    return (
+        " x ".join(f"{n:,}" for n in value)
+        if isinstance(value, list)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else value
+    )

@@ -1,0 +1,278 @@
+"""What each stage of a command costs: the counts of :mod:`flab.runs.estimate` for one model, its texts and its tasks.
+
+How many splits are tried and how long answers get is known only afterwards: each function says what it assumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flab.data.samples import Sample
+from flab.evaluation.bits_per_byte import general_size
+from flab.evaluation.prompts import requests_for
+from flab.evaluation.runs import Settings
+from flab.evaluation.tasks import TaskFile
+from flab.models.checkpoint import compute_dtype
+from flab.models.engines.transformers import chat_renderer
+from flab.models.options import Options
+from flab.pruning.budget import Split, feasible_splits
+from flab.pruning.finalists import BATCH, NEW_TOKENS
+from flab.pruning.planner import pins_of
+from flab.pruning.prepare import MIXED, Texts, cutting_dtype, read_texts
+from flab.pruning.recipe import Recipe
+from flab.recovery.memory import activation_bytes, logit_bytes
+from flab.recovery.settings import Training
+from flab.recovery.train import DEFAULT_EPOCHS
+from flab.runs.estimate import (
+    NUMBER_BYTES,
+    Size,
+    Speed,
+    Stage,
+    Work,
+    answering_bytes,
+    answering_work,
+    candidates_built,
+    model_bytes,
+    probe_work,
+    scoring_work,
+    seconds,
+    split_tokens,
+    times,
+    training_work,
+    walk_bytes,
+    walk_work,
+    work,
+)
+from flab.runs.facts import ModelFacts, assumed_vocabulary
+
+SAMPLED = 64  # texts that are tokenised to learn how many characters a token has
+SEQUENCE, ANSWER = 512, 256  # tokens of a prompt, of an answer, where none are known
+PROGRAM_BYTES = 500_000_000  # of a process that has loaded torch and transformers
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan would work on: its recipe with all decided, the texts' tokens and the deepest split."""
+
+    recipe: Recipe
+    splits: list[Split]
+    tokens: int
+    problems: int
+    text_bytes: int
+
+    @property
+    def cut(self) -> Size:
+        """What the deepest split leaves."""
+        first = self.splits[0]
+        return Size(first.vocabulary, first.layers, first.width)
+
+
+def characters_per_token(facts: ModelFacts, texts: Sequence[str]) -> float:
+    """Of the first few texts."""
+    few = [text for text in texts[:SAMPLED] if text]
+    made = sum(len(one.ids) for one in facts.tokenizer.encode_batch(few, add_special_tokens=False))
+    return sum(map(len, few)) / max(1, made)
+
+
+def planned(facts: ModelFacts, recipe: Recipe) -> Planned:
+    """Read the texts and work out the splits, with the vocabulary that planning keeps where the text needs no more.
+
+    Raises:
+        DataError, BudgetError, OptionError: as planning would.
+    """
+    texts = read_texts(recipe)
+    shape = facts.shape
+    recipe = recipe.resolved(shape.total, shape.width)
+    pins = pins_of(recipe, shape)
+    vocabulary = pins.vocabulary or assumed_vocabulary(shape, recipe.remove)
+    splits = feasible_splits(shape, recipe.remove, vocabulary, pins)
+    assert recipe.tokens is not None
+    return Planned(recipe, splits, _tokens(facts, texts, recipe), _problems(texts.task, recipe), _text_bytes(texts))
+
+
+def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
+    """Calibration tokens that there are, at most those asked for."""
+    assert recipe.tokens is not None
+    task = [sample.text for sample in texts.task]
+    available = sum(map(len, task)) / characters_per_token(facts, task)
+    of_task = min(available, recipe.tokens * (1 - recipe.general))
+    return int(of_task / (1 - recipe.general))
+
+
+def _problems(samples: Sequence[Sample], recipe: Recipe) -> int:
+    """Problems with tests that no fit sees: about one in five windows only compares."""
+    return min(recipe.judge_problems, sum(bool(s.test and s.entry_point) for s in samples) // 5)
+
+
+def _text_bytes(texts: Texts) -> int:
+    """Text that is split into tokens: once to count them, and once into windows."""
+    return (
+        sum(map(len, texts.task_texts())) + sum(map(len, texts.general_texts())) + sum(len(s.text) for s in texts.task)
+    )
+
+
+def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
+    """The stages of planning, as :func:`flab.pruning.planner.make_plan` goes through them."""
+    shape, recipe, cut = facts.shape, plan.recipe, plan.cut
+    fit, compare = split_tokens(plan.tokens)
+    few, few_compared = split_tokens(min(plan.tokens, recipe.search_tokens))
+    model = opened_bytes(facts, cut, options)
+    whole = opened_bytes(facts, facts.size, options)
+    built = candidates_built(shape, len(plan.splits), recipe.drop_layers is not None)
+    reading = work(read=facts.weights_bytes, text=plan.text_bytes)
+    masses = work(layer=shape.layers * compare, head=2 * shape.hidden * shape.vocabulary * compare)
+    stages = [stage_of("vocabulary", reading + masses, speed, whole + 3 * 4 * compare * shape.hidden)]
+    searching = times(_candidate(plan, facts, few, few_compared), built)
+    if built:
+        searching += scoring_work(shape, few, built - 1)
+    elif len(plan.splits) > 1 and recipe.drop_layers is None:
+        searching += probe_work(shape, cut)
+    if recipe.neuron_criterion != "elimination" or few < shape.width:
+        searching += work(layer=2 * shape.layers * few)
+    refit = "residual" if recipe.refit != "none" else "none"
+    memory = whole + walk_bytes(shape, cut, few, few_compared, refit) if built else whole
+    stages.append(stage_of("search", searching, speed, memory))
+    finalists = min(recipe.finalists, built)
+    if finalists > 1:
+        more, compared = split_tokens(min(plan.tokens, recipe.finalist_tokens))
+        one = _candidate(plan, facts, more, compared) + work(read=facts.weights_bytes)
+        one += answering_work(shape, cut, plan.problems, plan.problems * SEQUENCE // 4, NEW_TOKENS, BATCH)
+        one += work(test=plan.problems)
+        memory = model + walk_bytes(shape, cut, more, compared, refit)
+        stages.append(stage_of("finalists", times(one, finalists), speed, memory, at_most=plan.problems > 0))
+    last = _candidate(plan, facts, fit, compare, recipe.refit) + work(
+        read=facts.weights_bytes, hash=facts.weights_bytes
+    )
+    stages.append(stage_of("winner", last, speed, whole + walk_bytes(shape, cut, fit, compare, recipe.refit)))
+    return stages
+
+
+def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: str | None = None) -> Work:
+    """One split built: with the cheap refit and without elimination where it is only compared."""
+    recipe = plan.recipe
+    compared = refit is None
+    kind = refit or ("residual" if recipe.refit != "none" else "none")
+    eliminate = recipe.neuron_criterion == "elimination" and not compared and fit >= facts.shape.width
+    return walk_work(facts.shape, plan.cut, fit, compare, kind, recipe.output_projection, eliminate)
+
+
+def stage_of(name: str, amount: Work, speed: Speed, memory: int, disk: int = 0, at_most: bool = False) -> Stage:
+    return Stage(name, seconds(amount, speed), PROGRAM_BYTES + memory, disk, at_most)
+
+
+def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
+    """The model as it is opened to be cut: layers that are stored in 16 bits stay so where they can."""
+    precision = cutting_dtype(facts.path, options)
+    narrow = precision == MIXED or (precision in ("float32", "auto") and facts.stored != "float32")
+    body = NUMBER_BYTES[facts.stored] if narrow else NUMBER_BYTES.get(precision, 4)
+    return model_bytes(facts.shape, size, body)
+
+
+def prune_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
+    """The stages of planning, saving and checking."""
+    shape, cut = facts.shape, plan.cut
+    saved = plan.splits[0].parameters * NUMBER_BYTES[facts.stored]
+    general = general_size(facts.path) / 3  # tokens
+    passes = general * (shape.layers + cut.layers)
+    check = work(
+        start=1, read=facts.weights_bytes + saved, layer=passes, head=4 * shape.hidden * shape.vocabulary * general
+    )
+    both = (shape.total + plan.splits[0].parameters) * 4
+    return [
+        *plan_stages(facts, plan, speed, options),
+        stage_of("save", work(write=saved, hash=saved), speed, opened_bytes(facts, cut, options), saved),
+        stage_of("check", check, speed, both),
+    ]
+
+
+# --- evaluation, training ---
+
+
+def eval_stages(
+    facts: ModelFacts, tasks: Sequence[TaskFile], settings: Settings, speed: Speed, options: Options, size: Size | None = None,
+    gold: bool = True,
+) -> list[Stage]:  # fmt: skip
+    """Answering and scoring; every answer is taken to be as long as it may be."""
+    render = chat_renderer(facts.path, facts.tokenizer)
+    asked = [
+        one for task in tasks for _, one in requests_for(task, settings.preset, settings.samples, settings.seed, render)
+    ]
+    read = int(sum(len(one.prompt) for one in asked) / characters_per_token(facts, [one.prompt for one in asked]))
+    amount = answering_work(
+        facts.shape, size or facts.size, len(asked), read, settings.max_new_tokens, settings.batch_size
+    )
+    programs = sum(len(task.items) * (settings.samples + gold) for task in tasks if task.kind == "code")
+    memory = eval_memory(facts, options, settings, size)
+    answering = stage_of(
+        "answers", amount + work(read=facts.weights_bytes), speed, memory, 2000 * len(asked), at_most=True
+    )
+    return [answering, stage_of("scores", work(test=programs), speed, memory, 1000 * len(asked))]
+
+
+def training_stages(
+    facts: ModelFacts, student: Size, samples: Sequence[Sample], training: Training, speed: Speed
+) -> list[Stage]:
+    """Training with its measurements, and the output's check."""
+    parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)
+    characters = sum(len(sample.text) for sample in samples)
+    tokens = characters / characters_per_token(facts, [sample.text for sample in samples])
+    held_out = tokens * training.held_out
+    epoch = tokens - held_out
+    rows = max(1.0, epoch / training.length)
+    steps = training.steps or (training.tokens or 0) / (training.batch * training.length)
+    epochs = steps * training.batch / rows if steps else training.epochs or DEFAULT_EPOCHS
+    full = training.method_for(parameters) == "full"
+    amount = training_work(
+        facts.shape,
+        student,
+        epochs * epoch,
+        held_out,
+        training.evaluations + 1,
+        epochs,
+        training.gradient_checkpointing,
+    )
+    amount += work(memory=epochs * rows / training.batch * 64 * (parameters if full else 0))
+    checkpoint = parameters * (12 if full else 1)
+    amount += work(write=training.evaluations * checkpoint)
+    spent = 60 * training.minutes if training.minutes is not None else seconds(amount, speed)
+    memory = PROGRAM_BYTES + recover_memory(facts, student, training)
+    saved = parameters * NUMBER_BYTES[facts.stored]
+    check = work(start=1, read=facts.weights_bytes + saved, write=saved)
+    return [
+        Stage("training", spent, memory, 2 * checkpoint, training.minutes is not None),
+        stage_of("save and check", check, speed, (facts.shape.total + parameters) * 4, saved),
+    ]
+
+
+def plan_memory(facts: ModelFacts, options: Options) -> int:
+    """Peak bytes of planning at the default budget with as many tokens as the default asks for."""
+    recipe = Recipe().resolved(facts.shape.total, facts.shape.width)
+    assert recipe.tokens is not None
+    vocabulary = assumed_vocabulary(facts.shape, recipe.remove)
+    split = feasible_splits(facts.shape, recipe.remove, vocabulary, recipe.pins)[0]
+    cut = Size(split.vocabulary, split.layers, split.width)
+    walk = walk_bytes(facts.shape, cut, *split_tokens(recipe.tokens), recipe.refit)
+    return opened_bytes(facts, facts.size, options) + walk
+
+
+def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None = None, size: Size | None = None) -> int:
+    """Peak bytes of answering, prompts taken to be of :data:`SEQUENCE` tokens."""
+    settings, size = settings or Settings(), size or facts.size
+    precision = compute_dtype(facts.path, options)
+    number = NUMBER_BYTES[facts.stored if precision == "auto" else precision]
+    weights = facts.shape.parameters(size.vocabulary, size.layers, size.width) * number
+    kv = facts.kv_bytes * number // NUMBER_BYTES[facts.stored] * size.layers // facts.shape.layers
+    return answering_bytes(weights, kv, settings.batch_size, SEQUENCE + settings.max_new_tokens, size.vocabulary)
+
+
+def recover_memory(facts: ModelFacts, student: Size | None = None, training: Training | None = None) -> int:
+    """Peak bytes of training, by the formula of :mod:`flab.recovery.memory`; without a student its size is the original's."""
+    student, training = student or facts.size, training or Training()
+    parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)
+    full = training.method_for(parameters) == "full"
+    element = 4 if full else NUMBER_BYTES[facts.stored]
+    trainable = parameters if full else parameters // 50
+    tokens = training.micro_batch * training.length
+    weights = parameters * element + facts.shape.total * element
+    return weights + 12 * trainable + activation_bytes(facts.config, tokens, element, training) + logit_bytes()

@@ -1,0 +1,180 @@
+"""How fast this device does each kind of work that :mod:`flab.runs.estimate` counts, found out in at most ten seconds.
+
+One layer of the very model, with random weights, reads tokens and makes tokens; products, factorisations, memory and the disk
+are timed on matrices of its sizes. Each figure is the best of a few repetitions, after one that warms up.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from flab.models.checkpoint import quiet
+from flab.models.shape import Shape
+from flab.pruning.refit.curvature import product_dtype
+
+SECONDS_EACH = 0.6  # of repetitions, for each figure
+ROWS, LENGTH = 8, 512  # of the tokens that a layer reads
+STEP_TOKENS = 1024
+ANSWERS, CONTEXT = 64, 256  # of the answers that a layer makes
+LARGEST = 2048  # features of the matrices that are factored
+COPIED_BYTES, DISK_BYTES = 2**27, 2**26
+TESTS_A_SECOND = 8.0  # programs in the sandbox, measured on two cores
+SECONDS_TO_START = 6.0  # of a process that loads torch and transformers, measured on two cores
+
+
+def measure_speed(
+    config: Any, shape: Shape, precision: str, device: str, folder: Path, tokenizer: Any = None, batch: int = ANSWERS
+) -> dict[str, float]:
+    """Amount of each kind of work in a second.
+
+    Args:
+        config: the model's transformers config.
+        shape: its sizes.
+        precision: "float32", "bfloat16", "float16" or "mixed".
+        device: a torch device.
+        folder: where the disk is timed: the folder that will hold the output.
+        tokenizer: splits a text, where the text's rate is wanted.
+        batch: answers that are made together.
+    """
+    place = torch.device(device)
+    speed = {"test": TESTS_A_SECOND, "start": 1 / SECONDS_TO_START}
+    with torch.no_grad():
+        speed |= _layer_speeds(config, precision, place, batch)
+        speed |= _product_speeds(shape, precision, place)
+    speed["learning"] = _learning_speed(shape, place)
+    speed["memory"] = _memory_speed(place)
+    speed |= _disk_speeds(folder)
+    if tokenizer is not None:
+        speed["text"] = _text_speed(tokenizer)
+    return speed
+
+
+def _seconds(once: Callable[[], object], place: torch.device) -> float:
+    """The shortest of the repetitions that fit into :data:`SECONDS_EACH`, at least one beside the first."""
+    taken = []
+    for _ in range(50):
+        start = time.perf_counter()
+        once()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        taken.append(time.perf_counter() - start)
+        if len(taken) > 1 and sum(taken) > SECONDS_EACH:
+            break
+    return min(taken[1:])
+
+
+def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
+    """A model of one layer and few tokens, of the config's sizes, with random weights in this precision."""
+    small = copy.deepcopy(config)
+    small.num_hidden_layers = 1
+    small.vocab_size = 64
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:1]
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(small, name, None)
+    dtype = {"mixed": torch.bfloat16, "auto": torch.float32}.get(precision) or getattr(torch, precision)
+    with quiet():
+        model = AutoModelForCausalLM.from_config(small)
+    return model.to(place, dtype).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) -> dict[str, float]:
+    """Tokens that a layer reads in a second, and steps for a whole batch of answers."""
+    model = one_layer(config, precision, place)
+    length = min(LENGTH, int(getattr(config, "max_position_embeddings", None) or LENGTH))
+    ids = torch.zeros(ROWS, length, dtype=torch.long, device=place)
+    reading = _seconds(lambda: model(ids, use_cache=False, logits_to_keep=1), place)
+    context = min(CONTEXT, length - 1)
+    cache = DynamicCache(config=model.config)
+    model(torch.zeros(batch, context, dtype=torch.long, device=place), past_key_values=cache, logits_to_keep=1)
+    token = torch.zeros(batch, 1, dtype=torch.long, device=place)
+
+    def step() -> None:
+        model(token, past_key_values=cache, use_cache=True)
+
+    return {"layer": ids.numel() / reading, "step": 1 / _seconds(step, place)}
+
+
+def _product_speeds(shape: Shape, precision: str, place: torch.device) -> dict[str, float]:
+    """FLOP in a second: of Gram matrices, factorisations in both precisions, and the head."""
+    features = min(shape.width, 2 * LARGEST)
+    statistics = torch.bfloat16 if precision in ("mixed", "bfloat16") else torch.float32  # as the refit sums them
+    x = torch.randn(1024, features, device=place).to(statistics)
+    found = {"gram": 2 * x.numel() * features / _seconds(lambda: x.T @ x, place)}
+    size = min(shape.width, LARGEST)
+    for name, dtype in (("single", torch.float32), ("double", torch.float64)):
+        matrix = torch.eye(size, dtype=dtype, device=place) * size + 1
+        work = torch.empty_like(matrix).T
+
+        def factor(matrix: torch.Tensor = matrix, work: torch.Tensor = work) -> None:
+            work.copy_(matrix)
+            torch.linalg.cholesky(work, out=work)
+
+        found[name] = size**3 / 3 / _seconds(factor, place)
+    dtype = torch.float32 if precision in ("mixed", "auto") else getattr(torch, precision)
+    head = torch.randn(min(shape.vocabulary, 16384), shape.hidden, device=place, dtype=dtype)
+    states = torch.randn(256, shape.hidden, device=place, dtype=dtype)
+    found["head"] = 2 * len(states) * head.numel() / _seconds(lambda: states @ head.T, place)
+    return found
+
+
+def _learning_speed(shape: Shape, place: torch.device) -> float:
+    """FLOP in a second of a step forward and backward through two matrices of the FFN, in the precision of the refits."""
+    matrices = [torch.randn(shape.width, shape.hidden, device=place) * 0.02 for _ in range(2)]
+    for matrix in matrices:
+        matrix.requires_grad_()
+    x = torch.randn(STEP_TOKENS, shape.hidden, device=place)
+    products = product_dtype(matrices[0])
+
+    def step() -> None:
+        with torch.autocast(place.type, products, enabled=products != torch.float32):
+            out = nn.functional.silu(x @ matrices[0].T) @ matrices[1]
+        out.float().pow(2).sum().backward()  # type: ignore[no-untyped-call]
+
+    return 10 * STEP_TOKENS * matrices[0].numel() / _seconds(step, place)  # the first matrix's input has no gradient
+
+
+def _memory_speed(place: torch.device) -> float:
+    """Bytes in a second that are read and written when a tensor larger than any cache is copied."""
+    source = torch.ones(COPIED_BYTES // 4, device=place)
+    target = torch.empty_like(source)
+    return 2 * COPIED_BYTES / _seconds(lambda: target.copy_(source), place)
+
+
+def _disk_speeds(folder: Path) -> dict[str, float]:
+    """Bytes in a second that are written through to the disk, read back past the system's cache, and hashed."""
+    data = os.urandom(2**20) * (DISK_BYTES // 2**20)
+    with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
+        start = time.perf_counter()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        written = time.perf_counter() - start
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        file.seek(0)
+        file.read()
+        read = time.perf_counter() - start
+    start = time.perf_counter()
+    hashlib.sha256(data).digest()
+    hashed = time.perf_counter() - start
+    return {"write": DISK_BYTES / written, "read": DISK_BYTES / read, "hash": DISK_BYTES / hashed}
+
+
+def _text_speed(tokenizer: Any) -> float:
+    """Bytes of Python that become tokens in a second."""
+    text = Path(copy.__file__).read_text(encoding="utf-8")
+    start = time.perf_counter()
+    tokenizer.encode_batch([text] * 4, add_special_tokens=False)
+    return 4 * len(text.encode()) / (time.perf_counter() - start)

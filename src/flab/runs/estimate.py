@@ -1,0 +1,307 @@
+"""What planning, training and answering cost, counted before they begin: operations, bytes in memory, bytes on disk.
+
+A :data:`Work` says how much of each kind of work a stage does; divided by the device's :data:`Speed`
+(:mod:`flab.runs.device_speed`) it gives seconds. The counts follow the code of :mod:`flab.pruning.search`,
+:mod:`flab.pruning.refit` and :mod:`flab.recovery`; what the data decides (how many splits are tried, how long answers get) is
+taken as said at each function. It loads nothing and measures nothing.
+
+Legend: N tokens (Nf to fit on, Nc to compare on), L layers, K kept ones, D hidden size, F FFN width, A attention width, V tokens
+of the vocabulary; a stroke marks the cut model's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flab.models.options import Options
+from flab.models.shape import Shape
+from flab.pruning.calibration import COMPARE_EVERY, HELD_OUT_EVERY
+from flab.pruning.plan import NEWTON_FIRST, RESIDUAL_FIRST
+from flab.pruning.refit import descent, newton, reconstruction
+from flab.pruning.refit.gram import ALL_RIDGES, BLOCK_ROWS, ELIMINATION_ROUNDS, FAST_FEATURES, RIDGES
+from flab.pruning.refit.walk import NEWTON_TOKENS
+from flab.pruning.search import PATIENCE, PROBE_TOKENS, PROBED_PARAMETERS
+
+# How many of each kind of work: tokens through one uncut layer ("layer"), FLOP of the refit's statistics ("gram"), of
+# factorisations ("single", "double"), of forward and backward passes ("learning") and of the head ("head"), bytes moved in
+# memory ("memory"), read, written and hashed ("read", "write", "hash"), text split into tokens ("text"), steps of one layer
+# that makes one token for each row of a batch ("step"), programs tried in the sandbox ("test"), processes started ("start").
+Work = Counter[str]
+Speed = Mapping[str, float]  # how much of each kind of work a second does
+
+RIDGES_TRIED = 3  # of those among many features: where the neighbouring layer ended, and one step to either side
+RECONSTRUCTIONS = 1.5  # rates tried per layer: the second where the first does not help
+RACED = 0.5  # share of the layers that a race scores to the end
+ADAM_BYTES = 36  # moved per number and step: weight, gradient and both moments read and written, the gradient cleared
+NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model, or what a cut leaves of it."""
+
+    vocabulary: int
+    layers: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a command: what it does, and what it needs at its peak.
+
+    ``at_most`` marks a time that is reached only if every answer is as long as it may be.
+    """
+
+    name: str
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int = 0
+    at_most: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+
+def work(**amounts: float) -> Work:
+    """So much of each kind of work."""
+    return Counter(amounts)  # type: ignore[arg-type]
+
+
+def seconds(amounts: Work, speed: Speed) -> float:
+    """How long the work takes, one kind after the other."""
+    return float(sum(amount / speed[kind] for kind, amount in amounts.items() if amount))
+
+
+def times(amounts: Work, factor: float) -> Work:
+    """The same work so many times."""
+    return Counter({kind: amount * factor for kind, amount in amounts.items()})  # type: ignore[misc]
+
+
+def total(parts: Iterable[Work]) -> Work:
+    """All of the work."""
+    found = Work()
+    for part in parts:
+        found.update(part)
+    return found
+
+
+def split_tokens(tokens: int) -> tuple[int, int]:
+    """Tokens that are fitted on and those that only compare."""
+    compared = tokens // COMPARE_EVERY
+    return tokens - compared, compared
+
+
+# --- planning ---
+
+
+def layer_share(shape: Shape, width: float) -> float:
+    """What a layer of this width costs, relative to an uncut one."""
+    whole = shape.products_per_layer + shape.width * shape.products_per_neuron
+    return (shape.products_per_layer + width * shape.products_per_neuron) / whole
+
+
+def ffn_share(shape: Shape) -> float:
+    """The FFN's part of an uncut layer's products."""
+    return layer_share(shape, shape.width) - layer_share(shape, 0)
+
+
+def walk_work(
+    shape: Shape, cut: Size, fit: int, compare: int, refit: str, output_projection: bool = True, eliminate: bool = False
+) -> Work:
+    """One walk over the kept layers, with its refit (:class:`flab.pruning.refit.walk.Walk`), and the KL at its end.
+
+    The original's stream passes every layer, the pruned one every kept layer; the statistics of the FFN need its features once
+    more. ``eliminate`` says that neurons are chosen by elimination.
+    """
+    tokens, kept = fit + compare, cut.layers
+    parts = [
+        work(layer=shape.layers * tokens + kept * tokens * layer_share(shape, cut.width)),
+        work(head=2 * 2 * shape.hidden * cut.vocabulary * compare),
+    ]
+    if refit != "none":
+        parts.append(times(ffn_statistics(shape, fit, 2 if refit == "descent" else 1), kept))
+        parts.append(times(solving(cut.width, shape.hidden), kept))
+    if refit in RESIDUAL_FIRST and output_projection:
+        parts.append(times(gram_work(shape.attention, shape.hidden, fit), kept))
+        parts.append(times(solving(shape.attention, shape.hidden), kept))
+    if eliminate and cut.width < shape.width:
+        parts.append(times(elimination(shape.width, cut.width, shape.hidden), kept))
+    neurons = cut.width * shape.products_per_neuron
+    if refit == "descent":
+        parts.append(
+            times(
+                descent_work(neurons, shape.hidden * cut.width, fit) + work(gram=2 * shape.hidden * shape.width * fit),
+                kept,
+            )
+        )
+    if refit in NEWTON_FIRST:
+        parts.append(times(newton_work(shape.hidden, cut.width, neurons, fit), kept))
+    if refit == "reconstruction":
+        numbers = shape.products_per_layer + neurons
+        parts.append(times(reconstruction_work(numbers, fit), kept))
+    return total(parts)
+
+
+def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
+    """Features, Gram and cross matrices of one FFN; ``targets`` times the hidden size are fitted."""
+    features = work(layer=fit * ffn_share(shape))
+    return features + gram_work(shape.width, targets * shape.hidden, fit)
+
+
+def gram_work(features: int, targets: int, tokens: int) -> Work:
+    """The lower triangle of X^T X and Y^T X, added up in float64 after every micro-batch."""
+    batches = tokens / Options.batch_tokens
+    triangle = features * (features + min(features, BLOCK_ROWS))  # by blocks of rows, each up to its diagonal
+    return work(gram=(triangle + 2 * features * targets) * tokens, memory=14 * features * features * batches)
+
+
+def solving(features: int, targets: int) -> Work:
+    """One least-squares problem: every ridge that is tried is factored, solved and judged; the last in float64."""
+    once = features**3 / 3 + 2 * targets * features**2
+    judged = once + 2 * targets * features**2
+    tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
+    if features > FAST_FEATURES:
+        return work(single=tries * judged, double=once)
+    return work(double=tries * judged + once)
+
+
+def elimination(features: int, width: int, targets: int) -> Work:
+    """The inverse of one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
+    gone = (features - width) / ELIMINATION_ROUNDS
+    downdates = 2 * (features**3 - width**3) / 3 + 2 * gone * gone * features * ELIMINATION_ROUNDS
+    return work(double=features**3 + 2 * targets * features**2 + downdates)
+
+
+def descent_work(neurons: int, outputs: int, fit: int) -> Work:
+    """Epochs of forward and backward passes through one FFN of so many weights, Adam's steps, one pass for the targets.
+
+    Only the output projection, ``outputs`` of the weights, hands gradients on to what enters it.
+    """
+    fitted = fit * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
+    steps = descent.EPOCHS * fitted / descent.STEP_TOKENS
+    judged = 2 * (fit - fitted)
+    return work(
+        learning=descent.EPOCHS * fitted * (4 * neurons + 2 * outputs) + 2 * neurons * (fit + judged),
+        memory=steps * ADAM_BYTES * neurons,
+    )
+
+
+def newton_work(hidden: int, width: int, neurons: int, fit: int) -> Work:
+    """Gauss-Newton steps by conjugate gradients: each iteration is some five products with every weight for every token."""
+    tokens = min(fit, NEWTON_TOKENS) * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
+    linearised = 6 * neurons * tokens + 2 * tokens * (hidden**2 + width**2)
+    iteration = 6 * neurons * tokens * 16 / 18 * 2
+    preconditioned = 4 * hidden * neurons + 2 * hidden * width**2
+    judged = 3 * 2 * neurons * tokens
+    one = linearised + newton.CG_ITERATIONS * (iteration + preconditioned) + judged
+    return work(learning=newton.MAX_STEPS * one, double=newton.MAX_STEPS * (width**3 / 3 + 10 * hidden**3))
+
+
+def reconstruction_work(numbers: int, fit: int) -> Work:
+    """Epochs of forward and backward passes through one layer of so many weights, and Adam's steps."""
+    fitted = fit * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
+    epochs = RECONSTRUCTIONS * reconstruction.EPOCHS
+    steps = epochs * fitted / reconstruction.STEP_TOKENS
+    return work(learning=epochs * fitted * 6 * numbers, memory=steps * ADAM_BYTES * numbers)
+
+
+def candidates_built(shape: Shape, splits: int, is_pinned: bool) -> int:
+    """How many splits are built and compared: as a rule the best of the depths and as many more as patience has.
+
+    Large models are probed first, after which as a rule the deepest split is left; it is only built as the winner.
+    """
+    if is_pinned or splits == 1 or shape.total >= PROBED_PARAMETERS:
+        return 0
+    return min(splits, PATIENCE + 2)
+
+
+def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
+    """The greedy layer search: each removal runs the model from each kept layer on, raced."""
+    passes = removals * RACED * shape.layers**2 / 2 + shape.layers
+    return work(
+        layer=passes * tokens, head=2 * 2 * shape.hidden * shape.vocabulary * tokens * removals * shape.layers * RACED
+    )
+
+
+def probe_work(shape: Shape, cut: Size) -> Work:
+    """What large models are asked first: one cut without refit, and each layer alone taken out, on few tokens."""
+    tokens = PROBE_TOKENS
+    walk = work(layer=2 * shape.layers * tokens, head=4 * shape.hidden * cut.vocabulary * tokens)
+    return walk + scoring_work(Shape(**{**asdict(shape), "vocabulary": cut.vocabulary}), tokens, 1)
+
+
+def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
+    """A model opened to be cut: its layers with ``body`` bytes a number, all else with ``rest``."""
+    return (
+        size.layers * (shape.per_layer + size.width * shape.per_neuron) * body
+        + (size.vocabulary * shape.per_token + shape.fixed) * rest
+    )
+
+
+def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> int:
+    """The peak of one walk beside its model.
+
+    Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
+    FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
+    """
+    streams = 5 * 4 * (fit + compare) * shape.hidden
+    if refit == "none":
+        return streams
+    targets = 2 * shape.hidden if refit == "descent" else shape.hidden
+    single = 4 * cut.width**2 if cut.width > FAST_FEATURES else 0
+    statistics = 3 * 8 * shape.width**2 + 3 * 8 * targets * shape.width + single
+    neurons = cut.width * shape.products_per_neuron
+    moved = 0
+    if refit == "descent":
+        moved = fit * shape.hidden * (2 * 3 * 2 + 4) + 6 * 4 * neurons
+    elif refit in NEWTON_FIRST:
+        moved = newton.KEPT_BYTES + 8 * 4 * neurons + 8 * cut.width**2 + 4 * fit * shape.hidden * 3
+    if refit == "reconstruction":
+        moved = max(moved, 8 * 4 * (shape.products_per_layer + neurons) + 2**28)
+    return streams + max(statistics, moved)
+
+
+# --- answering ---
+
+
+def answering_work(shape: Shape, size: Size, prompts: int, prompt_tokens: int, new_tokens: int, batch: int) -> Work:
+    """Answers of at most ``new_tokens``: the prompts are read once, then each batch makes a token a step.
+
+    On average half of a batch still runs, because rows that are finished leave it.
+    """
+    share = layer_share(shape, size.width)
+    batches = -(-prompts // batch)
+    steps = batches * new_tokens
+    return work(
+        layer=prompt_tokens * size.layers * share,
+        step=steps * size.layers * share,
+        head=2 * shape.hidden * size.vocabulary * (prompts + steps * batch / 2),
+    )
+
+
+def answering_bytes(weights: int, kv_bytes: int, batch: int, longest: int, vocabulary: int) -> int:
+    """Weights, the cache of one batch (twice while rows leave it), and its logits in float32."""
+    return weights + 2 * kv_bytes * batch * longest + 3 * 4 * batch * vocabulary
+
+
+# --- training ---
+
+
+def training_work(
+    shape: Shape, student: Size, tokens: float, held_out: float, evaluations: int, epochs: float, recompute: bool
+) -> Work:
+    """Forward and backward of the student over ``tokens``, the teacher's forward once for each different one.
+
+    ``held_out`` tokens are measured ``evaluations`` times. ``recompute`` is gradient checkpointing.
+    """
+    share = layer_share(shape, student.width)
+    passes = 4 if recompute else 3
+    trained = tokens * student.layers * share * passes
+    measured = evaluations * held_out * student.layers * share
+    taught = (tokens / max(1.0, epochs) + held_out) * shape.layers
+    heads = 2 * shape.hidden * student.vocabulary * (tokens * 6 + evaluations * held_out * 2)
+    return work(layer=trained + measured + taught, head=heads)

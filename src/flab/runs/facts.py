@@ -1,0 +1,81 @@
+"""A model as its folder describes it: sizes from its config, what is stored from the headers. No weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from flab.files import PathLike
+from flab.models.checkpoint import load_tokenizer, quiet, read_config
+from flab.models.families import Family, family_of, is_tied, kv_width, shape_of
+from flab.models.folder import headers, resolve, stored_dtype
+from flab.models.options import Options
+from flab.models.shape import Shape
+from flab.pruning.budget import VOCABULARY_MULTIPLE
+from flab.runs.estimate import NUMBER_BYTES, Size
+
+ELEMENT = {"F32": 4, "BF16": 2, "F16": 2}  # bytes of a number, by safetensors' names
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as its folder describes it, without its weights."""
+
+    path: Path
+    config: Any
+    family: Family
+    shape: Shape
+    tied: bool
+    tokenizer: Tokenizer
+    num_special: int
+    warnings: list[str]
+    stored: str
+    weights_bytes: int
+
+    @property
+    def size(self) -> Size:
+        """The sizes that a cut changes."""
+        return Size(self.shape.vocabulary, self.shape.layers, self.shape.width)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values for each token, in the stored precision."""
+        return 2 * self.shape.layers * kv_width(self.config) * NUMBER_BYTES[self.stored]
+
+
+def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
+    """Read a folder's config, tokenizer and headers.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as when the model is loaded.
+    """
+    path = resolve(model)
+    config = read_config(path, (options or Options()).trust_remote_code)
+    family, stored = family_of(config), headers(path)
+    config.tie_word_embeddings = f"{family.head}.weight" not in stored  # what the weights say
+    tokenizer, named_ids, warnings = load_tokenizer(path, config)
+    with quiet(), torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    return ModelFacts(
+        path=path,
+        config=config,
+        family=family,
+        shape=shape_of(empty, family),
+        tied=is_tied(empty, family),
+        tokenizer=tokenizer,
+        num_special=len(named_ids),
+        warnings=warnings,
+        stored=stored_dtype(path),
+        weights_bytes=sum(one.numel * ELEMENT.get(one.dtype, 4) for one in stored.values()),
+    )
+
+
+def assumed_vocabulary(shape: Shape, remove: float) -> int:
+    """The tokens that planning keeps where the text does not need more: no larger a share than of the whole model."""
+    wanted = -(-int((1 - remove) * shape.vocabulary) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return min(shape.vocabulary, max(VOCABULARY_MULTIPLE, wanted))

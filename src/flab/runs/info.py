@@ -1,0 +1,133 @@
+"""``flab info``: what a model is and what could be made of it, from its config and the headers of its weights.
+
+No weight is read. Budgets are what the sizes allow; which tokens a text needs is known only when it is planned for.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flab.errors import BudgetError
+from flab.files import PathLike
+from flab.models.compatibility import loads_in
+from flab.models.options import Options
+from flab.models.shape import Shape
+from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
+from flab.runs.costs import eval_memory, plan_memory, recover_memory
+from flab.runs.facts import ModelFacts, assumed_vocabulary, model_facts
+
+BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def info(model: PathLike, options: Options | None = None) -> dict[str, Any]:
+    """What a model is, what each part of it weighs, which budgets can be reached, and what it needs to be worked on.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as when the model is loaded.
+    """
+    options = options or Options()
+    facts = model_facts(model, options)
+    shape, config = facts.shape, facts.config
+    return {
+        "path": str(facts.path),
+        "family": facts.family.model_type,
+        "stored_dtype": facts.stored,
+        "stored_bytes": facts.weights_bytes,
+        "parameters": shape.total,
+        "sizes": {
+            "vocabulary": shape.vocabulary,
+            "layers": shape.layers,
+            "width": shape.width,
+            "hidden": shape.hidden,
+            "heads": config.num_attention_heads,
+            "key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            "context": getattr(config, "max_position_embeddings", None),
+        },
+        "parts": parts_of(facts),
+        "tokenizer": tokenizer_facts(facts),
+        "budgets": [reachable(shape, remove) for remove in BUDGETS],
+        "most_removable": most_removable(shape),
+        "loads_in": _loads_in(facts),
+        "memory": memory_needed(facts, options),
+        "warnings": facts.warnings,
+    }
+
+
+def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
+    """Parameters of each part, their share of all, and what one unit of it costs."""
+    shape = facts.shape
+    rows = shape.vocabulary * shape.per_token
+    name = "embedding, which is the head too" if facts.tied else "embedding and head"
+    neurons = shape.layers * shape.width * shape.per_neuron
+    found = [
+        (name, rows, f"{shape.per_token:,} for each token"),
+        ("attention and norms", shape.layers * shape.per_layer, f"{shape.per_layer:,} for each layer"),
+        ("FFN", neurons, f"{shape.per_neuron:,} for each neuron of each layer"),
+        ("final norm and the like", shape.fixed, "not cut"),
+    ]
+    return [{"name": n, "parameters": p, "share": p / shape.total, "unit": unit} for n, p, unit in found]
+
+
+def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
+    """What splits the text, and what goes around it."""
+    model = json.loads(facts.tokenizer.to_str())["model"]
+    byte_level = "ByteLevel" in json.dumps(json.loads(facts.tokenizer.to_str()).get("decoder") or {})
+    start = facts.tokenizer.encode("", add_special_tokens=True).tokens
+    template = (facts.path / "chat_template.jinja").is_file()
+    if not template and (facts.path / "tokenizer_config.json").is_file():
+        template = bool(
+            json.loads((facts.path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        )
+    return {
+        "kind": model.get("type", "BPE") + (", byte level" if byte_level else ""),
+        "tokens": facts.tokenizer.get_vocab_size(),
+        "special": facts.num_special,
+        "adds": start,
+        "chat_template": template,
+    }
+
+
+def reachable(shape: Shape, remove: float) -> dict[str, Any]:
+    """One budget: the deepest and the shallowest split that meet it, and what each part gives in the deepest."""
+    vocabulary = assumed_vocabulary(shape, remove)
+    try:
+        splits = feasible_splits(shape, remove, vocabulary, Pins())
+    except BudgetError:
+        return {"remove": remove, "reachable": False}
+    deepest, shallowest = splits[0], splits[-1]
+    removed = shape.total - deepest.parameters
+    tokens = (shape.vocabulary - deepest.vocabulary) * shape.per_token
+    layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.width * shape.per_neuron)
+    return {
+        "remove": remove,
+        "reachable": True,
+        "vocabulary": vocabulary,
+        "deepest": [deepest.layers, deepest.width],
+        "shallowest": [shallowest.layers, shallowest.width],
+        "parameters": deepest.parameters,
+        "share_vocabulary": tokens / removed,
+        "share_layers": layers / removed,
+        "share_width": (removed - tokens - layers) / removed,
+    }
+
+
+def most_removable(shape: Shape) -> float:
+    """The largest fraction that can go: one layer of the narrowest width and the fewest tokens are left."""
+    return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.width_multiple()) / shape.total
+
+
+def _loads_in(facts: ModelFacts) -> dict[str, Any]:
+    found = loads_in(facts.config, True, facts.warnings, renumbered=False)
+    found["transformers"]["how"] = "AutoModelForCausalLM.from_pretrained, by its config; not loaded here"
+    return found
+
+
+def memory_needed(facts: ModelFacts, options: Options) -> dict[str, int]:
+    """Peak bytes by formula of the commands with their default settings, without the program itself."""
+    return {
+        "weights": facts.weights_bytes,
+        "plan": plan_memory(facts, options),
+        "eval": eval_memory(facts, options),
+        "recover": recover_memory(facts),
+    }

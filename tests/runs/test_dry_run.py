@@ -1,0 +1,174 @@
+"""``flab info`` and ``--dry-run``: what is said of a model, stage by stage estimates, and nothing begun or written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from flab import assets
+from flab.models.checkpoint import load
+from flab.runs import device_speed
+from flab.runs.dry_run import estimate_run
+from flab.runs.estimate import Size
+from flab.runs.facts import model_facts
+from flab.runs.info import info
+from flab.runs.recipe_file import read_recipe
+from support import pico
+from support.command import assert_refused
+
+KINDS = {
+    "layer", "step", "gram", "single", "double", "learning", "head", "memory", "read", "write", "hash", "text", "test", "start",
+}  # fmt: skip
+QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0"]
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch) -> None:
+    """Measure the device for moments only: what comes out is not looked at."""
+    for name, value in {
+        "SECONDS_EACH": 0.001,
+        "COPIED_BYTES": 2**16,
+        "DISK_BYTES": 2**20,
+        "ROWS": 1,
+        "ANSWERS": 2,
+    }.items():
+        monkeypatch.setattr(device_speed, name, value)
+
+
+@pytest.mark.parametrize("family", pico.FAMILY_SETTINGS)
+def test_facts_come_without_the_weights_and_are_those_of_the_loaded_model(pico_folder, family):
+    folder = pico_folder(family)
+    facts = model_facts(folder)
+    model = load(folder).model
+    assert facts.shape.total == sum(p.numel() for p in model.parameters())
+    assert facts.tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+    assert facts.weights_bytes == sum(p.nbytes for p in model.parameters())
+
+
+def test_info_says_what_each_part_weighs_and_what_a_budget_leaves():
+    found = info(assets.model_path())
+    assert found["family"] == "qwen2"
+    assert found["parameters"] == sum(part["parameters"] for part in found["parts"]) == 4_060_160
+    assert sum(part["share"] for part in found["parts"]) == pytest.approx(1)
+    for row in found["budgets"]:
+        assert row["parameters"] <= (1 - row["remove"]) * found["parameters"]
+        assert row["share_vocabulary"] + row["share_layers"] + row["share_width"] == pytest.approx(1)
+        assert row["deepest"][0] >= row["shallowest"][0]
+    assert found["tokenizer"]["tokens"] == 4096
+    assert found["tokenizer"]["chat_template"]
+    assert found["memory"]["weights"] == 8_120_320 < found["memory"]["recover"]
+
+
+def test_the_command_shows_it(flab, pico_folder):
+    code, out, err = flab("info", pico_folder())
+    assert (code, out) == (0, "")
+    assert f"tokenizer: BPE, byte level, {model_facts(pico_folder()).tokenizer.get_vocab_size()} tokens" in err
+    code, out, _ = flab("info", pico_folder(), "--json")
+    assert (code, json.loads(out)["family"]) == (0, "qwen2")
+
+
+def test_info_of_no_model_is_one_line(flab, tmp_path):
+    assert_refused(flab("info", tmp_path), "config.json")
+
+
+def test_every_kind_of_work_is_measured(pico_folder):
+    facts = model_facts(pico_folder())
+    speed = device_speed.measure_speed(
+        facts.config, facts.shape, "float32", "cpu", pico_folder().parent, facts.tokenizer, 2
+    )
+    assert set(speed) == KINDS
+    assert all(rate > 0 for rate in speed.values())
+
+
+@pytest.mark.parametrize("family", pico.FAMILY_SETTINGS)
+def test_one_layer_of_every_family_runs(pico_folder, family):
+    model = device_speed.one_layer(model_facts(pico_folder(family)).config, "float32", torch.device("cpu"))
+    assert model(torch.zeros(1, 4, dtype=torch.long)).logits.shape == (1, 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("command", "stages"),
+    [
+        ("plan", ["vocabulary", "search", "finalists", "winner"]),
+        ("prune", ["vocabulary", "search", "finalists", "winner", "save", "check"]),
+    ],
+)
+def test_a_dry_run_of_planning_names_its_stages_and_writes_nothing(
+    flab, command, stages, pico_folder, calibration_file, tmp_path
+):
+    out = tmp_path / "out"
+    code, text, _ = flab(
+        command, pico_folder(), "--calibration", calibration_file, *QUICK, "--dry-run", "--json", "-o", out
+    )
+    report = json.loads(text)
+    assert code == 0
+    assert [stage["name"] for stage in report["stages"]] == stages
+    assert all(stage["seconds"] > 0 and stage["memory_bytes"] > 0 for stage in report["stages"])
+    assert report["assumed"]["refit"] == "newton"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_finds_what_the_run_would_refuse(flab, pico_folder, calibration_file, tmp_path):
+    refused = flab(
+        "plan", pico_folder(), "--calibration", calibration_file, "--remove", "0.999", "--dry-run", "-o", tmp_path / "p"
+    )
+    assert_refused(refused, "cannot be reached")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_an_evaluation_counts_answers_and_programs(flab, pico_folder, tmp_path):
+    code, text, err = flab(
+        "eval", pico_folder(), "--task", assets.problems_path(), "--limit", 3, "--max-new-tokens", 8, "--dry-run",
+        "--json", "-o", tmp_path / "run",
+    )  # fmt: skip
+    report = json.loads(text)
+    assert (code, report["assumed"]) == (0, {"answers": 3}), err
+    assert [stage["name"] for stage in report["stages"]] == ["answers", "scores"]
+    assert report["stages"][0]["at_most"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_training_counts_its_rows(flab, pruned_folder, trained_folder, data_file, tmp_path):
+    code, text, err = flab(
+        "recover", pruned_folder, "--teacher", trained_folder, "--data", data_file, "--steps", 4, "--length", 64,
+        "--dry-run", "--json", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads(text)
+    assert [stage["name"] for stage in report["stages"]] == ["training", "save and check"]
+    assert report["assumed"]["rows"] == sum(1 for _ in data_file.open())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_recipe_has_every_stage(tmp_path, pico_folder, calibration_file, data_file):
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        f"model: {pico_folder()}\nprune: {{remove: 0.3, calibration: {calibration_file}, general: 0.0, tokens: 4000}}\n"
+        f"data: {{instructions: {data_file}, limit: 5}}\nrecover: {{steps: 2, length: 64}}\n"
+        f"evaluate: {{tasks: bundled, limit: 2, max_new_tokens: 4}}\nmeasure: {{max_batch: 1}}\n"
+    )
+    report = estimate_run(read_recipe(recipe), tmp_path / "run")
+    parts = {stage["name"].partition(":")[0] for stage in report["stages"]}
+    assert parts == {
+        "prune",
+        "data",
+        "recover",
+        "evaluate original",
+        "evaluate pruned",
+        "evaluate recovered",
+        "measure",
+    }
+    assert report["seconds"] == pytest.approx(sum(stage["seconds"] for stage in report["stages"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_smaller_model_needs_less_of_everything():
+    from flab.models.options import Options
+    from flab.runs.costs import eval_memory, recover_memory
+
+    facts = model_facts(assets.model_path())
+    smaller = Size(2048, 7, 256)
+    assert eval_memory(facts, Options(), size=smaller) < eval_memory(facts, Options())
+    assert recover_memory(facts, smaller) < recover_memory(facts)
