@@ -19,10 +19,18 @@ from typing import Any
 from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.pruning.calibration import COMPARE_EVERY, HELD_OUT_EVERY
-from flab.pruning.plan import NEWTON_FIRST, RESIDUAL_FIRST
 from flab.pruning.refit import descent, newton, reconstruction
-from flab.pruning.refit.gram import ALL_RIDGES, BLOCK_ROWS, ELIMINATION_ROUNDS, FAST_FEATURES, RIDGES
+from flab.pruning.refit.gram import (
+    ALL_RIDGES,
+    BLOCK_ROWS,
+    ELIMINATION_ROUNDS,
+    FAST_FEATURES,
+    FAST_ROUNDS,
+    RIDGES,
+    SKETCH,
+)
 from flab.pruning.refit.walk import NEWTON_TOKENS
+from flab.pruning.refits import REFITS
 from flab.pruning.search import PATIENCE, PROBE_TOKENS, PROBED_PARAMETERS
 
 # How many of each kind of work: tokens through one uncut layer ("layer"), FLOP of the refit's statistics ("gram"), of
@@ -117,33 +125,27 @@ def walk_work(
     The original's stream passes every layer, the pruned one every kept layer; the statistics of the FFN need its features once
     more. ``eliminate`` says that neurons are chosen by elimination.
     """
-    tokens, kept = fit + compare, cut.layers
+    tokens, kept, steps = fit + compare, cut.layers, REFITS[refit]
     parts = [
         work(layer=shape.layers * tokens + kept * tokens * layer_share(shape, cut.width)),
         work(head=2 * 2 * shape.hidden * cut.vocabulary * compare),
     ]
-    if refit != "none":
-        parts.append(times(ffn_statistics(shape, fit, 2 if refit == "descent" else 1), kept))
-        parts.append(times(solving(cut.width, shape.hidden), kept))
-    if refit in RESIDUAL_FIRST and output_projection:
-        parts.append(times(gram_work(shape.attention, shape.hidden, fit), kept))
-        parts.append(times(solving(shape.attention, shape.hidden), kept))
+    each = []
+    if steps.target is not None:
+        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), solving(cut.width, shape.hidden)]
+    if steps.attention and output_projection:
+        each += [gram_work(shape.attention, shape.hidden, fit), solving(shape.attention, shape.hidden)]
     if eliminate and cut.width < shape.width:
-        parts.append(times(elimination(shape.width, cut.width, shape.hidden), kept))
+        each.append(elimination(shape.width, cut.width, shape.hidden))
     neurons = cut.width * shape.products_per_neuron
-    if refit == "descent":
-        parts.append(
-            times(
-                descent_work(neurons, shape.hidden * cut.width, fit) + work(gram=2 * shape.hidden * shape.width * fit),
-                kept,
-            )
-        )
-    if refit in NEWTON_FIRST:
-        parts.append(times(newton_work(shape.hidden, cut.width, neurons, fit), kept))
-    if refit == "reconstruction":
-        numbers = shape.products_per_layer + neurons
-        parts.append(times(reconstruction_work(numbers, fit), kept))
-    return total(parts)
+    if steps.ffn == "descent":
+        own_output = work(gram=2 * shape.hidden * shape.width * fit)
+        each += [descent_work(neurons, shape.hidden * cut.width, fit), own_output]
+    if steps.ffn == "newton":
+        each.append(newton_work(shape.hidden, cut.width, neurons, fit))
+    if steps.layer:
+        each.append(reconstruction_work(shape.products_per_layer + neurons, fit))
+    return total([*parts, times(total(each), kept)])
 
 
 def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
@@ -162,17 +164,18 @@ def gram_work(features: int, targets: int, tokens: int) -> Work:
 def solving(features: int, targets: int) -> Work:
     """One least-squares problem: every ridge that is tried is factored, solved and judged; the last in float64."""
     once = features**3 / 3 + 2 * targets * features**2
-    judged = once + 2 * targets * features**2
     tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
     if features > FAST_FEATURES:
-        return work(single=tries * judged, double=once)
-    return work(double=tries * judged + once)
+        few = min(targets, SKETCH)  # random combinations of the targets, on which the ridges are compared
+        return work(single=tries * (features**3 / 3 + 4 * few * features**2), double=once)
+    return work(double=tries * (once + 2 * targets * features**2) + once)
 
 
 def elimination(features: int, width: int, targets: int) -> Work:
     """The inverse of one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
-    gone = (features - width) / ELIMINATION_ROUNDS
-    downdates = 2 * (features**3 - width**3) / 3 + 2 * gone * gone * features * ELIMINATION_ROUNDS
+    rounds = FAST_ROUNDS if features > FAST_FEATURES else ELIMINATION_ROUNDS
+    gone = (features - width) / rounds
+    downdates = 2 * (features**3 - width**3) / 3 + 2 * gone * gone * features * rounds
     return work(double=features**3 + 2 * targets * features**2 + downdates)
 
 
@@ -248,19 +251,19 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
     Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
     FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
     """
-    streams = 5 * 4 * (fit + compare) * shape.hidden
-    if refit == "none":
+    streams, steps = 5 * 4 * (fit + compare) * shape.hidden, REFITS[refit]
+    if steps.target is None:
         return streams
-    targets = 2 * shape.hidden if refit == "descent" else shape.hidden
+    targets = 2 * shape.hidden if steps.ffn == "descent" else shape.hidden
     single = 4 * cut.width**2 if cut.width > FAST_FEATURES else 0
     statistics = 3 * 8 * shape.width**2 + 3 * 8 * targets * shape.width + single
     neurons = cut.width * shape.products_per_neuron
     moved = 0
-    if refit == "descent":
+    if steps.ffn == "descent":
         moved = fit * shape.hidden * (2 * 3 * 2 + 4) + 6 * 4 * neurons
-    elif refit in NEWTON_FIRST:
+    elif steps.ffn == "newton":
         moved = newton.KEPT_BYTES + 8 * 4 * neurons + 8 * cut.width**2 + 4 * fit * shape.hidden * 3
-    if refit == "reconstruction":
+    if steps.layer:
         moved = max(moved, 8 * 4 * (shape.products_per_layer + neurons) + 2**28)
     return streams + max(statistics, moved)
 
