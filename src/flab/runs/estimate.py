@@ -76,7 +76,7 @@ class Stage:
 
 def work(**amounts: float) -> Work:
     """So much of each kind of work."""
-    return Counter(amounts)  # type: ignore[arg-type]
+    return Counter(amounts)
 
 
 def seconds(amounts: Work, speed: Speed) -> float:
@@ -86,7 +86,7 @@ def seconds(amounts: Work, speed: Speed) -> float:
 
 def times(amounts: Work, factor: float) -> Work:
     """The same work so many times."""
-    return Counter({kind: amount * factor for kind, amount in amounts.items()})  # type: ignore[misc]
+    return Counter({kind: amount * factor for kind, amount in amounts.items()})
 
 
 def total(parts: Iterable[Work]) -> Work:
