@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from flab.version import __version__
 
 if TYPE_CHECKING:
+    from flab.evaluation.compare import compare_runs as compare
     from flab.evaluation.evaluate import evaluate
+    from flab.evaluation.runs import Settings
     from flab.footprint.measure import measure
     from flab.footprint.settings import Measuring
     from flab.models.options import Options
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
     from flab.recovery.settings import Training
     from flab.recovery.strategies import Making
     from flab.recovery.train import recover
+    from flab.runs.info import info
     from flab.runs.report import make_report
+    from flab.runs.report import make_report as report
+    from flab.runs.stages import run
     from flab.runs.sweep import sweep
 
 _HOMES = {
     "check": "flab.pruning.check",
+    "compare": "flab.evaluation.compare:compare_runs",
+    "info": "flab.runs.info",
+    "report": "flab.runs.report:make_report",
+    "run": "flab.runs.stages",
+    "Settings": "flab.evaluation.runs",
     "apply": "flab.pruning.pipeline",
     "evaluate": "flab.evaluation.evaluate",
     "measure": "flab.footprint.measure",
@@ -50,17 +60,22 @@ __all__ = [
     "Options",
     "Plan",
     "Recipe",
+    "Settings",
     "Training",
     "__version__",
     "apply",
     "check",
+    "compare",
     "evaluate",
+    "info",
     "make_data",
     "make_report",
     "measure",
     "plan",
     "prune",
     "recover",
+    "report",
+    "run",
     "sweep",
 ]
 
@@ -71,4 +86,5 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOMES:
         raise AttributeError(f"module 'flab' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, other = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), other or name)

@@ -21,20 +21,20 @@ from flab.evaluation.metrics import (
     retention_of_rates,
 )
 from flab.evaluation.record import RESULTS, RUN
-from flab.files import read_json
+from flab.files import PathLike, as_path, read_json
 
 Task = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 MUST_AGREE = {"identity": ("dtype", "device")}  # of the identity; of settings and versions all must
 
 
-def compare_runs(run_a: Path, run_b: Path) -> dict[str, Any]:
+def compare_runs(run_a: PathLike, run_b: PathLike) -> dict[str, Any]:
     """Compare the second run with the first; ``differences`` lists what was not the same besides the model.
 
     Raises:
         DataError: a run that is missing or unfinished, or two that share no task.
     """
-    a, b = read_run(run_a), read_run(run_b)
+    a, b = read_run(as_path(run_a)), read_run(as_path(run_b))
     ours = {(task["kind"], task["sha256"]): task for task in b["tasks"]}
     shared = [
         (task, ours[task["kind"], task["sha256"]]) for task in a["tasks"] if (task["kind"], task["sha256"]) in ours

@@ -20,7 +20,7 @@ from flab.evaluation.evaluate import evaluate, read_tasks, sandbox_for
 from flab.evaluation.record import RESULTS
 from flab.evaluation.runs import check_names
 from flab.evaluation.tasks import parse_task_argument
-from flab.files import check_place, read_json, write_json
+from flab.files import PathLike, as_path, check_place, read_json, write_json
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.measure import measure
 from flab.footprint.payback import payback
@@ -33,11 +33,20 @@ from flab.pruning.pipeline import prune
 from flab.recovery.data import make_data
 from flab.recovery.train import recover
 from flab.runs.folder import Run, known_stages
-from flab.runs.recipe_file import RecipeFile
+from flab.runs.recipe_file import RecipeFile, read_recipe
 from flab.runs.report import make_report
 from flab.runs.summary import summarise
 
 SUMMARY, MEASURE = "summary.json", "measure.json"
+
+
+def run(recipe: PathLike | RecipeFile, out: PathLike) -> dict[str, Any]:
+    """Carry out a recipe, or the recipe in a file, in the folder ``out``; returns the summary.
+
+    Raises:
+        FlabError: the recipe is wrong, or what a stage raises.
+    """
+    return run_recipe(recipe if isinstance(recipe, RecipeFile) else read_recipe(as_path(recipe)), as_path(out))
 
 
 def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:

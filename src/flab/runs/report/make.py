@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.files import write_json, write_text
+from flab.files import PathLike, as_path, write_json, write_text
 from flab.progress import say
 from flab.runs.report.card import MARK, card
 from flab.runs.report.gather import MALFORMED, gather, malformed
@@ -16,7 +16,7 @@ from flab.runs.report.pages import to_html, to_markdown
 HTML, MARKDOWN, JSON, CARD = "report.html", "report.md", "report.json", "README.md"
 
 
-def make_report(run: Path, sweep: Path | None = None) -> dict[str, Any]:
+def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
     """Write ``report.html``, ``report.md``, ``report.json`` and the model cards; returns what ``report.json`` holds.
 
     ``sweep`` is the folder of a sweep, else ``RUN/sweep`` where there is one. A README.md that flab did not write stays.
@@ -24,7 +24,8 @@ def make_report(run: Path, sweep: Path | None = None) -> dict[str, Any]:
     Raises:
         DataError: no run, a damaged file, or a folder that cannot be written.
     """
-    report = gather(run, sweep)
+    run = as_path(run)
+    report = gather(run, as_path(sweep) if sweep is not None else None)
     try:
         texts, warnings = _texts(run, report)
     except MALFORMED as error:
