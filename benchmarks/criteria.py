@@ -17,16 +17,16 @@ import torch
 from flab import assets
 from flab.evaluation.bits_per_byte import general_bits_per_byte
 from flab.evaluation.tasks import read_task
-from flab.models.checkpoint import Checkpoint
+from flab.models.checkpoint import Checkpoint, open_to_cut
 from flab.models.families import head_of
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
 from flab.pruning.calibration import CalibrationSet
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.finalists import run_problems
-from flab.pruning.planner import make_plan, prepare_bench
-from flab.pruning.prepare import cut_to_vocabulary, open_to_cut
+from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.walk import Cut
 from flab.pruning.surgeon import carve
@@ -72,7 +72,7 @@ class Lab:
     """The bundled model with its vocabulary cut once, ready to be carved again and again."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.bench, checkpoint = prepare_bench(assets.model_path(), recipe, Options())
+        self.bench, checkpoint = Planner(assets.model_path(), recipe, Options()).open_bench()
         self.model, self.data = checkpoint.model, self.bench.material.data
         self.problems, self.sandbox = read_task(assets.problems_path(), "code").problems, Sandbox.detect()
 
@@ -80,7 +80,7 @@ class Lab:
         """KL, pass@1 and bits per byte of one cut."""
         data = data or self.data
         built, family = open_to_cut(assets.model_path(), Options())
-        cut_to_vocabulary(built, family, self.bench.material.kept)
+        cut_vocabulary(built.model, family, self.bench.material.kept)
         _, walk = carve(built.model, family, cut, data.fit, data.compare)
         built.tokenizer = self.bench.material.tokenizer
         kl, _ = walk.divergence(head_of(built.model, family))
@@ -140,7 +140,7 @@ def components(lab: Lab, table: Table, remove: float = 0.4) -> None:
     columns = ("parameters", "tokens", "layers x width", "KL", "pass@1", "bits/byte")
     table.head(f"{remove:.0%} removed from", "component", *columns)
     for name, pins in COMPONENTS.items():
-        plan, built, _ = make_plan(assets.model_path(), Recipe(remove=remove, **pins), Options())
+        plan, built, _ = Planner(assets.model_path(), Recipe(remove=remove, **pins), Options()).plan()
         sizes = f"{plan.layers.after} x {plan.width.after}"
         table.add(
             name, plan.parameters_after, plan.vocabulary.after, sizes, plan.kl_nats_per_token, *lab.outcome(built)

@@ -28,7 +28,7 @@ from flab.models.checkpoint import free
 from flab.models.layers import ROW_ELEMENTS
 from flab.models.memory import reset_peak, resident_peak, trim
 from flab.pruning.objective import CHUNK_ELEMENTS
-from flab.pruning.planner import prepare_bench
+from flab.pruning.planner import Planner
 from flab.pruning.refit.gram import BLOCK_ROWS
 from flab.pruning.refit.newton import KEPT_BYTES
 from flab.pruning.refit.streams import SEARCH_BYTES
@@ -122,7 +122,7 @@ def warm_up(folder: Path) -> None:
 def score_layers(folder: Path, recipe: flab.Recipe) -> None:
     """The first step of the layer criterion, on a third of the tokens: what the search holds besides its candidates."""
     asked = replace(recipe, search_tokens=recipe.tokens // 3)
-    bench, checkpoint = prepare_bench(folder, asked, flab.Options())
+    bench, checkpoint = Planner(folder, asked, flab.Options()).open_bench()
     list(islice(bench.search.removals(), 2))  # of no layer and of one
     bench.search.model = None
     free(checkpoint)

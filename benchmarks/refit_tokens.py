@@ -17,7 +17,7 @@ from flab.models.families import activation_of, ffn_inputs, linear
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
 from flab.pruning.cuts.neurons import choose_neurons
-from flab.pruning.planner import prepare_bench
+from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.descent import Examples, descend
 from flab.pruning.refit.gram import Gram
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[12_000, 25_000, 50_000, 70_000])
     given = parser.parse_args()
     recipe = Recipe(remove=0.3, calibration=given.calibration, tokens=int(max(given.tokens) * 1.8), general=0.5)
-    bench, checkpoint = prepare_bench(given.model, recipe, Options())
+    bench, checkpoint = Planner(given.model, recipe, Options()).open_bench()
     runner = LayerRunner(checkpoint.model, bench.family)
     data = bench.material.data
     layer = runner.layers[given.layer]

@@ -12,14 +12,13 @@ from flab import Options
 from flab.data.samples import Sample
 from flab.evaluation.tasks import Problem
 from flab.models import memory
-from flab.models.checkpoint import open_model
+from flab.models.checkpoint import open_model, open_to_cut
 from flab.models.families import embedding_of, head_of, is_tied, layers_of
 from flab.models.layers import LayerRunner, by_rows
 from flab.pruning.calibration import CalibrationSet, calibration_set, windows_of
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
 from flab.pruning.finalists import BATCH, judge_batch
-from flab.pruning.prepare import open_to_cut
 from flab.pruning.refit.walk import Cut, Walk
 from flab.pruning.surgeon import carve
 from support import pico

@@ -242,7 +242,7 @@ ANSWERS = {
 def test_what_the_oldest_transformers_says_is_compared(kind, good, tmp_path):
     from tokenizers import Tokenizer
 
-    from flab.models.checkpoint import PROBES
+    from flab.models.tokenizer import PROBES
 
     change, ok = ANSWERS[kind]
     truth = Tokenizer.from_file(str(good / "tokenizer.json"))

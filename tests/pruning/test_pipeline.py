@@ -16,9 +16,10 @@ from flab import Options, Recipe, apply, evaluate, prune
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
 from flab.evaluation.runs import Settings
 from flab.models.checkpoint import load
+from flab.pruning.advice import deep_cut_hint
 from flab.pruning.pipeline import build, plan
 from flab.pruning.plan import Plan
-from flab.pruning.search import PATIENCE, Candidate, Split, _worsening, decide, deep_cut_hint
+from flab.pruning.search import PATIENCE, Candidate, Split, _worsening, decide
 from flab.sandbox import Sandbox
 from support import pico
 

@@ -86,17 +86,15 @@ def test_alone_a_budget_is_decided_as_a_plan_by_kl_is(tmp_path, trained_folder, 
 
 
 def test_a_stopped_sweep_goes_on_and_another_is_refused(tmp_path, trained_folder, recipe, monkeypatch):
-    import flab.runs.sweep as module
+    out, real, planned = tmp_path / "out", planner.Planner.plan, []
 
-    out, real, planned = tmp_path / "out", module.make_plan, []
-
-    def stopping(source, wanted, *rest):
-        planned.append(wanted.remove)
-        if wanted.remove == 0.5 and planned.count(0.5) == 1:
+    def stopping(self, remove):
+        planned.append(remove)
+        if remove == 0.5 and planned.count(0.5) == 1:
             raise KeyboardInterrupt
-        return real(source, wanted, *rest)
+        return real(self, remove)
 
-    monkeypatch.setattr(module, "make_plan", stopping)
+    monkeypatch.setattr(planner.Planner, "plan", stopping)
     with pytest.raises(KeyboardInterrupt):
         sweep(trained_folder, BUDGETS, out, recipe())
     kept = (out / "plan-30.json").read_bytes()

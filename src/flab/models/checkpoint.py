@@ -1,17 +1,16 @@
-"""Stock Hugging Face models in and out: the only module that loads and saves them. :mod:`flab.models` knows their folders.
+"""Loading and saving stock Hugging Face models, and the precision that they are run and cut in.
 
-Safetensors only; ``trust_remote_code`` is off unless the user asks. It does not verify what was written: see
-:mod:`flab.pruning.verify`.
+No other module loads or saves a model. It reads safetensors only, and runs a model's own code only if the user asks for it.
+What was written is checked elsewhere, in :mod:`flab.pruning.verify`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,26 +18,24 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab.errors import CheckpointError, OptionError
 from flab.files import read_regular
 from flab.models.families import Family, family_of, is_tied
-from flab.models.folder import read_object, resolve, stored_dtype, weight_files
+from flab.models.folder import read_object, resolve, stored_dtype, weight_dtypes, weight_files
+from flab.models.layers import MIXED_MARK, multiplies_bfloat16
 from flab.models.memory import trim
 from flab.models.options import STORED_DTYPES, Options
-from flab.models.source import check_normalizer, check_source, check_weights
+from flab.models.source import check_source, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
+from flab.models.tokenizer import first_line, load_tokenizer, quiet
 
+MIXED = "mixed"  # the name of this precision in plans
+NARROW = {"bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
+MIXED_BYTES = 2**26  # from this size on, a model with 16-bit weights is cut in mixed precision
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
 
-PROBES = (
-    "def add(a, b):\n    return a + b  # sum\n",
-    "for i in range(10):\n\tprint(f'{i:>3}', x[i] != None)\n\n\n",
-    "Straße, naïve café, Привет, 漢字かな, العربية, हिन्दी 🚀\r\n",
-    "  leading and  double   spaces, CamelCase snake_case 3.14159e-10 0xFF",
-)
 FINITE_PART = 1 << 22  # numbers looked at together
 # What only counts with sampling or with beams, and the value that transformers lets pass without.
 SAMPLING: dict[str, Any] = {
@@ -76,13 +73,9 @@ def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise CheckpointError(f"{path}/config.json is not a config transformers knows: {_first_line(error)}") from None
+        raise CheckpointError(f"{path}/config.json is not a config transformers knows: {first_line(error)}") from None
     family_of(config)
     return config
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def fingerprint(path: Path) -> str:
@@ -109,7 +102,7 @@ def load(
     """
     path = resolve(source)
     config = read_config(path, trust_remote_code)
-    tokenizer, named_ids, warnings = load_tokenizer(path, config)
+    tokenizer, named_ids, warnings = load_tokenizer(path)
     if (highest := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has more tokens than the embedding has rows (id {highest}, {config.vocab_size} rows). "
@@ -150,7 +143,7 @@ def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remot
         except MemoryError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{path} does not load: {_first_line(error)}") from None
+            raise CheckpointError(f"{path} does not load: {first_line(error)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(map(str, info.get(kind, ()))):
             names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
@@ -158,58 +151,6 @@ def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remot
                 f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again."
             )
     return model.eval().requires_grad_(False)
-
-
-def load_tokenizer(path: Path, config: Any) -> tuple[Tokenizer, set[int], list[str]]:
-    """The ground-truth tokenizer, the ids transformers gives a role, and what AutoTokenizer gets wrong."""
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:
-        raise CheckpointError(f"{file} is damaged ({_first_line(error)}). Fetch it again.") from None
-    check_normalizer(file, tokenizer.normalizer, tokenizer.decoder)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    with quiet():
-        try:
-            auto = AutoTokenizer.from_pretrained(path)
-        except Exception as error:
-            return tokenizer, set(), [f"AutoTokenizer cannot load {path.name}: {_first_line(error)}"]
-    named = {i for i in [*auto.all_special_ids, *auto.get_added_vocab().values()] if i is not None}
-    return (
-        tokenizer,
-        {i for i in named if i < tokenizer.get_vocab_size()},
-        tokenizer_warnings(tokenizer, auto),
-    )
-
-
-def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
-    """One line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
-    differ = [
-        p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids
-    ]
-    if not differ:
-        return []
-    return [
-        f"AutoTokenizer builds {type(auto).__name__}, which splits {len(differ)} of {len(PROBES)} probe texts otherwise than "
-        "tokenizer.json: flab uses tokenizer.json; load it with transformers.PreTrainedTokenizerFast.from_pretrained."
-    ]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers' own loading chatter and bars off; errors still raise."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def cast_parameters(model: Any, dtype: str) -> None:
@@ -247,7 +188,7 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
             try:
                 write(folder)
             except Exception as error:
-                raise CheckpointError(f"{path}/{what} cannot be saved again: {_first_line(error)}") from None
+                raise CheckpointError(f"{path}/{what} cannot be saved again: {first_line(error)}") from None
 
 
 def _check_text(file: Path) -> None:
@@ -275,7 +216,7 @@ def _settle_generation(path: Path, config: Any) -> list[str]:
     try:
         config.validate(strict=True)
     except ValueError as error:
-        raise CheckpointError(f"{path}/generation_config.json cannot be saved again: {_first_line(error)}") from None
+        raise CheckpointError(f"{path}/generation_config.json cannot be saved again: {first_line(error)}") from None
     if not dropped:
         return []
     return [f"generation_config.json: {', '.join(dropped)} without sampling or beams have no effect and are left out"]
@@ -323,6 +264,48 @@ def open_model(source: str | Path, options: Options, dtype: str | None = None) -
     if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
         raise CheckpointError(f"{path} does not fit on the devices here: use a larger one, or --device cpu.")
     return checkpoint, family_of(checkpoint.model.config)
+
+
+def cutting_dtype(path: Path, options: Options) -> str:
+    """The precision to plan and cut in: as asked, else ``mixed`` where the weights are bfloat16 and the device multiplies it.
+
+    Mixed precision multiplies inside a layer in bfloat16 and keeps the residual stream and all statistics in float32. The
+    stream of a real model holds activations thousands of times larger than the rest; beside them a bfloat16 stream would
+    lose the rest. Models of a few million parameters are cut in float32, which costs them little.
+    """
+    if options.dtype != "auto" or options.device == "auto":
+        return compute_dtype(path, options)
+    large = sum(f.stat().st_size for f in weight_files(path)) >= MIXED_BYTES
+    narrow = weight_dtypes(path) == {"BF16"} and stored_dtype(path) == "bfloat16"
+    return MIXED if large and narrow and multiplies_bfloat16(options.device) else compute_dtype(path, options)
+
+
+def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+    """Load a model to be read and cut layer by layer: its layers stay as they are stored where all is 16 bits wide.
+
+    All else is in float32. :class:`flab.models.layers.LayerRunner` widens one layer at a time, or multiplies in the
+    layers' own 16 bits where ``dtype`` is "mixed". To call the model as a whole,
+    :meth:`~flab.models.layers.LayerRunner.widen` it.
+
+    Raises:
+        CheckpointError, UnsupportedModelError
+    """
+    path = resolve(source)
+    computing = dtype or cutting_dtype(path, options)
+    stored = stored_dtype(path)
+    mixed = computing == MIXED
+    narrow = mixed or (
+        computing == "float32" and options.device != "auto" and weight_dtypes(path) == {NARROW.get(stored)}
+    )
+    checkpoint, family = open_model(path, options, stored if narrow else computing)
+    try_saving(checkpoint, family)
+    if narrow:
+        inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}
+        for parameter in checkpoint.model.parameters():
+            # a copy lets go of the mapped file, which would stay in memory as long as any tensor of it does
+            parameter.data = parameter.data.clone() if id(parameter) in inside else parameter.data.float()
+    setattr(checkpoint.model, MIXED_MARK, mixed)
+    return checkpoint, family
 
 
 def free(checkpoint: Checkpoint) -> None:

@@ -35,6 +35,14 @@ class Batch:
         return int(self.valid.sum())
 
 
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device ("cpu", "cuda", "cuda:1") has instructions for bfloat16 products."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return device == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 class _Recorder(nn.Module):
     """Stands in for a layer: remembers what it was called with and passes the hidden states on."""
 
@@ -63,7 +71,7 @@ class LayerRunner:
     """Runs single layers of a model with the masks and positions that the model itself gives each of them.
 
     Layers may be held in a narrower dtype than the rest of the model. Each is widened while it works, unless the model was
-    opened for mixed precision (:func:`flab.pruning.prepare.open_to_cut`): then the products inside a layer are made in
+    opened for mixed precision (:func:`flab.models.checkpoint.open_to_cut`): then the products inside a layer are made in
     the layer's own 16 bits, and the residual stream, the norms and all statistics stay in float32.
     """
 

@@ -1,6 +1,8 @@
-"""Calibration tokens in micro-batches, and the model run over them layer by layer.
+"""The calibration text: from files to windows of tokens, and from windows to micro-batches.
 
-Rows are padded on the right: under causal attention no token sees the padding, so no attention mask is needed and the
+A plan and its replay go the same way from the same files to the same batches. Nothing is measured here.
+
+Rows are padded on the right. Under causal attention no token sees the padding, so no attention mask is needed, and the
 hidden states of real tokens are those of the unpadded text. Legend: B rows, T positions, D hidden size, N real tokens.
 """
 
@@ -9,16 +11,79 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from flab.data.samples import Sample
+from flab.data.samples import Sample, Source, calibration_samples, files_under, general_samples, read_samples, sha256_of
+from flab.errors import DataError, PlanError
 from flab.models.layers import Batch
+from flab.models.tokenizer import special_prefix
+from flab.progress import say_once
+from flab.pruning.recipe import Recipe
 
 HELD_OUT_EVERY = 8  # rows that choose the ridge
 COMPARE_EVERY = 5  # windows that only compare candidates
 PAD_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Everything that is read: what to do well (task), what not to lose (general), what to count besides (corpus)."""
+
+    task: list[Sample]
+    general: list[Sample]
+    corpus: list[Sample]
+    sources: list[Source]
+    corpus_sources: list[Source]
+
+    def task_texts(self) -> list[str]:
+        """The texts that must stay covered: prompts, answers, both joined, and the corpus."""
+        parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
+        return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
+
+    def general_texts(self) -> list[str]:
+        """The texts that should not be lost where the budget allows."""
+        return [sample.text for sample in self.general]
+
+
+def read_texts(recipe: Recipe) -> Texts:
+    """Read and hash calibration, general and corpus text.
+
+    Raises:
+        DataError: missing, empty or malformed; names file and line.
+    """
+    task, source = calibration_samples(recipe.calibration)
+    general, general_source = general_samples() if recipe.general > 0 else ([], None)
+    corpus = [sample for path in recipe.corpus for sample in read_samples(path)]
+    corpus_sources = [Source(str(path.resolve()), sha256_of(files_under(path))) for path in recipe.corpus]
+    return Texts(task, general, corpus, [source] + ([general_source] if general_source else []), corpus_sources)
+
+
+def announce(recipe: Recipe) -> None:
+    """Say which data is read where the user named none; only once all that was given is found to be right."""
+    if recipe.calibration is None:
+        say_once("calibration: the bundled instruction samples (--calibration FILE for your own)")
+    if recipe.general > 0:
+        say_once(
+            f"calibration: {recipe.general:.0%} of the tokens from Python's standard library (--general 0 for none)"
+        )
+
+
+def verify_sources(texts: Texts, planned: Sequence[dict[str, str]]) -> None:
+    """Demand the data that the plan names.
+
+    Raises:
+        PlanError: names the file that differs, and what to do.
+    """
+    got = {source.name: source.sha256 for source in texts.sources}
+    for item in planned:
+        if got.get(item["path"]) != item["sha256"]:
+            raise PlanError(
+                f"calibration data {item['path']} is not what the plan was made with (SHA-256 differs): "
+                "bring the same data, plan again, or pass --no-refit to cut alone."
+            )
 
 
 @dataclass(frozen=True)
@@ -52,14 +117,6 @@ class CalibrationSet:
         return any(bool(b.held_out.any()) for b in self.fit)
 
 
-def special_prefix(tokenizer: Tokenizer) -> list[int]:
-    """The ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
-    starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
-    return whole[: starts[0]] if starts else []
-
-
 def windows_of(
     samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None, prefix: Sequence[int] = ()
 ) -> list[Window]:
@@ -85,6 +142,45 @@ def windows_of(
             part = ids[start : start + room]
             if len(part) > 1:
                 windows.append(Window([*prefix, *part], max(0, answer_from - start) + len(prefix), index))
+    return windows
+
+
+def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, settings: dict[str, Any]) -> list[Window]:
+    """The windows of the calibration tokens, shuffled by seed; general text carries sample -1.
+
+    ``settings`` holds tokens, max_length, general, seed, and whether windows begin with the tokenizer's own prefix (BOS),
+    which plans of flab 0.1 do not.
+
+    Raises:
+        DataError: when fewer than two windows come out.
+    """
+    length = settings["max_length"]
+    prefix = special_prefix(tokenizer) if settings.get("special_tokens") else []
+    task = windows_of(texts.task, tokenizer, length, eos, prefix)
+    general = _general_windows(texts.general, tokenizer, settings, prefix)
+    windows = select_windows(task, general, settings["tokens"], settings["general"], settings["seed"])
+    if len(windows) < 2:
+        raise DataError("the calibration text gives fewer than two sequences of tokens: add more text.")
+    return windows
+
+
+def _general_windows(
+    samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any], prefix: list[int]
+) -> list[Window]:
+    """Windows of whole general texts, taken in a seeded order until there are four times as many tokens as asked.
+
+    More than are used, so that the windows chosen from them come from many files.
+    """
+    order = list(samples)
+    random.Random(settings["seed"]).shuffle(order)
+    windows: list[Window] = []
+    tokens = 0
+    for sample in order:
+        if tokens > 4 * settings["tokens"] * settings["general"]:
+            break
+        found = windows_of([sample], tokenizer, settings["max_length"], None, prefix)
+        windows += [Window(w.ids, len(w.ids), -1) for w in found]
+        tokens += sum(len(w.ids) for w in found)
     return windows
 
 
@@ -114,6 +210,18 @@ def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weig
     samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
     fitted, compared = (_batches(part, batch_tokens, prompt_weight) for part in (fit, compare))
     return CalibrationSet(fitted, compared, samples)
+
+
+def first_tokens(windows: list[Window], tokens: int, batch_tokens: int, prompt_weight: float) -> CalibrationSet:
+    """Pack the first ``tokens`` tokens, in two windows or more: what the search and the finalists see."""
+    used = 0
+    count = 0
+    for window in windows:
+        used += len(window.ids)
+        if used > tokens and count >= 2:
+            break
+        count += 1
+    return calibration_set(windows[:count], batch_tokens, prompt_weight)
 
 
 def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:

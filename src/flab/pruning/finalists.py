@@ -17,8 +17,7 @@ from flab.models.families import family_of, kv_width
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
 from flab.progress import say
-from flab.pruning.calibration import CalibrationSet
-from flab.pruning.prepare import Texts
+from flab.pruning.calibration import CalibrationSet, Texts
 from flab.pruning.recipe import Recipe
 from flab.sandbox import Sandbox
 

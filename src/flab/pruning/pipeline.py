@@ -14,24 +14,16 @@ from typing import Any
 from flab.errors import PlanError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_space, new_folder
-from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, save
+from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save
 from flab.models.folder import resolve, weight_files
 from flab.models.options import Options
 from flab.models.source import check_source
-from flab.pruning.calibration import CalibrationSet
+from flab.models.tokenizer import end_of_text, new_tokenizer
+from flab.pruning.calibration import CalibrationSet, calibration_set, calibration_windows, read_texts, verify_sources
 from flab.pruning.check import check, write_proof
+from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.plan import Plan
-from flab.pruning.planner import make_plan
-from flab.pruning.prepare import (
-    build_set,
-    calibration_windows,
-    cut_to_vocabulary,
-    end_of_text,
-    new_tokenizer,
-    open_to_cut,
-    read_texts,
-    verify_sources,
-)
+from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.walk import Cut
 from flab.pruning.surgeon import carve
@@ -45,7 +37,7 @@ def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None 
     Raises:
         FlabError: one of its kinds for anything wrong with the model, the data or the budget.
     """
-    decided, built, _ = make_plan(os.fspath(model), recipe or Recipe(), options or Options())
+    decided, built, _ = Planner(model, recipe or Recipe(), options or Options()).plan()
     free(built)
     return decided
 
@@ -72,10 +64,11 @@ def apply(
             f"the plan was made for another model ({plan.model['path']}): {source} has other files. Plan again."
         )
     checkpoint, family = open_to_cut(source, options, plan.model["compute_dtype"])
-    tokenizer, tokenizer_json = new_tokenizer(checkpoint, plan.vocabulary.kept)
+    rows = checkpoint.model.get_input_embeddings().num_embeddings
+    tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, plan.vocabulary.kept)
     kind = plan.refit.kind if refit else "none"
     data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])
-    cut_to_vocabulary(checkpoint, family, plan.vocabulary.kept)
+    cut_vocabulary(checkpoint.model, family, plan.vocabulary.kept)
     if plan.layers.after < plan.layers.before or plan.width.after < plan.width.before:
         carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, [])
     return _save(checkpoint, tokenizer_json, plan, kind, out, options)
@@ -87,7 +80,7 @@ def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options:
     check_folder(out, options.overwrite, [source, *recipe.inputs])
     check_source(source)
     check_space(out, int((1 - recipe.remove) * sum(file.stat().st_size for file in weight_files(source))))
-    decided, built, tokenizer_json = make_plan(os.fspath(model), recipe, options)
+    decided, built, tokenizer_json = Planner(source, recipe, options).plan()
     _save(built, tokenizer_json, decided, decided.refit.kind, out, options)
     free(built)
     return decided
@@ -164,4 +157,4 @@ def _replay_data(plan: Plan, tokenizer: Any, checkpoint: Checkpoint) -> Calibrat
     verify_sources(texts, settings["sources"])
     eos = end_of_text(checkpoint.model, plan.vocabulary.kept)
     windows = calibration_windows(texts, tokenizer, eos, settings)
-    return build_set(windows, Options(batch_tokens=settings["batch_tokens"]), settings["prompt_weight"])
+    return calibration_set(windows, settings["batch_tokens"], settings["prompt_weight"])

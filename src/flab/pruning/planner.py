@@ -1,48 +1,51 @@
 """Planning: from a model, texts and a budget to a plan. Decides everything, writes nothing.
 
-The vocabulary is chosen and cut (in memory) first; then depth and width are searched together; then the finalists are
-built as the plan would build them and decided by their tests.
+The vocabulary is chosen and cut (in memory) first. Then depth and width are searched together. Last, the finalists are
+built as the plan would build them, and their tests decide. A :class:`Planner` plans one budget or, for a sweep, many.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from flab.errors import OptionError
 from flab.evaluation.tasks import Problem
-from flab.models.checkpoint import Checkpoint, fingerprint, free
+from flab.files import PathLike
+from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, open_to_cut
 from flab.models.families import Family, head_of, shape_of
 from flab.models.folder import resolve, stored_dtype
 from flab.models.options import Options
 from flab.models.shape import Shape
+from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.progress import say
+from flab.pruning.advice import deep_cut_hint, few_texts, ridges_at_the_end
 from flab.pruning.budget import Pins, Split, feasible_splits
-from flab.pruning.calibration import HELD_OUT_EVERY, CalibrationSet
-from flab.pruning.finalists import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
-from flab.pruning.material import Material, prepare_material
-from flab.pruning.plan import Kept, Plan, Refit
-from flab.pruning.prepare import (
+from flab.pruning.calibration import (
+    CalibrationSet,
     Texts,
+    Window,
     announce,
-    cut_to_vocabulary,
-    cutting_dtype,
+    calibration_set,
+    calibration_windows,
     first_tokens,
-    open_to_cut,
     read_texts,
 )
+from flab.pruning.cuts.vocabulary import cut_vocabulary
+from flab.pruning.finalists import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
+from flab.pruning.plan import Kept, Plan, Refit
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.gram import RIDGES
 from flab.pruning.refit.new_layer import NewLayer
-from flab.pruning.refit.streams import Streams
-from flab.pruning.refits import REFITS
-from flab.pruning.search import Candidate, Known, Search, decide, deep_cut_hint, search_splits
+from flab.pruning.refit.streams import SWEEP_BYTES, Streams
+from flab.pruning.search import Candidate, Known, Search, decide, search_splits
 from flab.pruning.surgeon import carve
-from flab.pruning.vocabulary import Counts, plan_vocabulary
+from flab.pruning.vocabulary import Counts, plan_vocabulary, vocabulary_kl
 from flab.sandbox import Sandbox
 from flab.version import __version__
 
@@ -61,22 +64,188 @@ class Clock:
         self.start = now
 
 
-@dataclass
-class Shared:
-    """What does not depend on the budget, and what one leaves for the next, deeper one."""
+@dataclass(frozen=True)
+class Material:
+    """The kept tokens and what follows from them; budgets that keep the same tokens share it."""
 
-    texts: Texts
-    counts: Counts
-    known: Known
-    material: Material | None = None  # of the budget before, which may keep the same tokens
+    kept: list[int]  # new id -> old id
+    tokenizer: Tokenizer
+    tokenizer_json: dict[str, Any] | None  # None if the vocabulary stays whole
+    settings: dict[str, Any]  # what decides the windows
+    windows: list[Window]
+    data: CalibrationSet  # all windows: the winner is fitted on them
+    small: CalibrationSet  # the first of them: the search sees these
+    kl_vocabulary: float  # nats per token
+    streams: Streams  # of the model with this vocabulary, over ``data``
+    small_streams: Streams = field(default_factory=Streams)  # over ``small``
+
+    def free_streams(self) -> None:
+        """Free what can be computed again."""
+        self.streams.clear()
+        self.small_streams.clear()
+
+
+class Planner:
+    """Plans of one model: owns the texts, the token counts, the material and what one budget leaves for the next.
+
+    With ``many`` budgets KL decides alone and each winner is tried on the tests; streams stay in memory between budgets.
+    Otherwise the finalists of the one budget are decided by their tests.
+    """
+
+    def __init__(
+        self, model: PathLike, recipe: Recipe, options: Options, known: Known | None = None, many: bool = False
+    ) -> None:
+        """Read the texts.
+
+        Raises:
+            CheckpointError: no model.
+            DataError: the texts are missing, empty or malformed.
+        """
+        self.source = resolve(model)
+        self.recipe = recipe
+        self.options = options
+        self.known = known or Known()
+        self.many = many
+        self.texts = read_texts(recipe)
+        self._counts: Counts | None = None
+        self._material: Material | None = None
+
+    def check_budgets(self, budgets: Iterable[float]) -> None:
+        """Raise :class:`BudgetError` if one of the budgets cannot be met, before any of them is planned."""
+        checkpoint, family = open_to_cut(self.source, self.options)
+        for remove in budgets:
+            self._splits(checkpoint, family, replace(self.recipe, remove=remove))
+        free(checkpoint)
+
+    def plan(self, remove: float | None = None) -> tuple[Plan, Checkpoint, dict[str, Any] | None]:
+        """Decide what stays for one budget, by default the recipe's.
+
+        Returns:
+            The plan; the model that it makes, as ``apply`` would cut it; and its ``tokenizer.json`` (None: as it was).
+        """
+        clock = Clock()
+        bench, checkpoint = self.open_bench(remove)
+        search = bench.search
+        clock.lap("vocabulary")
+        candidates = search_splits(search, bench.splits)
+        search.model = None
+        if not self.many:
+            bench.material.free_streams()
+        free(checkpoint)
+        clock.lap("search")
+        finalists = 1 if self.many else bench.recipe.finalists
+        if self.many or min(len(candidates), finalists) > 1:
+            bench.find_tests()
+        winner = decide(candidates, finalists, bench.judge)
+        clock.lap("finalists")
+        built = bench.build(winner, bench.material.data, streams=bench.material.streams)
+        search.warnings += deep_cut_hint(bench.recipe, winner) + ridges_at_the_end(bench.decisions)
+        clock.lap("winner")
+        if self.many:
+            bench.try_tests(winner, built)
+            clock.lap("tests")
+        return bench.record(candidates, winner, clock), built, bench.material.tokenizer_json
+
+    def open_bench(self, remove: float | None = None) -> tuple[Bench, Checkpoint]:
+        """Choose the vocabulary of a budget and cut it in memory; returns what the search works on, and the model."""
+        checkpoint, family = open_to_cut(self.source, self.options)
+        recipe = replace(self.recipe, remove=self.recipe.remove if remove is None else remove)
+        shape = shape_of(checkpoint.model, family)
+        recipe = recipe.resolved(shape.total, shape.width)
+        kept, splits = self._splits(checkpoint, family, recipe)
+        material = self._material_for(checkpoint, family, kept, recipe)
+        cut_vocabulary(checkpoint.model, family, kept)
+        announce(recipe)
+        if self.many:
+            say(f"budget {100 * recipe.remove:g} %")
+        search = Search(
+            model=checkpoint.model,
+            family=family,
+            shape=shape,
+            recipe=recipe,
+            data=material.small,
+            known=self.known,
+            warnings=[*checkpoint.warnings, *few_texts(recipe, shape, material.data)],
+            streams=material.small_streams,
+            winner_tokens=material.data.num_fit_tokens,
+        )
+        bench = Bench(self.source, recipe, self.options, self.texts, family, shape, material, splits, search)
+        return bench, checkpoint
+
+    def free_streams(self) -> None:
+        """Free the memory that is kept from one budget to the next."""
+        if self._material is not None:
+            self._material.free_streams()
+
+    def _splits(self, checkpoint: Checkpoint, family: Family, recipe: Recipe) -> tuple[list[int], list[Split]]:
+        """The tokens to keep (new id -> old id), and the splits that meet the budget with them."""
+        shape = shape_of(checkpoint.model, family)
+        pins = pins_of(recipe, shape)
+        if self._counts is None:
+            self._counts = Counts.of(checkpoint.tokenizer, self.texts.task_texts(), self.texts.general_texts())
+        kept = plan_vocabulary(checkpoint, family, recipe, pins, self._counts)
+        return kept, feasible_splits(shape, recipe.remove, len(kept), pins)
+
+    def _material_for(self, checkpoint: Checkpoint, family: Family, kept: list[int], recipe: Recipe) -> Material:
+        """The material of these tokens: that of the budget before if it keeps the same ones."""
+        if self._material is None or self._material.kept != kept:
+            self._material = None  # its memory is free before the next is made
+            streams = Streams(SWEEP_BYTES if self.many else 0)
+            self._material = prepare_material(checkpoint, family, kept, self.texts, recipe, self.options, streams)
+        return self._material
+
+
+def prepare_material(
+    checkpoint: Checkpoint,
+    family: Family,
+    kept: list[int],
+    texts: Texts,
+    recipe: Recipe,
+    options: Options,
+    streams: Streams,
+) -> Material:
+    """Tokenize and pack the texts for a vocabulary, and measure its cut; the model still has its own.
+
+    Raises:
+        DataError: there is too little text.
+    """
+    rows = checkpoint.model.get_input_embeddings().num_embeddings
+    tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, kept)
+    settings = window_settings(recipe, checkpoint.model)
+    windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
+    data = calibration_set(windows, options.batch_tokens, recipe.prompt_weight)
+    return Material(
+        kept=kept,
+        tokenizer=tokenizer,
+        tokenizer_json=tokenizer_json,
+        settings=settings,
+        windows=windows,
+        data=data,
+        small=first_tokens(windows, recipe.search_tokens, options.batch_tokens, recipe.prompt_weight),
+        kl_vocabulary=vocabulary_kl(checkpoint, family, kept, data),
+        streams=streams,
+    )
+
+
+def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
+    """The settings that decide which calibration windows come out, as a plan records them."""
+    longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
+    return {
+        "tokens": recipe.tokens,
+        "max_length": min(recipe.max_length, longest),
+        "general": recipe.general,
+        "seed": recipe.seed,
+        "prompt_weight": recipe.prompt_weight,
+        "special_tokens": True,
+    }
 
 
 @dataclass
 class Bench:
-    """What planning works on: the source folder, its texts, the chosen vocabulary, the data and the feasible splits."""
+    """What planning one budget works on: the model's folder, the chosen vocabulary, the data and the feasible splits."""
 
     source: Path
-    recipe: Recipe
+    recipe: Recipe  # resolved
     options: Options
     texts: Texts
     family: Family
@@ -84,7 +253,7 @@ class Bench:
     material: Material
     splits: list[Split]
     search: Search
-    sandbox: Sandbox | None = None
+    sandbox: Sandbox | None = None  # set if there are tests, and isolation to run them in
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
 
@@ -93,7 +262,7 @@ class Bench:
     ) -> Checkpoint:
         """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
         built, _ = open_to_cut(self.source, self.options)
-        cut_to_vocabulary(built, self.family, self.material.kept)
+        cut_vocabulary(built.model, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
         candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
@@ -104,163 +273,68 @@ class Bench:
         return built
 
     def judge(self, candidate: Candidate) -> None:
-        """Build a finalist and try it on the tests, where there are any."""
-        recipe = self.recipe
-        data = first_tokens(self.material.windows, recipe.finalist_tokens, self.options, recipe.prompt_weight)
+        """Build a finalist and run the tests on it, if there are any."""
+        tokens = self.recipe.finalist_tokens
+        data = first_tokens(self.material.windows, tokens, self.options.batch_tokens, self.recipe.prompt_weight)
         built = self.build(candidate, data, compared=True)
         self.try_tests(candidate, built)
         free(built)
 
+    def find_tests(self) -> None:
+        """Choose the calibration problems that no fit has seen and whose tests are sound, and a sandbox to run them in."""
+        self.problems = judge_problems(self.texts, self.material.data, self.recipe)
+        if self.problems:
+            self.sandbox = judge_sandbox(self.options, self.search.warnings)
+        if self.sandbox is not None:
+            self.problems = sound_problems(self.problems, self.sandbox, self.search.warnings)
+            self.sandbox = self.sandbox if self.problems else None
+
     def try_tests(self, candidate: Candidate, built: Checkpoint) -> None:
-        """How many of the calibration problems that no fit has seen the built candidate solves."""
+        """Count the problems that the built candidate solves; without a sandbox the count is left blank."""
         if self.sandbox is not None:
             batch = judge_batch(built, self.problems, self.shape.layers)
             result = run_problems(built, self.problems, self.sandbox, batch_size=batch)
-            candidate.task_passed, candidate.task_total = sum(result.passed), len(result.rows)
+            candidate.task_passed = sum(result.passed)
+            candidate.task_total = len(result.rows)
             candidate.task_success = candidate.task_passed / candidate.task_total
 
-
-def make_plan(
-    model: str | Path, recipe: Recipe, options: Options, shared: Shared | None = None
-) -> tuple[Plan, Checkpoint, dict[str, Any] | None]:
-    """Decide what stays; returns the decisions, the model that they make as ``apply`` would cut it, and its tokenizer.json.
-
-    ``shared`` is what the budgets of a sweep have in common: with it KL decides alone, and the winner is tried on the tests.
-    """
-    clock = Clock()
-    bench, checkpoint = prepare_bench(model, recipe, options, shared)
-    recipe = bench.recipe
-    clock.lap("vocabulary")
-    candidates = search_splits(bench.search, bench.splits)
-    bench.search.model = None
-    if shared is None:
-        bench.material.free_streams()
-    free(checkpoint)
-    clock.lap("search")
-    bench.problems = judge_problems(bench.texts, bench.material.data, recipe)
-    finalists = 1 if shared is not None else recipe.finalists
-    if bench.problems and (min(len(candidates), finalists) > 1 or shared is not None):
-        bench.sandbox = judge_sandbox(options, bench.search.warnings)
-    if bench.sandbox is not None:
-        bench.problems = sound_problems(bench.problems, bench.sandbox, bench.search.warnings)
-        bench.sandbox = bench.sandbox if bench.problems else None
-    winner = decide(candidates, finalists, bench.judge)
-    clock.lap("finalists")
-    built = bench.build(winner, bench.material.data, streams=bench.material.streams if shared is not None else None)
-    bench.search.warnings += deep_cut_hint(recipe, winner) + ridges_at_the_end(bench.decisions)
-    clock.lap("winner")
-    if shared is not None:
-        bench.try_tests(winner, built)
-        clock.lap("tests")
-    return record(bench, candidates, winner, clock), built, bench.material.tokenizer_json
-
-
-def prepare_bench(
-    model: str | Path, recipe: Recipe, options: Options, shared: Shared | None = None
-) -> tuple[Bench, Checkpoint]:
-    """Read everything, choose the vocabulary and cut it in memory."""
-    texts = shared.texts if shared is not None else read_texts(recipe)
-    checkpoint, family = open_to_cut(model, options)
-    shape = shape_of(checkpoint.model, family)
-    recipe = recipe.resolved(shape.total, shape.width)
-    pins = pins_of(recipe, shape)
-    counts = (
-        shared.counts
-        if shared is not None
-        else Counts.of(checkpoint.tokenizer, texts.task_texts(), texts.general_texts())
-    )
-    kept = plan_vocabulary(checkpoint, family, recipe, pins, counts)
-    splits = feasible_splits(shape, recipe.remove, len(kept), pins)
-    material = shared.material if shared is not None else None
-    if material is None or material.kept != kept:
-        if shared is not None:
-            shared.material = None
-        material = prepare_material(checkpoint, family, kept, texts, recipe, options)
-    if shared is not None:
-        shared.material = material
-    cut_to_vocabulary(checkpoint, family, kept)
-    announce(recipe)
-    if shared is not None:
-        say(f"budget {100 * recipe.remove:g} %")
-    known = shared.known if shared is not None else Known()
-    search = Search(
-        checkpoint.model, family, shape, recipe, material.small, known, list(checkpoint.warnings), streams=material.small_streams,
-        winner_tokens=material.data.num_fit_tokens,
-    )  # fmt: skip
-    search.warnings += few_texts(recipe, shape, material.data)
-    bench = Bench(resolve(model), recipe, options, texts, family, shape, material, splits, search)
-    return bench, checkpoint
-
-
-def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
-    """What the refit cannot do with so little text."""
-    found = []
-    if (tokens := data.num_fit_tokens) < 4 * shape.width:
-        found.append(
-            f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
-            "many; raise --tokens or give more text."
+    def record(self, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
+        """The decisions as a plan."""
+        shape = self.shape
+        split = winner.split
+        recipe = self.recipe
+        decisions = self.decisions
+        kind = self.search.cut_for(split, winner.removed).kind
+        return Plan(
+            remove=recipe.remove,
+            model=model_facts(self.source, self.family, self.options),
+            calibration=calibration_facts(self),
+            vocabulary=Kept(shape.vocabulary, len(self.material.kept), self.material.kept),
+            layers=Kept(shape.layers, split.layers, winner.kept_layers),
+            width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
+            refit=Refit(
+                kind=kind,
+                output_projection=recipe.output_projection,
+                ridge_ffn=[d.ridge_ffn for d in decisions],
+                ridge_attention=[d.ridge_attention for d in decisions],
+                newton_steps=[d.newton_steps for d in decisions],
+                reconstruction_rates=[d.reconstruction_rate for d in decisions],
+                descended=[d.descended for d in decisions],
+                scaling="feature",
+            ),
+            parameters_before=shape.total,
+            parameters_after=split.parameters,
+            body_before=shape.body(shape.layers, shape.width),
+            body_after=shape.body(split.layers, split.width),
+            kl_vocabulary=self.material.kl_vocabulary,
+            kl_nats_per_token=winner.kl if winner.kl is not None else winner.kl_search,
+            criteria={"layers": recipe.layer_criterion, "neurons": recipe.neuron_criterion},
+            candidates=[c.to_json() for c in candidates],
+            layer_path=self.search.layer_path,
+            warnings=self.search.warnings,
+            seconds=clock.seconds,
+            flab_version=__version__,
         )
-    if REFITS[recipe.refit].iterative and not data.has_held_out:
-        found.append(
-            f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: --refit {recipe.refit} "
-            "does no more than --refit residual; give more text."
-        )
-    return found
-
-
-def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
-    """What a ridge at an end of the grid says about the calibration text."""
-    found = []
-    for part, ridges in {
-        "FFN": [d.ridge_ffn for d in decisions],
-        "attention": [d.ridge_attention for d in decisions],
-    }.items():
-        fitted = [ridge for ridge in ridges if ridge > 0]
-        if held_back := sum(ridge >= RIDGES[-1] for ridge in fitted):
-            found.append(
-                f"{part}: in {held_back} of {len(fitted)} layers held-out tokens allowed hardly any correction; more --tokens "
-                "would allow more."
-            )
-        if loose := sum(ridge <= RIDGES[0] for ridge in fitted):
-            found.append(f"{part}: in {loose} of {len(fitted)} layers the smallest ridge was best.")
-    return found
-
-
-def record(bench: Bench, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
-    """The decisions as a plan."""
-    shape, split, recipe = bench.shape, winner.split, bench.recipe
-    decisions = bench.decisions
-    kind = bench.search.cut_for(split, winner.removed).kind
-    return Plan(
-        remove=recipe.remove,
-        model=model_facts(bench.source, bench.family, bench.options),
-        calibration=calibration_facts(bench),
-        vocabulary=Kept(shape.vocabulary, len(bench.material.kept), bench.material.kept),
-        layers=Kept(shape.layers, split.layers, winner.kept_layers),
-        width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
-        refit=Refit(
-            kind=kind,
-            output_projection=recipe.output_projection,
-            ridge_ffn=[d.ridge_ffn for d in decisions],
-            ridge_attention=[d.ridge_attention for d in decisions],
-            newton_steps=[d.newton_steps for d in decisions],
-            reconstruction_rates=[d.reconstruction_rate for d in decisions],
-            descended=[d.descended for d in decisions],
-            scaling="feature",
-        ),
-        parameters_before=shape.total,
-        parameters_after=split.parameters,
-        body_before=shape.body(shape.layers, shape.width),
-        body_after=shape.body(split.layers, split.width),
-        kl_vocabulary=bench.material.kl_vocabulary,
-        kl_nats_per_token=winner.kl if winner.kl is not None else winner.kl_search,
-        criteria={"layers": recipe.layer_criterion, "neurons": recipe.neuron_criterion},
-        candidates=[c.to_json() for c in candidates],
-        layer_path=bench.search.layer_path,
-        warnings=bench.search.warnings,
-        seconds=clock.seconds,
-        flab_version=__version__,
-    )
 
 
 def model_facts(source: Path, family: Family, options: Options) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from flab.pruning.refit.walk import Cut, Walk
 from flab.pruning.refits import REFITS
 
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
-DEEP_KL = 0.05  # nats per token: by then answers change
 PROBED_PARAMETERS = 100_000_000  # from this size on, depth is probed on few tokens before any split is built
 PROBE_TOKENS = 1024
 
@@ -319,16 +318,6 @@ def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candi
     others = ranked[number - 1 :]
     last = min(others, key=lambda c: c.kl_answer if c.kl_answer is not None else c.kl_search)
     return [*ranked[: number - 1], last]
-
-
-def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
-    """Where the default refit leaves much, say that there is a dearer one."""
-    if recipe.refit not in ("newton", "descent") or winner.kl is None or winner.kl < DEEP_KL:
-        return []
-    return [
-        f"KL {winner.kl:.3f} is a deep cut: --refit reconstruction takes several times as long and keeps more here, "
-        "with more --tokens the more so."
-    ]
 
 
 def _rank(candidate: Candidate) -> tuple[float, float]:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from flab.errors import CheckpointError, FlabError
-from flab.models.checkpoint import PROBES, Checkpoint, load
+from flab.models.checkpoint import Checkpoint, load
 from flab.models.compatibility import loads_in
 from flab.models.families import family_of, layers_of, shape_of
 from flab.models.folder import PICKLED
+from flab.models.tokenizer import PROBES
 from flab.pruning.check import PROOF, ask_oldest, last_logits, probe_ids
 from flab.pruning.cuts.vocabulary import named_ids
 from flab.pruning.plan import Plan

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 from flab.models.checkpoint import Checkpoint
 from flab.models.families import Family, head_of, shape_of
 from flab.models.layers import LayerRunner
+from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, vocabulary_for
 from flab.pruning.calibration import CalibrationSet
 from flab.pruning.cuts.vocabulary import (
-    TokenizerModel,
     choose_vocabulary,
     count_tokens,
     covered_tokens,

@@ -15,7 +15,8 @@ import torch
 
 from flab.data.samples import Sample
 from flab.errors import DataError
-from flab.pruning.calibration import Window, special_prefix, windows_of
+from flab.models.tokenizer import special_prefix
+from flab.pruning.calibration import Window, windows_of
 from flab.recovery.loss import IGNORED
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from flab.errors import CheckpointError, PlanError
 from flab.models.checkpoint import Checkpoint, fingerprint, open_model
 from flab.models.families import Family
 from flab.models.options import Options
+from flab.models.tokenizer import new_tokenizer
+from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.plan import Plan
-from flab.pruning.prepare import cut_to_vocabulary, new_tokenizer
 
 
 def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options) -> tuple[Checkpoint, Family]:
@@ -29,8 +30,8 @@ def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options)
             "Give the original."
         )
     teacher, family = open_model(model, options)
-    teacher.tokenizer, _ = new_tokenizer(teacher, plan.vocabulary.kept)
-    cut_to_vocabulary(teacher, family, plan.vocabulary.kept)
+    teacher.tokenizer, _ = new_tokenizer(teacher.tokenizer, _rows(teacher.model), plan.vocabulary.kept)
+    cut_vocabulary(teacher.model, family, plan.vocabulary.kept)
     check_same_ids(teacher, student)
     return teacher, family
 

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, TrainingError
 from flab.files import check_folder, check_place, new_folder, write_text
-from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, quiet, save, try_saving
+from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.families import shape_of
 from flab.models.folder import resolve, stored_dtype
 from flab.models.options import Options
+from flab.models.tokenizer import end_of_text, quiet
 from flab.progress import say
 from flab.pruning.check import check, write_proof
 from flab.pruning.plan import Plan
-from flab.pruning.prepare import end_of_text
 from flab.recovery.callbacks import last_whole
 from flab.recovery.examples import Examples, make_examples
 from flab.recovery.memory import measured_peak, predicted_peak

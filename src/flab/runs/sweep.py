@@ -23,18 +23,14 @@ from flab.files import PathLike, as_path, check_place, read_json, write_json
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import free, same_precision
 from flab.models.engines.store import fingerprint
-from flab.models.families import shape_of
-from flab.models.folder import resolve
 from flab.models.options import Options
 from flab.progress import say
-from flab.pruning.budget import feasible_splits
+from flab.pruning.calibration import Texts
 from flab.pruning.pipeline import apply
 from flab.pruning.plan import Plan
-from flab.pruning.planner import Shared, make_plan, pins_of
-from flab.pruning.prepare import Texts, open_to_cut, read_texts
+from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.search import Known
-from flab.pruning.vocabulary import Counts, plan_vocabulary
 from flab.version import __version__
 
 FORMAT, SWEEP = 1, "sweep.json"
@@ -66,29 +62,26 @@ def sweep(
     if limit is not None and not tasks:
         raise OptionError("--limit is of the problems of a --task: give one, or leave it out.")
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
-    source, texts, start = resolve(model), read_texts(recipe), time.perf_counter()
+    start = time.perf_counter()
+    planner = Planner(model, recipe, options, many=True)
+    source = planner.source
     check_place(folder, [source, *recipe.inputs, *(parse_task_argument(os.fspath(task))[1] for task in tasks)])
     sha256 = model_fingerprint(source)
-    state = known_sweep(folder, _digest(sha256, recipe, options, texts))
+    state = known_sweep(folder, _digest(sha256, recipe, options, planner.texts))
     if tasks:
         sandbox_for(read_tasks(tasks, limit, (), 0), options)
-    shared = Shared(texts, _reachable(source, wanted, recipe, options, texts), _known(state))
+    planner.known = _known(state)
+    planner.check_budgets(wanted)
     state |= {"model": str(source), "model_sha256": sha256}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SWEEP, state)
     for budget in wanted:
         if (row := _row(state, budget)) is None or not (folder / row["plan"]).is_file():
-            _keep(
-                folder,
-                state,
-                _plan(source, folder, replace(recipe, remove=budget), options, shared, state),
-                shared.known,
-            )
+            _keep(folder, state, _plan(planner, budget, folder, state), planner.known)
         else:
             say(f"budget {100 * budget:g} %: planned before, {folder / row['plan']} stays")
         if save or tasks:
-            if shared.material is not None:
-                shared.material.free_streams()
+            planner.free_streams()
             _save(source, folder, budget, options)
     if tasks:
         measure_budgets(source, folder, wanted, state, tasks, limit, options)
@@ -134,31 +127,16 @@ def _known(state: Mapping[str, Any]) -> Known:
     return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE)
 
 
-def _reachable(source: Path, budgets: Sequence[float], recipe: Recipe, options: Options, texts: Texts) -> Counts:
-    """Fail before the work where a budget cannot be met; returns the token counts that all share."""
-    checkpoint, family = open_to_cut(source, options)
-    shape = shape_of(checkpoint.model, family)
-    counts = Counts.of(checkpoint.tokenizer, texts.task_texts(), texts.general_texts())
-    for budget in budgets:
-        asked = replace(recipe, remove=budget)
-        pins = pins_of(asked, shape)
-        feasible_splits(shape, budget, len(plan_vocabulary(checkpoint, family, asked, pins, counts)), pins)
-    free(checkpoint)
-    return counts
-
-
-def _plan(
-    source: Path, folder: Path, recipe: Recipe, options: Options, shared: Shared, state: Mapping[str, Any]
-) -> dict[str, Any]:
+def _plan(planner: Planner, budget: float, folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """One budget: its plan on disk, and its row."""
-    known, began = shared.known, time.perf_counter()
-    smaller = [row for row in state["budgets"] if row["remove"] < recipe.remove]
-    known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
-    known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
-    decided, built, _ = make_plan(source, recipe, options, shared)
+    began = time.perf_counter()
+    smaller = [row for row in state["budgets"] if row["remove"] < budget]
+    planner.known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
+    planner.known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
+    decided, built, _ = planner.plan(budget)
     free(built)
-    decided.write(folder / _plan_name(recipe.remove))
-    return row_of(recipe.remove, decided) | {"seconds": round(time.perf_counter() - began, 2)}
+    decided.write(folder / _plan_name(budget))
+    return row_of(budget, decided) | {"seconds": round(time.perf_counter() - began, 2)}
 
 
 def row_of(budget: float, plan: Plan) -> dict[str, Any]:

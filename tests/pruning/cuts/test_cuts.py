@@ -15,17 +15,17 @@ from torch import nn
 from flab import apply
 from flab.data.samples import Sample
 from flab.errors import CheckpointError
-from flab.models.checkpoint import load
+from flab.models.checkpoint import cutting_dtype, load, open_to_cut
 from flab.models.families import family_of, head_of, layers_of, linear, shape_of
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
+from flab.models.tokenizer import special_prefix
 from flab.pruning.budget import Pins, feasible_splits
-from flab.pruning.calibration import CalibrationSet, calibration_set, special_prefix, windows_of
+from flab.pruning.calibration import CalibrationSet, calibration_set, windows_of
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
 from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
 from flab.pruning.objective import kl_divergence
 from flab.pruning.pipeline import plan
-from flab.pruning.prepare import cutting_dtype, open_to_cut
 from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Recipe
 from flab.pruning.refit.gram import MEAN_RIDGES, RIDGES, Gram, lowest
 from flab.pruning.refit.streams import Streams
@@ -667,8 +667,8 @@ def test_mixed_precision_is_close_and_keeps_the_stream_in_float32(tmp_path, data
 )
 def test_large_models_of_bfloat16_are_cut_in_mixed_precision(asked, size, expected, tmp_path, monkeypatch):
     folder = pico.build("llama", tmp_path / "half", dtype=torch.bfloat16)
-    monkeypatch.setattr("flab.pruning.prepare.MIXED_BYTES", size)
-    monkeypatch.setattr("flab.pruning.prepare.multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("flab.models.checkpoint.MIXED_BYTES", size)
+    monkeypatch.setattr("flab.models.checkpoint.multiplies_bfloat16", lambda device: True)
     assert cutting_dtype(folder, Options(dtype=asked)) == expected
-    monkeypatch.setattr("flab.pruning.prepare.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("flab.models.checkpoint.multiplies_bfloat16", lambda device: False)
     assert cutting_dtype(folder, Options(dtype=asked)) == "float32"

@@ -20,8 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from flab.errors import BudgetError, UnsupportedModelError
 from flab.models.checkpoint import Checkpoint, load
 from flab.models.families import family_of, is_tied, shape_of
+from flab.models.tokenizer import TokenizerModel, rewrite_tokenizer
 from flab.pruning.cuts.vocabulary import (
-    TokenizerModel,
     choose_vocabulary,
     closed,
     count_tokens,
@@ -29,7 +29,6 @@ from flab.pruning.cuts.vocabulary import (
     cut_vocabulary,
     named_ids,
     required_tokens,
-    rewrite_tokenizer,
 )
 from flab.pruning.vocabulary import Counts, plan_vocabulary
 from support import pico
@@ -244,6 +243,7 @@ def test_the_choice_is_the_same_under_every_hash_seed(tmp_path):
     (tmp_path / "tokenizer.json").write_text(byte_level().to_str())
     script = (
         "import sys, json; from tokenizers import Tokenizer; from flab.pruning.cuts.vocabulary import *\n"
+        "from flab.models.tokenizer import TokenizerModel, rewrite_tokenizer\n"
         "t = Tokenizer.from_file(sys.argv[1] + '/tokenizer.json'); m = TokenizerModel(t)\n"
         "c = count_tokens(t, json.loads(sys.argv[2])); k = choose_vocabulary(m, c, m.alphabet() | set(m.added.values()), 384)\n"
         "print(json.dumps([k, rewrite_tokenizer(m, m.order(covered_tokens(m, c, k)))]))"

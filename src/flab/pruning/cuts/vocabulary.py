@@ -6,7 +6,6 @@ byte-level and byte-fallback BPE and on Unigram ``tokenizer.json`` files. It doe
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections import Counter
@@ -15,73 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import nn
 
-from flab.errors import BudgetError, UnsupportedModelError
+from flab.errors import BudgetError
 from flab.models.families import Family, embedding_of, head_of, is_tied
+from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
 
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 _ROLES = ("system", "user", "assistant", "tool", " system", " user", " assistant", "\n", "\n\n")
-
-
-class TokenizerModel:
-    """What ``tokenizer.json`` says: tokens, merges and added tokens, all by their original ids."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.data: dict[str, Any] = json.loads(tokenizer.to_str())
-        model = self.data["model"]
-        self.kind = model.get("type", "BPE")
-        if self.kind not in ("BPE", "Unigram"):
-            raise UnsupportedModelError(
-                f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. "
-                "Pin --vocabulary to the model's own size."
-            )
-        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-            raise UnsupportedModelError(
-                "BPE with word prefixes or suffixes is not supported: pin --vocabulary to the model's own size."
-            )
-        if self.kind == "BPE":
-            self.base: dict[str, int] = model["vocab"]
-            self.merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-        else:
-            self.base = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
-            self.merges = []
-        self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
-        self.added = {token["content"]: int(token["id"]) for token in self.data.get("added_tokens") or []}
-        self.text_of = {i: t for t, i in [*self.base.items(), *self.added.items()]}
-
-    def alphabet(self) -> set[int]:
-        """Ids of the single symbols without which some byte string could not be encoded."""
-        flat = json.dumps([self.data.get("pre_tokenizer"), self.data.get("decoder")])
-        if '"ByteLevel"' in flat:
-            symbols: Iterable[str] = pre_tokenizers.ByteLevel.alphabet()
-        elif self.data["model"].get("byte_fallback"):
-            symbols = [f"<0x{byte:02X}>" for byte in range(256)]
-        else:
-            symbols = [token for token in self.base if len(token) == 1]
-        return {self.base[s] for s in symbols if s in self.base}
-
-    def pieces(self, token_id: int) -> set[int]:
-        """The token and every intermediate piece by which the original merges build it from its symbols."""
-        token = self.text_of[token_id]
-        if self.kind == "Unigram" or token in self.added or token not in self.base:
-            return {token_id}
-        symbols, found = list(token), {token_id}
-        found.update(self.base[s] for s in symbols if s in self.base)
-        while True:
-            pairs = [(self.ranks.get((a, b)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))]
-            rank, i = min(((r, i) for r, i in pairs if r is not None), default=(None, 0))
-            if rank is None:
-                return found
-            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
-            found.add(self.base[symbols[i]])
-
-    def order(self, ids: Iterable[int]) -> list[int]:
-        """New id -> old id: base tokens by original id, then the added ones that stand outside of the base."""
-        outside = {i for t, i in self.added.items() if t not in self.base}
-        return sorted(ids, key=lambda i: (i in outside, i))
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) -> Counter[int]:
@@ -187,42 +129,11 @@ def choose_vocabulary(
     return model.order(keep)
 
 
-def rewrite_tokenizer(model: TokenizerModel, kept: list[int]) -> dict[str, Any]:
-    """``tokenizer.json`` for the kept tokens, renumbered; merges keep their order, scores their values."""
-    new_of = {old: new for new, old in enumerate(kept)}
-    data = copy.deepcopy(model.data)
-    inner = data["model"]
-    if model.kind == "BPE":
-        inner["vocab"] = {t: new_of[i] for t, i in sorted(model.base.items(), key=lambda p: p[1]) if i in new_of}
-        vocab = inner["vocab"]
-        pairs = zip(model.merges, inner["merges"], strict=True)
-        inner["merges"] = [m for (a, b), m in pairs if a in vocab and b in vocab and a + b in vocab]
-    else:
-        inner["vocab"] = [entry for i, entry in enumerate(inner["vocab"]) if i in new_of]
-        if inner.get("unk_id") is not None:
-            inner["unk_id"] = new_of[inner["unk_id"]]
-    for token in data.get("added_tokens") or []:
-        token["id"] = new_of[token["id"]]
-    data["post_processor"] = _renumber_processor(data.get("post_processor"), new_of)
-    return data
-
-
-def _renumber_processor(data: Any, new_of: Mapping[int, int]) -> Any:
-    """Ids inside a post-processor: template ``ids`` lists, and the (token, id) pairs of the Bert and Roberta kinds."""
-    if isinstance(data, dict):
-        renumbered = {k: _renumber_processor(v, new_of) for k, v in data.items()}
-        if isinstance(data.get("ids"), list):
-            renumbered["ids"] = [new_of[i] for i in data["ids"]]
-        for key in ("sep", "cls"):
-            if isinstance(data.get(key), list) and len(data[key]) == 2:
-                renumbered[key] = [data[key][0], new_of[data[key][1]]]
-        return renumbered
-    return [_renumber_processor(v, new_of) for v in data] if isinstance(data, list) else data
-
-
 def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
     """Keep the rows ``kept`` of embedding and head, in place; tied stays tied; every id in the configs follows."""
     embedding, head = embedding_of(model, family), head_of(model, family)
+    if len(kept) >= embedding.num_embeddings:
+        return
     tied, new_of = is_tied(model, family), {old: new for new, old in enumerate(kept)}
     embedding.weight = _rows(embedding.weight, kept)
     embedding.num_embeddings = head.out_features = model.config.vocab_size = len(kept)

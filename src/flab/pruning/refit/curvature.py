@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from flab.models.layers import multiplies_bfloat16
+
 # The input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1).
 Theta = list[torch.Tensor]
 
@@ -24,14 +26,6 @@ def product_dtype(like: torch.Tensor) -> torch.dtype:
     if like.dtype != torch.float32:
         return like.dtype
     return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether a device ("cpu", "cuda", "cuda:1") has instructions for bfloat16 products."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    return device == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @dataclass

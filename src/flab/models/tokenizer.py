@@ -1,0 +1,217 @@
+"""Tokenizers: loading the one that ``tokenizer.json`` describes, and rewriting it for the tokens that are kept.
+
+``tokenizer.json`` is the truth; what AutoTokenizer makes of a folder is compared with it. Which tokens are kept is decided
+in :mod:`flab.pruning.cuts.vocabulary`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from flab.errors import CheckpointError, UnsupportedModelError
+from flab.models.source import check_normalizer
+
+PROBES = (
+    "def add(a, b):\n    return a + b  # sum\n",
+    "for i in range(10):\n\tprint(f'{i:>3}', x[i] != None)\n\n\n",
+    "Straße, naïve café, Привет, 漢字かな, العربية, हिन्दी 🚀\r\n",
+    "  leading and  double   spaces, CamelCase snake_case 3.14159e-10 0xFF",
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own loading chatter and bars off; errors still raise."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
+    """The ground-truth tokenizer, the ids transformers gives a role, and what AutoTokenizer gets wrong."""
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged ({first_line(error)}). Fetch it again.") from None
+    check_normalizer(file, tokenizer.normalizer, tokenizer.decoder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    with quiet():
+        try:
+            auto = AutoTokenizer.from_pretrained(path)
+        except Exception as error:
+            return tokenizer, set(), [f"AutoTokenizer cannot load {path.name}: {first_line(error)}"]
+    named = {i for i in [*auto.all_special_ids, *auto.get_added_vocab().values()] if i is not None}
+    return (
+        tokenizer,
+        {i for i in named if i < tokenizer.get_vocab_size()},
+        tokenizer_warnings(tokenizer, auto),
+    )
+
+
+def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
+    """One line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
+    differ = [
+        p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids
+    ]
+    if not differ:
+        return []
+    return [
+        f"AutoTokenizer builds {type(auto).__name__}, which splits {len(differ)} of {len(PROBES)} probe texts otherwise than "
+        "tokenizer.json: flab uses tokenizer.json; load it with transformers.PreTrainedTokenizerFast.from_pretrained."
+    ]
+
+
+def special_prefix(tokenizer: Tokenizer) -> list[int]:
+    """The ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
+    return whole[: starts[0]] if starts else []
+
+
+def end_of_text(model: Any, kept: list[int]) -> int | None:
+    """The (new) id that ends an answer: the first eos of the generation config, else of the config."""
+    for config in (model.generation_config, model.config):
+        eos = getattr(config, "eos_token_id", None)
+        eos = eos[0] if isinstance(eos, list) and eos else eos
+        if isinstance(eos, int):
+            return kept.index(eos) if eos in kept else None
+    return None
+
+
+class TokenizerModel:
+    """What ``tokenizer.json`` says: tokens, merges and added tokens, all by their original ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.data: dict[str, Any] = json.loads(tokenizer.to_str())
+        model = self.data["model"]
+        self.kind = model.get("type", "BPE")
+        if self.kind not in ("BPE", "Unigram"):
+            raise UnsupportedModelError(
+                f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. "
+                "Pin --vocabulary to the model's own size."
+            )
+        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+            raise UnsupportedModelError(
+                "BPE with word prefixes or suffixes is not supported: pin --vocabulary to the model's own size."
+            )
+        if self.kind == "BPE":
+            self.base: dict[str, int] = model["vocab"]
+            self.merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+        else:
+            self.base = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
+            self.merges = []
+        self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
+        self.added = {token["content"]: int(token["id"]) for token in self.data.get("added_tokens") or []}
+        self.text_of = {i: t for t, i in [*self.base.items(), *self.added.items()]}
+
+    def alphabet(self) -> set[int]:
+        """Ids of the single symbols without which some byte string could not be encoded."""
+        flat = json.dumps([self.data.get("pre_tokenizer"), self.data.get("decoder")])
+        if '"ByteLevel"' in flat:
+            symbols: Iterable[str] = pre_tokenizers.ByteLevel.alphabet()
+        elif self.data["model"].get("byte_fallback"):
+            symbols = [f"<0x{byte:02X}>" for byte in range(256)]
+        else:
+            symbols = [token for token in self.base if len(token) == 1]
+        return {self.base[s] for s in symbols if s in self.base}
+
+    def pieces(self, token_id: int) -> set[int]:
+        """The token and every intermediate piece by which the original merges build it from its symbols."""
+        token = self.text_of[token_id]
+        if self.kind == "Unigram" or token in self.added or token not in self.base:
+            return {token_id}
+        symbols, found = list(token), {token_id}
+        found.update(self.base[s] for s in symbols if s in self.base)
+        while True:
+            pairs = [(self.ranks.get((a, b)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))]
+            rank, i = min(((r, i) for r, i in pairs if r is not None), default=(None, 0))
+            if rank is None:
+                return found
+            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+            found.add(self.base[symbols[i]])
+
+    def order(self, ids: Iterable[int]) -> list[int]:
+        """New id -> old id: base tokens by original id, then the added ones that stand outside of the base."""
+        outside = {i for t, i in self.added.items() if t not in self.base}
+        return sorted(ids, key=lambda i: (i in outside, i))
+
+
+def rewrite_tokenizer(model: TokenizerModel, kept: list[int]) -> dict[str, Any]:
+    """``tokenizer.json`` for the kept tokens, renumbered; merges keep their order, scores their values."""
+    new_of = {old: new for new, old in enumerate(kept)}
+    data = copy.deepcopy(model.data)
+    inner = data["model"]
+    if model.kind == "BPE":
+        inner["vocab"] = {t: new_of[i] for t, i in sorted(model.base.items(), key=lambda p: p[1]) if i in new_of}
+        vocab = inner["vocab"]
+        pairs = zip(model.merges, inner["merges"], strict=True)
+        inner["merges"] = [m for (a, b), m in pairs if a in vocab and b in vocab and a + b in vocab]
+    else:
+        inner["vocab"] = [entry for i, entry in enumerate(inner["vocab"]) if i in new_of]
+        if inner.get("unk_id") is not None:
+            inner["unk_id"] = new_of[inner["unk_id"]]
+    for token in data.get("added_tokens") or []:
+        token["id"] = new_of[token["id"]]
+    data["post_processor"] = _renumber_processor(data.get("post_processor"), new_of)
+    return data
+
+
+def _renumber_processor(data: Any, new_of: Mapping[int, int]) -> Any:
+    """Ids inside a post-processor: template ``ids`` lists, and the (token, id) pairs of the Bert and Roberta kinds."""
+    if isinstance(data, dict):
+        renumbered = {k: _renumber_processor(v, new_of) for k, v in data.items()}
+        if isinstance(data.get("ids"), list):
+            renumbered["ids"] = [new_of[i] for i in data["ids"]]
+        for key in ("sep", "cls"):
+            if isinstance(data.get(key), list) and len(data[key]) == 2:
+                renumbered[key] = [data[key][0], new_of[data[key][1]]]
+        return renumbered
+    return [_renumber_processor(v, new_of) for v in data] if isinstance(data, list) else data
+
+
+def new_tokenizer(tokenizer: Tokenizer, rows: int, kept: list[int]) -> tuple[Tokenizer, dict[str, Any] | None]:
+    """Return the tokenizer of the kept tokens and its JSON, or the same tokenizer and None if all ``rows`` are kept.
+
+    Args:
+        tokenizer: the original's.
+        rows: how many rows the original's embedding has.
+        kept: new id -> old id.
+
+    Raises:
+        CheckpointError: the tokenizers library numbers a token differently from the plan.
+    """
+    if len(kept) >= rows:
+        return tokenizer, None
+    data = rewrite_tokenizer(TokenizerModel(tokenizer), kept)
+    made = Tokenizer.from_str(json.dumps(data))
+    wrong = [i for i, k in enumerate(kept) if tokenizer.id_to_token(k) != made.id_to_token(i)]
+    if wrong:
+        raise CheckpointError(
+            f"the rewritten tokenizer numbers token {wrong[0]} differently from the plan: keep the whole vocabulary with "
+            f"--vocabulary {rows}, and report this tokenizer."
+        )
+    return made, data

@@ -1,0 +1,59 @@
+"""Warnings about a plan that name what to change: too little text, ridges at an end of their grid, a deep cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flab.models.shape import Shape
+from flab.pruning.calibration import HELD_OUT_EVERY, CalibrationSet
+from flab.pruning.recipe import Recipe
+from flab.pruning.refit.gram import RIDGES
+from flab.pruning.refit.new_layer import NewLayer
+from flab.pruning.refits import REFITS
+from flab.pruning.search import Candidate
+
+DEEP_KL = 0.05  # nats per token: from here on answers change
+
+
+def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
+    """Warn if there is too little text for least squares, or none to hold out."""
+    found = []
+    if (tokens := data.num_fit_tokens) < 4 * shape.width:
+        found.append(
+            f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
+            "many; raise --tokens or give more text."
+        )
+    if REFITS[recipe.refit].iterative and not data.has_held_out:
+        found.append(
+            f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: --refit {recipe.refit} "
+            "does no more than --refit residual; give more text."
+        )
+    return found
+
+
+def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
+    """Warn if held-out tokens chose the largest or the smallest ridge in some layers."""
+    found = []
+    for part, ridges in {
+        "FFN": [d.ridge_ffn for d in decisions],
+        "attention": [d.ridge_attention for d in decisions],
+    }.items():
+        fitted = [ridge for ridge in ridges if ridge > 0]
+        if held_back := sum(ridge >= RIDGES[-1] for ridge in fitted):
+            found.append(
+                f"{part}: in {held_back} of {len(fitted)} layers held-out tokens allowed hardly any correction; more --tokens "
+                "would allow more."
+            )
+        if loose := sum(ridge <= RIDGES[0] for ridge in fitted):
+            found.append(f"{part}: in {loose} of {len(fitted)} layers the smallest ridge was best.")
+    return found
+
+
+def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
+    """Name the dearer refit if a default one leaves a large KL."""
+    if recipe.refit not in ("newton", "descent") or winner.kl is None or winner.kl < DEEP_KL:
+        return []
+    return [
+        f"KL {winner.kl:.3f} is a deep cut: --refit reconstruction takes several times as long and keeps more here, "
+        "with more --tokens the more so."
+    ]
