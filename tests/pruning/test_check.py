@@ -254,6 +254,12 @@ def test_what_the_oldest_transformers_says_is_compared(kind, good, tmp_path):
     assert line["ok"] is ok, line
 
 
+def test_the_script_for_another_interpreter_runs_as_a_program(good):
+    """Here with this interpreter's own transformers, so the outcome must be the proof's."""
+    line = next(one for one in verify(good, None, sys.executable)["checks"] if one["name"].startswith("the oldest"))
+    assert line["ok"] is True, line
+
+
 def test_untied_rows_of_a_tied_model_are_found(pico_folder, recipe, tmp_path):
     tied = pico_folder("qwen2")
     out = apply(tied, plan(tied, recipe(remove=0.3, finalists=1)), tmp_path / "out")

@@ -1,23 +1,22 @@
-"""Verify a saved folder in a fresh process: does it load as stock, and is it what the plan says?
+"""Check a saved folder in a fresh process: does it load as a stock model, and is it what the plan says?
 
-:func:`check` starts ``python -m flab.pruning.verify`` and reads its verdict, so nothing left over in memory can help the folder
-pass. It repairs nothing; what is verified stands
-in :mod:`flab.pruning.verify`.
+:func:`check` starts ``python -m flab.pruning.verify``, which holds the checks, and reads its verdict. In a fresh process
+nothing left over in memory can help the folder pass. Nothing is repaired. This module loads no torch: a wrong path is
+reported at once.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError, OptionError
+from flab.models.compatibility import last_logits, probe_ids
 
 PROOF = "proof.json"
 
@@ -59,7 +58,7 @@ def check(
 
 
 def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> None:
-    """Logits of the model in memory on fixed token ids, for the fresh process to compare with."""
+    """Write the logits of the model in memory on fixed token ids, for the fresh process to compare with."""
     ids = probe_ids(model.config.vocab_size)
     proof = {
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -71,28 +70,13 @@ def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> 
     (folder / PROOF).write_text(json.dumps(proof) + "\n")
 
 
-def probe_ids(vocabulary: int) -> list[list[int]]:
-    chooser = random.Random(0)
-    return [[chooser.randrange(vocabulary) for _ in range(length)] for length in (3, 12, 24)]
-
-
-def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
-    """The first 64 logits after each probe."""
-    import torch
-
-    with torch.no_grad():
-        device = model.get_input_embeddings().weight.device
-        return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
-
-
-def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[str]) -> dict[str, Any]:
-    """What another interpreter's transformers makes of the folder, see :mod:`flab.models.oldest`; ``error`` if nothing."""
-    command = [python, "-I", str(Path(__file__).parent / "models" / "oldest.py"), str(folder)]
-    asked = json.dumps({"ids": ids, "texts": list(texts)})
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+def read_proof(folder: Path) -> dict[str, Any]:
+    """Return what :func:`write_proof` wrote, or an empty dict if flab did not write the folder."""
+    file = folder / PROOF
     try:
-        made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return made
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"error": f"no answer (exit {done.returncode}): {last}"}
+        proof = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}): save the folder again.") from None
+    if not isinstance(proof, dict):
+        raise CheckpointError(f"{file} is damaged (it holds no object): save the folder again.")
+    return proof

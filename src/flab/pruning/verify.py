@@ -1,6 +1,6 @@
-"""What a folder must hold to be whole; a fresh process runs ``python -m flab.pruning.verify FOLDER [ORIGINAL [PYTHON]]``.
+"""The checks of a saved folder, run in a fresh process: ``python -m flab.pruning.verify FOLDER [ORIGINAL [PYTHON]]``.
 
-Prints one line of JSON. :func:`flab.pruning.check.check` starts it.
+It prints one line of JSON. :func:`flab.pruning.check.check` starts it and reads that line.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from typing import Any
 
 import torch
 
-from flab.errors import CheckpointError, FlabError
+from flab.errors import FlabError
 from flab.models.checkpoint import Checkpoint, load
-from flab.models.compatibility import loads_in
+from flab.models.compatibility import ask_oldest, last_logits, loads_in, probe_ids, same_logits
 from flab.models.families import family_of, layers_of, shape_of
 from flab.models.folder import PICKLED
 from flab.models.tokenizer import PROBES
-from flab.pruning.check import PROOF, ask_oldest, last_logits, probe_ids
+from flab.pruning.check import PROOF, read_proof
 from flab.pruning.cuts.vocabulary import named_ids
 from flab.pruning.plan import Plan
 
 NUM_ROUND_TRIPS = 300
 STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
 Step = tuple[str, Callable[[], tuple[bool | None, str]]]
 
 
@@ -56,7 +55,6 @@ class _Findings:
 
 def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dict[str, Any]:
     """Run every check in this process; the command behind :func:`check`."""
-
     findings = _Findings()
     plan = Plan.read(folder / "plan.json") if (folder / "plan.json").is_file() else None
     checkpoint = load(folder)  # demands that no weight is missing, unexpected or of another shape
@@ -96,7 +94,6 @@ def _is_renumbered(plan: Plan) -> bool:
 
 
 def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
-
     bad = [p.name for pattern in (*PICKLED, "*.py") for p in folder.glob(pattern)]
     if plan is not None and _is_renumbered(plan):
         bad += [name for name in STALE if (folder / name).exists()]
@@ -105,7 +102,6 @@ def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
 
 def _ids(checkpoint: Checkpoint) -> tuple[bool, str]:
     """Ids named in the configs and produced by the tokenizer on hostile text."""
-
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     configs = {"config": checkpoint.model.config, "generation_config": checkpoint.model.generation_config}
     wrong = [f"{n}.{key}={i}" for n, c in configs.items() for key, i in named_ids(c.to_dict()) if not 0 <= i < rows]
@@ -127,15 +123,8 @@ def _hostile_texts() -> list[str]:
 def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
     if not (folder / PROOF).is_file():
         return None, "no proof.json: not written by flab"
-    proof = _proof_of(folder)
-    return _same_logits(last_logits(checkpoint.model, proof["ids"]), proof["logits"], proof["dtype"])
-
-
-def _same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
-    """Whether logits are equal within what the dtype rounds."""
-    largest = max(abs(x) for row in then for x in row)
-    error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
-    return error <= TOLERANCE[dtype] * max(largest, 1.0), f"largest difference {error:.2g}"
+    proof = read_proof(folder)
+    return same_logits(last_logits(checkpoint.model, proof["ids"]), proof["logits"], proof["dtype"])
 
 
 def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[bool | None, str]:
@@ -143,7 +132,7 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
     if python is None:
         return None, "give --oldest-python with the python of an environment that has transformers 4.57"
     if (folder / PROOF).is_file():
-        proof = _proof_of(folder)
+        proof = read_proof(folder)
     else:  # not written by flab: compared with what this transformers makes of it
         ids = probe_ids(checkpoint.model.config.vocab_size)
         dtype = str(checkpoint.model.dtype).removeprefix("torch.")
@@ -151,7 +140,7 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
     made = ask_oldest(python, folder, proof["ids"], PROBES)
     if "error" in made:
         return False, made["error"]
-    same, detail = _same_logits(made["logits"], proof["logits"], proof["dtype"])
+    same, detail = same_logits(made["logits"], proof["logits"], proof["dtype"])
     truth = [checkpoint.tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
     differ = sum(one != other for one, other in zip(made["tokens"], truth, strict=True))
     found = [f"transformers {made['version']}: {detail}", *(f"without {name}" for name in made["lost"][:3])]
@@ -161,7 +150,6 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
 
 def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
     """Greedy tokens with the key-value cache against those without; a near-tie may differ below float32."""
-
     model = checkpoint.model
     prompt = torch.tensor([probe_ids(model.config.vocab_size)[1]])
     plain: dict[str, Any] = {
@@ -176,7 +164,6 @@ def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
 
 
 def _sizes(checkpoint: Checkpoint, plan: Plan) -> tuple[bool, str]:
-
     shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
     got = (shape.vocabulary, shape.layers, shape.width, shape.total)
     want = (plan.vocabulary.after, plan.layers.after, plan.width.after, plan.parameters_after)
@@ -192,16 +179,15 @@ def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:
 
 def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Plan) -> list[Step]:
     """The comparisons with the original, which is loaded here, once."""
-
     original = load(against)
-    if _proof_of(folder).get("trained"):  # then none equals the original's
+    if read_proof(folder).get("trained"):  # then none equals the original's
         weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
     else:
         weights = [
             ("kept embedding and head rows are the original's", lambda: _rows_equal(checkpoint, original, plan)),
             (
                 "tensors that no cut touches are the original's",
-                lambda: _untouched_equal(checkpoint, original, plan, _proof_of(folder).get("refit", plan.refit.kind)),
+                lambda: _untouched_equal(checkpoint, original, plan, read_proof(folder).get("refit", plan.refit.kind)),
             ),
         ]
     return [
@@ -220,24 +206,11 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Pl
 
 
 def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
-
     model, old, kept = checkpoint.model, original.model, torch.tensor(plan.vocabulary.kept)
     same = torch.equal(model.get_input_embeddings().weight, old.get_input_embeddings().weight[kept].to(model.dtype))
     same &= torch.equal(model.get_output_embeddings().weight, old.get_output_embeddings().weight[kept].to(model.dtype))
     tied, detail = _tied_equal(checkpoint, original)
     return same and tied, detail
-
-
-def _proof_of(folder: Path) -> dict[str, Any]:
-    """What was written down when the folder was saved; nothing where flab did not write it."""
-    file = folder / PROOF
-    try:
-        proof = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}): save the folder again.") from None
-    if not isinstance(proof, dict):
-        raise CheckpointError(f"{file} is damaged (it holds no object): save the folder again.")
-    return proof
 
 
 def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
@@ -266,7 +239,6 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
 
 def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
     """Same text for every kept id; and the same split of every probe whose tokens are all kept."""
-
     kept = plan.vocabulary.kept
     new_of = {old: new for new, old in enumerate(kept)}
     texts = [i for i, k in enumerate(kept) if checkpoint.tokenizer.id_to_token(i) != original.tokenizer.id_to_token(k)]
@@ -296,7 +268,6 @@ def _auto_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str
 
 def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
     """Every id of the original's generation config, renumbered, in the same place; same template files."""
-
     new_of = {old: new for new, old in enumerate(plan.vocabulary.kept)}
     old_ids, ids = (list(named_ids(c.model.generation_config.to_dict())) for c in (original, checkpoint))
     same = ids == [(key, new_of.get(i)) for key, i in old_ids if i in new_of]
