@@ -136,23 +136,37 @@ def test_other_criteria_make_valid_plans(criteria, pico_folder, recipe, tmp_path
         assert made.width.kept == [list(range(made.width.after))] * 3
 
 
+def with_cut(d, name, **changes):
+    """The plan with one cut changed, in the layout of its format."""
+    if d["format"] == 1:
+        return json.dumps(d | {name: d[name] | changes})
+    return json.dumps(d | {"cuts": d["cuts"] | {name: d["cuts"][name] | changes}})
+
+
+def cuts_of(d):
+    return d if d["format"] == 1 else d["cuts"]
+
+
+def with_refit(d, **changes):
+    return json.dumps(d | {"refit": d["refit"] | changes})
+
+
 BROKEN = {
     "not JSON": lambda d: "{",
     "a list": lambda d: "[]",
     "another format": lambda d: json.dumps(d | {"format": 99}),
-    "missing field": lambda d: json.dumps({k: v for k, v in d.items() if k != "layers"}),
+    "the other format": lambda d: json.dumps(d | {"format": 3 - d["format"]}),
+    "missing field": lambda d: json.dumps({k: v for k, v in d.items() if k not in ("layers", "cuts")}),
     "unknown field": lambda d: json.dumps(d | {"surprise": 1}),
-    "descending layers": lambda d: json.dumps(d | {"layers": d["layers"] | {"kept": d["layers"]["kept"][::-1]}}),
-    "layer out of range": lambda d: json.dumps(d | {"layers": {"before": 5, "after": 1, "kept": [5]}}),
-    "neurons missing": lambda d: json.dumps(d | {"width": d["width"] | {"kept": d["width"]["kept"][1:]}}),
-    "unknown refit": lambda d: json.dumps(d | {"refit": d["refit"] | {"kind": "magic"}}),
-    "a ridge too few": lambda d: json.dumps(d | {"refit": d["refit"] | {"ridge_ffn": d["refit"]["ridge_ffn"][1:]}}),
-    "a rate below zero": lambda d: json.dumps(
-        d | {"refit": d["refit"] | {"ridge_attention": [-1] * d["layers"]["after"]}}
-    ),
-    "steps that are no numbers": lambda d: json.dumps(
-        d | {"refit": d["refit"] | {"newton_steps": ["x"] * d["layers"]["after"]}}
-    ),
+    "unknown cut": lambda d: json.dumps(d | {"cuts": {**d.get("cuts", {}), "surprise": {}}}),
+    "no cuts": lambda d: json.dumps(d | {"cuts": 1}),
+    "descending layers": lambda d: with_cut(d, "layers", kept=cuts_of(d)["layers"]["kept"][::-1]),
+    "layer out of range": lambda d: with_cut(d, "layers", before=5, after=1, kept=[5]),
+    "neurons missing": lambda d: with_cut(d, "width", kept=cuts_of(d)["width"]["kept"][1:]),
+    "unknown refit": lambda d: with_refit(d, kind="magic"),
+    "a ridge too few": lambda d: with_refit(d, ridge_ffn=d["refit"]["ridge_ffn"][1:]),
+    "a rate below zero": lambda d: with_refit(d, ridge_attention=[-1] * cuts_of(d)["layers"]["after"]),
+    "steps that are no numbers": lambda d: with_refit(d, newton_steps=["x"] * cuts_of(d)["layers"]["after"]),
 }
 
 
@@ -171,9 +185,10 @@ def test_junk_in_a_plan_is_one_error_or_harmless(part, junk, decided, pico_folde
     assert refused
 
 
+@pytest.mark.parametrize("format_", [1, 2])
 @pytest.mark.parametrize("kind", sorted(BROKEN))
-def test_a_broken_plan_is_one_error(kind, decided, tmp_path):
-    decided.write(tmp_path / "good.json")
+def test_a_broken_plan_is_one_error(kind, format_, decided, tmp_path):
+    replace(decided, format=format_).write(tmp_path / "good.json")
     bad = tmp_path / "bad.json"
     bad.write_text(BROKEN[kind](json.loads((tmp_path / "good.json").read_text())))
     with pytest.raises(PlanError, match="flab plan") as caught:
@@ -187,6 +202,30 @@ def test_a_missing_plan_is_one_error(tmp_path):
 
 
 # --- apply ---
+
+
+def test_a_plan_of_format_1_is_read_and_written_as_it_was(decided, tmp_path):
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    decided.write(new)
+    data = json.loads(new.read_text())
+    before = {}
+    for name, value in data.items():
+        before |= value if name == "cuts" else {name: value}
+    old.write_text(json.dumps(before | {"format": 1}, indent=1) + "\n")
+    assert list(before)[list(before).index("calibration") :][:4] == ["calibration", "vocabulary", "layers", "width"]
+    read = Plan.read(old)
+    assert replace(read, format=2) == Plan.read(new) == decided
+    read.write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == old.read_bytes()
+
+
+def test_a_plan_of_format_1_is_applied_to_the_same_bytes(applied, decided, pico_folder, tmp_path):
+    replace(decided, format=1).write(tmp_path / "old.json")
+    again = files_of(apply(pico_folder("qwen2"), tmp_path / "old.json", tmp_path / "again"))
+    assert again.pop("plan.json") == (tmp_path / "old.json").read_bytes()
+    first = files_of(applied)
+    del first["plan.json"]
+    assert again == first
 
 
 def test_applying_twice_is_byte_identical(applied, decided, pico_folder, tmp_path):
@@ -338,7 +377,9 @@ def test_finalists_are_decided_by_their_tests(trained_folder, recipe, tmp_path, 
 
 
 def candidate(layers: int, kl_search: float) -> Candidate:
-    return Candidate(Split(10, layers, 8, 100), list(range(layers)), 0.1, 10, kl_search)
+    return Candidate(
+        Split({"vocabulary": 10, "layers": layers, "width": 8}, 100), list(range(layers)), 0.1, 10, kl_search
+    )
 
 
 def test_task_success_beats_kl_and_kl_breaks_ties():

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Units:
+    """One kind of unit that can be cut: how many there are, what one costs in parameters, and where they are."""
+
+    count: int
+    parameters: int
+    in_layers: bool = False  # there are ``count`` in each layer
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,24 @@ class Shape:
     products_per_neuron: int
     attention: int
 
+    @property
+    def units(self) -> dict[str, Units]:
+        """What can be cut, by the names that pins and plans use."""
+        return {
+            "vocabulary": Units(self.vocabulary, self.per_token),
+            "layers": Units(self.layers, self.per_layer),
+            "width": Units(self.width, self.per_neuron, in_layers=True),
+        }
+
+    def cost(self, sizes: Mapping[str, int]) -> int:
+        """Count the parameters of a model of these sizes, tied ones once; a unit inside the layers counts in each layer."""
+        inside = {name: kind.parameters * sizes[name] for name, kind in self.units.items() if kind.in_layers}
+        outside = {name: kind.parameters * sizes[name] for name, kind in self.units.items() if not kind.in_layers}
+        return self.fixed + sum(outside.values()) + sizes["layers"] * sum(inside.values())
+
     def parameters(self, vocabulary: int, layers: int, width: int) -> int:
-        """All parameters, tied ones once."""
-        return self.fixed + vocabulary * self.per_token + layers * (self.per_layer + width * self.per_neuron)
+        """Count all parameters, tied ones once."""
+        return self.cost({"vocabulary": vocabulary, "layers": layers, "width": width})
 
     def body(self, layers: int, width: int) -> int:
         """Parameters without embeddings and head."""

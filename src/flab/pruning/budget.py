@@ -17,15 +17,29 @@ VOCABULARY_MULTIPLE = 64
 
 @dataclass(frozen=True)
 class Split:
-    """One way to meet the budget."""
+    """One way to meet the budget: how many units of each kind stay, and the parameters that they add up to."""
 
-    vocabulary: int
-    layers: int
-    width: int
+    sizes: dict[str, int]  # by the names of a shape's units
     parameters: int
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that stay."""
+        return self.sizes["vocabulary"]
+
+    @property
+    def layers(self) -> int:
+        """Layers that stay."""
+        return self.sizes["layers"]
+
+    @property
+    def width(self) -> int:
+        """FFN neurons that stay in each layer."""
+        return self.sizes["width"]
+
     def to_json(self) -> dict[str, int]:
-        return asdict(self)
+        """All numbers in one flat object, as plans hold them."""
+        return {**self.sizes, "parameters": self.parameters}
 
 
 @dataclass(frozen=True)
@@ -37,9 +51,9 @@ class Pins:
     width: int | None = None
 
     def check(self, shape: Shape) -> None:
-        """Raise :class:`OptionError` where a pinned size is outside of the model's."""
+        """Raise :class:`OptionError` if a pinned size is outside the model's."""
         for name, got in asdict(self).items():
-            most = getattr(shape, name)
+            most = shape.units[name].count
             if got is not None and not 1 <= got <= most:
                 raise OptionError(f"--{name} is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
 
@@ -86,9 +100,10 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
     splits = []
     for layers in depths:
         width = pins.width if pins.width is not None else widest(shape, vocabulary, layers, allowed)
-        parameters = shape.parameters(vocabulary, layers, width)
+        sizes = {"vocabulary": vocabulary, "layers": layers, "width": width}
+        parameters = shape.cost(sizes)
         if width > 0 and parameters <= allowed:
-            splits.append(Split(vocabulary, layers, width, parameters))
+            splits.append(Split(sizes, parameters))
             if width == shape.width:
                 break  # a shallower model would only be smaller than asked
     if not splits:

@@ -69,7 +69,7 @@ def apply(
     kind = plan.refit.kind if refit else "none"
     data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])
     cut_vocabulary(checkpoint.model, family, plan.vocabulary.kept)
-    if plan.layers.after < plan.layers.before or plan.width.after < plan.width.before:
+    if any(cut.after < cut.before for name, cut in plan.cuts.items() if name != "vocabulary"):
         carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, [])
     return _save(checkpoint, tokenizer_json, plan, kind, out, options)
 

@@ -17,7 +17,8 @@ from flab.files import read_regular, write_text
 from flab.models.options import STORED_DTYPES
 from flab.pruning.refits import REFITS
 
-FORMAT = 1
+FORMAT = 2
+OLD_FORMAT = 1  # of flab 0.1: each cut is a field of its own
 SCALINGS = ("feature", "mean")
 NUMBER: tuple[type, ...] = (int, float)
 FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the model and of the calibration
@@ -28,8 +29,26 @@ FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the
 
 
 @dataclass(frozen=True)
+class CutKind:
+    """One kind of unit that a plan cuts: what its units are called, and whether each kept layer has a list of its own."""
+
+    units: str
+    in_layers: bool = False
+
+
+CUTS = {
+    "vocabulary": CutKind("tokens"),
+    "layers": CutKind("layers"),
+    "width": CutKind("neurons", in_layers=True),
+}
+
+
+@dataclass(frozen=True)
 class Kept:
-    """Sizes before and after of one component, and the indices that stay (original numbering, ascending)."""
+    """Sizes before and after of one cut, and the indices that stay (original numbering, ascending).
+
+    For a cut inside the layers, ``kept`` holds one list for each kept layer.
+    """
 
     before: int
     after: int
@@ -67,9 +86,7 @@ class Plan:
     remove: float
     model: dict[str, Any]  # path, sha256, model_type, dtype
     calibration: dict[str, Any]  # sources with path and sha256, tokens, max_length, seed, ...
-    vocabulary: Kept
-    layers: Kept
-    width: Kept  # kept: one list of neurons per kept layer
+    cuts: dict[str, Kept]  # by the names of CUTS
     refit: Refit
     parameters_before: int
     parameters_after: int
@@ -84,6 +101,21 @@ class Plan:
     seconds: dict[str, float]
     flab_version: str
     format: int = FORMAT
+
+    @property
+    def vocabulary(self) -> Kept:
+        """The tokens: ``kept[new id]`` is the old id."""
+        return self.cuts["vocabulary"]
+
+    @property
+    def layers(self) -> Kept:
+        """The layers."""
+        return self.cuts["layers"]
+
+    @property
+    def width(self) -> Kept:
+        """The FFN neurons: ``kept`` holds one list for each kept layer."""
+        return self.cuts["width"]
 
     @property
     def removed_fraction(self) -> float:
@@ -102,9 +134,7 @@ class Plan:
             "parameters_after": self.parameters_after,
             "removed_fraction": self.removed_fraction,
             "body_removed_fraction": self.body_removed_fraction,
-            "vocabulary": self.vocabulary.sizes(),
-            "layers": self.layers.sizes() | {"kept": self.layers.kept},
-            "width": self.width.sizes(),
+            **self.sizes(),
             "kl_nats_per_token": self.kl_nats_per_token,
             "kl_vocabulary": self.kl_vocabulary,
             "refit": {"kind": self.refit.kind, "output_projection": self.refit.output_projection},
@@ -115,9 +145,22 @@ class Plan:
             "plan_seconds": self.seconds,
         }
 
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """The sizes before and after each cut, and which layers stay."""
+        found: dict[str, dict[str, Any]] = {name: dict(kept.sizes()) for name, kept in self.cuts.items()}
+        found["layers"]["kept"] = self.layers.kept
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, in the layout of its format: a plan of format 1 is written as it was read."""
+        data: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            data |= value if name == "cuts" and self.format == OLD_FORMAT else {name: value}
+        return data
+
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears whole or not at all."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -136,17 +179,22 @@ class Plan:
 
 
 def _from_json(data: Any, path: Path) -> Plan:
-    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+    if not isinstance(data, Mapping) or data.get("format") not in (OLD_FORMAT, FORMAT):
         got = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-        raise PlanError(f"{path}: plan format {got!r}, this flab reads {FORMAT}. Make the plan again with `flab plan`.")
+        raise PlanError(
+            f"{path}: plan format {got!r}, this flab reads {OLD_FORMAT} and {FORMAT}. Make the plan again with `flab plan`."
+        )
+    data = with_cuts(data)
     names = {f.name for f in fields(Plan)}
     if wrong := sorted(names ^ set(data)):
         raise PlanError(
             f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`."
         )
     try:
-        nested = {name: Kept(**data[name]) for name in ("vocabulary", "layers", "width")}
-        plan = Plan(**{**data, **nested, "refit": Refit(**data["refit"])})
+        if set(data["cuts"]) != set(CUTS):
+            raise ValueError(f"its cuts are {', '.join(data['cuts'])}, expected {', '.join(CUTS)}")
+        cuts = {name: Kept(**data["cuts"][name]) for name in CUTS}
+        plan = Plan(**{**data, "cuts": cuts, "refit": Refit(**data["refit"])})
         _check_indices(plan)
         _check_refit(plan)
         _check_facts(plan)
@@ -155,15 +203,24 @@ def _from_json(data: Any, path: Path) -> Plan:
     return plan
 
 
+def with_cuts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the cuts of a plan of format 1, which are fields of their own there, under ``cuts``."""
+    if data.get("format") != OLD_FORMAT:
+        return dict(data)
+    cuts = {name: data[name] for name in CUTS if name in data}
+    return {name: value for name, value in data.items() if name not in CUTS} | ({"cuts": cuts} if cuts else {})
+
+
 def _check_indices(plan: Plan) -> None:
-    """Every list of kept indices is ascending, in range and as long as stated."""
-    groups = [
-        ("vocabulary", plan.vocabulary.kept, plan.vocabulary),
-        ("layers", plan.layers.kept, plan.layers),
-    ]
-    groups += [
-        (f"width of layer {i}", kept, plan.width) for i, kept in zip(plan.layers.kept, plan.width.kept, strict=True)
-    ]
+    """Demand that every list of kept indices is ascending, in range and as long as stated."""
+    groups: list[tuple[str, list[Any], Kept]] = []
+    for name, kind in CUTS.items():
+        cut = plan.cuts[name]
+        if kind.in_layers:
+            inside_of = zip(plan.layers.kept, cut.kept, strict=True)
+            groups += [(f"{name} of layer {layer}", kept, cut) for layer, kept in inside_of]
+        else:
+            groups.append((name, cut.kept, cut))
     for name, kept, sizes in groups:
         inside = all(isinstance(k, int) and 0 <= k < sizes.before for k in kept)
         if (

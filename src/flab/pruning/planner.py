@@ -309,9 +309,11 @@ class Bench:
             remove=recipe.remove,
             model=model_facts(self.source, self.family, self.options),
             calibration=calibration_facts(self),
-            vocabulary=Kept(shape.vocabulary, len(self.material.kept), self.material.kept),
-            layers=Kept(shape.layers, split.layers, winner.kept_layers),
-            width=Kept(shape.width, split.width, [d.neurons for d in decisions]),
+            cuts={
+                "vocabulary": Kept(shape.vocabulary, len(self.material.kept), self.material.kept),
+                "layers": Kept(shape.layers, split.layers, winner.kept_layers),
+                "width": Kept(shape.width, split.width, [d.neurons for d in decisions]),
+            },
             refit=Refit(
                 kind=kind,
                 output_projection=recipe.output_projection,

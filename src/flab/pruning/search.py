@@ -52,7 +52,8 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """All fields, the split's sizes among them."""
         values = asdict(self)
-        return {**values.pop("split"), **values, "removed": list(self.removed)}
+        del values["split"]
+        return {**self.split.to_json(), **values, "removed": list(self.removed)}
 
 
 @dataclass

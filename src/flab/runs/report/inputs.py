@@ -126,6 +126,8 @@ def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
         return None
     value: dict[str, Any] = finite(read_json(path))
     layout = layout or path.name
+    if layout == "plan.json" and isinstance(value.get("cuts"), dict):
+        value |= value["cuts"]  # format 2; in format 1 they lie beside the other fields
     if missing := [name for name in NEEDED.get(layout, ()) if name not in value]:
         raise DataError(f"{path}: lacks {', '.join(missing)}; make it anew with this version of flab")
     known = FORMATS.get(layout)
