@@ -55,6 +55,7 @@ HOUSE: dict[str, set[str]] = {
     "models.tokenizer": HEAVY,
     "models.checkpoint": HEAVY,
     "models.compatibility": LIGHT,
+    "models.probes": LIGHT,
     "models.engines": HEAVY,
     "models": HEAVY,
     "evaluation": HEAVY,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError, OptionError
-from flab.models.compatibility import last_logits, probe_ids
+from flab.models.probes import last_logits, probe_ids
 
 PROOF = "proof.json"
 

@@ -18,9 +18,10 @@ import torch
 
 from flab.errors import FlabError
 from flab.models.checkpoint import Checkpoint, load
-from flab.models.compatibility import ask_oldest, last_logits, loads_in, probe_ids, same_logits
+from flab.models.compatibility import loads_in
 from flab.models.families import family_of, layers_of, shape_of
 from flab.models.folder import PICKLED
+from flab.models.probes import ask_oldest, last_logits, probe_ids, same_logits
 from flab.models.tokenizer import PROBES
 from flab.pruning.check import PROOF, read_proof
 from flab.pruning.cuts.vocabulary import named_ids

@@ -1,0 +1,54 @@
+"""Logits on fixed token ids, by which a folder is compared with what was in memory and with what an older transformers makes.
+
+No torch at import: the script for the older transformers is started as a program of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
+
+
+def probe_ids(vocabulary: int) -> list[list[int]]:
+    """Return three fixed rows of token ids, of 3, 12 and 24 tokens."""
+    chooser = random.Random(0)
+    return [[chooser.randrange(vocabulary) for _ in range(length)] for length in (3, 12, 24)]
+
+
+def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
+    """Return the first 64 logits after each row of ids."""
+    import torch
+
+    with torch.no_grad():
+        device = model.get_input_embeddings().weight.device
+        return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
+
+
+def same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
+    """Compare logits within the rounding error of the dtype; returns whether they agree, and the largest difference."""
+    largest = max(abs(x) for row in then for x in row)
+    error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
+    return error <= TOLERANCE[dtype] * max(largest, 1.0), f"largest difference {error:.2g}"
+
+
+def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[str]) -> dict[str, Any]:
+    """Load the folder with another interpreter's transformers, by the script :mod:`flab.models.oldest`.
+
+    Returns:
+        What the script prints: ``version``, ``logits``, ``tokens`` and ``lost``, or ``error`` alone.
+    """
+    command = [python, "-I", str(Path(__file__).with_name("oldest.py")), str(folder)]
+    asked = json.dumps({"ids": ids, "texts": list(texts)})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    try:
+        made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return made
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"error": f"no answer (exit {done.returncode}): {last}"}
