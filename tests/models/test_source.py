@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from flab.errors import CheckpointError
 from flab.models.checkpoint import Checkpoint, load, try_saving
 from flab.models.families import family_of
-from flab.models.folder import header_of, headers, stored_dtype, weight_files
-from flab.pruning.pipeline import prune
+from flab.models.folder import header_of, headers, weight_files
+from flab.models.source import ModelFolder
+from flab.pruning.pipeline import plan, prune
 
 BUGS = Path(__file__).parents[2].parent / "shared" / "cases" / "bugs"
 WEIGHTS = "model.safetensors"
@@ -240,10 +242,48 @@ def test_the_dtype_is_that_of_most_numbers(source):
     }
     save_file(tensors, source / WEIGHTS, {"format": "pt"})
     edit(source / "config.json", dtype="float32")
-    assert stored_dtype(source) == "bfloat16"
+    assert ModelFolder.open(source).stored_dtype == "bfloat16"
     assert load(source).model.dtype == torch.bfloat16
 
 
 def test_only_the_weights_that_are_loaded_count(source):
     save_file({"a": torch.zeros(3)}, source / "consolidated.safetensors")
     assert [file.name for file in weight_files(source)] == [WEIGHTS]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often each check of a folder was made."""
+    import flab.models.source as module
+
+    counts = Counter()
+
+    def counting(name):
+        real = getattr(module, name)
+
+        def count(*given):
+            counts[name] += 1
+            return real(*given)
+
+        monkeypatch.setattr(module, name, count)
+
+    for name in ("check_source", "header_of", "weight_files"):
+        counting(name)
+    return counts
+
+
+def test_loading_checks_a_folder_once(pico_folder, counted):
+    load(pico_folder())
+    assert counted == {"check_source": 1, "header_of": 1, "weight_files": 1}
+
+
+def test_planning_checks_a_folder_once_however_often_the_model_is_loaded(pico_folder, recipe, counted):
+    plan(pico_folder("qwen2"), recipe(remove=0.3, refit="none"))
+    assert counted == {"check_source": 1, "header_of": 1, "weight_files": 1}
+
+
+def test_a_folder_that_is_open_is_not_opened_again(pico_folder, counted):
+    folder = ModelFolder.open(pico_folder())
+    assert ModelFolder.open(folder) is folder
+    assert counted["check_source"] == 1
+    assert counted["header_of"] == 0, "headers are read when they are needed"

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path
-from flab.models.folder import resolve, weight_files
-from flab.models.source import check_source
+from flab.models.source import ModelFolder
 from flab.pruning.recipe import Recipe
 
 
@@ -19,9 +18,7 @@ def check_model(source: PathLike) -> None:
     """CheckpointError where a local folder holds no model that can be loaded; a hub id is left to the download."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        folder = resolve(path)
-        check_source(folder)
-        weight_files(folder)
+        _ = ModelFolder.open(path).stored
 
 
 def check_planning(model: PathLike, recipe: Recipe) -> None:

@@ -39,8 +39,9 @@ from flab.models.engines.protocol import Generation, Generator
 from flab.models.engines.store import Shard
 from flab.models.engines.transformers import TransformersGenerator, chat_renderer
 from flab.models.engines.vllm import VllmGenerator
-from flab.models.folder import resolve, stored_dtype
+from flab.models.folder import resolve
 from flab.models.options import Options
+from flab.models.source import ModelFolder
 from flab.progress import say
 from flab.sandbox import Sandbox
 from flab.version import __version__
@@ -133,7 +134,7 @@ def _open_transformers(path: Path, options: Options) -> Opened:
 
 def _open_vllm(path: Path, options: Options) -> Opened:
     generator = VllmGenerator(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    return generator, stored_dtype(path) if options.dtype == "auto" else options.dtype, "vllm"
+    return generator, ModelFolder.open(path).stored_dtype if options.dtype == "auto" else options.dtype, "vllm"
 
 
 Opened = tuple[TransformersGenerator | VllmGenerator, str, str]  # with dtype and device

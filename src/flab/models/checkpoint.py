@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from flab.errors import CheckpointError, OptionError
 from flab.files import read_regular
 from flab.models.families import Family, family_of, is_tied
-from flab.models.folder import read_object, resolve, stored_dtype, weight_dtypes, weight_files
+from flab.models.folder import read_object
 from flab.models.layers import MIXED_MARK, multiplies_bfloat16
 from flab.models.memory import trim
 from flab.models.options import STORED_DTYPES, Options
-from flab.models.source import check_source, check_weights
+from flab.models.source import ModelFolder, ModelSource, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
 from flab.models.tokenizer import first_line, load_tokenizer, quiet
 
@@ -58,18 +57,20 @@ class Checkpoint:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_config(path: Path, trust_remote_code: bool = False) -> Any:
+def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
     """The transformers config of a folder, of a supported family.
 
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    raw = check_source(path)
+    folder = ModelFolder.open(source)
+    path = folder.path
+    raw = folder.raw
     if "auto_map" in raw and not trust_remote_code:
         raise CheckpointError(f"{path} asks to run its own code (auto_map): pass --trust-remote-code if you trust it.")
     if isinstance(raw.get("model_type"), str):
         family_of(SimpleNamespace(**raw))  # before transformers makes anything as large as an unknown config says
-    check_weights(path, raw)
+    check_weights(folder)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -78,10 +79,11 @@ def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     return config
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(source: ModelSource) -> str:
     """SHA-256 over config, weights and tokenizer: two folders with the same one behave alike."""
+    folder = ModelFolder.open(source)
     digest = hashlib.sha256()
-    files = [path / "config.json", *weight_files(path), path / "tokenizer.json"]
+    files = [folder.path / "config.json", *folder.files, folder.path / "tokenizer.json"]
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as handle:
@@ -89,9 +91,7 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load(
-    source: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
-) -> Checkpoint:
+def load(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Checkpoint:
     """Load a stock folder (or hub id) for reading or cutting, in eval mode, without gradients.
 
     ``dtype`` is "auto" (as stored), "float32", "bfloat16" or "float16"; ``device`` a torch device or "auto"
@@ -100,15 +100,16 @@ def load(
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    path = resolve(source)
-    config = read_config(path, trust_remote_code)
+    folder = ModelFolder.open(source)
+    path = folder.path
+    config = read_config(folder, trust_remote_code)
     tokenizer, named_ids, warnings = load_tokenizer(path)
     if (highest := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has more tokens than the embedding has rows (id {highest}, {config.vocab_size} rows). "
             "Fetch the model again."
         )
-    model = load_model(path, dtype, device, trust_remote_code)
+    model = load_model(folder, dtype, device, trust_remote_code)
     check_finite(path, model)
     return Checkpoint(path, model, tokenizer, named_ids, warnings)
 
@@ -125,11 +126,13 @@ def check_finite(path: Path, model: Any) -> None:
             )
 
 
-def load_model(path: Path, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
+def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The model alone; every weight comes from the folder or this raises."""
     if dtype not in (*torch_dtypes, "auto"):
         raise OptionError(f"--dtype: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
-    dtype = stored_dtype(path) if dtype == "auto" else dtype  # "auto" of transformers is what the config says
+    folder = ModelFolder.open(source)
+    path = folder.path
+    dtype = folder.stored_dtype if dtype == "auto" else dtype  # "auto" of transformers is what the config says
     with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -239,48 +242,50 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json, ensure_ascii=False), encoding="utf-8")
 
 
-def compute_dtype(path: Path, options: Options) -> str:
+def compute_dtype(source: ModelSource, options: Options) -> str:
     """The precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
     if options.dtype != "auto":
         return options.dtype
-    small = sum(f.stat().st_size for f in weight_files(path)) < SMALL_WEIGHTS_BYTES
+    small = ModelFolder.open(source).size_bytes < SMALL_WEIGHTS_BYTES
     return "float32" if options.device == "cpu" and small else "auto"
 
 
-def same_precision(path: Path, options: Options) -> Options:
+def same_precision(source: ModelSource, options: Options) -> Options:
     """Options with the precision of this model named, so that a smaller one is not computed in another."""
-    dtype = compute_dtype(path, options)
-    return replace(options, dtype=stored_dtype(path) if dtype == "auto" else dtype)
+    folder = ModelFolder.open(source)
+    dtype = compute_dtype(folder, options)
+    return replace(options, dtype=folder.stored_dtype if dtype == "auto" else dtype)
 
 
-def open_model(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+def open_model(source: ModelSource, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
     """Load a model for cutting.
 
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    path = resolve(source)
-    checkpoint = load(path, dtype or compute_dtype(path, options), options.device, options.trust_remote_code)
+    folder = ModelFolder.open(source)
+    checkpoint = load(folder, dtype or compute_dtype(folder, options), options.device, options.trust_remote_code)
     if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
-        raise CheckpointError(f"{path} does not fit on the devices here: use a larger one, or --device cpu.")
+        raise CheckpointError(f"{folder.path} does not fit on the devices here: use a larger one, or --device cpu.")
     return checkpoint, family_of(checkpoint.model.config)
 
 
-def cutting_dtype(path: Path, options: Options) -> str:
+def cutting_dtype(source: ModelSource, options: Options) -> str:
     """The precision to plan and cut in: as asked, else ``mixed`` where the weights are bfloat16 and the device multiplies it.
 
     Mixed precision multiplies inside a layer in bfloat16 and keeps the residual stream and all statistics in float32. The
     stream of a real model holds activations thousands of times larger than the rest; beside them a bfloat16 stream would
     lose the rest. Models of a few million parameters are cut in float32, which costs them little.
     """
+    folder = ModelFolder.open(source)
     if options.dtype != "auto" or options.device == "auto":
-        return compute_dtype(path, options)
-    large = sum(f.stat().st_size for f in weight_files(path)) >= MIXED_BYTES
-    narrow = weight_dtypes(path) == {"BF16"} and stored_dtype(path) == "bfloat16"
-    return MIXED if large and narrow and multiplies_bfloat16(options.device) else compute_dtype(path, options)
+        return compute_dtype(folder, options)
+    large = folder.size_bytes >= MIXED_BYTES
+    mixed = large and folder.dtypes == {"BF16"} and multiplies_bfloat16(options.device)
+    return MIXED if mixed else compute_dtype(folder, options)
 
 
-def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+def open_to_cut(source: ModelSource, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
     """Load a model to be read and cut layer by layer: its layers stay as they are stored where all is 16 bits wide.
 
     All else is in float32. :class:`flab.models.layers.LayerRunner` widens one layer at a time, or multiplies in the
@@ -290,14 +295,12 @@ def open_to_cut(source: str | Path, options: Options, dtype: str | None = None) 
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    path = resolve(source)
-    computing = dtype or cutting_dtype(path, options)
-    stored = stored_dtype(path)
+    folder = ModelFolder.open(source)
+    computing = dtype or cutting_dtype(folder, options)
+    stored = folder.stored_dtype
     mixed = computing == MIXED
-    narrow = mixed or (
-        computing == "float32" and options.device != "auto" and weight_dtypes(path) == {NARROW.get(stored)}
-    )
-    checkpoint, family = open_model(path, options, stored if narrow else computing)
+    narrow = mixed or (computing == "float32" and options.device != "auto" and folder.dtypes == {NARROW.get(stored)})
+    checkpoint, family = open_model(folder, options, stored if narrow else computing)
     try_saving(checkpoint, family)
     if narrow:
         inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}

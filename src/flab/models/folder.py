@@ -6,7 +6,6 @@ import json
 import math
 import os
 import stat
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -93,10 +92,10 @@ def check_entries(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder, all of those that its index names.
+    """The safetensors files of a folder, all of those that its index names; they are not opened.
 
     Raises:
-        CheckpointError: none there, only pickled ones, one missing, or one truncated.
+        CheckpointError: none there, only pickled ones, or one missing.
     """
     if (path / INDEX).is_file():
         found = _indexed(path)
@@ -112,8 +111,6 @@ def weight_files(path: Path) -> list[Path]:
                 "Convert once with transformers' save_pretrained in a place you trust."
             )
         raise CheckpointError(f"{path} has no *.safetensors weights: give the folder of a whole model.")
-    for file in found:
-        header_of(file)
     return found
 
 
@@ -161,18 +158,9 @@ def header_of(file: Path) -> dict[str, Stored]:
 
 
 def headers(path: Path) -> dict[str, Stored]:
-    """What all weight files of a folder say of their tensors, by name."""
+    """What all weight files of a folder say of their tensors, by name.
+
+    Raises:
+        CheckpointError: no weights, or a file is missing, truncated or damaged.
+    """
     return {name: stored for file in weight_files(path) for name, stored in header_of(file).items()}
-
-
-def weight_dtypes(path: Path) -> set[str]:
-    """The dtypes of all tensors in a folder's safetensors files, by safetensors' own names (``BF16``, ``F32``, ...)."""
-    return {stored.dtype for stored in headers(path).values()}
-
-
-def stored_dtype(path: Path) -> str:
-    """The dtype that most numbers of the weights are stored in, whatever the config says."""
-    sizes = Counter[str]()
-    for stored in headers(path).values():
-        sizes[stored.dtype] += stored.numel
-    return DTYPES.get(sizes.most_common(1)[0][0], "float32")

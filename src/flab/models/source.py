@@ -1,16 +1,22 @@
-"""What in a model's folder would stop the work later, found before anything is loaded: adapters, quantised weights, sizes that
-the weights do not have, normalizers that explode. Reads JSON and headers; no torch.
+"""A model's folder, opened once (:class:`ModelFolder`), and what in it would stop the work later.
+
+Adapters, quantised weights, sizes that the weights do not have and exploding normalizers are found before anything is
+loaded. Reads JSON and headers; no torch.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError
-from flab.models.folder import DTYPES, Stored, check_entries, headers, read_object
+from flab.models.folder import DTYPES, Stored, check_entries, header_of, read_object, resolve, weight_files
 
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -20,6 +26,57 @@ MOST_LABELS = 100_000  # transformers makes a table of them
 SLACK = 1_000_000  # numbers by which a config may ask for more than twice what is stored
 QUANTISED = ("qweight", "qzeros", "weight_packed", "weight_scale", "weight_scale_inv", "absmax", "quant_state", "SCB")
 MOST_GROWTH = 1000  # by which a normalizer may lengthen a text
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder with its checked config; the weights' headers are read when first needed, each file once."""
+
+    path: Path
+    raw: dict[str, Any]  # config.json
+
+    @classmethod
+    def open(cls, source: ModelSource) -> ModelFolder:
+        """Resolve a path or hub id and check its config; a folder that is open already is returned as it is.
+
+        Raises:
+            CheckpointError: no such folder or hub model, or what :func:`check_source` raises.
+        """
+        if isinstance(source, ModelFolder):
+            return source
+        path = resolve(source)
+        return cls(path, check_source(path))
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The safetensors files."""
+        return weight_files(self.path)
+
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """What the files' headers say of the tensors, by name; CheckpointError if a file is truncated or damaged."""
+        return {name: tensor for file in self.files for name, tensor in header_of(file).items()}
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the weight files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """The dtypes of all tensors, by safetensors' own names (``BF16``, ``F32``, ...)."""
+        return {tensor.dtype for tensor in self.stored.values()}
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that most numbers of the weights are stored in, whatever the config says."""
+        sizes = Counter[str]()
+        for tensor in self.stored.values():
+            sizes[tensor.dtype] += tensor.numel
+        return DTYPES.get(sizes.most_common(1)[0][0], "float32")
+
+
+ModelSource = str | os.PathLike[str] | ModelFolder
 
 
 def check_source(path: Path) -> dict[str, Any]:
@@ -39,21 +96,21 @@ def check_source(path: Path) -> dict[str, Any]:
     return raw
 
 
-def check_weights(path: Path, raw: Mapping[str, Any]) -> None:
+def check_weights(folder: ModelFolder) -> None:
     """Compare the config with what the weights' headers say, before anything is allocated.
 
     Raises:
         CheckpointError: quantised weights, or a config that asks for far more than is stored.
     """
-    stored = headers(path)
-    for name, tensor in stored.items():
+    path = folder.path
+    for name, tensor in folder.stored.items():
         last = name.rpartition(".")[2]
         if last in QUANTISED or (last in ("weight", "bias") and tensor.dtype not in DTYPES):
             raise CheckpointError(
                 f"{path} holds quantised weights ({name} is {tensor.dtype}): give the unquantised model, in float32, bfloat16 "
                 "or float16."
             )
-    _check_asked(path, raw, stored)
+    _check_asked(path, folder.raw, folder.stored)
 
 
 def _adapter(path: Path) -> str:

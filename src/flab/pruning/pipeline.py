@@ -15,9 +15,9 @@ from flab.errors import PlanError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_space, new_folder
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save
-from flab.models.folder import resolve, weight_files
+from flab.models.folder import resolve
 from flab.models.options import Options
-from flab.models.source import check_source
+from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.pruning.calibration import CalibrationSet, calibration_set, calibration_windows, read_texts, verify_sources
 from flab.pruning.check import check, write_proof
@@ -53,15 +53,16 @@ def apply(
         PlanError: the model or the calibration data is not what the plan was made for.
         CheckpointError, OptionError
     """
-    options, out = options or Options(), as_path(out)
+    options = options or Options()
+    out = as_path(out)
     given = [] if isinstance(plan, Plan) else [as_path(plan)]
     plan = plan if isinstance(plan, Plan) else Plan.read(as_path(plan))
-    source = resolve(model)
-    check_folder(out, options.overwrite, [source, *given, *inputs_of_plan(plan)])
+    source = ModelFolder.open(model)
+    check_folder(out, options.overwrite, [source.path, *given, *inputs_of_plan(plan)])
     check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
     if fingerprint(source) != plan.model["sha256"]:
         raise PlanError(
-            f"the plan was made for another model ({plan.model['path']}): {source} has other files. Plan again."
+            f"the plan was made for another model ({plan.model['path']}): {source.path} has other files. Plan again."
         )
     checkpoint, family = open_to_cut(source, options, plan.model["compute_dtype"])
     rows = checkpoint.model.get_input_embeddings().num_embeddings
@@ -76,10 +77,12 @@ def apply(
 
 def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
     """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
-    recipe, options, out, source = recipe or Recipe(), options or Options(), as_path(out), resolve(model)
-    check_folder(out, options.overwrite, [source, *recipe.inputs])
-    check_source(source)
-    check_space(out, int((1 - recipe.remove) * sum(file.stat().st_size for file in weight_files(source))))
+    recipe = recipe or Recipe()
+    options = options or Options()
+    out = as_path(out)
+    source = ModelFolder.open(model)
+    check_folder(out, options.overwrite, [source.path, *recipe.inputs])
+    check_space(out, int((1 - recipe.remove) * source.size_bytes))
     decided, built, tokenizer_json = Planner(source, recipe, options).plan()
     _save(built, tokenizer_json, decided, decided.refit.kind, out, options)
     free(built)

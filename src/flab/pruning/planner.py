@@ -10,19 +10,17 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from flab.errors import OptionError
 from flab.evaluation.tasks import Problem
-from flab.files import PathLike
 from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, open_to_cut
 from flab.models.families import Family, head_of, shape_of
-from flab.models.folder import resolve, stored_dtype
 from flab.models.options import Options
 from flab.models.shape import Shape
+from flab.models.source import ModelFolder, ModelSource
 from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.progress import say
 from flab.pruning.advice import deep_cut_hint, few_texts, ridges_at_the_end
@@ -93,7 +91,7 @@ class Planner:
     """
 
     def __init__(
-        self, model: PathLike, recipe: Recipe, options: Options, known: Known | None = None, many: bool = False
+        self, model: ModelSource, recipe: Recipe, options: Options, known: Known | None = None, many: bool = False
     ) -> None:
         """Read the texts.
 
@@ -101,7 +99,7 @@ class Planner:
             CheckpointError: no model.
             DataError: the texts are missing, empty or malformed.
         """
-        self.source = resolve(model)
+        self.source = ModelFolder.open(model)
         self.recipe = recipe
         self.options = options
         self.known = known or Known()
@@ -244,7 +242,7 @@ def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
 class Bench:
     """What planning one budget works on: the model's folder, the chosen vocabulary, the data and the feasible splits."""
 
-    source: Path
+    source: ModelFolder
     recipe: Recipe  # resolved
     options: Options
     texts: Texts
@@ -339,13 +337,13 @@ class Bench:
         )
 
 
-def model_facts(source: Path, family: Family, options: Options) -> dict[str, Any]:
+def model_facts(source: ModelFolder, family: Family, options: Options) -> dict[str, Any]:
     """Which model the plan is for, and the precision it was made in."""
     return {
-        "path": str(source.resolve()),
+        "path": str(source.path.resolve()),
         "sha256": fingerprint(source),
         "model_type": family.model_type,
-        "stored_dtype": stored_dtype(source),
+        "stored_dtype": source.stored_dtype,
         "compute_dtype": cutting_dtype(source, options),
     }
 

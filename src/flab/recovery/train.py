@@ -24,8 +24,9 @@ from flab.errors import CheckpointError, TrainingError
 from flab.files import check_folder, check_place, new_folder, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.families import shape_of
-from flab.models.folder import resolve, stored_dtype
+from flab.models.folder import resolve
 from flab.models.options import Options
+from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, quiet
 from flab.progress import say
 from flab.pruning.check import check, write_proof
@@ -287,7 +288,7 @@ def _stock_model(trainer: RecoveryTrainer, bench: Bench, options: Options) -> An
 def _write(model: Any, bench: Bench, out: Path, report: dict[str, Any], overwrite: bool) -> None:
     """The stock folder: model, tokenizer, the student's plan, the proof and the report."""
     source = Path(bench.facts["student"])
-    cast_parameters(model, stored_dtype(source))
+    cast_parameters(model, ModelFolder.open(source).stored_dtype)
     with new_folder(out, overwrite) as folder:
         bench.student.model, bench.student.path = model, source
         save(bench.student, folder, None)

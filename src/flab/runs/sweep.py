@@ -64,9 +64,9 @@ def sweep(
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     start = time.perf_counter()
     planner = Planner(model, recipe, options, many=True)
-    source = planner.source
+    source = planner.source.path
     check_place(folder, [source, *recipe.inputs, *(parse_task_argument(os.fspath(task))[1] for task in tasks)])
-    sha256 = model_fingerprint(source)
+    sha256 = model_fingerprint(planner.source)
     state = known_sweep(folder, _digest(sha256, recipe, options, planner.texts))
     if tasks:
         sandbox_for(read_tasks(tasks, limit, (), 0), options)
