@@ -1,7 +1,7 @@
-"""The one currency: KL(p_0 || p) in nats per token, between two sets of final hidden states under one output head.
+"""The measure of every cut: KL(p_0 || p) in nats per token, between two sets of final hidden states under one output head.
 
-Chunked over tokens, so that a tokens x V tensor in float32 exists for one chunk only. Reference and candidate share the
-head: the vocabulary is cut before either is computed, everything else leaves the head alone.
+It is computed some tokens at a time, so that logits in float32 exist for one chunk only. Reference and candidate share the
+head: the vocabulary is cut before either is computed, and everything else leaves the head alone.
 Legend: N tokens, D hidden size, V vocabulary.
 """
 
@@ -19,7 +19,7 @@ def _chunk(head: nn.Linear) -> int:
 
 @torch.no_grad()
 def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
-    """KL(p_0 || p) of every token in nats, shape (N,), float32.
+    """Return KL(p_0 || p) of every token in nats, shape (N,), float32.
 
     Args:
         head: the output head of both models.
@@ -29,6 +29,8 @@ def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.
     out = []
     for start in range(0, reference_ND.shape[0], _chunk(head)):
         window = slice(start, start + _chunk(head))
+        # KL = sum_v p_0(v) (log p_0(v) - log p(v)). Both factors overwrite tensors that are at hand: a chunk of logits
+        # takes 32 MiB, and this runs for every candidate and every token.
         log_p0 = _log_probabilities(head, reference_ND[window])
         p0 = log_p0.exp()
         ratio = log_p0.sub_(_log_probabilities(head, hidden_ND[window]))
@@ -38,10 +40,12 @@ def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.
 
 @torch.no_grad()
 def cut_mass_kl(head: nn.Linear, hidden_ND: torch.Tensor, kept: list[int]) -> torch.Tensor:
-    """KL of keeping only some tokens, exactly: ``-log(sum of p_0 over the kept)``, in nats, shape (N,)."""
+    """Return the exact KL of keeping only some tokens, ``-log(sum of p_0 over the kept)``, in nats, shape (N,)."""
     index = torch.tensor(kept, device=head.weight.device)
     out = []
     for start in range(0, hidden_ND.shape[0], _chunk(head)):
+        # With the other logits gone the softmax of the kept ones is p_0 divided by their mass m, so that
+        # KL(p || p_0) = log(p / p_0) = -log m for every kept token. As a difference of logsumexps no mass underflows.
         logits = _logits(head, hidden_ND[start : start + _chunk(head)])
         out.append(logits.logsumexp(-1) - logits[:, index].logsumexp(-1))
     return torch.cat(out) if out else torch.zeros(0)

@@ -1,6 +1,6 @@
-"""The joint search: build every feasible split with the refit, measure it, and let the finalists be decided by the task.
+"""The joint search for depth and width: build feasible splits with the refit, measure each, and let the tests decide.
 
-Nothing is added up: a candidate's KL is measured on the model that it would be. It writes no file and cuts no saved model.
+Effects of cuts are never added up: a candidate's KL is measured on the model that it would be. No file is written.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Search:
         Candidates are compared on few tokens. Where these are fewer than the neurons of a layer, the statistics cannot tell
         the neurons apart, and the candidates are compared with neurons chosen by activation; the winner has more tokens.
         """
+        # Backward elimination inverts the Gram matrix of the features, which has no full rank with fewer tokens than neurons.
         criterion = self.recipe.neuron_criterion
         if criterion == "elimination" and self.data.num_fit_tokens < self.shape.width:
             criterion = "activation"
@@ -127,6 +128,8 @@ class Search:
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
         """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
+        # The dearer refits all begin with the residual one. Candidates are compared after that: what follows costs many
+        # times as much, and what the search has to get right is the order.
         refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
@@ -141,6 +144,8 @@ class Search:
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Build a split without touching the model, and measure it."""
         cut = self.cut_for(split, removed, compared=True)
+        # The walk keeps the pruned stream beside the original's and leaves the layers as they are, so one model in memory
+        # serves all candidates.
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
         for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers, unit="layers"):
             pass
@@ -178,6 +183,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
         return splits
     few = thinned(search.data, PROBE_TOKENS)
     runner = LayerRunner(search.model, search.family)
+    # The deepest split, cut without a refit.
     cut = replace(search.cut_for(deepest, (), compared=True), kind="none", scores=search.scores)
     if cut.scores is None:
         cut = replace(cut, scores=FFN_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
@@ -185,6 +191,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers, unit="layers"):
         pass
     narrow, _ = walk.divergence(head_of(search.model, search.family))
+    # The cheapest single removal from the same model on the same tokens.
     layers = LayerSearch(runner, few.fit, search.recipe.seed)
     removed = next(by_kl(layers))
     shorter = layers.path[0]["kl"]
@@ -220,9 +227,12 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
         return [alone]
     by_layers = _by_layers(search, splits)
     candidates: list[Candidate] = []
+    # Removed sets grow by one layer, so this walks from deep to shallow. Depths without a feasible split are
+    # passed over, but their step of the layer criterion is still needed for the next one.
     for removed in search.removals():
         split = by_layers.pop(search.shape.layers - len(removed), None)
         if split is not None:
+            # A smaller budget has measured a wider model of this depth. A narrower one is taken not to be better.
             least = known.kl_by_layers.get(split.layers, 0.0)
             if candidates and least > min(c.kl_search for c in candidates):
                 say(f"  {split.layers} layers: not built, a wider one of a smaller budget has KL {least:.4f}")
@@ -236,6 +246,7 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
             f"{len(by_layers)} feasible splits of fewer layers were not built: {known.patience} in a row were worse than "
             "the best."
         )
+    # Last, the removed set of the best candidate is improved by swaps, once for each number of removed layers.
     best = min(candidates, key=lambda c: c.kl_search)
     if search.recipe.layer_criterion == "kl" and len(best.removed) not in known.swapped:
         candidates += swap_layers(search, candidates)
@@ -250,14 +261,17 @@ def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candida
 
     The greedy search scores layers without the refit, which can make up for some layers better than for others.
     """
-    best, found = min(candidates, key=lambda c: c.kl_search), list[Candidate]()
+    best = min(candidates, key=lambda c: c.kl_search)
+    found: list[Candidate] = []
     seen = {frozenset(best.removed)}
     while True:
+        # Neighbours of the set: one removed layer comes back, and the layer before or after it goes.
         sets = [frozenset({*best.removed} - {gone} | {gone + step}) for gone in best.removed for step in (-1, 1)]
         allowed = set(range(search.shape.layers))
         fresh = [s for s in dict.fromkeys(sets) if s not in seen and len(s) == len(best.removed) and s <= allowed]
         measured = [search.measure(best.split, sorted(s)) for s in fresh]
-        seen, found = seen | set(fresh), found + measured
+        seen |= set(fresh)
+        found += measured
         better = min(measured, key=lambda c: c.kl_search, default=best)
         if better.kl_search >= best.kl_search:
             return found
@@ -292,6 +306,7 @@ def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
 
 
 def _worsening(candidates: Sequence[Candidate], patience: int) -> bool:
+    """Whether each of the last ``patience`` candidates is worse than the best before them."""
     if len(candidates) <= patience:
         return False
     best = min(c.kl_search for c in candidates[:-patience])
@@ -322,6 +337,7 @@ def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candi
 
 
 def _rank(candidate: Candidate) -> tuple[float, float]:
+    """Sort by the tests passed, then by KL; without tests by KL on answers, the part of the text that a user asks for."""
     kl = candidate.kl if candidate.kl is not None else candidate.kl_search
     if candidate.task_success is not None:
         return (-candidate.task_success, kl)

@@ -69,12 +69,16 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     head = head_of(checkpoint.model, family)
     if len(kept) == head.out_features:
         return 0.0
-    runner, old_of, total, count = LayerRunner(checkpoint.model, family), torch.tensor(kept), 0.0, 0
+    runner = LayerRunner(checkpoint.model, family)
+    old_of = torch.tensor(kept)  # the windows are in new ids, and the model still has the old ones
+    total = 0.0
+    count = 0
     for batch in track(data.compare, "Mass of the cut tokens", unit="batches"):
         last = None
         for hidden in runner.forward(replace(batch, ids=old_of[batch.ids]), range(len(runner.layers))):
             last = hidden
         assert last is not None
         kl = cut_mass_kl(head, runner.finish(last)[batch.valid], kept)
-        total, count = total + float(kl.double().sum()), count + len(kl)
+        total += float(kl.double().sum())
+        count += len(kl)
     return max(0.0, total / count)

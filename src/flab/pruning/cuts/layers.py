@@ -1,7 +1,9 @@
 """Which layers go: criteria that each yield the removed set for one, two, three, ... layers, and the cut.
 
 The default, ``kl``, is greedy with re-scoring: the layer whose removal from the *current* model costs least KL goes next.
-The others are there because users compare. It does not decide how many layers go.
+The others are here for comparison. How many layers go is not decided here.
+
+Legend: B rows, T positions, D hidden size, N real tokens.
 """
 
 from __future__ import annotations
@@ -48,12 +50,14 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
     Candidates that trail by :data:`RACE_Z` standard errors of the paired difference per token are dropped: they have no score.
     """
     head = head_of(search.runner.model, search.runner.family)
-    racing, batches_kl = list(range(len(kept))), [[] for _ in kept]  # type: ignore[var-annotated]
+    racing = list(range(len(kept)))
+    batches_kl: list[list[torch.Tensor]] = [[] for _ in kept]  # of each place, one (N,) for each batch so far
     for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers", unit="batches"), 1):
         batch = search.batches[number]
         for place, final in _without_each(search.runner, batch, kept, racing):
             batches_kl[place].append(kl_divergence(head, reference[number], final[batch.valid]).double().cpu())
         trim()
+        # All places have seen the same batches, so their differences can be compared token by token.
         if search.race and done >= RACE_WARM_UP:
             racing = _still_racing(racing, batches_kl)
     return {kept[place]: float(torch.cat(batches_kl[place]).mean()) for place in racing}
@@ -63,6 +67,8 @@ def _without_each(
     runner: LayerRunner, batch: Batch, kept: Sequence[int], places: Sequence[int]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The final hidden states, (B, T, D), of the model of the kept layers less the one at each place; one stream is held."""
+    # One pass through all kept layers gives the stream entering each of them. Without the layer at a place, that stream
+    # enters the next layer directly: only the layers after it have to be computed again, half of them on average.
     for place, entering in zip(range(len(kept)), runner.forward(batch, kept), strict=False):
         if place in places:
             hidden = entering
@@ -72,18 +78,23 @@ def _without_each(
 
 
 def spread(count: int) -> list[int]:
-    """0 to ``count`` - 1, every beginning of it over the whole range: micro-batches are sorted by length, and a race over the
-    short ones alone would be another race."""
+    """Order 0 to ``count`` - 1 so that every beginning is spread over the whole range.
+
+    Micro-batches are sorted by length, and a race over the short ones alone would compare something else.
+    """
+    # The numbers by their binary digits in reverse, the van der Corput sequence: 0, 4, 2, 6, 1, 5, 3, 7.
     bits = max(1, (count - 1).bit_length())
     return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
 
 
 def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> list[int]:
-    """Places that do not trail the current best by more than the confidence bound."""
+    """The places that do not trail the current best by more than the confidence bound."""
     values = {place: torch.cat(batches_kl[place]) for place in racing}
     best = min(racing, key=lambda place: float(values[place].mean()))
     survivors = []
     for place in racing:
+        # A paired test: the same tokens are hard for every candidate, so the difference per token varies much less than
+        # the KL itself, and its standard error is std / sqrt(N).
         difference = values[place] - values[best]
         bound = RACE_Z * float(difference.std()) / math.sqrt(len(difference))
         if place == best or float(difference.mean()) <= bound:
@@ -102,14 +113,15 @@ def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torc
 
 
 def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """Greedy with re-scoring: exact, as many forward passes as layers times removals, halved and raced.
+    """Greedy with re-scoring: the layer that costs least KL without the layers removed so far goes next.
 
-    A path that is known is taken as it is and gone on with.
+    A path that is known from a smaller budget is taken as it is and continued.
     """
     kept = list(range(search.num_layers))
     for step in list(search.path):
         kept.remove(step["removed"])
         yield tuple(sorted(set(range(search.num_layers)) - set(kept)))
+    # The reference stays the uncut model at every step, so errors cannot hide behind those of the steps before.
     reference = reference_states(search.runner, search.batches) if len(kept) > 1 else []
     while len(kept) > 1:
         scores = score_removals(search, kept, reference)
@@ -129,10 +141,12 @@ def _one_shot(search: LayerSearch, scores: Sequence[float]) -> Iterator[tuple[in
 
 def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     """One-shot: cross entropy of the calibration text with only that layer removed (Shortened-LLaMA)."""
-    runner, head = search.runner, head_of(search.runner.model, search.runner.family)
+    runner = search.runner
+    head = head_of(runner.model, runner.family)
     total = [0.0] * search.num_layers
     kept = range(search.num_layers)
     for batch in track(search.batches, "Perplexity without each layer", unit="batches"):
+        # The state at position t predicts token t + 1, so states lose the last position and labels the first.
         target = batch.valid[:, 1:]
         for place, final in _without_each(runner, batch, kept, kept):
             logits = nn.functional.linear(final[:, :-1][target].to(head.weight), head.weight, head.bias).float()
@@ -144,11 +158,14 @@ def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
 def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> list[float]:
     """Mean cosine of the hidden states entering layer l and those entering layer l + distance, for each l."""
     ends = search.num_layers - distance + 1
-    total, count = [0.0] * ends, 0
+    total = [0.0] * ends
+    count = 0
     for batch in track(search.batches, "Comparing hidden states", unit="batches"):
         chosen = batch.valid
         if last_token:
+            # A real token whose right neighbour is padding, or the end of the row.
             chosen = batch.valid & ~torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))
+        # A window of distance + 1 streams: its ends are what enters layer l and what enters layer l + distance.
         states = deque[torch.Tensor](maxlen=distance + 1)
         for place, hidden in enumerate(search.runner.forward(batch, range(search.num_layers)), -distance):
             states.append(hidden[chosen].float())
@@ -173,6 +190,7 @@ def by_angular(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     """The contiguous block with the smallest angular distance of the last token (Gromov et al.); not nested."""
     for count in range(1, search.num_layers):
         cosines = _block_cosines(search, last_token=True, distance=count)
+        # The angle between the streams at both ends of a block, as a fraction of a half turn.
         distances = [math.acos(max(-1.0, min(1.0, c))) / math.pi for c in cosines]
         start = min(range(len(distances)), key=lambda i: (distances[i], i))
         search.path.append({"removed": list(range(start, start + count)), "score": distances[start]})
@@ -198,7 +216,8 @@ LAYER_CRITERIA: dict[str, Callable[[LayerSearch], Iterator[tuple[int, ...]]]] = 
 
 def cut_layers(model: Any, family: Family, kept: Sequence[int]) -> None:
     """Keep only these layers, in place; every per-layer entry of the config follows by index."""
-    layers, config = layers_of(model, family), model.config
+    layers = layers_of(model, family)
+    config = model.config
     before = len(layers)
     for name in family.layer_lists:
         values = getattr(config, name, None)
@@ -209,9 +228,11 @@ def cut_layers(model: Any, family: Family, kept: Sequence[int]) -> None:
     owner, _, name = family.layers.rpartition(".")
     setattr(model.get_submodule(owner), name, remaining)
     config.num_hidden_layers = len(kept)
+    # A limit such as "the first k layers attend to everything" counts the kept ones among the first k.
     for name in family.depth_limits:
         if (limit := getattr(config, name, None)) is not None:
             setattr(config, name, min(sum(i < limit for i in kept), len(kept)) if limit < before else len(kept))
+    # The key-value cache is addressed by the layer's index, which has to be without gaps.
     for new_index, layer in enumerate(remaining):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):

@@ -1,7 +1,9 @@
 """Which FFN neurons stay: criteria that score every neuron of every layer, and the choice of the best.
 
 A neuron j is column j of the output projection with its rows of the input projections; ``a_tj`` is its activation at token
-t. ``elimination`` is not here: it needs the refit's statistics (:mod:`flab.pruning.refit.walk`). Legend: L layers, F neurons.
+t. ``elimination`` is not here: it needs the refit's statistics (:mod:`flab.pruning.refit.walk`).
+
+Legend: L layers, F neurons, N real tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -45,10 +47,12 @@ def score_activation(search: NeuronSearch) -> torch.Tensor:
     totals = [torch.zeros(search.width, dtype=torch.float64, device=out.weight.device) for out in search.outputs]
     for batch in track(search.batches, "Neuron activations", unit="batches"):
         hidden = search.runner.embed(batch)
+        # One layer at a time: the activations are what enters the output projection, and only their squares are kept.
         for index in range(len(totals)):
             with _caught_input(search.outputs[index]) as caught:
                 hidden = search.runner.layer(index, hidden)
             totals[index] += caught[0][batch.valid].float().pow(2).sum(0).double()
+    # A neuron writes a_tj W_down[:, j] into the stream, so its energy is the product of the two squared norms.
     norms = [out.weight.float().pow(2).sum(0).double() for out in search.outputs]
     return torch.stack([(t * n).cpu() for t, n in zip(totals, norms, strict=True)])
 
@@ -67,18 +71,18 @@ def _score_gradient(
     search: NeuronSearch, loss_of: Callable[[torch.Tensor], torch.Tensor], power: int, title: str
 ) -> torch.Tensor:
     """(L, F): sum over tokens of ``|a_tj * d loss / d a_tj| ** power``, in float64."""
-    model, totals = (
-        search.runner.model,
-        [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs],
-    )
+    model = search.runner.model
+    totals = [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs]
     embedding = embedding_of(model, search.runner.family)
     search.runner.widen(search.runner.dtype)  # gradients want more than 16 bits
     for batch in track(search.batches, title, unit="batches"):
+        # No parameter asks for gradients. The embedded text does, so that a graph is built through all activations.
         inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)
         with contextlib.ExitStack() as stack, torch.enable_grad():
             caught = [stack.enter_context(_caught_input(out)) for out in search.outputs]
             logits = model(inputs_embeds=inputs, use_cache=False).logits[batch.valid].float()
             activations = [c[0] for c in caught]
+            # Causal attention lets a token's activations reach the losses of later tokens too: that is part of the gradient.
             gradients = torch.autograd.grad(loss_of(logits), activations)
         for total, activation, gradient in zip(totals, activations, gradients, strict=True):
             product = (activation.detach().float() * gradient.float())[batch.valid]
@@ -112,7 +116,9 @@ def score_entropy(search: NeuronSearch) -> torch.Tensor:
 
 def score_magnitude(search: NeuronSearch) -> torch.Tensor:
     """(L, F): product of the norms of the neuron's column and rows; reads the weights only."""
-    family, scores = search.runner.family, []
+    family = search.runner.family
+    scores = []
+    # For an input of norm 1 the neuron adds at most this to the stream, because |act(z)| <= |z|.
     for layer, out in zip(layers_of(search.runner.model, family), search.outputs, strict=True):
         score = out.weight.double().norm(dim=0)
         for path in family.ffn_in:
@@ -144,12 +150,14 @@ FFN_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
 
 def choose_neurons(scores_F: torch.Tensor, width: int) -> list[int]:
     """The ``width`` neurons with the highest scores, ascending; ties go to the lower index."""
+    # A stable sort keeps equal scores in the order of their index.
     order = torch.argsort(scores_F, descending=True, stable=True)
     return sorted(order[:width].tolist())
 
 
 def cut_ffn(layer: nn.Module, family: Family, neurons: Sequence[int]) -> None:
     """Keep only these neurons of one layer, in place."""
+    # A neuron is a row of each input projection, with its bias, and a column of the output projection, whose bias stays.
     for path in family.ffn_in:
         module = linear(layer, path)
         index = torch.tensor(neurons, device=module.weight.device)

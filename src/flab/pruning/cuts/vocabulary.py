@@ -39,6 +39,7 @@ def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) ->
 def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int]) -> set[int]:
     """Ids that must stay whatever the corpus says: symbols, added tokens, and all that the folder's files name."""
     model = TokenizerModel(tokenizer)
+    # Without the alphabet some bytes could not be encoded; added tokens and roles are named in configs and templates.
     keep = model.alphabet() | set(model.added.values()) | set(role_ids)
     if model.data["model"].get("unk_id") is not None:
         keep.add(int(model.data["model"]["unk_id"]))
@@ -50,6 +51,7 @@ def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int])
             data = json.loads((folder / name).read_text(encoding="utf-8"))
             keep.update(i for _, i in named_ids(data))
             keep.update(i for text in _strings(data) if (i := tokenizer.token_to_id(text)) is not None)
+    # What the chat template writes around a message has to be encoded as before.
     for literal in _template_literals(folder):
         keep.update(tokenizer.encode(literal, add_special_tokens=False).ids)
     return {i for i in keep if i in model.text_of}
@@ -114,12 +116,15 @@ def choose_vocabulary(
     Raises:
         BudgetError: when the required tokens alone are more than ``size``.
     """
+    # The floor: required tokens and the pieces that BPE builds them from.
     keep = closed(model, required)
     if len(keep) > size:
         raise BudgetError(
             f"--vocabulary {size} is below the floor of {len(keep)} tokens: byte symbols, special and named tokens, "
             "and the pieces that derive them."
         )
+    # Then by frequency. A token comes with the pieces that are missing for it, or not at all if they do not fit; a later,
+    # cheaper one still may.
     for token in sorted(model.text_of, key=lambda i: (-counts.get(i, 0), i)):
         missing = model.pieces(token) - keep
         if len(keep) + len(missing) <= size:
@@ -131,10 +136,12 @@ def choose_vocabulary(
 
 def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
     """Keep the rows ``kept`` of embedding and head, in place; tied stays tied; every id in the configs follows."""
-    embedding, head = embedding_of(model, family), head_of(model, family)
+    embedding = embedding_of(model, family)
+    head = head_of(model, family)
     if len(kept) >= embedding.num_embeddings:
         return
-    tied, new_of = is_tied(model, family), {old: new for new, old in enumerate(kept)}
+    tied = is_tied(model, family)  # asked before the weights are replaced
+    new_of = {old: new for new, old in enumerate(kept)}
     embedding.weight = _rows(embedding.weight, kept)
     embedding.num_embeddings = head.out_features = model.config.vocab_size = len(kept)
     embedding.padding_idx = new_of.get(embedding.padding_idx) if embedding.padding_idx is not None else None
@@ -144,6 +151,7 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
     for holder in (model, model.get_submodule(family.embedding.rpartition(".")[0])):
         if hasattr(holder, "vocab_size"):
             holder.vocab_size = len(kept)
+    # Special tokens that are named by their id follow; those that are gone become None.
     for config in (model.config, model.generation_config):
         for key, value in config.to_dict().items():
             if any(True for _ in named_ids({key: value})):

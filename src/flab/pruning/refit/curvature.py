@@ -1,5 +1,4 @@
-"""What leads the conjugate gradients of the Newton refit: the precision of their products, and a preconditioner made of the
-curvature's blocks, one for each matrix of the FFN.
+"""The preconditioner of the Newton refit's conjugate gradients, one block for each matrix of the FFN, and their precision.
 
 The block of the output projection is exact: it is the Gram matrix of the features, once for each output. That of an input
 projection is taken as a Kronecker product, the Gram matrix of the inputs times one number for each neuron (Martens & Grosse,
@@ -40,7 +39,8 @@ class KroneckerBlocks:
     @classmethod
     def zeros(cls, theta: Sequence[torch.Tensor]) -> KroneckerBlocks:
         """No tokens yet."""
-        columns, outputs = theta[0].shape[1], theta[-1].shape[1]
+        columns = theta[0].shape[1]
+        outputs = theta[-1].shape[1]
         slopes = [w.new_zeros(len(w)) for w in theta[:-1]]
         return cls(theta[0].new_zeros(columns, columns), slopes, theta[-1].new_zeros(outputs, outputs))
 
@@ -62,13 +62,19 @@ class KroneckerBlocks:
             out: the output projection, (D, F) or (D, F + 1).
         """
         tiny = torch.finfo(out.dtype).tiny
+        # An input projection's block for neuron j is ||W_out[:, j]||^2 sum_t w_t slope_tj^2 x_t x_t^T. As a Kronecker
+        # product it is n_j A, with A the mean of x_t x_t^T and n_j that norm times the sum of the squared slopes. One
+        # eigendecomposition of A = Q diag(size) Q^T serves all neurons.
         size, basis = torch.linalg.eigh(self.inputs / max(self.weight, tiny))
         size = size.clamp_min(0)
         norms = out[:, : len(self.slopes[0])].pow(2).sum(0)
         neurons = [norms * slope for slope in self.slopes]
+        # The mean of the diagonal of n_j A over all neurons and inputs is the product of the two means.
         shifts = [float(damping * n.mean() * size.mean()) + tiny for n in neurons]
         shifts.append(float(damping * self.features.diagonal().mean()) + tiny)
+        # In the basis Q the damped block n_j A + shift is diagonal.
         scales = [n[:, None] * size + shift for n, shift in zip(neurons, shifts[:-1], strict=True)]
+        # The output projection's block, the Gram matrix of the features, is the same for every output: one factor.
         gram = self.features.double()
         gram.diagonal().add_(shifts[-1])
         return Preconditioner(shifts, basis, scales, torch.linalg.cholesky(gram).to(out.dtype))
@@ -85,5 +91,6 @@ class Preconditioner:
 
     def __call__(self, theta: Theta) -> Theta:
         """Solve each block for its matrix."""
+        # Rotate into Q, divide by the diagonal, rotate back; then two triangular solves for the output projection.
         inputs = [w @ self.basis / scale @ self.basis.T for w, scale in zip(theta[:-1], self.scales, strict=True)]
         return [*inputs, torch.cholesky_solve(theta[-1].T, self.features).T]

@@ -54,10 +54,13 @@ class FfnProblem:
     """The least-squares problem of one FFN over some micro-batches, in float32."""
 
     def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[Tokens]) -> None:
-        self.act, self.tokens = act, tokens
+        self.act = act
+        self.tokens = tokens
 
     def slopes(self, theta: Theta, tokens: Tokens) -> Slopes:
         """The neurons' activations and their slopes by each input projection's output."""
+        # With z = W_gate x and u = W_up x the features are a = act(z) u, so da/dz = act'(z) u and da/du = act(z). Without
+        # an up projection a = act(z). The derivative act' is one forward-mode product with ones.
         inputs = extended(tokens.inputs, theta[0].shape[1])
         before = [inputs @ w.T for w in theta[:-1]]
         value, slope = torch.func.jvp(self.act, (before[0],), (torch.ones_like(before[0]),))  # type: ignore[misc]
@@ -86,14 +89,17 @@ class Linearised:
     """
 
     def __init__(self, problem: FfnProblem, theta: Theta) -> None:
-        self.problem, self.theta = problem, theta
+        self.problem = problem
+        self.theta = theta
         self.dtype = product_dtype(theta[-1])
         self.error = 0.0
         self.down = [torch.zeros_like(w) for w in theta]
         self.blocks = KroneckerBlocks.zeros(theta)
+        # For each token: the features, one slope for each input projection (F values each), and the inputs.
         columns = theta[0].shape[0] * len(theta) + theta[0].shape[1]
         elements = sum(len(t.inputs) for t in problem.tokens) * columns
         self._kept: list[Slopes] | None = [] if elements * self.dtype.itemsize <= KEPT_BYTES else None
+        # One pass over the tokens gathers all that a step needs: the error, its negative gradient, the preconditioner.
         for tokens in problem.tokens:
             part = problem.slopes(theta, tokens)
             missing = tokens.targets - part.features @ theta[-1].T
@@ -116,8 +122,11 @@ class Linearised:
 
     def curvature(self, direction: Theta) -> Theta:
         """J^T J direction."""
-        product, out = [torch.zeros_like(w) for w in self.theta], self.theta[-1].to(self.dtype)
+        product = [torch.zeros_like(w) for w in self.theta]
+        out = self.theta[-1].to(self.dtype)
         rounded = [v.to(self.dtype) for v in direction]
+        # J d of one token: the features move by sum_i slope_i (V_i x), the output by W_out times that plus V_out a.
+        # J^T then takes this change of the output back to the matrices.
         for part in self._parts():
             moved = torch.zeros_like(part.slopes[0])
             for slope, v in zip(part.slopes, rounded[:-1], strict=True):
@@ -129,6 +138,7 @@ class Linearised:
 
 def _pull_back(part: Slopes, out: torch.Tensor, error: torch.Tensor) -> Theta:
     """J^T error for every matrix."""
+    # The error at the output enters each feature by its column of W_out, and each input projection by its slope.
     back = error @ out[:, : part.slopes[0].shape[1]]
     return [*((slope * back).T @ part.inputs for slope in part.slopes), error.T @ part.features]
 
@@ -142,23 +152,29 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
     """
     if steps is None and not held_out.tokens:
         return start, 0  # nothing could tell whether it helps
-    theta, taken, path = start, 0, _path(start, fit)
+    theta = start
+    taken = 0
+    path = _path(start, fit)
     if steps is not None:
         for moved in islice(path, steps):
-            theta, taken = moved, taken + 1
+            theta = moved
+            taken += 1
         return theta, taken
     best = held_out.error(start)
     for moved in islice(path, MAX_STEPS):
         error = held_out.error(moved)
         if not error < best:
             break
-        theta, taken, best = moved, taken + 1, error
+        theta = moved
+        taken += 1
+        best = error
     return theta, taken
 
 
 def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
     """The iterates of the damped Gauss-Newton method, each with a smaller error on the fitted tokens; ends when none is."""
     theta = start
+    # Backtracking: the step is halved until the error itself falls, not only its linearisation.
     while True:
         step, error = _solve(problem, theta, start)
         length = 1.0
@@ -177,15 +193,21 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, floa
     """One damped Gauss-Newton step by preconditioned conjugate gradients from zero, and the error before it."""
     linear = Linearised(problem, theta)
     trim()
+    # Solve (J^T J + D) step = J^T (target - output) - D (theta - theta_0), with D the damping, one number for each matrix.
+    # It pulls towards the start, so several steps together cannot drift away from the original neurons.
     precondition = linear.blocks.damped(DAMPING, theta[-1])
     shifts = precondition.shifts
     rest = linear.down
     _add(rest, (-shift * (w - w0) for shift, w, w0 in zip(shifts, theta, start, strict=True)))
-    step, direction = [torch.zeros_like(w) for w in theta], precondition(rest)
+    # Preconditioned conjugate gradients from zero: ``rest`` is the residual r, the first direction is M r with the
+    # preconditioner M, and ``size`` is r^T M r.
+    step = [torch.zeros_like(w) for w in theta]
+    direction = precondition(rest)
     size = _dot(rest, direction)
     for _ in range(CG_ITERATIONS):
         if size <= 0:
             break
+        # The exact minimiser along the direction.
         bent = linear.curvature(direction)
         _add(bent, (shift * d for shift, d in zip(shifts, direction, strict=True)))
         length = size / _dot(direction, bent)
@@ -193,7 +215,9 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, floa
         _add(rest, (-length * b for b in bent))
         del bent
         scaled = precondition(rest)
-        size, before = _dot(rest, scaled), size
+        # The next direction is conjugate to all before it (Fletcher-Reeves).
+        before = size
+        size = _dot(rest, scaled)
         _add(scaled, (size / before * d for d in direction))
         direction = scaled
         trim()

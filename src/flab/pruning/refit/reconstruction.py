@@ -60,6 +60,7 @@ def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | 
         return _fitted(start, run, rows, rate), rate
     if not any(bool(one.held_out.any()) for one in rows):
         return start, 0.0  # nothing could tell whether it helps
+    # The larger rate first: where it diverges, held-out rows refuse it, and a smaller one is tried from the start.
     before = _error(start, run, rows)
     for tried in RATES:
         moved = _fitted(start, run, rows, tried)
@@ -77,6 +78,7 @@ def _error(layer: nn.Module, run: Run, rows: Sequence[Rows]) -> float:
 
 
 def _squared(output: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    # Tokens without weight are padding or belong to the other part; their rows are left out rather than multiplied by 0.
     chosen = weight > 0
     return (weight[chosen] * (targets[chosen].float() - output[chosen].float()).pow(2).sum(-1)).sum()
 
@@ -92,24 +94,30 @@ def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn
     layer = copy.deepcopy(start)
     rows = [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())]
     parameters = [p.requires_grad_() for p in layer.parameters()]
+    # Adam moves every entry by about the rate, so each tensor gets a rate in proportion to the size of its entries; the
+    # floor is for biases that are still zero.
     steps = [rate * max(float(p.detach().float().pow(2).mean().sqrt()), 1e-3) for p in parameters]
     groups = [{"params": [p], "lr": step} for p, step in zip(parameters, steps, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     total = EPOCHS * len(rows)
     schedule = get_cosine_schedule_with_warmup(optimizer, total // 20, total)
+    # The loss is divided by the mean loss of the start, so that Adam's epsilon means the same in every layer.
     with torch.no_grad():
         scale = sum(float(_squared(run(layer, one.inputs), one.targets, one.fitted)) for one in rows) / len(rows)
-    order, device = torch.Generator().manual_seed(0), parameters[0].device.type
+    order = torch.Generator().manual_seed(0)
+    device = parameters[0].device.type
     products = product_dtype(parameters[0])
     for _ in range(EPOCHS):
         for n in torch.randperm(len(rows), generator=order).tolist():
             one = rows[n]
+            # Products in bfloat16 where the device is fast at it; the loss and the weights stay in float32.
             with torch.autocast(device, products, enabled=products != parameters[0].dtype), _repeatable(device):
                 output = run(layer, one.inputs)
             optimizer.zero_grad()
             (_squared(output, one.targets, one.fitted) / max(scale, torch.finfo(torch.float32).tiny)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+    # The layer is used without gradients from here on.
     optimizer.zero_grad()
     for p in parameters:
         p.requires_grad_(False)
