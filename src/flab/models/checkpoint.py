@@ -171,7 +171,8 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     Raises:
         CheckpointError: one of them cannot be saved, or a file that belongs to the model cannot be read.
     """
-    model, path = checkpoint.model, checkpoint.path
+    model = checkpoint.model
+    path = checkpoint.path
     checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_links(path)]
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (path / name).is_file():

@@ -160,14 +160,17 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     Raises:
         UnsupportedModelError: when its layers are not all of one shape.
     """
-    embedding, head, layers = embedding_of(model, family), head_of(model, family), layers_of(model, family)
+    embedding = embedding_of(model, family)
+    head = head_of(model, family)
+    layers = layers_of(model, family)
     sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers}
     widths = {linear(layer, family.ffn_out).in_features for layer in layers}
     if len(sizes) != 1 or len(widths) != 1:
         raise UnsupportedModelError(
             f"the layers of this model differ in size (widths {sorted(widths)}): flab cuts models of one uniform width."
         )
-    hidden, width = embedding.embedding_dim, widths.pop()
+    hidden = embedding.embedding_dim
+    width = widths.pop()
     ffn_in = [linear(layers[0], path) for path in family.ffn_in]
     per_neuron = hidden + sum(hidden + (m.bias is not None) for m in ffn_in)
     per_token = hidden if is_tied(model, family) else 2 * hidden

@@ -15,7 +15,8 @@ from flab.errors import CheckpointError
 from flab.files import read_regular
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000  # of a safetensors header; the format's own limit
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # what safetensors calls them, and torch
 

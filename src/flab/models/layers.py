@@ -94,7 +94,8 @@ class LayerRunner:
     def _record(self, ids: torch.Tensor) -> list[dict[str, Any]]:
         """Masks and positions of every layer; only the shape of the ids decides them."""
         owner_path, _, name = self.family.layers.rpartition(".")
-        owner, calls = self.model.get_submodule(owner_path), []  # type: ignore[var-annotated]
+        owner = self.model.get_submodule(owner_path)
+        calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
         original = getattr(owner, name)
         try:
             setattr(owner, name, nn.ModuleList(_Recorder(layer, calls) for layer in self.layers))
@@ -110,7 +111,8 @@ class LayerRunner:
     @contextlib.contextmanager
     def at_work(self, index: int) -> Iterator[nn.Module]:
         """Layer ``index`` with its parameters in the computing precision; afterwards they are what they were."""
-        layer, held = self.layers[index], []
+        layer = self.layers[index]
+        held = []
         for module in layer.modules() if not self.mixed else ():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dtype != self.dtype:
@@ -192,7 +194,8 @@ class LayerRunner:
     ) -> torch.Tensor:
         """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
         with self.at_work(index) as layer:
-            own, parts = linear(layer, self.family.ffn_out), []
+            own = linear(layer, self.family.ffn_out)
+            parts = []
             weight, bias = (own.weight, own.bias) if output is None else (output, None)
             for mid in by_rows(mid_BTD.to(weight.device).flatten(0, -2), own.in_features):
                 features = extended(self.ffn_features(index, mid, inputs), weight.shape[1])

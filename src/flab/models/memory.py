@@ -12,7 +12,8 @@ from pathlib import Path
 LARGE_BYTES = 2**30  # resident; a smaller process loses more time by it than it gains memory
 STATM = Path("/proc/self/statm")
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
 
 
 def is_gpu(device: str) -> bool:

@@ -157,8 +157,10 @@ def _check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
 def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
     """A config may ask for no more than twice the numbers that are stored: making them would take all memory, or for ever."""
     given = {name: raw.get(name) for name in SIZES}
-    width, ffn = int(given["hidden_size"] or 0), int(given["intermediate_size"] or 0)
-    layers, vocabulary = int(given["num_hidden_layers"] or 0), int(given["vocab_size"] or 0)
+    width = int(given["hidden_size"] or 0)
+    ffn = int(given["intermediate_size"] or 0)
+    layers = int(given["num_hidden_layers"] or 0)
+    vocabulary = int(given["vocab_size"] or 0)
     heads = int(given["num_attention_heads"] or 1)
     head = int(given["head_dim"] or width // heads)
     keys = int(given["num_key_value_heads"] or heads)

@@ -122,6 +122,7 @@ def check_links(source: Path) -> list[str]:
 
 def is_inside(file: Path, source: Path) -> bool:
     """Whether a file, its links followed, lies in the folder, or in the hub cache that the folder is a snapshot of."""
-    target, folder = file.resolve(), source.resolve()
+    target = file.resolve()
+    folder = source.resolve()
     cache = folder.parents[1] if folder.parent.name == "snapshots" else folder
     return folder in target.parents or cache in target.parents

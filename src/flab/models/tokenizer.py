@@ -31,7 +31,8 @@ PROBES = (
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers' own loading chatter and bars off; errors still raise."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -144,7 +145,8 @@ class TokenizerModel:
         token = self.text_of[token_id]
         if self.kind == "Unigram" or token in self.added or token not in self.base:
             return {token_id}
-        symbols, found = list(token), {token_id}
+        symbols = list(token)
+        found = {token_id}
         found.update(self.base[s] for s in symbols if s in self.base)
         while True:
             pairs = [(self.ranks.get((a, b)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))]

@@ -112,7 +112,8 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
 
 
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
-    layers, width = pins.layers or 1, pins.width or shape.width_multiple()
+    layers = pins.layers or 1
+    width = pins.width or shape.width_multiple()
     smallest = shape.parameters(vocabulary, layers, width)
     reachable = max(0.0, 1 - smallest / shape.total)
     floor = (

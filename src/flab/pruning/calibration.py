@@ -133,7 +133,8 @@ def windows_of(
     room = max(1, max_length - len(prefix))
     for index, sample in enumerate(samples):
         encoding = tokenizer.encode(sample.text, add_special_tokens=False)
-        ids, answer_from = list(encoding.ids), len(encoding.ids)
+        ids = list(encoding.ids)
+        answer_from = len(encoding.ids)
         if sample.prompt:
             starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
             answer_from = starts[0] if starts else len(ids)
@@ -191,7 +192,8 @@ def select_windows(task: list[Window], general: list[Window], tokens: int, share
     task_tokens = min(available, int(tokens * (1 - share))) if task else 0
     general_tokens = int(task_tokens * share / (1 - share)) if task and share < 1 else tokens
     for pool, limit in ((task, task_tokens), (general, general_tokens)):
-        pool, used = list(pool), 0
+        pool = list(pool)
+        used = 0
         random.Random(seed).shuffle(pool)
         for window in pool:
             if used + len(window.ids) > limit:

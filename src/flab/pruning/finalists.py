@@ -21,7 +21,8 @@ from flab.pruning.calibration import CalibrationSet, Texts
 from flab.pruning.recipe import Recipe
 from flab.sandbox import Sandbox
 
-NEW_TOKENS, BATCH = 256, 64
+NEW_TOKENS = 256
+BATCH = 64
 CACHE_BYTES = 2**29
 
 

@@ -106,7 +106,8 @@ def prune(
     model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None
 ) -> dict[str, Any]:
     """Plan, apply and check in one; returns what ``flab prune --json`` prints."""
-    options, start = options or Options(), time.perf_counter()
+    options = options or Options()
+    start = time.perf_counter()
     folder = as_path(out)
     decided = build(model, folder, recipe, options)
     built = time.perf_counter()

@@ -31,7 +31,8 @@ def carve(
     Returns the decisions made (without weights) and the finished walk, which knows the divergence.
     """
     walk = Walk(LayerRunner(model, family), cut, fit, compare, streams)
-    layers, decisions = layers_of(model, family), []
+    layers = layers_of(model, family)
+    decisions = []
     for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):
         replace_weights(layers[new.index], family, new)
         decisions.append(replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None))

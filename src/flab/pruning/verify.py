@@ -207,7 +207,9 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Pl
 
 
 def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
-    model, old, kept = checkpoint.model, original.model, torch.tensor(plan.vocabulary.kept)
+    model = checkpoint.model
+    old = original.model
+    kept = torch.tensor(plan.vocabulary.kept)
     same = torch.equal(model.get_input_embeddings().weight, old.get_input_embeddings().weight[kept].to(model.dtype))
     same &= torch.equal(model.get_output_embeddings().weight, old.get_output_embeddings().weight[kept].to(model.dtype))
     tied, detail = _tied_equal(checkpoint, original)
@@ -225,12 +227,15 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
     """Nothing of a layer that was reconstructed as a whole; of the others all but the FFN and the attention's output."""
     family = family_of(checkpoint.model.config)
     touched = (*family.ffn_in, family.ffn_out, family.attention_out)
-    layers, old_layers = layers_of(checkpoint.model, family), layers_of(original.model, family)
+    layers = layers_of(checkpoint.model, family)
+    old_layers = layers_of(original.model, family)
     rates = plan.refit.reconstruction_rates if refit == "reconstruction" else []
-    wrong, compared = [], [place for place in range(len(plan.layers.kept)) if not (rates and rates[place])]
+    wrong = []
+    compared = [place for place in range(len(plan.layers.kept)) if not (rates and rates[place])]
     for place in compared:
         index = plan.layers.kept[place]
-        state, old = layers[place].state_dict(), old_layers[index].state_dict()
+        state = layers[place].state_dict()
+        old = old_layers[index].state_dict()
         names = [n for n in state if not n.startswith(touched)]
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]
     if not compared:
@@ -243,7 +248,8 @@ def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> t
     kept = plan.vocabulary.kept
     new_of = {old: new for new, old in enumerate(kept)}
     texts = [i for i, k in enumerate(kept) if checkpoint.tokenizer.id_to_token(i) != original.tokenizer.id_to_token(k)]
-    covered, differ = 0, 0
+    covered = 0
+    differ = 0
     for probe in [line for text in PROBES for line in text.splitlines()]:
         ids = original.tokenizer.encode(probe, add_special_tokens=False).ids
         if all(i in new_of for i in ids):

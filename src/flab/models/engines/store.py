@@ -235,7 +235,8 @@ def fill(
     Batches are made over everything wanted, so that a resumed run and the runs of shards meet the same ones; one of
     which any sample is missing is made again whole, and only the missing lines are added.
     """
-    keys, requests = [key for key, _ in wanted], [request for _, request in wanted]
+    keys = [key for key, _ in wanted]
+    requests = [request for _, request in wanted]
     assert len(set(keys)) == len(keys), "a sample is wanted twice"
     work = batches(requests, decoding)
     work = list(shard.part(work)) if shard is not None else work

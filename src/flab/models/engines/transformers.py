@@ -112,7 +112,9 @@ class Batch:
         if len(kept) < len(self.running):
             at = torch.tensor(kept)  # on the CPU it selects on every device that the layers may be on
             self.cache.batch_select_indices(at)
-            self.mask_BT, self.next_B1, tokens_B = self.mask_BT[at], self.next_B1[at], tokens_B[at]
+            self.mask_BT = self.mask_BT[at]
+            self.next_B1 = self.next_B1[at]
+            tokens_B = tokens_B[at]
             self.running = [self.running[index] for index in kept]
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(kept), 1)], dim=1)
         logits_BV = self._forward(tokens_B[:, None], self.next_B1)
@@ -139,7 +141,8 @@ class Chooser:
     """
 
     def __init__(self, rows: Sequence[Encoded], decoding: Decoding) -> None:
-        self.temperature, self.top_p = decoding.temperature, decoding.top_p
+        self.temperature = decoding.temperature
+        self.top_p = decoding.top_p
         self.randoms = [random.Random(row.seed) for row in rows]
 
     def __call__(self, logits_BV: Any, running: Sequence[int]) -> Any:

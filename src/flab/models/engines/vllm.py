@@ -43,7 +43,8 @@ class VllmGenerator:
         from tokenizers import Tokenizer
 
         self._vllm = import_vllm()
-        config, settings = _read_json(path / "config.json"), _read_json(path / "generation_config.json", {})
+        config = _read_json(path / "config.json")
+        settings = _read_json(path / "generation_config.json", {})
         if not (path / "tokenizer.json").is_file():
             raise CheckpointError(
                 f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one."
