@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 
-from flab.pruning.calibration import Window, calibration_set, thinned
+from flab.data.samples import Sample
+from flab.models.tokenizer import special_prefix
+from flab.pruning.calibration import Window, calibration_set, thinned, windows_of
+from support import pico
 
 
 @pytest.mark.parametrize(("wanted", "least", "most"), [(300, 150, 600), (10**9, 8000, 10**9), (1, 1, 120)])
@@ -30,3 +34,22 @@ def test_thinning_a_part_reaches_short_and_long_rows():
     lengths = torch.cat([b.valid.sum(1) for b in thinned(calibration_set(windows, batch_tokens=1024), 600).fit])
     assert int(lengths.min()) < 40
     assert int(lengths.max()) > 80
+
+
+def test_windows_begin_as_the_tokenizer_begins_a_text():
+    """Every runtime sends BOS where tokenizer.json says so; a model that has one behaves otherwise without it."""
+    plain = pico.tokenizer()
+    with_bos = Tokenizer.from_str(plain.to_str())
+    bos = with_bos.token_to_id("<|im_start|>")
+    with_bos.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", bos)]
+    )
+    assert special_prefix(plain) == []
+    assert special_prefix(with_bos) == [bos]
+    samples = [Sample("def f(x):\n", "    return x + 1\n" * 9)]
+    windows = windows_of(samples, with_bos, 16, None, [bos])
+    without = windows_of(samples, with_bos, 15, None)
+    assert len(windows) > 1
+    assert [w.ids for w in windows] == [[bos, *w.ids] for w in without]
+    assert [w.answer_from for w in windows] == [w.answer_from + 1 for w in without]
+    assert windows[0].ids == with_bos.encode(samples[0].text).ids[:16]
