@@ -184,12 +184,14 @@ def _from_json(data: Any, path: Path) -> Plan:
         raise PlanError(
             f"{path}: plan format {got!r}, this flab reads {OLD_FORMAT} and {FORMAT}. Make the plan again with `flab plan`."
         )
-    data = with_cuts(data)
     names = {f.name for f in fields(Plan)}
+    if data["format"] == OLD_FORMAT:
+        names = names - {"cuts"} | set(CUTS)
     if wrong := sorted(names ^ set(data)):
         raise PlanError(
             f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`."
         )
+    data = with_cuts(data)
     try:
         if set(data["cuts"]) != set(CUTS):
             raise ValueError(f"its cuts are {', '.join(data['cuts'])}, expected {', '.join(CUTS)}")
@@ -205,10 +207,10 @@ def _from_json(data: Any, path: Path) -> Plan:
 
 def with_cuts(data: Mapping[str, Any]) -> dict[str, Any]:
     """Move the cuts of a plan of format 1, which are fields of their own there, under ``cuts``."""
-    if data.get("format") != OLD_FORMAT:
+    if data["format"] != OLD_FORMAT:
         return dict(data)
-    cuts = {name: data[name] for name in CUTS if name in data}
-    return {name: value for name, value in data.items() if name not in CUTS} | ({"cuts": cuts} if cuts else {})
+    others = {name: value for name, value in data.items() if name not in CUTS}
+    return others | {"cuts": {name: data[name] for name in CUTS}}
 
 
 def _check_indices(plan: Plan) -> None:
