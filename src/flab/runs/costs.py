@@ -13,13 +13,13 @@ from flab.evaluation.bits_per_byte import general_size
 from flab.evaluation.prompts import requests_for
 from flab.evaluation.runs import Settings
 from flab.evaluation.tasks import TaskFile
-from flab.models.checkpoint import compute_dtype
+from flab.models.checkpoint import MIXED, compute_dtype, cutting_dtype
 from flab.models.engines.transformers import chat_renderer
 from flab.models.options import Options
 from flab.pruning.budget import Split, feasible_splits
+from flab.pruning.calibration import Texts, read_texts
 from flab.pruning.finalists import BATCH, NEW_TOKENS
 from flab.pruning.planner import pins_of
-from flab.pruning.prepare import MIXED, Texts, cutting_dtype, read_texts
 from flab.pruning.recipe import Recipe
 from flab.recovery.memory import activation_bytes, logit_bytes
 from flab.recovery.settings import Training
@@ -113,7 +113,7 @@ def _text_bytes(texts: Texts) -> int:
 
 
 def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
-    """The stages of planning, as :func:`flab.pruning.planner.make_plan` goes through them."""
+    """The stages of planning, as :func:`flab.pruning.planner.Planner.plan` goes through them."""
     shape, recipe, cut = facts.shape, plan.recipe, plan.cut
     fit, compare = split_tokens(plan.tokens)
     few, few_compared = split_tokens(min(plan.tokens, recipe.search_tokens))

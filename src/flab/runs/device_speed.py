@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from flab.models.checkpoint import quiet
 from flab.models.shape import Shape
+from flab.models.tokenizer import quiet
 from flab.pruning.refit.curvature import product_dtype
 
 SECONDS_EACH = 0.6  # of repetitions, for each figure

@@ -15,10 +15,9 @@ from flab.data.samples import read_samples
 from flab.evaluation.evaluate import read_tasks
 from flab.evaluation.runs import Settings
 from flab.files import PathLike, as_path
-from flab.models.checkpoint import compute_dtype
+from flab.models.checkpoint import compute_dtype, cutting_dtype
 from flab.models.options import Options
 from flab.pruning.finalists import BATCH
-from flab.pruning.prepare import cutting_dtype
 from flab.pruning.recipe import Recipe
 from flab.recovery.settings import Training
 from flab.runs.costs import (

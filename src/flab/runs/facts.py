@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from flab.files import PathLike
-from flab.models.checkpoint import load_tokenizer, quiet, read_config
+from flab.models.checkpoint import read_config
 from flab.models.families import Family, family_of, is_tied, kv_width, shape_of
-from flab.models.folder import headers, resolve, stored_dtype
 from flab.models.options import Options
 from flab.models.shape import Shape
+from flab.models.source import ModelFolder
+from flab.models.tokenizer import load_tokenizer, quiet
 from flab.pruning.budget import VOCABULARY_MULTIPLE
 from flab.runs.estimate import NUMBER_BYTES, Size
 
@@ -54,11 +55,13 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
     Raises:
         CheckpointError, UnsupportedModelError: as when the model is loaded.
     """
-    path = resolve(model)
-    config = read_config(path, (options or Options()).trust_remote_code)
-    family, stored = family_of(config), headers(path)
+    folder = ModelFolder.open(model)
+    path = folder.path
+    config = read_config(folder, (options or Options()).trust_remote_code)
+    family = family_of(config)
+    stored = folder.stored
     config.tie_word_embeddings = f"{family.head}.weight" not in stored  # what the weights say
-    tokenizer, named_ids, warnings = load_tokenizer(path, config)
+    tokenizer, named_ids, warnings = load_tokenizer(path)
     with quiet(), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     return ModelFacts(
@@ -70,7 +73,7 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
         tokenizer=tokenizer,
         num_special=len(named_ids),
         warnings=warnings,
-        stored=stored_dtype(path),
+        stored=folder.stored_dtype,
         weights_bytes=sum(one.numel * ELEMENT.get(one.dtype, 4) for one in stored.values()),
     )
 
