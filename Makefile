@@ -27,8 +27,8 @@ check: setup  ## Style, format, types, and the docs against the program
 	$(BIN)/mypy
 	$(BIN)/python docs/check_help.py
 
-test: setup  ## Run the tests (offline)
-	$(BIN)/pytest
+test: setup  ## Run the tests (offline), files side by side on up to four cores
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 floors: setup  ## Test with the oldest versions of all dependencies, in .venv-floors (downloads them)
 	$(BIN)/python scripts/floors.py

@@ -27,6 +27,13 @@ from support import pico
 END = "<|end|>"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what runs in one process where tests run side by side: a file; and all of the sandbox, which counts processes."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group("sandbox" if folder == "sandbox" else str(item.path)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _little_general_text() -> Iterator[None]:
     """Bits per byte on 2 kB: the figure itself is tested where it is measured."""
