@@ -1,6 +1,6 @@
 """Correct programs pass, as they do in a plain interpreter.
 
-The tables are in ``correct`` and ``unusual``; both are tried in plain Python too. Attacks are in ``test_attacks``.
+The tables are in ``correct``, ``unusual`` and ``rare``; all are tried in plain Python too. Attacks are in ``test_attacks``.
 """
 
 import json
@@ -11,6 +11,7 @@ import pytest
 
 from flab.sandbox import Job, Sandbox, jail, probe
 from support.correct import CORRECT
+from support.rare import RARE
 from support.unusual import UNUSUAL
 
 LEVELS = [*jail.launchers(), ("rlimits", jail.bare_launcher)]
@@ -54,9 +55,9 @@ module.check(module.f)
 """
 
 
-@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("name", UNUSUAL | RARE)
 def test_unusual_programs_pass_as_in_plain_python(name):
-    program, test = UNUSUAL[name]
+    program, test = (UNUSUAL | RARE)[name]
     verdict = Sandbox.detect(allow_unsandboxed=True).run(program, test, "f")
     assert verdict.passed, verdict.detail
     payload = json.dumps([program, test])

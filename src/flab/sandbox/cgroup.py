@@ -1,7 +1,12 @@
-"""A control group for each run, so that the memory of all its processes together is bounded, files in memory included.
+"""Control groups, so that the memory of all processes of a run together is bounded, files in memory included.
 
-It is made below the group of this process where that may be done: by root, or in a group that the system has handed to
-the user (systemd does). Where it may not, only the limits of single processes hold; ``docs/sandbox.md`` says so.
+A group is made below the group of this process where that may be done: by root, or in a group that the system has handed
+to the user (systemd does). Elsewhere only the limits of single processes hold; ``docs/sandbox.md`` says so.
+
+Moving a process into a group makes the kernel wait for all cores (about 10 ms), and a process is born in the group of the
+thread that starts it. So an evaluation makes one group for each worker and, in the first hierarchy (v1), one thread that
+moves in once and starts all runs of that group. The second hierarchy (v2) has no groups of single threads for memory:
+there each run moves itself.
 """
 
 from __future__ import annotations
@@ -9,51 +14,129 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from flab.sandbox.mounts import mount_table
 
 SLACK_BYTES = 96 * 2**20  # the interpreter's own pages, its pipes, and the files of the run in /tmp
 LIMIT_FILES = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 ENTER = 'group=$1; shift; echo 0 > "$group/cgroup.procs" && exec "$@"'
+TRIES, PAUSE_S = 500, 0.001  # for processes that were killed to be gone
+Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
 class Group:
-    """One run's group, or none: the command that enters it, and what became of it."""
+    """A group for one run after another, or none."""
 
-    path: Path | None = None
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.starter = _thread_in(path) if path is not None else None
+        self.kills = 0  # by the kernel, before the run under way
 
-    @property
-    def command(self) -> list[str]:
-        """Return what enters the group and then runs the rest of its arguments."""
-        return [] if self.path is None else ["sh", "-c", ENTER, "sandbox", str(self.path)]
+    def start(self, act: Callable[[list[str]], Made]) -> Made:
+        """Call ``act``, which starts a process in this group; it is given the words that its command must begin with."""
+        if self.starter is not None:
+            return self.starter.submit(act, []).result()
+        return act([] if self.path is None else ["sh", "-c", ENTER, "sandbox", str(self.path)])
 
     def overran(self) -> bool:
-        """Whether the kernel killed a process of the group because its memory was used up."""
+        """Whether the kernel killed a process of the run under way because the group's memory was used up."""
+        return self._num_kills() > self.kills
+
+    def _num_kills(self) -> int:
         if self.path is None:
-            return False
-        text = ""
+            return 0
         for name in ("memory.events", "memory.oom_control"):
             with contextlib.suppress(OSError):
-                text = text or (self.path / name).read_text(encoding="ascii")
-        return any(line.split()[:1] == ["oom_kill"] and line.split()[1] != "0" for line in text.splitlines())
+                lines = (self.path / name).read_text(encoding="ascii").splitlines()
+                return sum(int(line.split()[1]) for line in lines if line.split()[:1] == ["oom_kill"])
+        return 0
+
+    def empty(self) -> bool:
+        """End what a run left in the group; return whether another run may begin in it."""
+        if self.path is None:
+            return True
+        for _ in range(TRIES):
+            others = self._others()
+            if not others:
+                self.kills = self._num_kills()
+                return True
+            for process in others:
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(PAUSE_S)
+        return False
+
+    def _others(self) -> set[int]:
+        """List the threads in the group that are not flab's own."""
+        assert self.path is not None
+        found = {int(word) for word in (self.path / _members(self.path)).read_text(encoding="ascii").split()}
+        return found - {int(thread.name) for thread in Path("/proc/self/task").iterdir()} - {0, os.getpid()}
+
+    def close(self) -> None:
+        """Remove the group."""
+        if self.starter is not None:
+            self.starter.shutdown()
+        if self.path is not None:
+            _remove(self.path)
 
 
-@contextlib.contextmanager
-def memory_group(memory_bytes: int) -> Iterator[Group]:
-    """Yield a new group, an empty one where none may be made, and remove it afterwards."""
-    home = group_home()
-    path = _make(home, memory_bytes) if home is not None else None
+class Groups:
+    """The groups of one evaluation: one for each run that is under way at the same time."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.idle: list[Group] = []
+
+    def __enter__(self) -> Groups:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self.idle:
+            self.idle.pop().close()
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[Group]:
+        """Yield a group in which nothing runs; one that cannot be emptied afterwards is not used again."""
+        try:
+            group = self.idle.pop()
+        except IndexError:
+            home = group_home()
+            group = Group(_make(home, self.memory_bytes) if home is not None else None)
+        is_empty = False
+        try:
+            yield group
+            is_empty = group.empty()
+        finally:
+            if is_empty:
+                self.idle.append(group)
+            else:
+                group.close()
+
+
+def _members(path: Path) -> str:
+    """Name the file that lists what is in a group: threads in v1, processes in v2."""
+    return "tasks" if (path / "tasks").exists() else "cgroup.procs"
+
+
+def _thread_in(path: Path) -> ThreadPoolExecutor | None:
+    """Return a thread that lives in the group; None where threads cannot be moved alone, as in v2."""
+    if _members(path) != "tasks":
+        return None
+    starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flab-group")
     try:
-        yield Group(path)
-    finally:
-        if path is not None:
-            _remove(path)
+        starter.submit(lambda: (path / "tasks").write_text(str(threading.get_native_id()), encoding="ascii")).result()
+    except OSError:
+        starter.shutdown()
+        return None
+    return starter
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from flab.sandbox.guard import PROGRAM
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,6 +110,13 @@ def run_method(instance: Any, name: str) -> None:
             getattr(instance, after)()
 
 
+def passes_through(trace: Any, file: str) -> bool:
+    """Whether code of this file is in a traceback."""
+    while trace is not None and trace.tb_frame.f_code.co_filename != file:
+        trace = trace.tb_next
+    return trace is not None
+
+
 def run_unittest(kind: Any) -> None:
     """Run a TestCase; raise the first exception that a test met. A test that is skipped did not pass."""
     import unittest
@@ -131,6 +140,12 @@ def run_unittest(kind: Any) -> None:
             super().addSubTest(test, subtest, err)
             if err is not None:
                 self.note(err)
+
+        def addSkip(self, test: Any, reason: str) -> None:  # noqa: N802  unittest's name
+            super().addSkip(test, reason)
+            error = sys.exc_info()
+            if passes_through(error[2], PROGRAM):  # the tests may skip, the program may not
+                self.note(error)
 
     suite = unittest.TestLoader().loadTestsFromTestCase(kind)
     if not suite.countTestCases():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import _ctypes  # the package ctypes would take a tenth of the start
 import _signal  # type: ignore[import-not-found]  # signal would import enum
 import _socket
-import array
 import faulthandler
 import fcntl
 import os
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MODULES = ("pristine", "honest", "forms", "guard", "harness")  # in the order of their imports
+MODULES = ("pristine", "honest", "guard", "forms", "harness")  # in the order of their imports
 MARK = "\0flab:"  # of ``rewrite``: the constants that stand for helpers
 SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38  # linux/prctl.h
 GET_LINK_FLAGS, SET_LINK_FLAGS, LINK_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
@@ -86,9 +85,10 @@ def drop_privileges(filter_program: bytes) -> None:
     system_call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
     system_call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
     if filter_program:
-        lines = array.array("B", filter_program)
-        address, length = lines.buffer_info()
-        system_call("prctl", SET_SECCOMP, FILTER, struct.pack("HxxxxxxQ", length // 8, address), 0, 0)
+        lines: Any = type("Lines", (_ctypes.Array,), {"_type_": Byte, "_length_": len(filter_program)})
+        kept = lines.from_buffer_copy(filter_program)
+        argument = struct.pack("HxxxxxxQ", len(filter_program) // 8, _ctypes.addressof(kept))
+        system_call("prctl", SET_SECCOMP, FILTER, argument, 0, 0)
 
 
 def cpu_seconds() -> float:
@@ -103,6 +103,12 @@ def seed(text: str) -> None:
         import random
 
         random.seed(0)
+
+
+class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A byte of memory; the module array would import collections."""
+
+    _type_ = "B"
 
 
 class Reporter:
@@ -212,6 +218,7 @@ def run_tests(
     if tests["code"] is None:
         raise SyntaxError(f"the tests are not Python: {tests['problem']}")
     candidate = forms.find_candidate(names, tests["entry_point"])
+    lies.mocks = "mock" in tests["source"]
     code = with_helpers(tests["code"], {**pristine.real_builtins(), **lies.helpers, "module": borrow})
     form = tests["form"]
     if form["guarded"]:
@@ -221,6 +228,7 @@ def run_tests(
         sys.modules["threading"].setprofile(calls)
     exec(code, names)
     form["values"] = {name: names.get(name) for name in form["bound"]}
+    form["methods"] = {name: pristine.methods(names.get(name)) for name in form["bound"]}
     forms.run_form(names, form, candidate)
     return candidate
 
@@ -243,10 +251,14 @@ def verdict(
         line = tests["source"].splitlines()[lies.swallowed[0] - 1].strip()
         return "assertion", f"an assert failed and something swallowed it at: {line[:300]}"
     changed = snapshot.changed(set(tests["patched"]))
-    moved = [name for name, value in tests["form"]["values"].items() if names.get(name) is not value]
+    form = tests["form"]
+    moved = [name for name, value in form["values"].items() if names.get(name) is not value]
+    for name, found in form["methods"].items():
+        now = pristine.methods(names.get(name))
+        moved += [f"{name}.{method}" for method, value in found.items() if now.get(method) is not value]
     if changed or moved:
         return "tampering", f"{changed or moved[0]} is not what it was before the tests ran"
-    if not calls.any and not tests["form"]["looks"] and hasattr(candidate, "__code__"):
+    if not calls.any and not form["looks"] and hasattr(candidate, "__code__"):
         return "uncalled", f"the tests never called {tests['entry_point']}"
     return "passed", "" if lies.looked else NOTHING_ASSERTED
 

@@ -11,20 +11,35 @@ It runs inside the sandbox and does not end the run: ``on_lie`` does.
 
 from __future__ import annotations
 
-import itertools
 import operator
 import sys
+from _collections import deque  # type: ignore[import-not-found]
+from itertools import groupby, islice, starmap  # taken before the program can put something else there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    Truth = Callable[[Any], bool]
+
 PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), range, type(...), bytearray))
 CONTAINERS = (list, tuple, set, frozenset, dict)
+VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+PROXY = type(vars(type))  # of a dict, to be read only
 METHODS = ("__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__contains__")
-MAX_ITEMS, MAX_DEPTH = 2000, 12
+MAX_ITEMS, MAX_DEPTH, MAX_RUNS = 2000, 12, 100
+ATTRIBUTES_DEPTH = 2  # how deep the attributes of objects that compare by them are looked at; a graph would have no end
+GIVES_LIARS = ("/unittest/mock.py", "/test/")  # parts of the standard library with objects that equal everything
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, whose methods can be anything
+
+
+class _Slot:
+    __slots__ = ("slot",)
+
+
+MEMBER, GETSET = type(_Slot.slot), type(type.__dict__["__dict__"])  # type: ignore[attr-defined]
+NAMESPACE = type(sys.implementation)  # types.SimpleNamespace
 
 
 class Nothing:
@@ -41,12 +56,15 @@ class Honest:
         self.trusted = trusted
         self.on_lie = on_lie
         self.swallowed: list[int] = []
+        self.mocks = False  # whether the tests use unittest.mock, whose ANY equals everything
         self.looked = False  # whether the tests compared or asserted anything
         # Comparisons by the program's own methods whose result is no truth value: nothing yet says what it is for.
-        self.pending: list[tuple[Any, Any, Any, bool]] = []
+        self.pending: list[tuple[Any, Any, Any, bool, Truth]] = []
         pairs = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
         pairs |= {"contains": lambda a, b: a in b, "lacks": lambda a, b: a not in b}
         self.helpers: dict[str, Callable[..., Any]] = {name: self._pair(name, act) for name, act in pairs.items()}
+        self.helpers |= {f"each_{name}": self._pair(name, act, all) for name, act in pairs.items()}
+        self.helpers |= {f"data_{name}": self._pair(name, act, None) for name, act in pairs.items()}
         self.helpers |= {
             "must": self.must,
             "holds": self.holds,
@@ -71,8 +89,8 @@ class Honest:
     def look_at_pending(self) -> None:
         """Look at comparisons whose result was taken for a truth value, not compared further as data."""
         pending, self.pending = self.pending, []
-        for _, a, b, equal in pending:
-            self._look_at_pair(a, b, equal)
+        for _, a, b, equal, truth in pending:
+            self._look_at_pair(a, b, equal, truth)
 
     def holds(self, value: Any) -> bool:
         """Return the truth of what is asserted where the tests mean to catch its failure."""
@@ -85,7 +103,12 @@ class Honest:
         self._look(value)
         return value
 
-    def _pair(self, name: str, act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def _pair(self, name: str, act: Callable[[Any, Any], Any], truth: Truth | None = bool) -> Callable[[Any, Any], Any]:
+        """Return a comparison that looks.
+
+        ``truth`` is what the tests make of a result that is no plain value: ``all`` of its items, or None, where they only
+        read parts of it.
+        """
         equal = name in ("eq", "ne")
 
         def compare(a: Any, b: Any) -> Any:
@@ -96,8 +119,8 @@ class Honest:
             self.pending = [one for one in self.pending if one[0] is not a and one[0] is not b]
             if type(result) in PLAIN:
                 self._look_at_pair(a, b, equal)
-            else:
-                self.pending.append((result, a, b, equal))
+            elif truth is not None:
+                self.pending.append((result, a, b, equal, truth))
             return result
 
         return compare
@@ -148,32 +171,32 @@ class Honest:
 
         return check
 
-    def _look_at_pair(self, a: Any, b: Any, equal: bool) -> None:
-        self._look(a)
-        self._look(b)
+    def _look_at_pair(self, a: Any, b: Any, equal: bool, truth: Truth = bool) -> None:
+        self._look(a, truth)
+        self._look(b, truth)
         for one, other in ((a, b), (b, a)):
             if equal and self._own(type(one), ("__eq__", "__ne__")):
-                self._equals_changed(one, other)
+                self._equals_changed(one, other, truth)
             if self._own(type(one), ("__lt__", "__gt__", "__le__", "__ge__")):
-                self._on_both_sides(one, other)
+                self._on_both_sides(one, other, truth)
 
-    def _equals_changed(self, one: Any, other: Any) -> None:
+    def _equals_changed(self, one: Any, other: Any, truth: Truth) -> None:
         """An object that equals data and all changed copies of it lies."""
         if type(other) not in PLAIN and type(other) not in CONTAINERS:
             return
         decoys = decoys_of(other)
-        if decoys and all(_says(operator.eq, one, decoy) for decoy in (other, *decoys)):
+        if decoys and all(_says(operator.eq, one, decoy, truth) for decoy in (other, *decoys)):
             self.on_lie(f"an object of the program equals every {type(other).__name__}")
 
-    def _on_both_sides(self, one: Any, other: Any) -> None:
-        if _says(operator.lt, one, other) and _says(operator.gt, one, other):
+    def _on_both_sides(self, one: Any, other: Any, truth: Truth) -> None:
+        if _says(operator.lt, one, other, truth) and _says(operator.gt, one, other, truth):
             self.on_lie("an object of the program is both smaller and greater")
 
-    def _look(self, value: Any) -> None:
+    def _look(self, value: Any, truth: Truth = bool) -> None:
         """Look at every object of the program in a value."""
         for one in self._objects(value):
             own = self._own(type(one), METHODS)
-            if "__eq__" in own and _says(operator.eq, one, Nothing()):
+            if "__eq__" in own and _says(operator.eq, one, Nothing(), truth):
                 self.on_lie("an object of the program equals everything")
             if "__ne__" in own and _denies(operator.ne, one, Nothing()):
                 self.on_lie("an object of the program is unequal to nothing")
@@ -188,17 +211,19 @@ class Honest:
 
     def _objects(self, value: Any) -> Iterator[Any]:
         """Yield the objects in a value that compare by methods of the program's own; plain data costs little."""
-        waiting, count = [(value, 0)], 0
-        while waiting and count < MAX_ITEMS:
+        waiting, seen = [(value, 0)], set[int]()
+        while waiting and len(seen) < MAX_ITEMS:
             one, depth = waiting.pop()
-            count += 1
             kind = type(one)
-            if kind in PLAIN:
+            if kind in PLAIN or id(one) in seen:
                 continue
+            seen.add(id(one))
             if kind.__flags__ & HEAP_TYPE and self._own(kind, (*METHODS, "__instancecheck__", "__subclasscheck__")):
                 yield one
             if depth < MAX_DEPTH:
                 waiting += [(item, depth + 1) for item in _items(one)]
+            if depth < ATTRIBUTES_DEPTH and _has_comparison(kind):
+                waiting += [(item, depth + 1) for item in _attributes(one)]
 
     def _own(self, kind: type, names: tuple[str, ...]) -> tuple[str, ...]:
         """Say which of these methods a class has from the program."""
@@ -212,9 +237,12 @@ class Honest:
             if method is not None or name in type.__dict__["__dict__"].__get__(base):
                 code = getattr(method, "__code__", None)
                 if code is not None:
-                    return not self.trusted(code.co_filename)
+                    return not self.trusted(code.co_filename) or self._gives_liars(code.co_filename)
                 return bool(base.__flags__ & HEAP_TYPE) and type(method).__name__ not in SLOTS
         return False
+
+    def _gives_liars(self, name: str) -> bool:
+        return not self.mocks and any(part in name for part in GIVES_LIARS)
 
 
 SLOTS = ("wrapper_descriptor", "method_descriptor", "NoneType", "builtin_function_or_method")
@@ -222,22 +250,69 @@ SLOTS = ("wrapper_descriptor", "method_descriptor", "NoneType", "builtin_functio
 
 def _items(value: Any) -> list[Any]:
     """Return what a builtin container, or a subclass of one, really holds, without what is plain; never by its methods."""
-    if isinstance(value, dict):
-        found = [*dict.keys(value), *dict.values(value)]
-    else:
-        base = next((one for one in CONTAINERS if isinstance(value, one)), None)
-        if base is None:
-            return []
-        found = list(base.__iter__(value))
-    if set(map(type, found)) <= PLAIN:
+    kind = type(value)
+    if kind is PROXY:
+        value = dict(value)
+    base = next((one for one in (dict, *CONTAINERS, deque) if isinstance(value, one)), None)
+    base = kind if kind in VIEWS else base
+    if base is None:
         return []
+    if all(map(_all_plain, _parts(base, value))):
+        return []
+    return list(islice((item for part in _parts(base, value) for item in part if type(item) not in PLAIN), MAX_ITEMS))
+
+
+def _has_comparison(kind: type) -> bool:
+    """Whether objects of a class are compared by anything but who they are."""
+    bases = type.__dict__["__mro__"].__get__(kind)
+    return any("__eq__" in type.__dict__["__dict__"].__get__(base) for base in bases if base is not object)
+
+
+def _attributes(value: Any) -> list[Any]:
+    """Return what an object holds by name, in its dict or in slots, without what is plain; never by its own methods."""
+    found = []
+    for base in type.__dict__["__mro__"].__get__(type(value)):
+        for name, member in list(type.__dict__["__dict__"].__get__(base).items()):
+            if type(member) is MEMBER:
+                found += [member.__get__(value)] if _is_set(member, value) else []
+            elif name == "__dict__" and type(member) is GETSET:
+                held = member.__get__(value)
+                found += list(held.values()) if type(held) is dict else []
+    if type(value) is NAMESPACE:
+        found += list(vars(value).values())
     return [item for item in found if type(item) not in PLAIN][:MAX_ITEMS]
 
 
-def _says(act: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
+def _is_set(member: Any, value: Any) -> bool:
+    try:
+        member.__get__(value)
+    except AttributeError:
+        return False
+    return True
+
+
+def _parts(base: Any, value: Any) -> Iterator[Iterator[Any]]:
+    """Yield iterators over what a container holds: the items, or a dict's keys and values."""
+    if base is dict:
+        yield iter(dict.keys(value))
+        yield iter(dict.values(value))
+    else:
+        yield base.__iter__(value)
+
+
+def _all_plain(items: Iterator[Any]) -> bool:
+    """Whether nothing here can lie; a million numbers are looked through at the speed of C, and without a copy.
+
+    Runs of one type go fastest by ``groupby``; where the types alternate, the rest is looked at one by one.
+    """
+    runs = islice(groupby(items, type), MAX_RUNS)
+    return PLAIN.issuperset(kind for kind, _ in runs) and PLAIN.issuperset(map(type, items))
+
+
+def _says(act: Callable[[Any, Any], Any], one: Any, other: Any, truth: Truth = bool) -> bool:
     """Whether the objects say so; an exception is a no."""
     try:
-        return bool(act(one, other))
+        return truth(act(one, other))
     except Exception:
         return False
 
@@ -293,6 +368,6 @@ def steps(function: Any, *args: Any) -> Any:
         return _mapped(*args)
     if function is filter and len(args) == 2:
         return _filtered(*args)
-    if function is itertools.starmap and len(args) == 2:
+    if function is starmap and len(args) == 2:
         return _starred(*args)
     return function(*args)

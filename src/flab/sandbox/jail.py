@@ -91,7 +91,7 @@ def script(packages: Binds = ()) -> str:
     links = [Path(name) for name in SYSTEM_FOLDERS if Path(name).is_symlink()]
     return SCRIPT.format(
         folders=" ".join(name.replace("/", "./", 1) for name in names),
-        links="\n".join(f"ln -s {shlex.quote(str(link.readlink()))} .{link}" for link in links),
+        links=_make_links(links),
         binds="\n".join(f"mount -o rbind,{READ_ONLY} {name} ./{name}" for name in names),
         seals="\n".join(f"mount -o remount,bind,{READ_ONLY} {shlex.quote(str(p))}" for p in mounts_below(folders)),
         packages="\n".join(_lend(name, place) for name, place in packages),
@@ -100,6 +100,15 @@ def script(packages: Binds = ()) -> str:
         shm_size=SHM_SIZE,
         shm_inodes=SHM_INODES,
     )
+
+
+def _make_links(links: list[Path]) -> str:
+    """Write the lines that make the links of the root; those called as what they lead to, such as ``/bin``, in one call."""
+    alike = [link for link in links if link.readlink().name == link.name]
+    lines = [f"ln -s {shlex.quote(str(link.readlink()))} .{link}" for link in links if link not in alike]
+    if alike:
+        lines.append(f"ln -s {' '.join(shlex.quote(str(link.readlink())) for link in alike)} .")
+    return "\n".join(lines)
 
 
 def _lend(name: str, place: str) -> str:

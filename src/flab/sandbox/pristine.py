@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FIXED = (type(sys), type, type(lambda: 0), type(len), float, property, classmethod, staticmethod)
+METHODS = (type(lambda: 0), property, classmethod, staticmethod)
 HEAP_TYPE, IMMUTABLE = 1 << 9, 1 << 8  # Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_IMMUTABLETYPE
 ALWAYS = ("builtins",)
 
@@ -76,6 +77,15 @@ class Pristine:
 def fixed(names: Any) -> dict[str, Any]:
     """Copy those names whose values nobody replaces in earnest."""
     return {name: value for name, value in names.items() if isinstance(value, FIXED) and name != "__builtins__"}
+
+
+def methods(kind: Any) -> dict[str, Any]:
+    """Copy the methods of a class of the tests; nothing of anything else."""
+    return (
+        {name: value for name, value in vars(kind).items() if isinstance(value, METHODS)}
+        if isinstance(kind, type)
+        else {}
+    )
 
 
 def put(holder: Any, name: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from flab.errors import SandboxError
 from flab.sandbox import guard, harness, jail
+from flab.sandbox.cgroup import Group
 
 CHANNEL_CAP = 64 * 1024  # the end of what the program printed is kept; a report longer than this is no report
 EXIT_PATIENCE_S = 2.0
@@ -30,7 +31,7 @@ EXIT_PATIENCE_S = 2.0
 BOOTSTRAP = """import builtins, marshal, sys
 def start(job_fd, tests_fd, report_fd):
     with open(job_fd, "rb") as file:
-        modules, job = marshal.load(file)
+        modules, job = marshal.loads(file.read())
     Module, package = type(sys), "flab.sandbox"
     sys.modules["flab"], sys.modules[package] = Module("flab"), Module(package)
     for name, code in modules:
@@ -121,15 +122,22 @@ def _file(content: Any) -> Iterator[int]:
 
 
 def execute(
-    launcher: list[str], job: dict[str, Any], tests: bytes, key: str, wall_seconds: float, stop: Stop | None = None
+    launcher: list[str],
+    job: dict[str, Any],
+    tests: bytes,
+    key: str,
+    wall_seconds: float,
+    group: Group,
+    stop: Stop | None = None,
 ) -> Raw:
-    """Run one harness behind ``launcher`` until it reported, ended or met the wall limit, then kill it.
+    """Run one harness behind ``launcher``, in ``group``, until it reported, ended or met the wall limit, then kill it.
 
     ``tests``, with the secret, are sent once the harness shows ``key``: the program is loaded by then.
     """
     with _file((harness_code(), job)) as job_fd, _pipe() as (tests_out, tests_in), _pipe() as (report, report_in):
         began = time.monotonic()
-        process = _start(launcher, [job_fd, tests_out.fileno(), report_in.fileno()])
+        descriptors = [job_fd, tests_out.fileno(), report_in.fileno()]
+        process = group.start(lambda enter: _start([*enter, *launcher], descriptors))
         tests_out.close()
         report_in.close()
         heard, output, timed_out = b"", b"", True

@@ -31,7 +31,8 @@ COMPARE = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "
 COMPARE |= {ast.In: "contains", ast.NotIn: "lacks"}
 ANYWHERE = ("eq", "ne")  # compared outside of asserts too: ``same = out == expected``
 COPIES = ("copy", "deepcopy")
-COMPARERS = ("isclose", "allclose", "array_equal", "array_equiv", "approx")  # and all that begins with assert
+# These compare what they are given, as does all that begins with assert; of abs, a difference.
+COMPARERS = ("isclose", "allclose", "array_equal", "array_equiv", "approx", "index", "count", "remove")
 ENDLESS = ("map", "filter", "starmap")  # these end early when what they call raises StopIteration
 LOOKING = (
     "callable",
@@ -97,7 +98,7 @@ def _prepare(source: str, entry_point: str) -> Tests:
         modules = tuple(sorted(imported_modules(tree) | borrowed | runners(tree)))
         patched = tuple(sorted(patched_names(tree)))
         form = form_of(tree, entry_point)
-        changed = _Rewriter(bound, borrowed).visit(tree)
+        changed = _Rewriter(bound, borrowed, names_of_data(tree)).visit(tree)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # the compiler wonders at a call of a constant
             code = compile(ast.fix_missing_locations(changed), TEST_FILE, "exec", dont_inherit=True, optimize=0)
@@ -255,23 +256,55 @@ def _calls(node: ast.stmt, names: set[str]) -> bool:
     )
 
 
+def names_of_data(tree: ast.AST) -> set[str]:
+    """Name the variables that the source only ever reads parts of: ``made.text``, ``rows[0]``.
+
+    The result of a comparison in such a variable is an object, as in the language of a query, and no verdict.
+    """
+    loads = {
+        id(node): node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    parts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Subscript)}
+    return {name for at, name in loads.items() if at in parts} - {name for at, name in loads.items() if at not in parts}
+
+
 class _Rewriter(ast.NodeTransformer):
     """Put helpers in the place of comparisons, asserts and builtins."""
 
-    def __init__(self, bound: set[str], modules: set[str]) -> None:
+    def __init__(self, bound: set[str], modules: set[str], data: set[str]) -> None:
+        self.data = data
         self.real = REAL - bound
         self.modules = modules  # standard modules that the tests use by the program's import
         self.in_assert = 0
         self.caught = 0  # inside what is meant to catch a failed assert
         self.within = 0  # inside a with
+        self.uses: dict[int, str] = {}  # what becomes of a comparison's result, if it is not taken for a yes or no
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         base = node.value
         if isinstance(base, ast.Name) and base.id in self.modules and isinstance(base.ctx, ast.Load):
             node.value = _call("module", [ast.Constant(base.id)], base)
             return node
-        self.generic_visit(node)
+        node.value = self._data(base)
         return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        node.value = self._data(node.value)
+        node.slice = self._data(node.slice)
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
+        only = node.targets[0] if len(node.targets) == 1 else None
+        is_data = isinstance(only, ast.Name) and only.id in self.data
+        node.targets = [self.visit(one) for one in node.targets]
+        node.value = self._data(node.value) if is_data else self.visit(node.value)
+        return node
+
+    def _data(self, node: ast.expr) -> Any:
+        """Visit an expression of whose value only parts are read: a comparison there may be more than a yes or no."""
+        if isinstance(node, ast.Compare):
+            self.uses[id(node)] = "data_"
+        return self.visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if isinstance(node.ctx, ast.Load) and node.id in self.real:
@@ -315,7 +348,7 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         names = [COMPARE.get(type(one)) for one in node.ops]
         if len(names) == 1 and names[0] and (self.in_assert or names[0] in ANYWHERE):
-            return _call(names[0], [node.left, node.comparators[0]], node)
+            return _call(f"{self.uses.get(id(node), '')}{names[0]}", [node.left, node.comparators[0]], node)
         if self.in_assert and len(names) > 1:
             node.left = _call("seen", [node.left], node)
             node.comparators = [_call("seen", [one], node) for one in node.comparators]
@@ -330,9 +363,11 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.expr:
         name = _last_name(node.func)
         compares = name.startswith("assert") or name in COMPARERS
-        self.in_assert += compares
+        if name == "all" and len(node.args) == 1:
+            self.uses[id(node.args[0])] = "each_"
+        self.in_assert += compares or name == "abs"
         self.generic_visit(node)
-        self.in_assert -= compares
+        self.in_assert -= compares or name == "abs"
         if compares:
             node.func, node.args = _constant("compared", node), [node.func, *node.args]
         elif name in COPIES and len(node.args) == 1:

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast, get_args
 from flab.errors import SandboxError
 from flab.progress import track
 from flab.sandbox import jail
-from flab.sandbox.cgroup import memory_group
+from flab.sandbox.cgroup import Groups
 from flab.sandbox.harness import GRACE_S
 from flab.sandbox.packages import INSIDE, entries, folder_of, is_installed
 from flab.sandbox.process import Raw, Stop, execute
@@ -100,7 +100,8 @@ class Sandbox:
 
     def run(self, program: str, test: str, entry_point: str, cpu_seconds: float = CPU_SECONDS) -> Verdict:
         """Run one program once; raise SandboxError where the sandbox itself does not start."""
-        return self._attempt(Job(program, test, entry_point), cpu_seconds)[0]
+        with Groups(self.memory_bytes) as groups:
+            return self._attempt(Job(program, test, entry_point), cpu_seconds, groups)[0]
 
     def run_many(
         self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
@@ -112,23 +113,24 @@ class Sandbox:
         verdicts: dict[int, Verdict] = {}
         again: list[int] = []
         stop = Stop()
-        pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
-        try:
-            futures = {pool.submit(self._attempt, job, cpu_seconds, stop): i for i, job in enumerate(jobs)}
-            for future in track(as_completed(futures), description, total=len(futures), unit="programs"):
-                index = futures[future]
-                verdicts[index], retry = future.result()
-                again += [index] if retry else []
-        except BaseException:
-            stop.now()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-        for index in track(sorted(again), f"{description}: time-outs again") if again else ():
-            verdicts[index] = self._attempt(jobs[index], cpu_seconds)[0]
+        with Groups(self.memory_bytes) as groups:
+            pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
+            try:
+                futures = {pool.submit(self._attempt, job, cpu_seconds, groups, stop): i for i, job in enumerate(jobs)}
+                for future in track(as_completed(futures), description, total=len(futures), unit="programs"):
+                    index = futures[future]
+                    verdicts[index], retry = future.result()
+                    again += [index] if retry else []
+            except BaseException:
+                stop.now()
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
+            for index in track(sorted(again), f"{description}: time-outs again") if again else ():
+                verdicts[index] = self._attempt(jobs[index], cpu_seconds, groups)[0]
         return [verdicts[index] for index in range(len(jobs))]
 
-    def _attempt(self, job: Job, cpu_seconds: float, stop: Stop | None = None) -> tuple[Verdict, bool]:
+    def _attempt(self, job: Job, cpu_seconds: float, groups: Groups, stop: Stop | None = None) -> tuple[Verdict, bool]:
         """Return the verdict of one run, and whether it is a time-out of a program that had no core to itself."""
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
@@ -147,10 +149,10 @@ class Sandbox:
         }
         own_seconds = limits["RLIMIT_CPU"] + GRACE_S
         wall_seconds = self.wall_factor * own_seconds + 1.0
-        with memory_group(self.memory_bytes) as group:
+        with groups.lend() as group:
             inside["filter"] = filter_program(allow_memfd=group.path is not None)
-            command = [*group.command, *self.launcher(entries(packages) if packages else ())]
-            raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, stop)
+            command = self.launcher(entries(packages) if packages else ())
+            raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, group, stop)
             overran = group.overran()
         verdict = _judge(raw, keys[1] + secret, limits["RLIMIT_CPU"], wall_seconds, overran, job.test)
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
