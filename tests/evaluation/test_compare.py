@@ -7,11 +7,12 @@ import json
 import pytest
 from scipy.stats import binomtest
 
-from flab.errors import DataError
+from flab.errors import DataError, OptionError
 from flab.evaluation.compare import compare_runs
 from flab.evaluation.runs import Settings, run_tasks
+from flab.evaluation.tasks import read_task
 from flab.models.engines.protocol import FakeGenerator
-from support.runs import COT, IDENTITY, OUTPUT, KnownSandbox, code_task
+from support.runs import COT, IDENTITY, OUTPUT, TEST, KnownSandbox, code_task
 
 NAMES = [f"f{number}" for number in range(12)]
 
@@ -78,6 +79,54 @@ def test_robustness_of_both(tmp_path):
     measure(tmp_path / "b", ["a"], tasks)
     (row,) = compare_runs(tmp_path / "a", tmp_path / "b")["robustness"]
     assert (row["drop_a"], row["drop_b"], row["pass@1_clean_b"]) == (0.0, 0.0, 0.5)
+
+
+def test_what_is_decided_within_a_margin(tmp_path):
+    measure(tmp_path / "a", NAMES[:6])
+    measure(tmp_path / "b", NAMES[:5])
+    report = compare_runs(tmp_path / "a", tmp_path / "b", margin_points=50)
+    decision = report["tasks"][0]["decision"]
+    assert (decision["verdict"], decision["margin"], decision["num_clusters"]) == ("non-inferior", 0.5, 12)
+    assert decision["difference"] == pytest.approx(-1 / 12)
+    assert report["pooled"] is None
+    assert compare_runs(tmp_path / "a", tmp_path / "b")["tasks"][0]["decision"]["verdict"] == "undecided"
+    with pytest.raises(OptionError, match="--margin: got 0"):
+        compare_runs(tmp_path / "a", tmp_path / "b", margin_points=0)
+
+
+def test_pooled_over_tasks(tmp_path):
+    """Problems of one id count as one cluster; perturbed tasks and chains of thought are left out."""
+    tasks = [
+        code_task(*NAMES),
+        code_task(*NAMES, called="again", prefix="# "),
+        code_task(*NAMES, called="code~x", prefix="## ", perturbation="x"),
+        COT,
+        OUTPUT,
+    ]
+    measure(tmp_path / "a", NAMES[:9], tasks)
+    measure(tmp_path / "b", NAMES[:6], tasks)
+    pooled = compare_runs(tmp_path / "a", tmp_path / "b")["pooled"]
+    assert pooled["tasks"] == ["code", "again", "output"]
+    assert (pooled["num_items"], pooled["num_clusters"]) == (25, 13)
+    assert pooled["difference"] == pytest.approx(-6 / 25)
+    assert pooled["low"] < -6 / 25 < pooled["high"]
+
+
+def test_problems_of_one_source_are_clustered(tmp_path):
+    rows = [
+        {"task_id": name, "prompt": f"def {name}():\n", "entry_point": name, "test": TEST, "source": f"book {at // 4}"}
+        for at, name in enumerate(NAMES)
+    ]
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = read_task(file)
+    assert task.clusters["f5"] == "book 1"
+    measure(tmp_path / "a", NAMES[:8], [task])
+    measure(tmp_path / "b", NAMES[:4], [task])
+    (found,) = compare_runs(tmp_path / "a", tmp_path / "b")["tasks"]
+    assert (found["decision"]["num_items"], found["decision"]["num_clusters"]) == (12, 3)
+    assert found["decision"]["low"] == -1.0
+    assert found["difference"]["low"] == -1.0
 
 
 @pytest.mark.parametrize(

@@ -174,11 +174,12 @@ def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The first run: a folder, or its results.json.")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
+    margin: Annotated[float, typer.Option(help="Drop of pass@1, in points, up to which B counts as good as A.")] = 2.0,
     json_: Json = False,
 ) -> None:
-    """Pair two runs problem by problem: what the second kept of the first, and whether the difference is real."""
+    """Pair two runs problem by problem: what the second kept of the first, and whether it is as good within a margin."""
     from flab.cli.show_evaluate import show_comparison
     from flab.evaluation.compare import compare_runs
 
-    report = compare_runs(as_path(run_a), as_path(run_b))
+    report = compare_runs(as_path(run_a), as_path(run_b), margin)
     emit(report) if json_ else show_comparison(report)

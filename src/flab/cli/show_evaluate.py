@@ -89,11 +89,35 @@ def show_comparison(report: Mapping[str, Any]) -> None:
                  f"{one['mcnemar_p']:.3g}")  # fmt: skip
     console.print(table)
     for task in report["tasks"]:
+        for name, one in _passes(task) if task["kind"] != "cot" else ():
+            say(f"{name}: {decision_line(one['decision'])}")
+    if report["pooled"] is not None:
+        say(f"{' and '.join(report['pooled']['tasks'])} together: {decision_line(report['pooled'])}")
+    for task in report["tasks"]:
         _show_rest(task)
     _show_drops(report["robustness"])
     for run, other in (("a", "B"), ("b", "A")):
         if report[f"only_in_{run}"]:
             say(f"not in {other}, or other items there: {', '.join(report[f'only_in_{run}'])}")
+
+
+VERDICTS = {
+    "superior": "B is better than A",
+    "non-inferior": "B is as good as A within {margin}",
+    "inferior": "B is worse than A by more than {margin}",
+    "undecided": "undecided whether B is as good as A within {margin}",
+}
+
+
+def decision_line(found: Mapping[str, Any]) -> str:
+    """Say what was decided, from which interval, and which difference the data would have found."""
+    points = {name: 100 * found[name] for name in ("difference", "low", "high", "detectable")}
+    verdict = VERDICTS[found["verdict"]].format(margin=f"{100 * found['margin']:g} points")
+    clusters = f" from {found['num_clusters']} sources" if found["num_clusters"] < found["num_items"] else ""
+    return (
+        f"{verdict}: B - A is {points['difference']:+.1f} points ({points['low']:+.1f} to {points['high']:+.1f}); "
+        f"{found['num_items']} problems{clusters} find differences from {points['detectable']:.1f} points on"
+    )
 
 
 def _passes(task: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -6,19 +6,19 @@ over all samples, their intervals over items. It reads ``results.json`` alone an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flab.errors import DataError
+from flab.errors import DataError, OptionError
+from flab.evaluation.decide import MARGIN, decide
 from flab.evaluation.metrics import (
     bootstrap_bleu_difference,
     bootstrap_mean_difference,
     mcnemar_exact,
     paired_counts,
     retention,
-    retention_of_rates,
 )
 from flab.evaluation.record import RESULTS, RUN
 from flab.files import PathLike, as_path, read_json
@@ -28,12 +28,18 @@ Rows = Sequence[Mapping[str, Any]]
 MUST_AGREE = {"identity": ("dtype", "device")}  # of the identity; of settings and versions all must
 
 
-def compare_runs(run_a: PathLike, run_b: PathLike) -> dict[str, Any]:
+def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * MARGIN) -> dict[str, Any]:
     """Compare the second run with the first; ``differences`` lists what was not the same besides the model.
+
+    ``margin_points`` is the drop of pass@1, in percentage points, up to which the second still counts as good as the first.
 
     Raises:
         DataError: a run that is missing or unfinished, or two that share no task.
+        OptionError: a margin that is no number of points.
     """
+    if not 0 < margin_points < 100:
+        raise OptionError(f"--margin: got {margin_points:g}, allowed are points between 0 and 100; 2 is usual.")
+    margin = margin_points / 100
     a, b = read_run(as_path(run_a)), read_run(as_path(run_b))
     ours = {(task["kind"], task["sha256"]): task for task in b["tasks"]}
     shared = [
@@ -45,7 +51,8 @@ def compare_runs(run_a: PathLike, run_b: PathLike) -> dict[str, Any]:
         "a": {"run": str(run_a), "identity": a["identity"], "fingerprint": a["fingerprint"]},
         "b": {"run": str(run_b), "identity": b["identity"], "fingerprint": b["fingerprint"]},
         "differences": differences(a, b) + [d for pair in shared for d in _prompt_differences(*pair)],
-        "tasks": [compare_task(*pair) for pair in shared],
+        "tasks": [compare_task(*pair, margin) for pair in shared],
+        "pooled": pool(shared, margin),
         "only_in_a": _names_without(a, [pair[0]["name"] for pair in shared]),
         "only_in_b": _names_without(b, [pair[1]["name"] for pair in shared]),
         "robustness": _robustness(a, b, {one["name"]: two["name"] for one, two in shared}),
@@ -83,15 +90,15 @@ def _prompt_differences(a: Task, b: Task) -> list[dict[str, Any]]:
     return [] if one == two else [{"field": f"prompts of {a['name']}", "a": one[:12], "b": two[:12]}]
 
 
-def compare_task(a: Task, b: Task) -> dict[str, Any]:
-    """One task of both runs: what all kinds have, and what the kind adds."""
+def compare_task(a: Task, b: Task, margin: float = MARGIN) -> dict[str, Any]:
+    """Compare one task of both runs: what all kinds have, and what the kind adds."""
     made = {
         "name": a["name"],
         "kind": a["kind"],
         "sha256": a["sha256"],
         "num_items": a["summary"]["num_items"],
         "same_prompts": a["prompts_sha256"] == b["prompts_sha256"],
-        **compare_passes(a["rows"], b["rows"]),
+        **compare_passes(a["rows"], b["rows"], clusters=a.get("clusters"), margin=margin),
         "interval_95_a": a["summary"]["interval_95"],
         "interval_95_b": b["summary"]["interval_95"],
         "failures_a": a["summary"]["failures"],
@@ -100,22 +107,57 @@ def compare_task(a: Task, b: Task) -> dict[str, Any]:
     return made | KINDS[a["kind"]](a, b) if a["kind"] in KINDS else made
 
 
-def compare_passes(rows_a: Rows, rows_b: Rows, name: str = "passed") -> dict[str, Any]:
-    """Paired counts, McNemar's p, both rates, their difference and ratio with 95 % intervals, of a field of the rows."""
+def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | None:
+    """Decide over the problems of all tasks together; None for fewer than two tasks.
+
+    Left out are perturbed tasks, which ask the same problems again, and chains of thought, of which hardly any is equal
+    word for word. Problems of one id, as in files of one origin, and of one source count as a cluster.
+    """
+    pairs = [(a, b) for a, b in pairs if a["kind"] != "cot" and not a.get("perturbation")]
+    if len(pairs) < 2:
+        return None
+    rates_a, rates_b, clusters = list[float](), list[float](), list[Hashable]()
+    for a, b in pairs:
+        first, second = by_item(a["rows"], "passed"), by_item(b["rows"], "passed")
+        rates_a += rates(first)
+        rates_b += rates(second)
+        clusters += cluster_names(list(first), a.get("clusters"))
+    return {"tasks": [a["name"] for a, _ in pairs], **asdict(decide(rates_a, rates_b, clusters, margin))}
+
+
+def cluster_names(ids: Sequence[str], clusters: Mapping[str, str] | None) -> list[Hashable]:
+    """Say what each item belongs to: its source where the file names one, else itself."""
+    return [("source", clusters[one]) if clusters and one in clusters else one for one in ids]
+
+
+def compare_passes(
+    rows_a: Rows,
+    rows_b: Rows,
+    name: str = "passed",
+    clusters: Mapping[str, str] | None = None,
+    margin: float = MARGIN,
+) -> dict[str, Any]:
+    """Compare a field of the rows: paired counts, p, both rates, their difference and ratio, and what they decide."""
     a, b = by_item(rows_a, name), by_item(rows_b, name)
     assert list(a) == list(b), "the same items in the same order: their digest is the same"
     counts = paired_counts([one[0] for one in a.values()], [one[0] for one in b.values()])
-    rates_a, rates_b = ([sum(one) / len(one) for one in found.values()] for found in (a, b))
-    several = any(len(one) > 1 for one in (*a.values(), *b.values()))
-    kept = retention_of_rates(rates_a, rates_b) if several else retention(counts)
+    rates_a, rates_b = rates(a), rates(b)
+    names = cluster_names(list(a), clusters)
+    kept = retention(rates_a, rates_b, names)
     return {
         **asdict(counts),
         "mcnemar_p": mcnemar_exact(counts.only_a, counts.only_b),
         "pass@1_a": sum(rates_a) / len(rates_a),
         "pass@1_b": sum(rates_b) / len(rates_b),
-        "difference": asdict(bootstrap_mean_difference(rates_a, rates_b)),
+        "difference": asdict(bootstrap_mean_difference(rates_a, rates_b, names)),
         "retention": asdict(kept) if kept is not None else None,
+        "decision": asdict(decide(rates_a, rates_b, names, margin)),
     }
+
+
+def rates(found: Mapping[str, Sequence[bool]]) -> list[float]:
+    """Return the pass rate of each item over its samples."""
+    return [sum(one) / len(one) for one in found.values()]
 
 
 def by_item(rows: Rows, name: str) -> dict[str, list[bool]]:

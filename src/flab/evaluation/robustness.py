@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -47,7 +48,8 @@ def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
     items = [problem for problem in made if problem is not None]
     if not items:
         raise DataError(f"{task.name}: {name} applies to none of {len(made)} problems; choose another perturbation")
-    return make_task(f"{task.name}~{name}", "code", items, task.source, name, len(made) - len(items))
+    made_task = make_task(f"{task.name}~{name}", "code", items, task.source, name, len(made) - len(items))
+    return replace(made_task, clusters=task.clusters)
 
 
 def random_for(seed: int, name: str, task_id: str) -> Random:

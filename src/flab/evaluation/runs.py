@@ -171,7 +171,8 @@ def run_facts(
 
 
 def _described(task: TaskFile, wanted: Wanted) -> dict[str, Any]:
-    return {
+    clusters = {"clusters": dict(task.clusters)} if task.clusters else {}
+    return clusters | {
         "name": task.name,
         "kind": task.kind,
         "source": task.source,

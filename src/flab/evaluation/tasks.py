@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Callable, Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +27,7 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     "output": ("code", "input", "output"),
 }
 ID_FIELDS = ("task_id", "id")
+CLUSTER_FIELDS = ("cluster", "source")  # what problems of one origin have in common, such as the book they are from
 FORMATS = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in FIELDS.items()) + f"; MBPP: {MBPP_FIELDS}"
 
 
@@ -66,7 +67,10 @@ Item = Problem | Explanation | Prediction
 
 @dataclass(frozen=True)
 class TaskFile:
-    """The items of one task and where they came from; ``skipped`` counts those a perturbation left out."""
+    """The items of one task and where they came from; ``skipped`` counts those a perturbation left out.
+
+    ``clusters`` names what an item shares with others, by its id, where the file says so.
+    """
 
     name: str
     kind: Kind
@@ -75,6 +79,7 @@ class TaskFile:
     sha256: str
     perturbation: str | None = None
     skipped: int = 0
+    clusters: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -122,7 +127,17 @@ def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = 
     fitting = kinds_of(rows[0][1])
     chosen = _choose_kind(source, kind, fitting, rows[0])
     items = _items(rows, chosen)
-    return make_task(_name_of(source, split, chosen, fitting), chosen, items, source)
+    task = make_task(_name_of(source, split, chosen, fitting), chosen, items, source)
+    return replace(task, clusters=_clusters(rows, items))
+
+
+def _clusters(rows: Sequence[tuple[str, Row]], items: Sequence[Item]) -> dict[str, str]:
+    """Name what each item shares with others; nothing where all are alike or all apart."""
+    for name in CLUSTER_FIELDS:
+        values = [row.get(name) for _, row in rows]
+        if all(isinstance(value, str | int) for value in values) and 1 < len(set(values)) < len(values):
+            return {item.task_id: str(value) for item, value in zip(items, values, strict=True)}
+    return {}
 
 
 def kinds_of(row: Row) -> list[Kind]:
