@@ -19,8 +19,8 @@ from flab.evaluation.prompts import (
     sample_seed,
 )
 from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task, read_task
+from flab.models.chat import chat_template
 from flab.models.engines.protocol import Decoding, Generation, Request
-from flab.models.engines.transformers import chat_renderer
 from flab.models.engines.vllm import VllmGenerator, plain_tokenizer_folder
 from support import pico
 
@@ -72,7 +72,7 @@ def test_chat_needs_a_template():
 
 def test_chat_renders_with_the_bundled_model():
     folder = model_path()
-    own = chat_renderer(folder, Tokenizer.from_file(str(folder / "tokenizer.json")))
+    own = chat_template(folder, Tokenizer.from_file(str(folder / "tokenizer.json")))
     prompt = requests_for(TASKS["code"], "chat", render=own)[0][1].prompt
     assert prompt.startswith("<|im_start|>user\nComplete")
     assert prompt.endswith(f"<|im_end|>\n<|im_start|>assistant\n```python\n{CODE}")

@@ -23,6 +23,7 @@ Calibration = Annotated[
 ]
 Corpus = Annotated[list[Path] | None, typer.Option(help="More text for the token counts; repeat for several.")]
 General = Annotated[float, typer.Option(help="Share of calibration tokens from Python's standard library.")]
+Template = Annotated[str, typer.Option(help="auto reads chats in the model's chat template; none in plain words.")]
 PromptWeight = Annotated[float, typer.Option(help="Weight of prompt tokens in the refit; answers weigh 1.")]
 Vocabulary = Annotated[int | None, typer.Option(help="Pin the number of tokens to keep.")]
 Layers = Annotated[int | None, typer.Option(help="Pin the number of layers to keep.")]
@@ -48,8 +49,8 @@ MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in to
 Finalists = Annotated[int, typer.Option(help="Candidates that are built on more tokens and tried on the tests.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 _RECIPE = (
-    "remove general prompt_weight vocabulary layers width layer_criterion neuron_criterion refit output_projection min_count "
-    "tokens search_tokens finalist_tokens max_length finalists seed"
+    "remove general template prompt_weight vocabulary layers width layer_criterion neuron_criterion refit output_projection "
+    "min_count tokens search_tokens finalist_tokens max_length finalists seed"
 ).split()
 _OPTIONS = "device dtype unsandboxed trust_remote_code overwrite".split()
 
@@ -112,6 +113,7 @@ def _recipe_options(
     calibration: Calibration = None,
     corpus: Corpus = None,
     general: General = Recipe.general,
+    template: Template = Recipe.template,
     prompt_weight: PromptWeight = Recipe.prompt_weight,
     vocabulary: Vocabulary = None,
     layers: Layers = None,

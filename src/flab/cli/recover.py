@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import Device, Dtype, Json, Overwrite, ShardOf, Trust, Unsandboxed, emit, say_shard
+from flab.cli.options import Device, Dtype, Json, Overwrite, ShardOf, Template, Trust, Unsandboxed, emit, say_shard
 from flab.errors import FlabError, OptionError
 from flab.files import as_path
 from flab.models.options import Options
@@ -43,6 +43,7 @@ Mix = Annotated[
         help="Wanted shares of kinds, e.g. code=2; kinds not named are dropped (own texts are own); repeat for several.",
     ),
 ]
+Evaluations = Annotated[int, typer.Option(help="How often the held-out rows are measured, and a checkpoint saved.")]
 Patience = Annotated[int, typer.Option(help="Stop after so many measurements in a row without a better one.")]
 OwnTexts = Annotated[
     int,
@@ -146,6 +147,7 @@ def recover(
     kl_on: Annotated[
         str, typer.Option(help=f"Tokens that the KL is taken on: {' or '.join(TARGETS)}.")
     ] = Training.kl_on,
+    template: Template = Training.template,
     steps: Annotated[int | None, typer.Option(help="Budget: optimizer steps.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget: tokens read.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget: minutes of training and measuring.")] = None,
@@ -162,9 +164,7 @@ def recover(
     warmup: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = Training.warmup,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = Training.weight_decay,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that only measure.")] = Training.held_out,
-    evaluations: Annotated[
-        int, typer.Option(help="How often the held-out rows are measured, and a checkpoint saved.")
-    ] = Training.evaluations,
+    evaluations: Evaluations = Training.evaluations,
     patience: Patience = Training.patience,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, slower.")] = False,
     lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA updates.")] = Training.lora_rank,

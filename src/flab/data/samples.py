@@ -29,6 +29,8 @@ class Sample:
     """One calibration text: what is asked and what is answered; plain text has an empty prompt.
 
     A chat has its ``messages`` too, for the model's template; ``prompt`` and ``completion`` hold what they say without one.
+    In a template the completion may hold its own end (``is_ended``), and the tokenizer's special tokens may not belong
+    before the text (``special_tokens``).
     """
 
     prompt: str
@@ -37,6 +39,8 @@ class Sample:
     entry_point: str | None = None
     task_id: str = ""
     messages: tuple[Message, ...] = ()
+    is_ended: bool = False
+    special_tokens: bool = True
 
     @property
     def text(self) -> str:

@@ -34,10 +34,11 @@ from flab.files import (
     read_regular,
     write_json,
 )
+from flab.models.chat import chat_template
 from flab.models.checkpoint import fingerprint, open_model
 from flab.models.engines.protocol import Generation, Generator
 from flab.models.engines.store import Shard
-from flab.models.engines.transformers import TransformersGenerator, chat_renderer
+from flab.models.engines.transformers import TransformersGenerator
 from flab.models.engines.vllm import VllmGenerator
 from flab.models.folder import resolve
 from flab.models.options import Options
@@ -123,7 +124,7 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
         "eos_ids": generator.eos_ids,
         "chat_sha256": _digest(path / "chat_template.jinja", path / "tokenizer_config.json"),
     }
-    return Subject(generator, chat_renderer(path, generator.tokenizer), identity)
+    return Subject(generator, chat_template(path, generator.tokenizer), identity)
 
 
 def _open_transformers(path: Path, options: Options) -> Opened:

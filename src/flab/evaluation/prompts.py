@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flab.errors import OptionError
+from flab.models.chat import continued
 from flab.models.engines.protocol import Generation, Request
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ PAPER_PROMPT_TOKENS = 512
 
 @dataclass(frozen=True)
 class Asked:
-    """The text that the model continues, and its stop strings."""
+    """The text that the model continues, its stop strings, and whether the tokenizer adds its special tokens."""
 
     prompt: str
     stop: tuple[str, ...]
+    special_tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,12 @@ def chat_output(item: Prediction, render: Render | None) -> Asked:
 
 
 def _ask(render: Render | None, question: str, opening: str, stop: tuple[str, ...]) -> Asked:
+    """Render the question and open the answer, behind the thinking where the template has opened that."""
     assert render is not None
-    return Asked(render([{"role": "user", "content": question}]) + opening, stop)
+    prompt = render([{"role": "user", "content": question}])
+    return Asked(
+        prompt + (continued(prompt, opening) if opening else ""), stop, getattr(render, "special_tokens", True)
+    )
 
 
 def paper_text(item: Problem | Explanation, render: Render | None) -> Asked:
@@ -161,7 +167,13 @@ def requests_for(
     return [
         (
             (task.name, item.task_id, sample),
-            Request(one.prompt, one.stop, sample_seed(seed, task.name, item.task_id, sample), chosen.max_prompt_tokens),
+            Request(
+                prompt=one.prompt,
+                stop=one.stop,
+                seed=sample_seed(seed, task.name, item.task_id, sample),
+                max_prompt_tokens=chosen.max_prompt_tokens,
+                special_tokens=one.special_tokens,
+            ),
         )
         for item, one in asked
         for sample in range(samples)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from tokenizers import Tokenizer
 
 from flab.data.samples import Sample, Source, calibration_samples, files_under, general_samples, read_samples, sha256_of
 from flab.errors import DataError, PlanError
+from flab.models.checkpoint import Checkpoint
 from flab.models.layers import Batch
 from flab.models.tokenizer import special_prefix
 from flab.progress import say_once
+from flab.pruning.chats import in_template
 from flab.pruning.recipe import Recipe
 
 HELD_OUT_EVERY = 8  # rows that choose the ridge
@@ -42,6 +44,14 @@ class Texts:
         """The texts that must stay covered: prompts, answers, both joined, and the corpus."""
         parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
         return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
+
+    def in_template(self, checkpoint: Checkpoint, choice: str) -> Texts:
+        """Return the texts with every chat in the model's own template, unless ``choice`` is ``none``."""
+        parts = {
+            name: in_template(getattr(self, name), checkpoint.path, checkpoint.tokenizer, choice)
+            for name in ("task", "corpus")
+        }
+        return replace(self, **parts)
 
     def general_texts(self) -> list[str]:
         """The texts that should not be lost where the budget allows."""
@@ -138,11 +148,12 @@ def windows_of(
         if sample.prompt:
             starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
             answer_from = starts[0] if starts else len(ids)
-            ids += [eos] if eos is not None else []
+            ids += [eos] if eos is not None and not sample.is_ended else []
+        before = list(prefix) if sample.special_tokens else []
         for start in range(0, len(ids), room):
             part = ids[start : start + room]
             if len(part) > 1:
-                windows.append(Window([*prefix, *part], max(0, answer_from - start) + len(prefix), index))
+                windows.append(Window([*before, *part], max(0, answer_from - start) + len(before), index))
     return windows
 
 

@@ -29,7 +29,7 @@ CACHE_BYTES = 2**29
 def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
     """Calibration problems with tests that no fit has seen."""
     samples = [texts.task[i] for i in data.compare_samples]
-    chosen = [s for s in samples if s.test and s.entry_point][: recipe.judge_problems]
+    chosen = [s for s in samples if s.test and s.entry_point and not s.messages][: recipe.judge_problems]
     return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]
 
 

@@ -159,6 +159,7 @@ def _replay_data(plan: Plan, tokenizer: Any, checkpoint: Checkpoint) -> Calibrat
     recipe = Recipe(calibration=Path(path) if path else None, **{name: settings[name] for name in names})
     texts = read_texts(recipe)
     verify_sources(texts, settings["sources"])
+    texts = texts.in_template(checkpoint, settings.get("template", "none"))
     eos = end_of_text(checkpoint.model, plan.vocabulary.kept)
     windows = calibration_windows(texts, tokenizer, eos, settings)
     return calibration_set(windows, settings["batch_tokens"], settings["prompt_weight"])

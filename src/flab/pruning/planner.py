@@ -105,12 +105,13 @@ class Planner:
         self.known = known or Known()
         self.many = many
         self.texts = read_texts(recipe)
+        self._in_template = False
         self._counts: Counts | None = None
         self._material: Material | None = None
 
     def check_budgets(self, budgets: Iterable[float]) -> None:
         """Raise :class:`BudgetError` if one of the budgets cannot be met, before any of them is planned."""
-        checkpoint, family = open_to_cut(self.source, self.options)
+        checkpoint, family = self._open()
         for remove in budgets:
             self._splits(checkpoint, family, replace(self.recipe, remove=remove))
         free(checkpoint)
@@ -146,7 +147,7 @@ class Planner:
 
     def open_bench(self, remove: float | None = None) -> tuple[Bench, Checkpoint]:
         """Choose the vocabulary of a budget and cut it in memory; returns what the search works on, and the model."""
-        checkpoint, family = open_to_cut(self.source, self.options)
+        checkpoint, family = self._open()
         recipe = replace(self.recipe, remove=self.recipe.remove if remove is None else remove)
         shape = shape_of(checkpoint.model, family)
         recipe = recipe.resolved(shape.total, shape.width)
@@ -174,6 +175,14 @@ class Planner:
         """Free the memory that is kept from one budget to the next."""
         if self._material is not None:
             self._material.free_streams()
+
+    def _open(self) -> tuple[Checkpoint, Family]:
+        """Load the model; with the first one at hand, put the chats of the texts into its template."""
+        checkpoint, family = open_to_cut(self.source, self.options)
+        if not self._in_template:
+            self.texts = self.texts.in_template(checkpoint, self.recipe.template)
+            self._in_template = True
+        return checkpoint, family
 
     def _splits(self, checkpoint: Checkpoint, family: Family, recipe: Recipe) -> tuple[list[int], list[Split]]:
         """The tokens to keep (new id -> old id), and the splits that meet the budget with them."""
@@ -235,6 +244,7 @@ def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
         "seed": recipe.seed,
         "prompt_weight": recipe.prompt_weight,
         "special_tokens": True,
+        "template": recipe.template,
     }
 
 

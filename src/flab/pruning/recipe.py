@@ -32,6 +32,7 @@ class Recipe:
         calibration: JSONL or source file(s) folder; None is the bundled instruction samples.
         corpus: more text that only the token counts read.
         general: share of calibration tokens from general code (the running Python's standard library).
+        template: "auto" reads chats in the model's own chat template where it has one, "none" in plain words.
         prompt_weight: weight of prompt tokens in the least squares, where the sample has an answer (1).
         vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
         drop_layers: the layers to remove, original numbering; None lets the criterion choose.
@@ -48,6 +49,7 @@ class Recipe:
     calibration: Path | None = None
     corpus: tuple[Path, ...] = ()
     general: float = 0.25
+    template: str = "auto"
     prompt_weight: float = 1.0
     vocabulary: int | None = None
     layers: int | None = None
@@ -154,6 +156,7 @@ _CHOICES = {
     "layer_criterion": LAYER_CRITERION_NAMES,
     "neuron_criterion": NEURON_CRITERION_NAMES,
     "refit": (*REFITS, "auto"),
+    "template": ("auto", "none"),
 }
 _LEAST = {
     "min_count": 1,

@@ -25,6 +25,7 @@ class Training:
         alpha: weight of the KL against the teacher; 0 is cross entropy alone, 1 distillation alone.
         temperature: both distributions are softened by it; the KL counts its square.
         kl_on: the tokens that the KL is taken on, ``answers`` or ``all``.
+        template: ``auto`` reads chats in the model's own chat template where it has one, ``none`` in plain words.
         steps, tokens, minutes, epochs: the budget; at most one may be given, 3 epochs where none is.
         length: tokens of one row; shorter examples are packed into it.
         batch: rows of one step, over all devices; micro_batch: rows at once on one device.
@@ -37,6 +38,7 @@ class Training:
     alpha: float = 1.0
     temperature: float = 1.0
     kl_on: str = "answers"
+    template: str = "auto"
     steps: int | None = None
     tokens: int | None = None
     minutes: float | None = None
@@ -56,7 +58,12 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for flag, value, allowed in (("method", self.method, METHODS), ("kl-on", self.kl_on, TARGETS)):
+        choices = (
+            ("method", self.method, METHODS),
+            ("kl-on", self.kl_on, TARGETS),
+            ("template", self.template, ("auto", "none")),
+        )
+        for flag, value, allowed in choices:
             if value not in allowed:
                 raise OptionError(f"--{flag}: got {value!r}, allowed {', '.join(allowed)}.")
         budgets = {

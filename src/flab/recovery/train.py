@@ -29,6 +29,7 @@ from flab.models.options import Options
 from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, quiet
 from flab.progress import say
+from flab.pruning.chats import in_template
 from flab.pruning.check import check, write_proof
 from flab.pruning.plan import Plan
 from flab.recovery.callbacks import last_whole
@@ -112,6 +113,7 @@ def _prepare(source: Path, original: Path, data: Path, out: Path, training: Trai
     if training.method_for(parameters) == "full" and student.model.dtype != torch.float32:
         student.model.float()  # full training needs float32 weights; the products may still be bfloat16
     teacher, _ = open_teacher(original, plan, student, options)
+    samples = in_template(samples, source, student.tokenizer, training.template)
     eos = end_of_text(student.model, list(range(student.tokenizer.get_vocab_size())))
     examples = make_examples(samples, student.tokenizer, eos, training.length, training.held_out, training.packing)
     identity = {

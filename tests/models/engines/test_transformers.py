@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flab.errors import DataError, OptionError
+from flab.models.chat import chat_template
 from flab.models.engines.protocol import Decoding, Request, cut_at_stop, encode_requests, generate_all
 from flab.models.engines.transformers import (
     StopWatch,
     TransformersGenerator,
-    chat_renderer,
     input_device,
     model_eos_ids,
 )
@@ -249,7 +249,7 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 def test_the_chat_template_is_rendered_as_transformers_does(pico_folder):
-    render = chat_renderer(pico_folder("qwen2"), pico.tokenizer())
+    render = chat_template(pico_folder("qwen2"), pico.tokenizer())
     assert render(MESSAGES) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -263,15 +263,15 @@ def test_a_template_in_the_config_and_a_start_token(tmp_path, tokenizer):
     config = tmp_path / "tokenizer_config.json"
     for value in (f'"{template}"', str(named).replace("'", '"')):
         config.write_text(f'{{"bos_token": {{"content": "<|end|>"}}, "chat_template": {value}}}')
-        assert chat_renderer(tmp_path, own)(MESSAGES) == "hello!"
-        assert chat_renderer(tmp_path, tokenizer)(MESSAGES) == "<|end|>hello!"
+        assert chat_template(tmp_path, own)(MESSAGES) == "hello!"
+        assert chat_template(tmp_path, tokenizer)(MESSAGES) == "<|end|>hello!"
 
 
 def test_no_template_is_none_and_a_broken_one_is_an_option_error(tmp_path, tokenizer):
-    assert chat_renderer(tmp_path, tokenizer) is None
+    assert chat_template(tmp_path, tokenizer) is None
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('only tools') }}")
-    with pytest.raises(OptionError, match=r"does not render \(only tools\): use another --preset"):
-        chat_renderer(tmp_path, tokenizer)(MESSAGES)
+    with pytest.raises(OptionError, match=r"does not render \(only tools\): use --template none, or another --preset"):
+        chat_template(tmp_path, tokenizer)(MESSAGES)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(OptionError, match="is not JSON"):
-        chat_renderer(tmp_path, tokenizer)
+        chat_template(tmp_path, tokenizer)

@@ -25,12 +25,14 @@ class Request:
     """One sample of one item: the text to continue, what ends it, and the seed of its own random numbers.
 
     ``max_prompt_tokens`` cuts the prompt on the right; None, the default of all presets but ``paper``, never cuts.
+    ``special_tokens`` is off for a chat whose template writes no start token though the tokenizer would add one.
     """
 
     prompt: str
     stop: tuple[str, ...]
     seed: int = 0
     max_prompt_tokens: int | None = None
+    special_tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,12 @@ class Encoded:
 def encode_requests(
     tokenizer: Tokenizer, requests: Sequence[Request], max_new_tokens: int, context: int | None
 ) -> list[Encoded]:
-    """Encode with the tokenizer's own special tokens.
+    """Encode with the tokenizer's own special tokens, where a request wants them.
 
     Raises:
         DataError: for a prompt that is empty or leaves no room in the context; nothing is cut unasked.
     """
-    texts = tokenizer.encode_batch([request.prompt for request in requests])
+    texts = [tokenizer.encode(one.prompt, add_special_tokens=one.special_tokens) for one in requests]
     rows = [list(text.ids)[: request.max_prompt_tokens] for text, request in zip(texts, requests, strict=True)]
     for ids, request in zip(rows, requests, strict=True):
         start = f"the prompt {request.prompt[:40]!r}"

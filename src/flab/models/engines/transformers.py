@@ -12,13 +12,10 @@ beams, penalties or assistants. Shapes: B rows still running, T tokens, V vocabu
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flab.errors import OptionError
 from flab.models.engines.protocol import (
     Decoding,
     Encoded,
@@ -206,53 +203,3 @@ def model_eos_ids(model: Any) -> list[int]:
         if ids is not None:
             return [ids] if isinstance(ids, int) else list(ids)
     return []
-
-
-def chat_renderer(folder: Path, tokenizer: Tokenizer) -> Callable[[Sequence[Message]], str] | None:
-    """A function from messages to the text that asks for the assistant's answer, or None without a chat template.
-
-    Reads ``chat_template.jinja`` or ``tokenizer_config.json`` and renders as transformers does, without thinking. The
-    start token is left to the tokenizer where it adds one by itself, so that a prompt does not begin with two.
-    """
-    settings = _read_settings(folder / "tokenizer_config.json")
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.is_file() else _default_template(settings.get("chat_template"))
-    if not template:
-        return None
-    named = {name: _token_text(value) for name, value in settings.items() if name.endswith("_token") and value}
-    start = tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False)
-
-    def render(messages: Sequence[Message]) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            texts, _ = render_jinja_template(
-                [list(messages)], chat_template=template, add_generation_prompt=True, enable_thinking=False, **named
-            )
-        except Exception as error:  # jinja raises many kinds; all mean the same to the user
-            raise OptionError(
-                f"the chat template of {folder} does not render ({error}): use another --preset."
-            ) from None
-        return str(texts[0]).removeprefix(start)
-
-    return render
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another --preset.") from None
-    return settings if isinstance(settings, dict) else {}
-
-
-def _default_template(value: Any) -> str | None:
-    """A template, or the one named ``default`` of a list of named ones."""
-    if isinstance(value, list):
-        return next((entry["template"] for entry in value if entry.get("name") == "default"), None)
-    return value if isinstance(value, str) else None
-
-
-def _token_text(value: Any) -> str:
-    """A special token is text, or an object with its text as ``content``."""
-    return str(value.get("content", "")) if isinstance(value, dict) else str(value)

@@ -1,0 +1,120 @@
+"""Chats in the words that a model reads: its own template, rendered as a server renders it.
+
+Calibration, recovery and evaluation take their texts from here and their tokens from the same tokenizer, so that all three
+see the ids that ``transformers serve`` makes of a request. The start token (BOS) is the one point where they could differ:
+a server encodes what the template wrote and adds nothing. So the renderer leaves out a start that the tokenizer adds again,
+and where the template writes none, ``special_tokens`` says that none is to be added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flab.errors import OptionError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+OPEN, CLOSE = "<think>", "</think>"
+PROBE = "flab-probe"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A model's chat template. Calling it returns the text that asks for the assistant's answer.
+
+    Attributes:
+        folder: the model's, for messages.
+        template: jinja source.
+        named: special tokens by the names that templates use.
+        start: what the tokenizer puts before every text by itself.
+    """
+
+    folder: Path
+    template: str
+    named: Mapping[str, str] = field(default_factory=dict)
+    start: str = ""
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], thinking: bool = False) -> str:
+        return self._text(messages, thinking, add_generation_prompt=True).removeprefix(self.start)
+
+    @property
+    def special_tokens(self) -> bool:
+        """Whether the tokenizer is to add its own special tokens to a rendered text: it begins with them."""
+        probe = self._text([{"role": "user", "content": PROBE}], False, add_generation_prompt=True)
+        return probe.startswith(self.start)
+
+    @property
+    def ending(self) -> str:
+        """Return what the template writes after an answer, such as ``<|im_end|>``; nothing where it cannot be told."""
+        turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": 2 * PROBE}]
+        try:
+            text = self._text(turns, False, add_generation_prompt=False)
+        except OptionError:
+            return ""
+        return text.rpartition(2 * PROBE)[2].rstrip() if 2 * PROBE in text else ""
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], thinking: bool, add_generation_prompt: bool) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, _ = render_jinja_template(
+                [list(messages)],
+                chat_template=self.template,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=thinking,
+                **self.named,
+            )
+        except Exception as error:  # jinja raises many kinds; all mean the same to the user
+            raise OptionError(
+                f"the chat template of {self.folder} does not render ({error}): use --template none, or another --preset."
+            ) from None
+        return str(texts[0])
+
+
+def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Read ``chat_template.jinja`` or ``tokenizer_config.json`` of a model's folder; None without a template."""
+    settings = _read_settings(folder / "tokenizer_config.json")
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else _default_template(settings.get("chat_template"))
+    if not template:
+        return None
+    return ChatTemplate(
+        folder=folder,
+        template=template,
+        named={name: _token_text(value) for name, value in settings.items() if name.endswith("_token") and value},
+        start=tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False),
+    )
+
+
+def continued(prompt: str, answer: str) -> str:
+    """Return an answer as it goes on from a prompt: where that opened the thinking, the answer must close it once."""
+    if not prompt.rstrip().endswith(OPEN):
+        return answer
+    if CLOSE in answer:
+        return answer.lstrip().removeprefix(OPEN).lstrip("\n")
+    return f"\n{CLOSE}\n\n{answer}"
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another --preset.") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _default_template(value: Any) -> str | None:
+    """A template, or the one named ``default`` of a list of named ones."""
+    if isinstance(value, list):
+        return next((entry["template"] for entry in value if entry.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
+
+
+def _token_text(value: Any) -> str:
+    """A special token is text, or an object with its text as ``content``."""
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value)
