@@ -196,7 +196,7 @@ def test_every_option_arrives_where_it_belongs(flab, place, trained_folder, prun
     assert options.unsandboxed
     training = {"method": "lora", "alpha": 0.5, "temperature": 2.0, "kl_on": "all", "epochs": 1.5, "length": 64}
     training |= {"batch": 6, "micro_batch": 3, "learning_rate": 1e-3, "warmup": 0.25, "weight_decay": 0.125, "seed": 7}
-    training |= {"held_out": 0.5, "evaluations": 4, "patience": 2, "lora_rank": 5}
+    training |= {"held_out": 0.5, "evaluations": 4, "patience": 2, "lora_rank": 5, "template": "none"}
     others = {"steps", "tokens", "minutes", "packing", "gradient_checkpointing"}  # one budget; and switches
     assert {*training, *others} == set(Training.__dataclass_fields__)
     flags = [str(part) for name, value in training.items() for part in (f"--{name.replace('_', '-')}", value)]

@@ -13,8 +13,8 @@ from flab.evaluation.bits_per_byte import general_size
 from flab.evaluation.prompts import requests_for
 from flab.evaluation.runs import Settings
 from flab.evaluation.tasks import TaskFile
+from flab.models.chat import chat_template
 from flab.models.checkpoint import MIXED, compute_dtype, cutting_dtype
-from flab.models.engines.transformers import chat_renderer
 from flab.models.options import Options
 from flab.pruning.budget import Split, feasible_splits
 from flab.pruning.calibration import Texts, read_texts
@@ -194,7 +194,7 @@ def eval_stages(
     gold: bool = True,
 ) -> list[Stage]:  # fmt: skip
     """Answering and scoring; every answer is taken to be as long as it may be."""
-    render = chat_renderer(facts.path, facts.tokenizer)
+    render = chat_template(facts.path, facts.tokenizer)
     asked = [
         one for task in tasks for _, one in requests_for(task, settings.preset, settings.samples, settings.seed, render)
     ]
