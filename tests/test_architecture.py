@@ -67,7 +67,6 @@ HOUSE: dict[str, set[str]] = {
     "pruning.refits": LIGHT,
     "pruning.plan": LIGHT,
     "pruning.recipe": LIGHT,
-    "pruning.chats": HEAVY,
     "pruning.calibration": HEAVY,
     "pruning.cuts": HEAVY,
     "pruning.refit": HEAVY,

@@ -47,11 +47,12 @@ class Texts:
 
     def in_template(self, checkpoint: Checkpoint, choice: str) -> Texts:
         """Return the texts with every chat in the model's own template, unless ``choice`` is ``none``."""
-        parts = {
-            name: in_template(getattr(self, name), checkpoint.path, checkpoint.tokenizer, choice)
-            for name in ("task", "corpus")
-        }
-        return replace(self, **parts)
+        folder, tokenizer = checkpoint.path, checkpoint.tokenizer
+        return replace(
+            self,
+            task=in_template(self.task, folder, tokenizer, choice),
+            corpus=in_template(self.corpus, folder, tokenizer, choice),
+        )
 
     def general_texts(self) -> list[str]:
         """The texts that should not be lost where the budget allows."""
