@@ -1,0 +1,225 @@
+"""The benchmark of a real model, whole, on a pico model: every stage, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import real_model  # noqa: E402
+import real_table  # noqa: E402
+import sittings  # noqa: E402
+
+from support import pico  # noqa: E402
+
+TEST = "def check(f):\n    assert f(0) == 1\n"
+RECIPE = """
+model: some/model
+prune: {tokens: 2000, search_tokens: 1000, general: 0.0, refit: residual, finalists: 1}
+data: {instructions: rows.jsonl, max_new_tokens: 8, tries: 0, own_texts: 8, batch_size: 16}
+recover: {steps: 2, length: 64, batch: 2, micro_batch: 2, evaluations: 1, learning_rate: 1.0e-4}
+evaluate: {tasks: [tasks.jsonl], max_new_tokens: 8}
+"""
+
+
+def problem(number: int) -> dict[str, str]:
+    """A problem that any model solves: what it writes is a comment."""
+    prompt = f"def f{number}(x):\n    return 1\n#"
+    return {"prompt": prompt, "entry_point": f"f{number}", "test": TEST, "canonical_solution": " a\n"}
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def given(tmp_path, trained_folder, sandbox) -> list[str]:
+    """The command's arguments: recipe, model, output; six problems, of which the calibration rows hold two."""
+    rows = [row | {"task_id": f"row/{n}"} for n, row in enumerate(pico.calibration_rows())]
+    known = [problem(n) | {"completion": " a\n"} for n in (0, 1)]
+    write_rows(tmp_path / "rows.jsonl", [*known, *rows])
+    write_rows(tmp_path / "tasks.jsonl", [problem(n) for n in range(6)])
+    (tmp_path / "recipe.yml").write_text(RECIPE)
+    names = [str(tmp_path / "recipe.yml"), str(trained_folder), "-o", str(tmp_path / "out")]
+    return [*names, "--calibration", "rows.jsonl", "--data", str(tmp_path), "--kl-tokens", "64"]
+
+
+def here(given: list[str]):
+    """Run a stage in this process: a fresh one takes seconds."""
+    job = real_model.read_job(real_model.arguments(given))
+    ran: list[str] = []
+
+    def start(stage: sittings.Stage) -> int:
+        ran.append(stage.name)
+        return sittings.work(stage, job.out, "cpu")
+
+    return start, ran
+
+
+def test_all_models_are_made_measured_and_put_in_one_table(given, tmp_path, verify_here, capsys):
+    given += ["--remove", "0.2", "--recover", "0.2"]
+    start, ran = here(given)
+    assert real_model.main(given, start) == 0
+    out = tmp_path / "out"
+    report = json.loads((out / "real_model.json").read_text())
+    names = ["original", "flab-20", *(f"{name}-20" for name in real_model.METHODS), "recovered-20"]
+    assert [row["name"] for row in report["models"]] == names
+    assert report["excluded"] == {"tasks": 2}
+    for row in report["models"]:
+        figures = row["tasks"]["tasks"]
+        assert figures["passed"] == figures["total"] == 4
+        assert 0 < figures["mean_tokens"] <= 8
+        assert row["stages"]["eval"]["peak_bytes"] > 0
+    for row in report["models"][1:]:
+        assert row["sizes"]["removed_fraction"] >= 0.2
+        assert row["kl"]["kl"] > 0
+        assert row["kl"]["kl_back"] > 0
+        assert (row["tasks"]["tasks"]["lost"], row["tasks"]["tasks"]["won"]) == (0, 0)
+    sizes = {row["name"]: row["sizes"] for row in report["models"][1:]}
+    assert len({size["vocabulary"] for name, size in sizes.items() if name != "authors-20"}) == 1
+    assert sizes["block-influence-20"]["layers"] < sizes["static-20"]["layers"] == sizes["activation-20"]["layers"] == 5
+    assert {sizes[name]["refit"]["kind"] for name in names[2:-1]} == {"none"}
+    shown = (out / "real_model.md").read_text()
+    assert shown in capsys.readouterr().out
+    assert all(f"| {name} |" in shown for name in names)
+    assert real_model.main(given, start) == 0
+    assert len(ran) == len(set(ran)) == len(real_model.stages_of(real_model.read_job(real_model.arguments(given))))
+
+
+def test_a_part_is_run_and_the_rest_is_listed(given, tmp_path, verify_here, capsys):
+    start, ran = here(given)
+    assert real_model.main([*given, "--only", "eval original", "--only", "cut flab", "--limit", "3"], start) == 0
+    assert ran == ["eval original", "cut flab-22"]
+    assert real_model.main([*given, "--limit", "3", "--only", "kl authors"], start) == 1  # nothing to measure yet
+    capsys.readouterr()
+    assert real_model.main([*given, "--limit", "3", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines if " done in " in line] == ran
+    assert sum("to do" in line for line in lines) == len(lines) - 2
+    assert json.loads((tmp_path / "out" / "real_model.json").read_text())["models"][0]["tasks"]["tasks"]["total"] == 3
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(given, tmp_path):
+    def start(stage: sittings.Stage) -> int:
+        return 3 if stage.name == "one" else sittings.work(stage, tmp_path, "cpu")
+
+    stages = [sittings.Stage("one", dict), sittings.Stage("two", dict), sittings.Stage("three", dict, ("one",))]
+    assert sittings.run_all(stages, tmp_path, start) == 1
+    assert [sittings.found(tmp_path, stage.name) is not None for stage in stages] == [False, True, False]
+    assert sittings.run_all(stages, tmp_path, lambda stage: sittings.work(stage, tmp_path, "cpu")) == 0
+
+
+def test_a_stage_that_is_killed_is_run_again_and_its_process_ends_with_the_command(given, tmp_path):
+    """The command is killed while its stage works in a process of its own; the same command then finishes."""
+    command = [sys.executable, str(BENCHMARKS / "real_model.py"), *given, "--only", "eval original"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    while "begins" not in running.stderr.readline():
+        assert running.poll() is None
+    child = next(iter(children(running.pid)))
+    running.kill()
+    running.wait()
+    for _ in range(600):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split(") ")[1][:1]:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the stage's process went on")
+    assert sittings.found(tmp_path / "out", "eval original") is None
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sittings.found(tmp_path / "out", "eval original")["result"] == {"passed": {"tasks": 4}}
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started; waits until there is one."""
+    for _ in range(200):
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if found:
+            return [int(one) for one in found]
+        time.sleep(0.05)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--only", "nothing"], "--only nothing: no such stage; allowed are eval original, cut flab-22"),
+        (["--calibration", "rows.jsonl:0"], "rows.jsonl:0"),
+        (["--calibration", "tasks.jsonl"], "hold all of its problems: calibrate on fewer, with FILE:N"),
+        (["--task", "gone.jsonl"], "gone.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line(given, more, says, capsys):
+    assert real_model.main([*given, *more]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_of_other_settings_is_refused(given, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert real_model.main(given) == 2
+    assert "holds no benchmark" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    sittings.claim(tmp_path / "out", {"tokens": 1, "seed": 0})
+    with pytest.raises(real_model.OptionError, match="made with another tokens: give a new folder"):
+        sittings.claim(tmp_path / "out", {"tokens": 2, "seed": 0})
+    with sittings.alone(tmp_path / "out"), pytest.raises(real_model.OptionError, match="in use"):  # noqa: SIM117
+        with sittings.alone(tmp_path / "out"):
+            pass
+
+
+def test_the_first_rows_of_a_file_are_taken_and_a_name_may_hold_a_colon(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [problem(n) for n in range(3)])
+    write_rows(tmp_path / "b:c.jsonl", [problem(7)])
+    assert len(real_model.rows_of("a.jsonl:2", tmp_path)) == 2
+    assert real_model.rows_of("b:c.jsonl", tmp_path)[0]["entry_point"] == "f7"
+
+
+def test_what_is_not_measured_is_left_blank(tmp_path):
+    report = real_table.collect(tmp_path, ["original", "flab-20"])
+    assert report["models"][1]["tasks"] == {}
+    assert "pass@1" in real_table.markdown(report)
+    assert real_table.cells(report["models"][1], None) == ["flab-20", *[""] * 12]
+
+
+def test_both_directions_of_the_divergence_are_those_of_the_distributions():
+    """Two models over three tokens that say the same of every token: the KL is that of two known distributions."""
+    import torch
+
+    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
+    checkpoints = [constant_model(one) for one in (p, q)]
+    found = real_model.both_ways(*checkpoints, ["abcd", "ef"], 100)
+    assert found["tokens"] == 6
+    assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
+    assert found["kl_back"] == pytest.approx(float((q * (q / p).log()).sum()), rel=1e-5)
+
+
+def constant_model(probabilities):
+    """A checkpoint whose every next token has these probabilities, and a tokenizer of one token for each character."""
+    from types import SimpleNamespace
+
+    import torch
+
+    class Model:
+        def get_input_embeddings(self):
+            return SimpleNamespace(weight=torch.zeros(1))
+
+        def __call__(self, batch):
+            return SimpleNamespace(logits=probabilities.log().expand(*batch.shape, -1))
+
+    tokenizer = SimpleNamespace(encode=lambda text: SimpleNamespace(ids=[0] * len(text)))
+    return SimpleNamespace(model=Model(), tokenizer=tokenizer)
