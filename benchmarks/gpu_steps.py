@@ -92,8 +92,8 @@ class Place:
 
     @property
     def options(self) -> Options:
-        """The device, and the precision that the weights are stored in."""
-        return Options(device=self.device, dtype="bfloat16" if self.device != "cpu" else "auto", overwrite=True)
+        """The device; the precision is what flab chooses for weights in bfloat16."""
+        return Options(device=self.device, overwrite=True)
 
 
 # --- what the steps share ---
