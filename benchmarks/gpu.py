@@ -60,9 +60,12 @@ MOST_SECONDS = sum(step.limit for step in STEPS.values())
 
 def in_a_process(name: str, given: argparse.Namespace, limit: float) -> dict[str, Any]:
     """Run one step by this very file; its result, or what it ended with."""
-    answer = given.work / f"{name}.json"
-    command = [sys.executable, __file__, "--size", given.size, "--device", given.device, "--work", str(given.work)]
-    return ended([*command, "--step", name], answer, limit)
+    return ended([sys.executable, __file__, *step_arguments(name, given)], given.work / f"{name}.json", limit)
+
+
+def step_arguments(name: str, given: argparse.Namespace) -> list[str]:
+    """The arguments of the process that does one step."""
+    return ["--size", given.size, "--device", given.device, "--work", str(given.work), "--step", name]
 
 
 def ended(command: Sequence[str], answer: Path, limit: float) -> dict[str, Any]:

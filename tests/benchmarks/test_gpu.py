@@ -17,11 +17,6 @@ import gpu_steps  # noqa: E402
 PICO = gpu_steps.SIZES["pico"]
 
 
-@pytest.fixture
-def place(tmp_path) -> gpu_steps.Place:
-    return gpu_steps.Place(PICO, "cpu", tmp_path)
-
-
 def asked(tmp_path: Path, *more: str):
     """The pack's arguments at pico size."""
     given = gpu.arguments(["--size", "pico", "--device", "cpu", "-o", str(tmp_path / "out.json"), *more])
@@ -55,7 +50,7 @@ def test_every_step_runs_and_the_report_holds_its_figures(tmp_path):
     assert found["plan"]["removed_fraction"] >= 0.22
     assert found["plan"]["share_of_product_rate"] > 0
     assert (tmp_path / "applied" / "model.safetensors").is_file()
-    assert "passed" in found["tests"]["outcome"] or "skipped" in found["tests"]["outcome"]
+    assert "skipped" in found["tests"]["outcome"] or "passed" in found["tests"]["outcome"]
 
 
 def test_the_shape_of_7_b_is_as_large_as_it_says():
@@ -65,11 +60,13 @@ def test_the_shape_of_7_b_is_as_large_as_it_says():
     assert gpu.MOST_SECONDS <= 9 * 60
 
 
-def test_a_step_is_run_in_a_process_of_its_own(tmp_path):
-    """By the pack's own command, as on a GPU."""
-    step = gpu.in_a_process("evaluation", asked(tmp_path), 600)
-    assert step["ok"], step
-    assert step["result"]["new_tokens"] == PICO.problems * PICO.new_tokens
+def test_a_step_is_done_by_its_name_and_leaves_its_result(tmp_path, monkeypatch):
+    """What the process of a step is given; the command itself is only looked at, because a process takes seconds."""
+    monkeypatch.setattr(gpu, "ended", lambda command, answer, limit: {"command": command, "answer": answer})
+    made = gpu.in_a_process("evaluation", asked(tmp_path), 60)
+    assert made["command"][:2] == [sys.executable, str(BENCHMARKS / "gpu.py")]
+    assert gpu.main(made["command"][2:]) == 0
+    assert json.loads(made["answer"].read_text())["new_tokens"] == PICO.problems * PICO.new_tokens
 
 
 def test_what_fails_overruns_or_comes_too_late_is_noted(tmp_path):

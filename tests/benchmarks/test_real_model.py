@@ -109,7 +109,15 @@ def test_a_part_is_run_and_the_rest_is_listed(given, tmp_path, verify_here, caps
     assert json.loads((tmp_path / "out" / "real_model.json").read_text())["models"][0]["tasks"]["tasks"]["total"] == 3
 
 
-def test_a_stage_that_fails_does_not_stop_the_others(given, tmp_path):
+def test_a_stage_is_done_by_its_name(given, tmp_path, monkeypatch):
+    """What the process of a stage is given: the same command and ``--work``."""
+    monkeypatch.setattr(sittings, "end_with_parent", lambda: None)
+    assert real_model.main([*given, "--limit", "1"], lambda stage: 0) == 1
+    assert real_model.main([*given, "--limit", "1", "--work", "eval original"]) == 0
+    assert sittings.found(tmp_path / "out", "eval original")["result"] == {"passed": {"tasks": 1}}
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(tmp_path):
     def start(stage: sittings.Stage) -> int:
         return 3 if stage.name == "one" else sittings.work(stage, tmp_path, "cpu")
 
@@ -119,27 +127,56 @@ def test_a_stage_that_fails_does_not_stop_the_others(given, tmp_path):
     assert sittings.run_all(stages, tmp_path, lambda stage: sittings.work(stage, tmp_path, "cpu")) == 0
 
 
-def test_a_stage_that_is_killed_is_run_again_and_its_process_ends_with_the_command(given, tmp_path):
-    """The command is killed while its stage works in a process of its own; the same command then finishes."""
-    command = [sys.executable, str(BENCHMARKS / "real_model.py"), *given, "--only", "eval original"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    while "begins" not in running.stderr.readline():
+SITTING = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {benchmarks!r})
+import sittings
+
+out = Path({out!r})
+stages = [sittings.Stage("quick", lambda: {{"n": 1}}), sittings.Stage("slow", lambda: time.sleep({sleep}) or {{"n": 2}})]
+if "--work" in sys.argv:
+    sittings.end_with_parent()
+    sys.exit(sittings.work(next(s for s in stages if s.name == sys.argv[-1]), out, "cpu"))
+sittings.claim(out, {{}})
+with sittings.alone(out):
+    sys.exit(sittings.run_all(stages, out, sittings.in_a_process))
+"""
+
+
+def test_a_stage_that_is_killed_is_run_again_and_its_process_ends_with_the_command(tmp_path):
+    """A list of two stages is killed within its second one; the same command then runs the second alone."""
+    out, script = tmp_path / "out", tmp_path / "sitting.py"
+    script.write_text(SITTING.format(benchmarks=str(BENCHMARKS), out=str(out), sleep=600))
+    command = [sys.executable, str(script)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "slow: begins" not in running.stderr.readline():
         assert running.poll() is None
-    child = next(iter(children(running.pid)))
+    child = children(running.pid)[0]
     running.kill()
     running.wait()
-    for _ in range(600):
-        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split(") ")[1][:1]:
+    for _ in range(1200):
+        if not is_running(child):
             break
         time.sleep(0.05)
     else:
         os.kill(child, signal.SIGKILL)
         pytest.fail("the stage's process went on")
-    assert sittings.found(tmp_path / "out", "eval original") is None
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert sittings.found(tmp_path / "out", "eval original")["result"] == {"passed": {"tasks": 4}}
+    first = sittings.found(out, "quick")
+    assert first["result"] == {"n": 1}
+    assert sittings.found(out, "slow") is None
+    script.write_text(SITTING.format(benchmarks=str(BENCHMARKS), out=str(out), sleep=0))
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert sittings.found(out, "quick") == first
+    assert sittings.found(out, "slow")["result"] == {"n": 2}
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(pid: int) -> list[int]:
