@@ -29,6 +29,7 @@ from flab.models.memory import is_gpu, peak, reset_peak, resident_peak
 from flab.progress import say
 
 PR_SET_PDEATHSIG = 1
+PARENT = "FLAB_BENCHMARK_PARENT"  # the number of the process that started a stage
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def run_all(
 
 def in_a_process(stage: Stage) -> int:
     """Run one stage by this very command with ``--work NAME``; return its exit code."""
-    return subprocess.run([sys.executable, *sys.argv, "--work", stage.name], check=False).returncode
+    command = [sys.executable, *sys.argv, "--work", stage.name]
+    return subprocess.run(command, env={**os.environ, PARENT: str(os.getpid())}, check=False).returncode
 
 
 def work(stage: Stage, out: Path, device: str) -> int:
@@ -161,8 +163,8 @@ def work(stage: Stage, out: Path, device: str) -> int:
 
 def end_with_parent() -> None:
     """Ask the system to end this process when the one that started it ends, or a killed run would go on unseen."""
-    parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):  # only Linux has it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended meanwhile
+    parent = os.environ.get(PARENT)
+    if parent is not None and os.getppid() != int(parent):  # it ended before this process could ask
         raise SystemExit(1)
