@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,9 +26,9 @@ from support import pico  # noqa: E402
 TEST = "def check(f):\n    assert f(0) == 1\n"
 RECIPE = """
 model: some/model
-prune: {tokens: 2000, search_tokens: 1000, general: 0.0, refit: residual, finalists: 1}
+prune: {tokens: 2000, search_tokens: 1000, general: 0.0, refit: none, finalists: 1}
 data: {instructions: rows.jsonl, max_new_tokens: 8, tries: 0, own_texts: 8, batch_size: 16}
-recover: {steps: 2, length: 64, batch: 2, micro_batch: 2, evaluations: 1, learning_rate: 1.0e-4}
+recover: {steps: 6, length: 64, batch: 4, micro_batch: 4, evaluations: 3, held_out: 0.2}
 evaluate: {tasks: [tasks.jsonl], max_new_tokens: 8}
 """
 
@@ -66,13 +67,13 @@ def here(given: list[str]):
     return start, ran
 
 
-def test_all_models_are_made_measured_and_put_in_one_table(given, tmp_path, verify_here, capsys):
-    given += ["--remove", "0.2", "--recover", "0.2"]
+def test_all_models_are_made_measured_and_put_in_one_table(given, tmp_path, verify_here, check_here, capsys):
+    given += ["--remove", "0.4", "--recover", "0.4"]
     start, ran = here(given)
     assert real_model.main(given, start) == 0
     out = tmp_path / "out"
     report = json.loads((out / "real_model.json").read_text())
-    names = ["original", "flab-20", *(f"{name}-20" for name in real_model.METHODS), "recovered-20"]
+    names = ["original", "flab-40", *(f"{name}-40" for name in real_model.METHODS), "recovered-40"]
     assert [row["name"] for row in report["models"]] == names
     assert report["excluded"] == {"tasks": 2}
     for row in report["models"]:
@@ -81,19 +82,36 @@ def test_all_models_are_made_measured_and_put_in_one_table(given, tmp_path, veri
         assert 0 < figures["mean_tokens"] <= 8
         assert row["stages"]["eval"]["peak_bytes"] > 0
     for row in report["models"][1:]:
-        assert row["sizes"]["removed_fraction"] >= 0.2
+        assert row["sizes"]["removed_fraction"] >= 0.4
         assert row["kl"]["kl"] > 0
         assert row["kl"]["kl_back"] > 0
         assert (row["tasks"]["tasks"]["lost"], row["tasks"]["tasks"]["won"]) == (0, 0)
     sizes = {row["name"]: row["sizes"] for row in report["models"][1:]}
-    assert len({size["vocabulary"] for name, size in sizes.items() if name != "authors-20"}) == 1
-    assert sizes["block-influence-20"]["layers"] < sizes["static-20"]["layers"] == sizes["activation-20"]["layers"] == 5
-    assert {sizes[name]["refit"]["kind"] for name in names[2:-1]} == {"none"}
+    assert len({size["vocabulary"] for name, size in sizes.items() if name != "authors-40"}) == 1
+    assert sizes["block-influence-40"]["layers"] < sizes["static-40"]["layers"] == sizes["activation-40"]["layers"] == 5
     shown = (out / "real_model.md").read_text()
     assert shown in capsys.readouterr().out
     assert all(f"| {name} |" in shown for name in names)
     assert real_model.main(given, start) == 0
     assert len(ran) == len(set(ran)) == len(real_model.stages_of(real_model.read_job(real_model.arguments(given))))
+
+
+def test_the_other_methods_only_select(recipe):
+    """None refits; all but the authors' keep flab's vocabulary, and either the width or the depth."""
+    ours = SimpleNamespace(
+        vocabulary=SimpleNamespace(after=300),
+        layers=SimpleNamespace(before=5, after=4),
+        width=SimpleNamespace(before=64),
+    )
+    made = {name: method(recipe(), ours) for name, method in real_model.METHODS.items()}
+    assert {one.refit for one in made.values()} == {"none"}
+    assert not any(one.output_projection for one in made.values())
+    assert {name: one.vocabulary for name, one in made.items()} == dict.fromkeys(made, 300) | {"authors": None}
+    pinned = {name: (one.layers, one.width) for name, one in made.items()}
+    wide, narrow = (None, 64), (5, None)
+    assert pinned == {"authors": (4, None), "block-influence": wide, "static": narrow, "activation": narrow}
+    assert [made[name].neuron_criterion for name in ("static", "activation")] == ["magnitude", "activation"]
+    assert made["block-influence"].layer_criterion == "block-influence"
 
 
 def test_a_part_is_run_and_the_rest_is_listed(given, tmp_path, verify_here, capsys):
@@ -247,8 +265,6 @@ def test_both_directions_of_the_divergence_are_those_of_the_distributions():
 
 def constant_model(probabilities):
     """A checkpoint whose every next token has these probabilities, and a tokenizer of one token for each character."""
-    from types import SimpleNamespace
-
     import torch
 
     class Model:
