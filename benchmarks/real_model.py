@@ -134,10 +134,14 @@ def place(name: str, folder: Path | None) -> str:
 
 
 def rows_of(source: str, folder: Path | None) -> list[dict[str, Any]]:
-    """The rows of ``FILE``, or the first N of ``FILE:N``."""
+    """The rows of ``FILE``, or the first N of ``FILE:N``; a file whose own name ends like this is taken whole."""
     name, colon, number = source.rpartition(":")
-    limit = int(number) if colon and number.isdecimal() else None
-    return [row for _, row in read_rows(place(name if limit else source, folder), "train", limit)]
+    whole = place(source, folder)
+    if not colon or not number.isdecimal() or Path(whole).exists():
+        return [row for _, row in read_rows(whole, "train", None)]
+    if int(number) < 1:
+        raise OptionError(f"--calibration {source}: got {number} rows, allowed 1 or more after the colon.")
+    return [row for _, row in read_rows(place(name, folder), "train", int(number))]
 
 
 def task_of(argument: str, folder: Path | None) -> TaskFile:

@@ -211,7 +211,7 @@ def children(pid: int) -> list[int]:
     ("more", "says"),
     [
         (["--only", "nothing"], "--only nothing: no such stage; allowed are eval original, cut flab-22"),
-        (["--calibration", "rows.jsonl:0"], "rows.jsonl:0"),
+        (["--calibration", "rows.jsonl:0"], "rows.jsonl:0: got 0 rows, allowed 1 or more"),
         (["--calibration", "tasks.jsonl"], "hold all of its problems: calibrate on fewer, with FILE:N"),
         (["--task", "gone.jsonl"], "gone.jsonl"),
     ],
