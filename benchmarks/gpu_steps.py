@@ -74,7 +74,7 @@ SIZES = {
         tests=("tests/pruning/test_devices.py", "tests/models/engines/test_transformers.py"),
     ),
     "pico": Size(
-        hidden=32, layers=4, width=64, heads=4, key_value_heads=2, vocabulary=4224, smaller_layers=3, smaller_width=48,
+        hidden=32, layers=4, width=640, heads=4, key_value_heads=2, vocabulary=4224, smaller_layers=3, smaller_width=480,
         tokens=1024, length=64, rows=2, problems=2, new_tokens=4, steps=3, rounds=1, seconds=0.01, matrix=64,
         max_batch=2, lora_rank=2,
         tests=("tests/pruning/test_devices.py",),
