@@ -6,7 +6,8 @@
 Each answer of a run is judged three times: by flab's sandbox; by a plain ``python`` that executes program and tests and
 ends without an error; and by EvalPlus's own checker (``evalplus.eval.untrusted_check``, Liu et al. 2023) on the calls in
 the tests whose arguments are literals, with what the reference returns as the expected value. The references are judged
-in the same way. All of it happens inside flab's jail, the last two without flab's harness. Prints Markdown: counts, and
+in the same way, and so are mutants of them, in each of which one constant or comparison is changed: answers that nearly
+pass. All of it happens inside flab's jail, the last two without flab's harness. Prints Markdown: counts, and
 every disagreement with its reason. EvalPlus's data is not downloaded.
 """
 
@@ -18,7 +19,7 @@ import importlib.util
 import json
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,32 @@ def read_cases(results: Path | None, data: Path) -> list[Case]:
     ]
 
 
+SWAPPED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+
+
+def mutants(cases: list[Case]) -> list[Case]:
+    """Change one place of each reference: the middle one of its whole numbers and comparisons; none where there is none."""
+    found = []
+    for case in cases:
+        tree = ast.parse(case.reference)
+        places = [node for node in ast.walk(tree) if _is_place(node)]
+        if not places:
+            continue
+        node = places[len(places) // 2]
+        if isinstance(node, ast.Constant):
+            node.value += 1
+        elif isinstance(node, ast.Compare):
+            node.ops[0] = SWAPPED[type(node.ops[0])]()
+        found.append(replace(case, program=ast.unparse(tree)))
+    return found
+
+
+def _is_place(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):
+        return type(node.ops[0]) in SWAPPED
+    return isinstance(node, ast.Constant) and type(node.value) is int
+
+
 def by_python(sandbox: Sandbox, case: Case) -> tuple[bool, str]:
     """Execute program and tests in a plain interpreter; return whether it ended well, and its last words."""
     command = [*sandbox.launcher(()), str(jail.interpreter()), "-s", "-S", "-B", "-c", PLAIN]
@@ -159,7 +186,9 @@ def main() -> None:
     absent = missing(["evalplus", "numpy", "psutil"])
     if absent:
         print(f"EvalPlus is left out: {', '.join(absent)} not installed")
-    compare("references", sandbox, read_cases(None, options.data)[: options.limit], not absent)
+    references = read_cases(None, options.data)[: options.limit]
+    compare("references", sandbox, references, not absent)
+    compare("mutants of the references", sandbox, mutants(references), not absent)
     for path in options.results:
         name = f"{path.parent.name}/{path.name}"
         compare(name, sandbox, read_cases(path, options.data)[: options.limit], not absent)
