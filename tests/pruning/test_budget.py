@@ -49,6 +49,7 @@ def test_allowed_is_the_largest_number_that_removes_enough(shape, remove):
 def test_every_split_meets_the_budget_and_is_the_widest(shape, remove, data):
     vocabulary = data.draw(st.integers(1, shape.vocabulary))
     allowed, multiple = allowed_parameters(shape, remove), shape.width_multiple()
+    given_away = shape.width // 32 if shape.width >= 512 else 0
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
     except BudgetError:
@@ -59,7 +60,8 @@ def test_every_split_meets_the_budget_and_is_the_widest(shape, remove, data):
         assert split.width == shape.width or split.width % multiple == 0
         assert 0 < split.width <= shape.width
         if split.width < shape.width:
-            assert shape.parameters(vocabulary, split.layers, min(split.width + multiple, shape.width)) > allowed
+            wider = min(split.width + given_away + multiple, shape.width)
+            assert shape.parameters(vocabulary, split.layers, wider) > allowed
     depths = [s.layers for s in splits]
     assert depths == sorted(set(depths), reverse=True)
     assert [s.width for s in splits] == sorted(s.width for s in splits)
@@ -154,7 +156,55 @@ def test_decimal_fractions_are_not_rounded_by_floats():
     assert [allowed_parameters(ten, x / 10) for x in range(10)] == [10 - x for x in range(10)]
 
 
-@pytest.mark.parametrize(("width", "multiple"), [(13440, 256), (8192, 256), (4096, 128), (512, 16), (64, 2), (31, 1)])
-def test_width_multiple_leaves_32_steps(width, multiple):
-    shape = Shape(1, 1, width, 1, 1, 1, 0, 1, 1, 1, 1)
-    assert shape.width_multiple() == multiple
+def of_width(width: int) -> Shape:
+    return Shape(1, 1, width, 1, 1, 1, 0, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("width", "multiple"), [(13440, 32), (640, 32), (512, 32), (511, 8), (64, 2), (31, 1)])
+def test_widths_are_chosen_in_blocks_where_the_model_has_16_of_them(width, multiple):
+    assert of_width(width).width_multiple() == multiple
+
+
+@pytest.mark.parametrize(
+    ("width", "affordable", "rounded"),
+    [
+        (640, 330, 320),  # the bundled model at 40 %
+        (640, 500, 480),  # and at 22 %: 496 is no whole number of blocks, and 448 would give away 32 of 20 neurons
+        (1536, 1000, 960),
+        (1536, 1040, 1024),
+        (4096, 3000, 2944),  # a multiple of 128
+        (4096, 3140, 3072),  # a multiple of 256, which gives away 64 of 128 neurons
+        (8960, 7000, 6912),
+        (13440, 9999, 9984),
+        (4096, 31, 0),
+        (64, 33, 32),
+    ],
+)
+def test_the_coarsest_multiple_is_taken_that_costs_no_more_than_a_32nd(width, affordable, rounded):
+    assert of_width(width).rounded_width(affordable) == rounded
+
+
+@given(st.integers(512, 20_000), st.data())
+def test_a_chosen_width_is_quantised_and_shared_as_the_original_was(width, data):
+    """Every rounded width is a whole number of blocks, and 2, 4, 8 or 16 devices share it evenly."""
+    made = of_width(width).rounded_width(data.draw(st.integers(32, width)))
+    assert made >= 32
+    assert made % 32 == 0
+    assert all(made % devices == 0 for devices in (2, 4, 8, 16))
+
+
+@given(shapes(), fractions, st.integers(1, 300))
+def test_a_given_multiple_is_kept(shape, remove, multiple):
+    multiple = min(multiple, shape.width)
+    try:
+        splits = feasible_splits(shape, remove, shape.vocabulary, Pins(width_multiple=multiple))
+    except BudgetError:
+        allowed = allowed_parameters(shape, remove)
+        assert all(shape.parameters(shape.vocabulary, n, multiple) > allowed for n in range(1, shape.layers + 1))
+        return
+    assert all(split.width % multiple == 0 or split.width == shape.width for split in splits)
+
+
+def test_a_multiple_beyond_the_width_is_refused():
+    with pytest.raises(OptionError, match=r"--width-multiple .*got 65, allowed 1 to 64"):
+        Pins(width_multiple=65).check(SMALL)

@@ -55,7 +55,7 @@ def test_a_good_folder_passes_in_a_fresh_process(good, source):
     names = {line["name"] for line in verdict["checks"]}
     assert len(names) >= 10
     loads = verdict["loads_in"]
-    assert set(loads) == {"transformers", "vllm", "llama.cpp", "k-quants"}
+    assert set(loads) == {"transformers", "vllm", "llama.cpp", "k-quants", "quantised"}
     assert loads["transformers"]["ok"] is True
     assert loads["vllm"]["tensor_parallel_sizes"][0] == 1
     assert not loads["k-quants"]["ok"]

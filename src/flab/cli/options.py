@@ -28,6 +28,10 @@ PromptWeight = Annotated[float, typer.Option(help="Weight of prompt tokens in th
 Vocabulary = Annotated[int | None, typer.Option(help="Pin the number of tokens to keep.")]
 Layers = Annotated[int | None, typer.Option(help="Pin the number of layers to keep.")]
 Width = Annotated[int | None, typer.Option(help="Pin the FFN width to keep.")]
+WidthMultiple = Annotated[
+    int | None,
+    typer.Option(help="Keep a width that is a multiple of N; by default 32, or 64 to 256 if that costs little."),
+]
 DropLayers = Annotated[str | None, typer.Option(help="Drop exactly these layers, e.g. 3,5.")]
 LayerCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(LAYER_CRITERION_NAMES)}.")]
 NeuronCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(NEURON_CRITERION_NAMES)}.")]
@@ -49,8 +53,8 @@ MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in to
 Finalists = Annotated[int, typer.Option(help="Candidates that are built on more tokens and tried on the tests.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 _RECIPE = (
-    "remove general template prompt_weight vocabulary layers width layer_criterion neuron_criterion refit output_projection "
-    "min_count tokens search_tokens finalist_tokens max_length finalists seed"
+    "remove general template prompt_weight vocabulary layers width width_multiple layer_criterion neuron_criterion refit "
+    "output_projection min_count tokens search_tokens finalist_tokens max_length finalists seed"
 ).split()
 _OPTIONS = "device dtype unsandboxed trust_remote_code overwrite".split()
 
@@ -118,6 +122,7 @@ def _recipe_options(
     vocabulary: Vocabulary = None,
     layers: Layers = None,
     width: Width = None,
+    width_multiple: WidthMultiple = None,
     drop_layers: DropLayers = None,
     layer_criterion: LayerCriterion = Recipe.layer_criterion,
     neuron_criterion: NeuronCriterion = Recipe.neuron_criterion,

@@ -78,7 +78,28 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     add(table, "vLLM", f"tensor parallel {', '.join(map(str, sizes))}", loads["vllm"]["how"])
     add(table, "llama.cpp", "needs", f"{loads['llama.cpp']['needs']} ({loads['llama.cpp']['how']})")
     add(table, "k-quants", "yes" if loads["k-quants"]["ok"] else "no", loads["k-quants"]["why"])
+    for name, found in loads.get("quantised", {}).items():
+        add(
+            table,
+            f"{name} (rows of {found['block']})",
+            "whole" if not found["falls_back"] else "in part",
+            _fallback(found),
+        )
     console.print(table)
+
+
+def _fallback(found: Mapping[str, Any]) -> str:
+    """How many matrices a quantised format cannot take, and what that costs, beside the original's."""
+    original = found.get("original")
+    what = (
+        f"falls back to {found['to']}: {found['falls_back']} of {found['of']} tensors, {found['more_bytes']:+.1%} bytes"
+    )
+    if original is None:
+        return what
+    return (
+        f"{what} (original: {original['falls_back']} of {original['of']}, {original['more_bytes']:+.1%}); "
+        f"bytes {found['bytes_ratio']:.3f} of the original's, parameters {found['parameters_ratio']:.3f}"
+    )
 
 
 def show_demo(report: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+BLOCK = 32  # numbers that q8_0, q4_0 and their like quantise together; a row of another length stays in 16 bits
+LARGE_BLOCK = 256  # the same of the k-quants
 
 
 @dataclass(frozen=True)
@@ -81,5 +83,20 @@ class Shape:
         return self.parameters(self.vocabulary, self.layers, self.width)
 
     def width_multiple(self) -> int:
-        """The largest allowed multiple that still leaves about 32 steps of width."""
+        """The step in which widths are chosen: :data:`BLOCK`, or less where it would leave fewer than 16 steps."""
+        if self.width >= 16 * BLOCK:
+            return BLOCK
         return next(m for m in WIDTH_MULTIPLES if m * 32 <= self.width or m == 1)
+
+    def rounded_width(self, width: int) -> int:
+        """The width to choose where at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
+
+        The coarsest of them is taken that gives away no more than a 32nd of the model's width, because more formats quantise
+        it and more devices share it evenly. A model too narrow for blocks of 32 is cut in finer steps.
+        """
+        step = self.width_multiple()
+        finest = width // step * step
+        if step < BLOCK:
+            return finest
+        coarser = (width // multiple * multiple for multiple in WIDTH_MULTIPLES if multiple > step)
+        return next((made for made in coarser if made > 0 and finest - made <= self.width // 32), finest)

@@ -49,13 +49,15 @@ class Pins:
     vocabulary: int | None = None
     layers: int | None = None
     width: int | None = None
+    width_multiple: int | None = None
 
     def check(self, shape: Shape) -> None:
         """Raise :class:`OptionError` if a pinned size is outside the model's."""
         for name, got in asdict(self).items():
-            most = shape.units[name].count
+            most = shape.units["width" if name == "width_multiple" else name].count
             if got is not None and not 1 <= got <= most:
-                raise OptionError(f"--{name} is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag} is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
 
 
 def allowed_parameters(shape: Shape, remove: float) -> int:
@@ -79,13 +81,17 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
     return max(floor, min(affordable // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE, shape.vocabulary))
 
 
-def widest(shape: Shape, vocabulary: int, layers: int, allowed: int) -> int:
-    """The widest FFN at this depth that stays within ``allowed`` parameters; 0 where none does."""
+def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: int | None = None) -> int:
+    """The widest FFN at this depth that stays within ``allowed`` parameters; 0 if none does.
+
+    It is a multiple of ``multiple``, or of what :meth:`Shape.rounded_width` chooses.
+    """
     left = allowed - shape.parameters(vocabulary, layers, 0)
     width = left // (layers * shape.per_neuron)
     if width >= shape.width:
         return shape.width
-    multiple = shape.width_multiple()
+    if multiple is None:
+        return shape.rounded_width(max(0, width))
     return max(0, width // multiple * multiple)
 
 
@@ -99,7 +105,9 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
     depths = [pins.layers] if pins.layers is not None else range(shape.layers, 0, -1)
     splits = []
     for layers in depths:
-        width = pins.width if pins.width is not None else widest(shape, vocabulary, layers, allowed)
+        width = pins.width
+        if width is None:
+            width = widest(shape, vocabulary, layers, allowed, pins.width_multiple)
         sizes = {"vocabulary": vocabulary, "layers": layers, "width": width}
         parameters = shape.cost(sizes)
         if width > 0 and parameters <= allowed:
@@ -113,7 +121,7 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
 
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
     layers = pins.layers or 1
-    width = pins.width or shape.width_multiple()
+    width = pins.width or pins.width_multiple or shape.width_multiple()
     smallest = shape.parameters(vocabulary, layers, width)
     reachable = max(0.0, 1 - smallest / shape.total)
     floor = (

@@ -35,6 +35,8 @@ class Recipe:
         template: "auto" reads chats in the model's own chat template where it has one, "none" in plain words.
         prompt_weight: weight of prompt tokens in the least squares, where the sample has an answer (1).
         vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
+        width_multiple: the width that the search chooses is a multiple of it; None takes 32, and 64, 128 or 256 where that
+            costs no more than a 32nd of the width (see :meth:`flab.models.shape.Shape.rounded_width`).
         drop_layers: the layers to remove, original numbering; None lets the criterion choose.
         tokens: calibration tokens for the statistics of the winner, by default :data:`TOKENS` or
             :data:`TOKENS_PER_NEURON` times the FFN width, whichever is more.
@@ -54,6 +56,7 @@ class Recipe:
     vocabulary: int | None = None
     layers: int | None = None
     width: int | None = None
+    width_multiple: int | None = None
     drop_layers: tuple[int, ...] | None = None
     layer_criterion: str = "kl"
     neuron_criterion: str = "elimination"
@@ -126,7 +129,7 @@ class Recipe:
     @property
     def pins(self) -> Pins:
         """The sizes that the user fixed."""
-        return Pins(self.vocabulary, self.layers, self.width)
+        return Pins(self.vocabulary, self.layers, self.width, self.width_multiple)
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values."""
@@ -146,7 +149,11 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")
     if isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise OptionError(f"{flag}: got {value!r:.60}, expected a number.")
-    if name in ("vocabulary", "layers", "width", "tokens") and value is not None and not isinstance(value, int):
+    if (
+        name in ("vocabulary", "layers", "width", "width_multiple", "tokens")
+        and value is not None
+        and not isinstance(value, int)
+    ):
         raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")
     if isinstance(default, str) and not isinstance(value, str):
         raise OptionError(f"{flag}: got {value!r:.60}, expected text.")
@@ -160,6 +167,7 @@ _CHOICES = {
 }
 _LEAST = {
     "min_count": 1,
+    "width_multiple": 1,
     "tokens": 256,
     "search_tokens": 256,
     "finalist_tokens": 256,

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from flab.errors import FlabError
-from flab.models.checkpoint import Checkpoint, load
+from flab.models.checkpoint import Checkpoint, load, read_config
 from flab.models.compatibility import loads_in
 from flab.models.families import family_of, layers_of, shape_of
-from flab.models.folder import PICKLED
+from flab.models.folder import PICKLED, headers
 from flab.models.probes import ask_oldest, last_logits, probe_ids, same_logits
 from flab.models.tokenizer import PROBES
 from flab.pruning.check import PROOF, read_proof
@@ -84,7 +84,12 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
         "ok": findings.ok,
         "checks": findings.lines,
         "loads_in": loads_in(
-            checkpoint.model.config, findings.ok, checkpoint.warnings, plan is not None and _is_renumbered(plan)
+            checkpoint.model.config,
+            findings.ok,
+            checkpoint.warnings,
+            plan is not None and _is_renumbered(plan),
+            headers(folder),
+            (read_config(against), headers(against)) if against is not None else None,
         ),
     }
 
