@@ -35,6 +35,7 @@ COMMANDS = (
     "data",
     "recover",
     "run",
+    "export",
     "measure",
     "sweep",
     "report",

@@ -28,6 +28,7 @@ HEAVY_LIBRARIES = {
     "trl",
     "matplotlib",
     "pyarrow",
+    "gguf",
 }
 # which of them importing a place may load
 LIGHT: set[str] = set()
@@ -58,6 +59,7 @@ HOUSE: dict[str, set[str]] = {
     "models.compatibility": LIGHT,
     "models.probes": LIGHT,
     "models.engines": HEAVY,
+    "models.gguf": HEAVY,
     "models": HEAVY,
     "evaluation": HEAVY,
     "footprint": HEAVY,

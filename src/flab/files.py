@@ -207,12 +207,23 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the disk is full, or the place cannot be written.
     """
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
     temporary, held = _temporary(path), -1
     try:
         sweep(path)
         held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         _hold(held)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        yield temporary
         temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -14,6 +14,7 @@ import typer
 
 from flab.cli.early import check_model, check_planning
 from flab.cli.evaluate import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
+from flab.cli.export import EXPORT_EXAMPLE, export
 from flab.cli.info import INFO_EXAMPLE, DryRun, info, show_estimate
 from flab.cli.options import Device, Json, Overwrite, RefitKind, Tokens, Trust, emit, planning_options
 from flab.cli.recover import DATA_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, recover, run
@@ -164,6 +165,7 @@ app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 app.command("data", epilog=DATA_EXAMPLE)(data)
 app.command("recover", epilog=RECOVER_EXAMPLE)(recover)
 app.command("run", epilog=RUN_EXAMPLE)(run)
+app.command("export", epilog=EXPORT_EXAMPLE)(export)
 app.command("measure", epilog=MEASURE_EXAMPLE)(measure)
 app.command("sweep", epilog=SWEEP_EXAMPLE)(sweep)
 app.command("report", epilog=REPORT_EXAMPLE)(report)

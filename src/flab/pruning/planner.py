@@ -18,6 +18,7 @@ from flab.errors import OptionError
 from flab.evaluation.tasks import Problem
 from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, open_to_cut
 from flab.models.families import Family, head_of, shape_of
+from flab.models.gguf.pretokenizers import name_in
 from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder, ModelSource
@@ -348,13 +349,14 @@ class Bench:
 
 
 def model_facts(source: ModelFolder, family: Family, options: Options) -> dict[str, Any]:
-    """Which model the plan is for, and the precision it was made in."""
+    """Which model the plan is for, the precision it was made in, and what llama.cpp calls its pre-tokenizer."""
     return {
         "path": str(source.path.resolve()),
         "sha256": fingerprint(source),
         "model_type": family.model_type,
         "stored_dtype": source.stored_dtype,
         "compute_dtype": cutting_dtype(source, options),
+        "pre_tokenizer": name_in(source.path),
     }
 
 

@@ -1,0 +1,173 @@
+"""What llama.cpp needs to know of an architecture: its name, its settings, and how its tensors are called. No torch.
+
+A tensor keeps its numbers. Only llama's query and key rows change places: transformers rotates a head's first half with its
+second half, llama.cpp's llama rotates neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flab.errors import UnsupportedModelError
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "starcoder2": "starcoder2",
+}
+ACTIVATIONS = {"starcoder2": ("gelu", "gelu_pytorch_tanh", "gelu_new")}
+SILU = ("silu", "swish")
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def architecture_of(config: Any) -> str:
+    """llama.cpp's name of the architecture.
+
+    Raises:
+        UnsupportedModelError: it has none that computes the same.
+    """
+    name = ARCHITECTURES.get(config.model_type)
+    if name is None:
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r} cannot be written as GGUF yet: flab writes {', '.join(ARCHITECTURES)}."
+        )
+    allowed = ACTIVATIONS.get(config.model_type, SILU)
+    if config.hidden_act not in allowed:
+        raise UnsupportedModelError(
+            f"hidden_act {config.hidden_act!r}: llama.cpp computes {config.model_type} with {allowed[0]} alone."
+        )
+    return name
+
+
+def tensor_name(name: str) -> str:
+    """A tensor's name in GGUF, from its name in transformers.
+
+    Raises:
+        UnsupportedModelError: a tensor that llama.cpp has no place for.
+    """
+    module, _, kind = name.rpartition(".")
+    layer = ""
+    if module.startswith("model.layers."):
+        _, _, number, module = module.split(".", 3)
+        layer = f"blk.{number}."
+    if module not in _NAMES or kind not in ("weight", "bias"):
+        raise UnsupportedModelError(f"the tensor {name} has no place in GGUF: flab cannot write this model.")
+    return f"{layer}{_NAMES[module]}.{kind}"
+
+
+def heads_to_rotate(name: str, config: Any) -> int | None:
+    """How many heads of this tensor's rows must be reordered for llama.cpp; None where none must."""
+    if ARCHITECTURES[config.model_type] != "llama":
+        return None
+    module = name.rpartition(".")[0]
+    if module.endswith("q_proj"):
+        return int(config.num_attention_heads)
+    return int(config.num_key_value_heads) if module.endswith("k_proj") else None
+
+
+def settings_of(config: Any) -> dict[str, int | float | str]:
+    """The settings of the architecture, by GGUF key without the architecture's name."""
+    head = head_size(config)
+    rope = rope_of(config)
+    made: dict[str, int | float | str] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.dimension_count": head,
+        "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
+    }
+    if config.model_type == "starcoder2":
+        made["attention.layer_norm_epsilon"] = float(config.norm_epsilon)
+    else:
+        made["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+    return made | _scaling(rope, config)
+
+
+def head_size(config: Any) -> int:
+    """Numbers in an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def rope_of(config: Any) -> dict[str, Any]:
+    """The settings of the rotary embedding, wherever this version of the config keeps them."""
+    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    rope.setdefault("rope_theta", getattr(config, "rope_theta", None) or 10000.0)
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModelError("a partial rotary embedding is not written as GGUF by flab yet.")
+    return rope
+
+
+def _scaling(rope: Mapping[str, Any], config: Any) -> dict[str, int | float | str]:
+    kind = rope["rope_type"]
+    if kind in ("default", "llama3"):  # llama3 is a tensor of factors, see rope_factors
+        return {}
+    if kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        return {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(rope["factor"]),
+            "rope.scaling.original_context_length": int(original),
+        }
+    raise UnsupportedModelError(f"rope_type {kind!r} is not known to llama.cpp: default, linear, yarn and llama3 are.")
+
+
+def rope_factors(config: Any) -> list[float] | None:
+    """Llama 3's divisor of each rotary frequency, which GGUF keeps as a tensor; None for other models.
+
+    Long waves are stretched by ``factor``, short ones stay, and those between are interpolated.
+    """
+    rope = rope_of(config)
+    if rope["rope_type"] != "llama3":
+        return None
+    head, base, factor = head_size(config), float(rope["rope_theta"]), float(rope["factor"])
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    context = float(rope["original_max_position_embeddings"])
+    divisors = []
+    for place in range(0, head, 2):
+        turns = context / (2 * math.pi * base ** (place / head))  # how often the wave turns within the original context
+        share = min(1.0, max(0.0, (turns - low) / (high - low)))
+        divisors.append(1 / ((1 - share) / factor + share))
+    return divisors
+
+
+def window_warnings(config: Any) -> list[str]:
+    """A warning where transformers attends to a window that llama.cpp does not know in this architecture."""
+    kinds = getattr(config, "layer_types", None) or []
+    used = config.model_type in ("mistral", "starcoder2") or "sliding_attention" in kinds
+    window = getattr(config, "sliding_window", None)
+    if not used or window is None or window >= config.max_position_embeddings:
+        return []
+    return [
+        f"the model attends to the last {window} tokens alone; llama.cpp attends to all of them, so prompts longer than that "
+        "give other answers."
+    ]

@@ -1,0 +1,210 @@
+"""Write a model's folder as one GGUF file: settings, vocabulary, provenance, then one tensor at a time.
+
+It needs the ``gguf`` package (``pip install 'flab-pruner[gguf]'``) and no converter. Memory holds one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from flab.errors import OptionError
+from flab.files import new_file
+from flab.models.checkpoint import read_config
+from flab.models.folder import headers, weight_files
+from flab.models.gguf.architectures import (
+    architecture_of,
+    heads_to_rotate,
+    rope_factors,
+    settings_of,
+    tensor_name,
+    window_warnings,
+)
+from flab.models.gguf.provenance import chat_template_of, provenance_of, recorded_pre_tokenizer
+from flab.models.gguf.vocabulary import Vocabulary, read_vocabulary
+from flab.models.shape import BLOCK
+
+TYPES = ("f32", "f16", "bf16", "q8_0")
+MOST_F16 = 65504.0
+
+
+@dataclass
+class Written:
+    """What was written: the file, its vocabulary, and what a user must know of it."""
+
+    path: Path
+    type: str
+    architecture: str
+    vocabulary: Vocabulary
+    context: int
+    tensors: int = 0
+    fallbacks: list[str] = field(default_factory=list)  # matrices kept in F16, because their rows are no whole blocks
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of ``flab export --json``."""
+        return {
+            "output": str(self.path),
+            "type": self.type,
+            "architecture": self.architecture,
+            "bytes": self.path.stat().st_size,
+            "tensors": self.tensors,
+            "fallbacks": self.fallbacks,
+            "tokenizer": self.vocabulary.model,
+            "pre_tokenizer": self.vocabulary.pre,
+            "tokens": len(self.vocabulary.tokens),
+            "context": self.context,
+            "warnings": self.warnings,
+        }
+
+
+def gguf_library() -> Any:
+    """The ``gguf`` package.
+
+    Raises:
+        OptionError: it is not installed; says how to get it.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise OptionError(
+            "writing GGUF needs the gguf package: install it with pip install 'flab-pruner[gguf]'."
+        ) from None
+    return gguf
+
+
+def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = None) -> Written:
+    """Write the model in ``folder`` to ``output``; the file appears whole or not at all.
+
+    Args:
+        kind: how matrices are stored, one of :data:`TYPES`; vectors are always F32.
+        pre: llama.cpp's name of the pre-tokenizer, if flab does not know it.
+
+    Raises:
+        OptionError: ``kind`` or ``pre`` is missing or unknown, or a weight does not fit into F16.
+        UnsupportedModelError: an architecture or a tokenizer that flab does not write.
+    """
+    if kind not in TYPES:
+        raise OptionError(f"--type: got {kind!r}, allowed {', '.join(TYPES)}.")
+    gguf = gguf_library()
+    config = read_config(folder)
+    architecture = architecture_of(config)
+    settings = settings_of(config)
+    vocabulary = read_vocabulary(folder, config.vocab_size, pre, recorded_pre_tokenizer(folder))
+    warnings = vocabulary.warnings + window_warnings(config)
+    written = Written(output, kind, architecture, vocabulary, config.max_position_embeddings, warnings=warnings)
+    with new_file(output) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        try:
+            for name, value in settings.items():
+                _add(writer, f"{architecture}.{name}", value)
+            for name, value in provenance_of(folder).items():
+                _add(writer, name, value)
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            writer.add_file_type(_file_type(gguf, kind))
+            _add_vocabulary(writer, vocabulary)
+            template = chat_template_of(folder)
+            if template is not None:
+                writer.add_chat_template(template)
+            _write_tensors(gguf, writer, folder, config, written)
+        finally:
+            writer.close()
+    return written
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    """Add a value by its type; whole numbers are 32 bits wide."""
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds[type(value)](key, value)
+
+
+def _file_type(gguf: Any, kind: str) -> int:
+    names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+    return int(getattr(gguf.LlamaFileType, names[kind]))
+
+
+def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.model == "gpt2":
+        writer.add_token_merges(vocabulary.merges)
+    else:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    keys = {"unk": "unknown", "pad": "padding"}
+    for role, index in vocabulary.ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{keys.get(role, role)}_token_id", index)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+
+
+def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: Written) -> None:
+    """The table of tensors first, then their numbers in the same order; a tied head is left out, as llama.cpp expects."""
+    stored = headers(folder)
+    types = {name: _storage(name, tensor.shape, written, gguf) for name, tensor in stored.items()}
+    names = [name for name in stored if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+    factors = rope_factors(config)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", [len(factors)], np.dtype(np.float32), len(factors) * 4)
+    for name in names:
+        shape, dtype = stored[name].shape, types[name]
+        bytes_shape = gguf.quant_shape_to_byte_shape(shape, dtype)
+        size = int(np.prod(bytes_shape))
+        plain = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}.get(dtype)
+        if plain is not None:
+            writer.add_tensor_info(tensor_name(name), shape, np.dtype(plain), size)
+        else:
+            writer.add_tensor_info(tensor_name(name), bytes_shape, np.dtype(np.uint8), size, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(np.array(factors, dtype=np.float32))
+    for name, tensor in _tensors(folder, names):
+        heads = heads_to_rotate(name, config)
+        numbers = tensor if heads is None else _rotated(tensor, heads)
+        _check_range(name, numbers, types[name], gguf)
+        writer.write_tensor_data(gguf.quantize(numbers.float().numpy(), types[name]))
+    written.tensors = len(names)
+
+
+def _storage(name: str, shape: tuple[int, ...], written: Written, gguf: Any) -> Any:
+    """How a tensor is stored: vectors in F32, and matrices whose rows are no whole blocks in F16."""
+    types = gguf.GGMLQuantizationType
+    if len(shape) == 1:
+        return types.F32
+    if written.type == "q8_0" and shape[-1] % BLOCK:
+        written.fallbacks.append(name)
+        return types.F16
+    return types[written.type.upper()]
+
+
+def _tensors(folder: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named tensors of a folder, one at a time, in this order."""
+    place = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            place.update(dict.fromkeys(opened.keys(), file))
+    for name in names:
+        with safe_open(place[name], framework="pt") as opened:
+            yield name, opened.get_tensor(name)
+
+
+def _rotated(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows (H * S, ...) of H heads with the halves of each head interleaved: first, S/2 + first, second, ..."""
+    size = rows.shape[0] // heads
+    halves = rows.reshape(heads, 2, size // 2, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)
+
+
+def _check_range(name: str, numbers: torch.Tensor, dtype: Any, gguf: Any) -> None:
+    if dtype == gguf.GGMLQuantizationType.F16 and float(numbers.abs().max()) > MOST_F16:
+        raise OptionError(f"{name} holds numbers beyond what F16 can hold ({MOST_F16:g}): use --type bf16.")

@@ -1,0 +1,188 @@
+"""A written file, read back: every number, every key, and nothing left behind on a failure."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from safetensors.torch import load_file, save_file
+
+from flab import apply
+from flab.errors import OptionError, OutputError
+from flab.models.gguf import write
+from flab.models.gguf.architectures import tensor_name
+from flab.models.gguf.export import export_gguf, modelfile_of
+from flab.models.gguf.provenance import licence_of
+from flab.models.gguf.write import write_gguf
+from flab.pruning.pipeline import plan
+from support import pico
+
+
+def read(path):
+    reader = GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {t.name: dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]) for t in reader.tensors}
+    return fields, tensors, {t.name: t.tensor_type.name for t in reader.tensors}
+
+
+@pytest.fixture(scope="module")
+def pruned(pico_folder, recipe, tmp_path_factory):
+    """A pruned llama, with the plan that made it."""
+    source = pico_folder("llama")
+    decided = plan(source, recipe(remove=0.35, layers=4, finalists=1))
+    return apply(source, decided, tmp_path_factory.mktemp("written") / "small")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "starcoder2"])
+def test_every_number_is_written_as_it_is(pico_folder, tmp_path, family):
+    folder = pico_folder(family)
+    write_gguf(folder, tmp_path / "model.gguf", "f32")
+    fields, tensors, types = read(tmp_path / "model.gguf")
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor_name(name) for name in stored} == set(tensors)
+    for name, tensor in stored.items():
+        assert np.array_equal(tensors[tensor_name(name)], tensor.numpy()), name
+    assert set(types.values()) == {"F32"}
+    assert fields["general.architecture"] == family
+    assert fields[f"{family}.block_count"] == 5
+    assert fields["tokenizer.ggml.pre"] == "qwen2"
+    assert fields["tokenizer.chat_template"] == pico.CHAT_TEMPLATE
+    assert fields["general.license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_the_rows_of_llamas_heads_are_interleaved(pico_folder, tmp_path, family):
+    """Row 1 of a head is what transformers keeps in the middle of it: 4 heads of 8 rows, of keys 2."""
+    folder = pico_folder(family)
+    write_gguf(folder, tmp_path / "model.gguf", "f32")
+    fields, tensors, _ = read(tmp_path / "model.gguf")
+    stored = load_file(folder / "model.safetensors")
+    assert fields["general.architecture"] == "llama"
+    for name, heads in (("q", 4), ("k", 2)):
+        rows = stored[f"model.layers.0.self_attn.{name}_proj.weight"].numpy()
+        order = [head * 8 + half * 4 + place for head in range(heads) for place in range(4) for half in range(2)]
+        assert np.array_equal(tensors[f"blk.0.attn_{name}.weight"], rows[order])
+    assert np.array_equal(tensors["output.weight"], stored["lm_head.weight"].numpy())
+
+
+@pytest.mark.parametrize(("kind", "error"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 2e-2)])
+def test_smaller_types_are_close_and_vectors_stay_exact(pico_folder, tmp_path, kind, error):
+    folder = pico_folder("llama")
+    written = write_gguf(folder, tmp_path / "model.gguf", kind)
+    _, tensors, types = read(tmp_path / "model.gguf")
+    right = load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"].numpy()
+    assert np.abs(tensors["blk.1.ffn_down.weight"] - right).max() <= error * np.abs(right).max()
+    assert types["blk.1.ffn_down.weight"] == kind.upper()
+    assert types["output_norm.weight"] == "F32"
+    assert written.fallbacks == []
+
+
+def test_rows_that_are_no_whole_blocks_stay_in_f16(pico_folder, tmp_path):
+    folder = pico_folder("llama", intermediate_size=48)
+    written = write_gguf(folder, tmp_path / "model.gguf", "q8_0")
+    _, _, types = read(tmp_path / "model.gguf")
+    assert written.fallbacks == [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(5)]
+    assert types["blk.0.ffn_down.weight"] == "F16"
+    assert types["blk.0.ffn_up.weight"] == "Q8_0"
+
+
+def test_a_pruned_model_says_where_it_comes_from(pruned, pico_folder, tmp_path):
+    write_gguf(pruned, tmp_path / "model.gguf", "f32")
+    fields, tensors, _ = read(tmp_path / "model.gguf")
+    decided = json.loads((pruned / "plan.json").read_text())
+    assert fields["llama.block_count"] == 4
+    assert fields["llama.vocab_size"] == len(fields["tokenizer.ggml.tokens"]) == decided["vocabulary"]["after"]
+    assert tensors["token_embd.weight"].shape == (decided["vocabulary"]["after"], 32)
+    assert fields["general.base_model.0.name"] == pico_folder("llama").name
+    assert fields["flab.base_model.sha256"] == decided["model"]["sha256"]
+    assert fields["flab.removed_fraction"] == pytest.approx(
+        1 - decided["parameters_after"] / decided["parameters_before"]
+    )
+    assert "Pruned by flab" in fields["general.description"]
+
+
+def test_the_plan_records_what_llama_cpp_calls_the_pre_tokenizer(pruned):
+    assert json.loads((pruned / "plan.json").read_text())["model"]["pre_tokenizer"] == "qwen2"
+
+
+def test_numbers_beyond_f16_are_refused_and_leave_nothing(pico_folder, tmp_path):
+    folder = tmp_path / "large"
+    pico.build("llama", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.full((64, 32), 1e5)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OptionError, match="--type bf16"):
+        write_gguf(folder, tmp_path / "model.gguf", "f16")
+    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
+def test_an_unknown_type_names_those_allowed(pico_folder, tmp_path):
+    with pytest.raises(OptionError, match="got 'q9', allowed f32, f16, bf16, q8_0, q4_0"):
+        export_gguf(pico_folder(), tmp_path / "model.gguf", "q9")
+
+
+def test_without_llama_quantize_its_types_are_refused_and_it_is_run_where_it_is(pico_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OptionError, match="llama-quantize, which is not found"):
+        export_gguf(pico_folder(), tmp_path / "model.gguf", "q4_k_m")
+    program = tmp_path / "llama-quantize"
+    program.write_text('#!/bin/sh\necho "made $3" > "$2"\n')
+    program.chmod(0o755)
+    made = export_gguf(pico_folder(), tmp_path / "model.gguf", "q4_k_m")
+    assert (tmp_path / "model.gguf").read_text() == "made Q4_K_M\n"
+    assert made["type"] == "q4_k_m"
+    program.write_text("#!/bin/sh\necho no such type >&2\nexit 3\n")
+    with pytest.raises(OutputError, match="exit code 3: no such type"):
+        export_gguf(pico_folder(), tmp_path / "other.gguf", "q4_0")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama-quantize", "model.gguf"]
+
+
+def test_the_command_prints_what_serves_the_file(pico_folder, tmp_path, flab):
+    code, out, _ = flab("export", "gguf", pico_folder(), "-o", tmp_path / "small.gguf", "--modelfile", "--json")
+    made = json.loads(out)
+    assert code == 0
+    assert made["serve"]["llama.cpp"] == f"llama-server -m {tmp_path / 'small.gguf'} -c 128"
+    assert made["serve"]["ollama"].startswith("ollama create small -f ")
+    recipe = (tmp_path / "small.Modelfile").read_text()
+    assert recipe.startswith("FROM ./small.gguf\nPARAMETER num_ctx 128\n")
+    assert 'PARAMETER stop "<|im_end|>"' in recipe
+    assert "<|im_start|>{{ .Role }}" in recipe
+    code, _, err = flab("export", "gguf", pico_folder(), "-o", tmp_path / "small.gguf")
+    assert code == 2
+    assert "exists: pass --overwrite" in err
+
+
+def test_a_model_without_a_chat_template_gets_the_prompt_as_it_is(tmp_path):
+    folder = pico.build("qwen2", tmp_path / "base")
+    (folder / "chat_template.jinja").unlink()
+    written = write_gguf(folder, tmp_path / "model.gguf", "f32")
+    assert 'TEMPLATE """{{ .Prompt }}"""' in modelfile_of(written, folder)
+
+
+def test_other_formats_are_refused(pico_folder, tmp_path, flab):
+    code, _, err = flab("export", "onnx", pico_folder(), "-o", tmp_path / "model.onnx")
+    assert (code, "allowed gguf" in err) == (2, True)
+
+
+def test_without_the_library_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(OptionError, match=r"pip install 'flab-pruner\[gguf\]'"):
+        write.gguf_library()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("LICENSE", "   Apache License\n  Version 2.0, January 2004", "apache-2.0"),
+        ("LICENSE.txt", "MIT License\n\nCopyright", "mit"),
+        ("README.md", "---\nlicense: llama3\n---\n# Model", "llama3"),
+        ("README.md", "# no front matter\n---\nlicense: x\n---\n", None),
+        ("LICENSE", "All rights reserved.", None),
+    ],
+)
+def test_the_licence_is_named(tmp_path, name, text, found):
+    (tmp_path / name).write_text(text)
+    assert licence_of(tmp_path) == found
