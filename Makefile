@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ENGINES := .venv-engines
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fix check test floors demo docs reference clean
+.PHONY: help setup fix check test floors engines demo docs reference clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,11 @@ test: setup  ## Run the tests (offline), files side by side on up to four cores
 
 floors: setup  ## Test with the oldest versions of all dependencies, in .venv-floors (downloads them)
 	$(BIN)/python scripts/floors.py
+
+engines: setup  ## Run pruned models in llama.cpp and CTranslate2, in .venv-engines, beside transformers
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/pip install -q -c constraints.txt xllamacpp ctranslate2 transformers tokenizers torch
+	FLAB_ENGINES_PYTHON=$(CURDIR)/$(ENGINES)/bin/python $(BIN)/pytest -m engines tests/models/serving
 
 demo: setup  ## The whole way with the bundled model: prune, make data, recover, measure
 	$(BIN)/flab run recipes/quickstart.yml -o demo

@@ -60,6 +60,7 @@ HOUSE: dict[str, set[str]] = {
     "models.probes": LIGHT,
     "models.engines": HEAVY,
     "models.gguf": HEAVY,
+    "models.serving": HEAVY,
     "models": HEAVY,
     "evaluation": HEAVY,
     "footprint": HEAVY,

@@ -148,13 +148,25 @@ def check(
         str | None,
         typer.Option(help="Python of an environment with transformers 4.57, to load the folder with that too."),
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINES",
+            help="Load the folder in these engines and compare tokens and greedy answers with transformers, separated by "
+            "commas: llama.cpp, ctranslate2, vllm.",
+        ),
+    ] = None,
+    engines_python: Annotated[
+        str | None, typer.Option(help="Python of the environment that has the engines; by default flab's own.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Reload a folder in a fresh process, verify it, and say what it loads in. Exit code 1 when a check fails."""
     from flab.cli.show import show_check
     from flab.pruning.check import check as verify
 
-    verdict = verify(folder, against, oldest_python)
+    engines = tuple(name.strip() for name in run.split(",")) if run is not None else ()
+    verdict = verify(folder, against, oldest_python, engines, engines_python)
     emit(verdict) if json_ else show_check(verdict)
     _exit_unless(verdict["ok"])
 

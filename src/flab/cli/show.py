@@ -86,6 +86,30 @@ def show_check(verdict: Mapping[str, Any]) -> None:
             _fallback(found),
         )
     console.print(table)
+    if "engines" in verdict:
+        show_engines(verdict["engines"])
+
+
+def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each engine made of the folder when it was run."""
+    table = table_of("Run beside transformers", ["engine", "outcome", "detail"])
+    for name, found in engines.items():
+        if not found["ran"]:
+            add(table, name, "not run", f"not installed ({found['why']}): by rules alone, above")
+            continue
+        if "why" in found:
+            add(table, name, "FAILED", found["why"])
+            continue
+        texts = (
+            "no tokeniser of its own"
+            if found["same_texts"] is None
+            else f"{found['same_texts']}/{found['texts']} texts"
+        )
+        ties = f", {found['ties']} of them up to a tie" if found["ties"] else ""
+        detail = f"{texts}; version {found['version']}{ties}"
+        outcome = f"run: {found['same_answers']}/{found['prompts']}"
+        add(table, name, outcome, f"{detail}; {found['first_difference']}" if found["first_difference"] else detail)
+    console.print(table)
 
 
 def _fallback(found: Mapping[str, Any]) -> str:

@@ -25,15 +25,19 @@ def check(
     folder: str | os.PathLike[str],
     against: str | os.PathLike[str] | None = None,
     oldest: str | os.PathLike[str] | None = None,
+    engines: Sequence[str] = (),
+    engines_python: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """The verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
 
     ``against`` is the original model: with it (and the folder's plan.json) the kept rows and untouched tensors are
     compared bit for bit. ``oldest`` is the Python of an environment with the oldest transformers that is to load the folder
     (4.57): its logits are compared with the proof; without it that check is not made, and the verdict says so.
+    ``engines`` are run on the folder, by the Python ``engines_python``, and compared with transformers: the verdict then has
+    ``engines`` too, see :func:`flab.models.serving.compare.run_engines`.
 
     Raises:
-        OptionError: ``oldest`` is no program.
+        OptionError: ``oldest`` or ``engines_python`` is no program, or an engine is not known.
         CheckpointError: the folder is no model folder, or the process ended without a verdict.
     """
     path = Path(folder)
@@ -45,6 +49,14 @@ def check(
         raise OptionError(
             f"--oldest-python {oldest} is no program: give the python of an environment with transformers 4.57."
         )
+    if engines:
+        from flab.models.serving import check_names
+
+        check_names(engines)
+    if engines_python is not None and shutil.which(engines_python) is None:
+        raise OptionError(
+            f"--engines-python {engines_python} is no program: give the python of an environment that has the engines."
+        )
     command = [sys.executable, "-P", "-m", "flab.pruning.verify", str(path), str(against or ""), str(oldest or "")]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     try:
@@ -54,6 +66,11 @@ def check(
         raise CheckpointError(f"checking {path} ended without a verdict (exit {done.returncode}): {last}") from None
     if "error" in verdict:
         raise CheckpointError(verdict["error"])
+    if engines:
+        from flab.models.serving.compare import run_engines
+
+        verdict["engines"] = run_engines(path, engines, os.fspath(engines_python) if engines_python else None)
+        verdict["ok"] = verdict["ok"] and all(found["ok"] is not False for found in verdict["engines"].values())
     return verdict
 
 

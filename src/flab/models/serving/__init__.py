@@ -1,0 +1,16 @@
+"""Does a serving engine give what transformers gives? Engines run in processes of their own, and need not be installed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flab.errors import OptionError
+
+ENGINES = ("llama.cpp", "ctranslate2", "vllm")
+
+
+def check_names(engines: Sequence[str]) -> None:
+    """OptionError where an engine is named that flab does not know."""
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown:
+        raise OptionError(f"--run: got {unknown[0]!r}, allowed {', '.join(ENGINES)}.")

@@ -1,0 +1,182 @@
+"""Compare a serving engine with transformers: the same ids for the same texts, and the same greedy answers.
+
+The engine runs in a process of its own (:mod:`flab.models.serving.worker`), which may be that of another environment. The
+reference is computed here in float32. Where an answer differs, the reference's two best logits at that place say whether it
+was a tie, which rounding decides, or a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flab import assets
+from flab.models.checkpoint import PROBES, Checkpoint, load
+from flab.models.gguf.write import write_gguf
+from flab.models.serving import check_names
+from flab.progress import say, track
+
+NUM_TEXTS, NUM_PROMPTS, NEW_TOKENS = 200, 30, 48
+LONGEST_PROMPT = 256  # tokens
+TIE = 1e-3  # logits closer than this, relative to the largest, are a tie: engines sum in other orders
+WORKER = Path(__file__).parent / "worker.py"
+
+
+@dataclass(frozen=True)
+class Step:
+    """The reference's choice at one place: the best and the second-best id, and by how much the best leads."""
+
+    best: int
+    second: int
+    lead: float  # relative to the largest logit
+
+
+def run_engines(
+    folder: Path, engines: Sequence[str], python: str | None = None, pre: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """What each engine made of the folder, beside transformers; see :func:`compare` for the fields.
+
+    ``python`` is the Python of the environment that has the engines, by default this one.
+
+    Raises:
+        OptionError: an engine that flab does not know.
+    """
+    check_names(engines)
+    checkpoint = load(folder, "float32")
+    texts = probe_texts()
+    prompts = probe_prompts(checkpoint)
+    tokens = [checkpoint.tokenizer.encode(text).ids for text in texts]
+    reference = [greedy(checkpoint.model, prompt) for prompt in track(prompts, "Answers of transformers")]
+    found = {}
+    for engine in engines:
+        say(f"running {engine}")
+        made = ask(engine, folder, texts, prompts, python or sys.executable, pre)
+        found[engine] = compare(made, texts, tokens, reference)
+    return found
+
+
+def probe_texts() -> list[str]:
+    """:data:`NUM_TEXTS` texts: code, lines of other scripts, spaces, and numbers, all in the composed form (NFC)."""
+    lines = [line for probe in PROBES for line in (probe, *probe.splitlines())]
+    problems = [json.loads(line) for line in assets.problems_path().read_text(encoding="utf-8").splitlines()]
+    code = [text for problem in problems for text in (problem["prompt"], problem["canonical_solution"])]
+    sources = [path.read_text(encoding="utf-8", errors="replace")[:400] for path in assets.held_out_stdlib()[:60]]
+    texts = [*lines, *sources, *code][:NUM_TEXTS]
+    return [unicodedata.normalize("NFC", text) for text in texts]
+
+
+def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
+    """Token ids of :data:`NUM_PROMPTS` prompts for code, cut to half of what the model reads."""
+    longest = min(LONGEST_PROMPT, checkpoint.model.config.max_position_embeddings // 2)
+    lines = assets.problems_path().read_text(encoding="utf-8").splitlines()[:NUM_PROMPTS]
+    return [checkpoint.tokenizer.encode(json.loads(line)["prompt"]).ids[:longest] for line in lines]
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int]) -> list[Step]:
+    """The next :data:`NEW_TOKENS` steps of the reference; ends of text are not heeded."""
+    room = model.config.max_position_embeddings - len(prompt)
+    steps: list[Step] = []
+    made = model(torch.tensor([prompt]), use_cache=True)
+    while len(steps) < min(NEW_TOKENS, room):
+        logits = made.logits[0, -1]
+        values, indices = logits.topk(2)
+        lead = float(values[0] - values[1]) / max(float(logits.abs().max()), 1.0)
+        steps.append(Step(int(indices[0]), int(indices[1]), lead))
+        made = model(indices[None, :1], past_key_values=made.past_key_values, use_cache=True)
+    return steps
+
+
+def ask(
+    engine: str, folder: Path, texts: list[str], prompts: list[list[int]], python: str, pre: str | None = None
+) -> dict[str, Any]:
+    """Run the engine in a fresh process; for llama.cpp the model is first written as GGUF in float32."""
+    asked = {
+        "texts": texts,
+        "prompts": prompts,
+        "new_tokens": NEW_TOKENS,
+        "threads": torch.get_num_threads(),
+        "context": max(map(len, prompts)) + NEW_TOKENS,
+    }
+    with tempfile.TemporaryDirectory(prefix="flab-engine-") as work:
+        path = folder
+        if engine == "llama.cpp":
+            path = write_gguf(folder, Path(work) / "model.gguf", "f32", pre).path
+        command = [python, "-I", str(WORKER), engine, str(path)]
+        done = subprocess.run(
+            command, input=json.dumps(asked), capture_output=True, text=True, check=False, env=_environment(work)
+        )
+    try:
+        made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return made
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"error": f"it ended without an answer (exit {done.returncode}): {last}"}
+
+
+def _environment(work: str) -> dict[str, str]:
+    """The environment of an engine: no downloads, and its caches in the folder that is removed afterwards."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CACHE_ROOT": work, "NO_COLOR": "1"}
+
+
+def compare(
+    made: dict[str, Any], texts: list[str], tokens: list[list[int]], reference: list[list[Step]]
+) -> dict[str, Any]:
+    """The verdict on one engine.
+
+    ``ran`` is false where it is not installed; then nothing else is known. ``ok`` is whether all texts have the reference's
+    ids and all answers its tokens; an answer that leaves the reference at a tie is right, and counted in ``ties``.
+    ``first_difference`` describes the first fault.
+    """
+    if "error" in made:
+        return {
+            "ran": not made.get("missing", False),
+            "ok": None if made.get("missing") else False,
+            "why": made["error"],
+        }
+    differences = []
+    same_texts = None
+    if made["tokens"] is not None:
+        split = [_text_difference(*row) for row in zip(texts, tokens, made["tokens"], strict=True)]
+        differences += [one for one in split if one]
+        same_texts = sum(not one for one in split)
+    answers = [_answer_difference(*row) for row in zip(reference, made["answers"], strict=True)]
+    faults = [f"prompt {number}: {one}" for number, (one, tie) in enumerate(answers) if one and not tie]
+    differences += faults
+    return {
+        "ran": True,
+        "ok": not differences,
+        "version": made["version"],
+        "texts": len(texts),
+        "same_texts": same_texts,
+        "prompts": len(answers),
+        "same_answers": len(answers) - len(faults),
+        "ties": sum(tie for _, tie in answers),
+        "first_difference": differences[0] if differences else None,
+    }
+
+
+def _text_difference(text: str, right: list[int], got: list[int]) -> str | None:
+    if got == right:
+        return None
+    place = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
+    return f"{text[:40]!r} is split otherwise from token {place} on: {got[place : place + 4]}, not {right[place : place + 4]}"
+
+
+def _answer_difference(right: list[Step], got: list[int]) -> tuple[str | None, bool]:
+    """What differs, and whether it was a tie. An answer may end early: engines stop at ends of text."""
+    for place, (step, token) in enumerate(zip(right, got, strict=False)):
+        if token != step.best:
+            tie = token == step.second and step.lead < TIE
+            return f"token {place} is {token}, not {step.best} (which leads by {step.lead:.1e})", tie
+    return (None, False) if got or not right else ("no answer", False)

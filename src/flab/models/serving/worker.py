@@ -1,0 +1,117 @@
+"""What a serving engine makes of texts and prompts: a script for an interpreter that has the engine and need not have flab.
+
+Run as ``PYTHON -I worker.py ENGINE PATH``. It reads one JSON object from stdin with ``texts`` to tokenise, ``prompts`` (lists
+of ids) to continue greedily by ``new_tokens``, and the number of ``threads`` and the ``context`` to use. The last line that
+it prints is one JSON object with ``version``, ``tokens`` (ids of each text, null if the engine has no tokeniser of its own)
+and ``answers`` (ids), or with ``error``, and ``missing`` if the engine is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def llama_cpp(path: str, asked: Json) -> Json:
+    """llama.cpp's own server, in this process, asked over HTTP; ``path`` is a GGUF file."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = path
+    params.n_ctx = asked["context"]
+    params.n_parallel = 1
+    params.n_gpu_layers = 0
+    params.port = 0
+    params.warmup = False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked["threads"]
+    # Keys and values as exact as the weights: by default they are rounded to 16 bits.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(params)
+    address = server.listening_address
+
+    def ask(place: str, body: Json) -> Json:
+        request = urllib.request.Request(
+            f"{address}/{place}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            made: Json = json.load(reply)
+        return made
+
+    # Special tokens that a text names are looked for, as transformers does.
+    wanted = {"add_special": True, "parse_special": True}
+    tokens = [ask("tokenize", {"content": text, **wanted})["tokens"] for text in asked["texts"]]
+    greedy = {
+        "n_predict": asked["new_tokens"],
+        "temperature": 0.0,
+        "top_k": 1,
+        "cache_prompt": False,
+        "return_tokens": True,
+    }
+    answers = [ask("completion", {"prompt": ids, **greedy})["tokens"] for ids in asked["prompts"]]
+    return {"version": getattr(xllamacpp, "__version__", xllamacpp.BUILD_INFO), "tokens": tokens, "answers": answers}
+
+
+def ctranslate2(path: str, asked: Json) -> Json:
+    """CTranslate2; ``path`` is the model's folder, which its converter reads with transformers."""
+    import ctranslate2 as library
+    from ctranslate2.converters import TransformersConverter
+    from tokenizers import Tokenizer
+
+    with tempfile.TemporaryDirectory() as made:
+        TransformersConverter(path).convert(str(Path(made) / "model"), quantization=None)
+        generator = library.Generator(str(Path(made) / "model"), device="cpu", compute_type="float32")
+        tokenizer = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
+        prompts = [[tokenizer.id_to_token(index) for index in ids] for ids in asked["prompts"]]
+        results = [
+            generator.generate_batch(
+                [prompt], max_length=asked["new_tokens"], sampling_topk=1, include_prompt_in_result=False
+            )[0]
+            for prompt in prompts
+        ]
+    return {
+        "version": library.__version__,
+        "tokens": None,
+        "answers": [list(result.sequences_ids[0]) for result in results],
+    }
+
+
+def vllm(path: str, asked: Json) -> Json:
+    """vLLM on the CPU; ``path`` is the model's folder."""
+    import vllm as library
+
+    model = library.LLM(path, dtype="float32", max_model_len=asked["context"], enforce_eager=True)
+    tokenizer = model.get_tokenizer()
+    settings = library.SamplingParams(temperature=0.0, max_tokens=asked["new_tokens"])
+    results = model.generate([{"prompt_token_ids": ids} for ids in asked["prompts"]], settings)
+    return {
+        "version": library.__version__,
+        "tokens": [list(tokenizer.encode(text)) for text in asked["texts"]],
+        "answers": [list(result.outputs[0].token_ids) for result in results],
+    }
+
+
+ENGINES = {"llama.cpp": llama_cpp, "ctranslate2": ctranslate2, "vllm": vllm}
+
+
+def answer(engine: str, path: str, asked: Json) -> Json:
+    """What the engine says; an engine that is not installed is ``missing``, any other failure is its ``error``."""
+    try:
+        return ENGINES[engine](path, asked)
+    except ModuleNotFoundError as error:
+        return {"error": str(error), "missing": True}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+if __name__ == "__main__":
+    result = answer(sys.argv[1], sys.argv[2], json.load(sys.stdin))
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # a server's threads need not be waited for

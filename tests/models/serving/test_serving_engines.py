@@ -1,0 +1,163 @@
+"""Engines run beside transformers: pico models of every family and the bundled one, original and pruned, and planted faults.
+
+They need an environment with the engines: ``make engines`` makes one and runs these tests. FLAB_ENGINES_PYTHON names its
+Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from flab import Options, apply, assets, prune
+from flab.models.gguf import write
+from flab.models.serving import compare
+from flab.models.serving.compare import NUM_PROMPTS, NUM_TEXTS, run_engines
+from flab.pruning.pipeline import plan
+from flab.pruning.recipe import Recipe
+from support import pico, sentencepiece
+
+pytestmark = pytest.mark.engines
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "starcoder2")
+MODULES = {"llama.cpp": "xllamacpp", "ctranslate2": "ctranslate2"}
+CONVERTED = ("llama", "mistral", "qwen2", "qwen3")  # the families that CTranslate2's converter knows
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    named = os.environ.get("FLAB_ENGINES_PYTHON")
+    if not named:
+        pytest.skip("no environment with engines: run make engines, or set FLAB_ENGINES_PYTHON")
+    return named
+
+
+@pytest.fixture(scope="session")
+def run(python):
+    """Run one engine on a folder; skips where it is not installed."""
+
+    def give(engine, folder, pre=None):
+        found = subprocess.run([python, "-c", f"import {MODULES[engine]}"], capture_output=True, check=False)
+        if found.returncode:
+            pytest.skip(f"{engine} is not installed in that environment")
+        return run_engines(folder, [engine], python, pre)[engine]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def smaller(pico_folder, recipe, tmp_path_factory):
+    """The pruned pico model of a family: a cut vocabulary, four of five layers, a smaller width."""
+    root = tmp_path_factory.mktemp("smaller")
+
+    def give(family):
+        folder = root / family
+        if not folder.exists():
+            decided = plan(pico_folder(family), recipe(remove=0.35, layers=4, finalists=1))
+            assert decided.vocabulary.after < decided.vocabulary.before
+            apply(pico_folder(family), decided, folder)
+        return folder
+
+    return give
+
+
+def assert_same(verdict):
+    assert verdict["ok"], verdict
+    assert verdict["same_answers"] == verdict["prompts"] == NUM_PROMPTS
+    assert verdict["same_texts"] in (NUM_TEXTS, None)
+    assert verdict["ties"] <= 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("engine", list(MODULES))
+def test_the_original_gives_the_same(run, pico_folder, engine, family):
+    if engine == "ctranslate2" and family not in CONVERTED:
+        pytest.skip(f"CTranslate2 has no converter for {family}")
+    assert_same(run(engine, pico_folder(family)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("engine", list(MODULES))
+def test_the_pruned_model_gives_the_same(run, smaller, engine, family):
+    if engine == "ctranslate2" and family not in CONVERTED:
+        pytest.skip(f"CTranslate2 has no converter for {family}")
+    assert_same(run(engine, smaller(family)))
+
+
+def test_a_sentencepiece_vocabulary_gives_the_same(run, tmp_path):
+    assert_same(run("llama.cpp", sentencepiece.build(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("rope", ["llama3", "linear", "yarn"])
+def test_scaled_rotary_embeddings_give_the_same(run, tmp_path, rope):
+    scaling = {
+        "rope_type": rope,
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    keys = {"llama3": 6, "linear": 3, "yarn": 3}[rope]
+    settings = dict(list(scaling.items())[:keys]) | {"original_max_position_embeddings": 32}
+    assert_same(run("llama.cpp", pico.build("llama", tmp_path / "model", rope_parameters=settings)))
+
+
+def test_the_bundled_model_gives_the_same_before_and_after(run, tmp_path):
+    assert_same(run("llama.cpp", assets.model_path()))
+    prune(assets.model_path(), tmp_path / "small", Recipe(remove=0.4, tokens=4096, finalists=1), Options())
+    for engine in MODULES:
+        assert_same(run(engine, tmp_path / "small"))
+
+
+def test_a_swapped_id_is_found(run, smaller, tmp_path, monkeypatch):
+    """Two tokens of the written vocabulary change places: texts are split into other ids."""
+    plain = write.read_vocabulary
+
+    def swapped(*arguments):
+        made = plain(*arguments)
+        made.tokens[60], made.tokens[61] = made.tokens[61], made.tokens[60]
+        return made
+
+    monkeypatch.setattr(write, "read_vocabulary", swapped)
+    verdict = run("llama.cpp", smaller("qwen2"))
+    assert not verdict["ok"]
+    assert verdict["same_texts"] < NUM_TEXTS
+    assert "is split otherwise" in verdict["first_difference"]
+
+
+def test_swapped_rows_are_found_by_every_engine(run, smaller, tmp_path, monkeypatch):
+    """Two rows of the embedding change places in what the engine is given, not in the reference."""
+    from safetensors.torch import load_file, save_file
+
+    damaged = shutil.copytree(smaller("qwen2"), tmp_path / "damaged")
+    tensors = load_file(damaged / "model.safetensors")
+    order = list(range(len(tensors["model.embed_tokens.weight"])))
+    frequent = pico.tokenizer().encode("def ").ids[0]
+    order[frequent], order[frequent + 1] = order[frequent + 1], order[frequent]
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][order].contiguous()
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    plain = compare.ask
+    monkeypatch.setattr(compare, "ask", lambda engine, folder, *rest: plain(engine, damaged, *rest))
+    for engine in MODULES:
+        verdict = run(engine, smaller("qwen2"))
+        assert not verdict["ok"]
+        assert verdict["same_answers"] < NUM_PROMPTS
+
+
+def test_a_wrong_pre_tokenizer_is_found(run, smaller):
+    verdict = run("llama.cpp", smaller("qwen2"), pre="gpt-2")
+    assert not verdict["ok"]
+    assert "is split otherwise" in verdict["first_difference"]
+
+
+def test_the_command_prints_how_many_are_the_same(smaller, python, flab):
+    code, out, err = flab("check", smaller("qwen2"), "--run", "llama.cpp", "--engines-python", python)
+    assert code == 0
+    assert f"run: {NUM_PROMPTS}/{NUM_PROMPTS}" in err
+    code, out, _ = flab("check", smaller("qwen2"), "--run", "vllm", "--engines-python", python, "--json")
+    verdict = json.loads(out)["engines"]["vllm"]
+    assert (verdict["ran"], verdict["ok"]) in ((False, None), (True, True))
