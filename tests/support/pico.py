@@ -88,9 +88,8 @@ def build(family: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.f
     vocabulary = write_tokenizer(folder)
     end, pad = tokenizer().token_to_id(SPECIAL[2]), tokenizer().token_to_id(SPECIAL[0])
     ids = {"eos_token_id": end, "pad_token_id": pad, "bos_token_id": None}
-    config = AutoConfig.for_model(
-        family, vocab_size=vocabulary, **{**SIZES, **FAMILY_SETTINGS[family], **ids, **settings}
-    )
+    sizes = {"vocab_size": vocabulary, **SIZES, **FAMILY_SETTINGS[family], **ids, **settings}
+    config = AutoConfig.for_model(family, **sizes)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
