@@ -5,19 +5,20 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
 from flab.errors import OptionError
 from flab.models.checkpoint import load
 from flab.models.serving import check_names, compare
-from flab.models.serving.compare import NEW_TOKENS, NUM_PROMPTS, NUM_TEXTS, Step, greedy, probe_prompts, probe_texts
+from flab.models.serving.compare import NEW_TOKENS, NUM_PROMPTS, NUM_TEXTS, Reference, probe_prompts, probe_texts
 
-TEXTS, TOKENS = ["a", "b"], [[1], [2, 3]]
-REFERENCE = [[Step(5, 6, 0.3), Step(7, 8, 1e-5), Step(9, 1, 0.2)], [Step(4, 2, 0.5)]]
+TEXTS, TOKENS, PROMPTS = ["a", "b"], [[1], [2, 3]], [[4], [5]]
 
 
-def judged(tokens=TOKENS, answers=((5, 7, 9), (4,))):
-    made = {"version": "1", "tokens": tokens, "answers": [list(answer) for answer in answers]}
-    return compare.compare(made, TEXTS, TOKENS, REFERENCE)
+def judged(tokens=TOKENS, faults=(None, None), ties=(0, 0)):
+    made = {"version": "1", "tokens": tokens, "answers": [[0], [1]]}
+    verdicts = list(zip(faults, ties, strict=True))
+    return compare.compare(made, TEXTS, TOKENS, PROMPTS, lambda prompt, answer: verdicts[answer[0]])
 
 
 def test_the_same_is_right():
@@ -34,23 +35,17 @@ def test_a_text_that_is_split_otherwise_is_named():
     assert verdict["first_difference"].startswith("'b' is split otherwise from token 1 on")
 
 
-def test_a_tie_is_right_and_counted_and_what_follows_it_is_not_compared():
-    verdict = judged(answers=((5, 8, 0), (4,)))
+def test_an_answer_with_ties_is_right_and_counted_once():
+    verdict = judged(ties=(3, 0))
     assert verdict["ok"]
     assert (verdict["same_answers"], verdict["ties"]) == (2, 1)
 
 
-@pytest.mark.parametrize("answer", [(6, 7, 9), (5, 3, 9), (5, 7, 1)])
-def test_another_token_is_a_fault_where_the_reference_is_sure(answer):
-    verdict = judged(answers=(answer, (4,)))
+def test_a_fault_in_an_answer_is_named():
+    verdict = judged(faults=(None, "token 3 is 1, not 2"))
     assert not verdict["ok"]
     assert verdict["same_answers"] == 1
-    assert verdict["first_difference"].startswith("prompt 0: token")
-
-
-def test_an_answer_may_end_early_but_not_be_empty():
-    assert judged(answers=((5,), (4,)))["ok"]
-    assert judged(answers=((), (4,)))["first_difference"] == "prompt 0: no answer"
+    assert verdict["first_difference"] == "prompt 1: token 3 is 1, not 2"
 
 
 def test_an_engine_without_a_tokeniser_is_judged_by_its_answers():
@@ -60,9 +55,11 @@ def test_an_engine_without_a_tokeniser_is_judged_by_its_answers():
 
 
 def test_what_is_not_installed_was_not_run_and_what_broke_is_a_fault():
-    missing = compare.compare({"error": "No module", "missing": True}, TEXTS, TOKENS, REFERENCE)
+    missing, broken = (
+        compare.compare(made, TEXTS, TOKENS, PROMPTS, lambda *_: (None, 0))
+        for made in ({"error": "No module", "missing": True}, {"error": "bad file"})
+    )
     assert (missing["ran"], missing["ok"]) == (False, None)
-    broken = compare.compare({"error": "bad file"}, TEXTS, TOKENS, REFERENCE)
     assert (broken["ran"], broken["ok"], broken["why"]) == (True, False, "bad file")
 
 
@@ -76,17 +73,47 @@ def test_an_unknown_engine_is_refused():
         check_names(["llama.cpp", "sglang"])
 
 
-def test_the_reference_is_what_generate_gives(pico_folder):
+@pytest.fixture(scope="module")
+def greedy(pico_folder):
+    """A reference, a prompt, and the greedy answer that transformers itself gives."""
     checkpoint = load(pico_folder("llama"), "float32")
     prompt = probe_prompts(checkpoint)[0]
-    steps = greedy(checkpoint.model, prompt)
-    import torch
-
     made = checkpoint.model.generate(
         torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    assert [step.best for step in steps] == made[0, len(prompt) :].tolist()
-    assert all(step.second != step.best and step.lead >= 0 for step in steps)
+    return Reference.of(checkpoint), prompt, made[0, len(prompt) :].tolist()
+
+
+def test_the_greedy_answer_is_right(greedy):
+    reference, prompt, answer = greedy
+    assert len(answer) == NEW_TOKENS
+    assert reference.judge(prompt, answer) == (None, 0)
+
+
+@pytest.mark.parametrize("place", [0, 5, NEW_TOKENS - 1])
+def test_another_token_is_a_fault_where_the_reference_is_sure(greedy, place):
+    reference, prompt, answer = greedy
+    wrong = [*answer[:place], (answer[place] + 7) % 400, *answer[place + 1 :]]
+    fault, _ = reference.judge(prompt, wrong)
+    assert fault.startswith(f"token {place} is {wrong[place]}, not {answer[place]}")
+
+
+def test_a_near_tie_is_no_fault_and_the_rest_is_still_judged(greedy, monkeypatch):
+    reference, prompt, answer = greedy
+    wrong = [(answer[0] + 7) % 400, *answer[1:]]
+    monkeypatch.setattr(compare, "TIE", 10.0)
+    assert reference.judge(prompt, wrong)[0] is None
+    assert reference.judge(prompt, wrong)[1] >= 1
+
+
+def test_an_answer_may_end_early_only_where_an_end_follows(greedy):
+    reference, prompt, answer = greedy
+    fault, _ = reference.judge(prompt, answer[:5])
+    assert fault == f"it ends after 5 tokens, where {answer[5]} should follow"
+    lenient = Reference(reference.model, frozenset({answer[5]}))
+    assert lenient.judge(prompt, answer[:5]) == (None, 0)
+    assert lenient.judge(prompt, answer[:6]) == (None, 0)
+    assert reference.judge(prompt, [])[0] is not None
 
 
 def test_there_are_as_many_probes_as_promised(pico_folder):

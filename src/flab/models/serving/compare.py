@@ -1,8 +1,8 @@
 """Compare a serving engine with transformers: the same ids for the same texts, and the same greedy answers.
 
-The engine runs in a process of its own (:mod:`flab.models.serving.worker`), which may be that of another environment. The
-reference is computed here in float32. Where an answer differs, the reference's two best logits at that place say whether it
-was a tie, which rounding decides, or a fault.
+The engine runs in a process of its own (:mod:`flab.models.serving.worker`), which may be that of another environment. Then
+transformers reads each answer once, in float32: every token must be its own first choice after what stands before it. Where
+it is not, the two logits say whether it was a tie, which rounding decides, or a fault.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from flab import assets
 from flab.models.checkpoint import PROBES, Checkpoint, load
 from flab.models.gguf.write import write_gguf
 from flab.models.serving import check_names
-from flab.progress import say, track
+from flab.progress import say
 
 NUM_TEXTS, NUM_PROMPTS, NEW_TOKENS = 200, 30, 48
 LONGEST_PROMPT = 256  # tokens
@@ -32,13 +32,7 @@ TIE = 1e-3  # logits closer than this, relative to the largest, are a tie: engin
 WORKER = Path(__file__).parent / "worker.py"
 
 
-@dataclass(frozen=True)
-class Step:
-    """The reference's choice at one place: the best and the second-best id, and by how much the best leads."""
-
-    best: int
-    second: int
-    lead: float  # relative to the largest logit
+Judge = Callable[[list[int], list[int]], tuple[str | None, int]]
 
 
 def run_engines(
@@ -56,12 +50,12 @@ def run_engines(
     texts = probe_texts()
     prompts = probe_prompts(checkpoint)
     tokens = [checkpoint.tokenizer.encode(text).ids for text in texts]
-    reference = [greedy(checkpoint.model, prompt) for prompt in track(prompts, "Answers of transformers")]
+    judge = Reference.of(checkpoint).judge
     found = {}
     for engine in engines:
         say(f"running {engine}")
         made = ask(engine, folder, texts, prompts, python or sys.executable, pre)
-        found[engine] = compare(made, texts, tokens, reference)
+        found[engine] = compare(made, texts, tokens, prompts, judge)
     return found
 
 
@@ -82,19 +76,40 @@ def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
     return [checkpoint.tokenizer.encode(json.loads(line)["prompt"]).ids[:longest] for line in lines]
 
 
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int]) -> list[Step]:
-    """The next :data:`NEW_TOKENS` steps of the reference; ends of text are not heeded."""
-    room = model.config.max_position_embeddings - len(prompt)
-    steps: list[Step] = []
-    made = model(torch.tensor([prompt]), use_cache=True)
-    while len(steps) < min(NEW_TOKENS, room):
-        logits = made.logits[0, -1]
-        values, indices = logits.topk(2)
-        lead = float(values[0] - values[1]) / max(float(logits.abs().max()), 1.0)
-        steps.append(Step(int(indices[0]), int(indices[1]), lead))
-        made = model(indices[None, :1], past_key_values=made.past_key_values, use_cache=True)
-    return steps
+@dataclass(frozen=True)
+class Reference:
+    """The model in transformers, and the ids at which an answer may end."""
+
+    model: Any
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Reference:
+        """Any special token may end an answer: engines know ends that the config does not name."""
+        added = checkpoint.tokenizer.get_added_tokens_decoder()
+        special = {index for index, token in added.items() if token.special}
+        return cls(checkpoint.model, frozenset(special | checkpoint.named_ids))
+
+    @torch.no_grad()
+    def judge(self, prompt: list[int], answer: list[int]) -> tuple[str | None, int]:
+        """What is wrong with an answer, or None, and at how many places it took the other side of a tie.
+
+        Every token must have the largest logit (up to :data:`TIE`) after the prompt and the tokens before it, so an answer
+        without ties is the greedy one. A short answer must end where the reference would end it too.
+        """
+        logits = self.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]  # (answer + 1, V)
+        best = logits.argmax(-1).tolist()
+        ties = 0
+        for place, token in enumerate(answer):
+            if token == best[place]:
+                continue
+            lead = float(logits[place, best[place]] - logits[place, token])
+            lead /= max(float(logits[place].abs().max()), 1.0)
+            if lead >= TIE:
+                return f"token {place} is {token}, not {best[place]} (which leads by {lead:.1e})", ties
+            ties += 1
+        ended = len(answer) >= NEW_TOKENS or bool(self.ends.intersection(answer[-1:])) or best[-1] in self.ends
+        return (None if ended else f"it ends after {len(answer)} tokens, where {best[-1]} should follow"), ties
 
 
 def ask(
@@ -130,12 +145,12 @@ def _environment(work: str) -> dict[str, str]:
 
 
 def compare(
-    made: dict[str, Any], texts: list[str], tokens: list[list[int]], reference: list[list[Step]]
+    made: dict[str, Any], texts: list[str], tokens: list[list[int]], prompts: list[list[int]], judge: Judge
 ) -> dict[str, Any]:
     """The verdict on one engine.
 
     ``ran`` is false where it is not installed; then nothing else is known. ``ok`` is whether all texts have the reference's
-    ids and all answers its tokens; an answer that leaves the reference at a tie is right, and counted in ``ties``.
+    ids and no answer has a fault; an answer that takes the other side of a tie is right, and counted in ``ties``.
     ``first_difference`` describes the first fault.
     """
     if "error" in made:
@@ -150,8 +165,8 @@ def compare(
         split = [_text_difference(*row) for row in zip(texts, tokens, made["tokens"], strict=True)]
         differences += [one for one in split if one]
         same_texts = sum(not one for one in split)
-    answers = [_answer_difference(*row) for row in zip(reference, made["answers"], strict=True)]
-    faults = [f"prompt {number}: {one}" for number, (one, tie) in enumerate(answers) if one and not tie]
+    answers = [judge(prompt, answer) for prompt, answer in zip(prompts, made["answers"], strict=True)]
+    faults = [f"prompt {number}: {one}" for number, (one, _) in enumerate(answers) if one]
     differences += faults
     return {
         "ran": True,
@@ -161,7 +176,7 @@ def compare(
         "same_texts": same_texts,
         "prompts": len(answers),
         "same_answers": len(answers) - len(faults),
-        "ties": sum(tie for _, tie in answers),
+        "ties": sum(ties > 0 for _, ties in answers),
         "first_difference": differences[0] if differences else None,
     }
 
@@ -171,12 +186,3 @@ def _text_difference(text: str, right: list[int], got: list[int]) -> str | None:
         return None
     place = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
     return f"{text[:40]!r} is split otherwise from token {place} on: {got[place : place + 4]}, not {right[place : place + 4]}"
-
-
-def _answer_difference(right: list[Step], got: list[int]) -> tuple[str | None, bool]:
-    """What differs, and whether it was a tie. An answer may end early: engines stop at ends of text."""
-    for place, (step, token) in enumerate(zip(right, got, strict=False)):
-        if token != step.best:
-            tie = token == step.second and step.lead < TIE
-            return f"token {place} is {token}, not {step.best} (which leads by {step.lead:.1e})", tie
-    return (None, False) if got or not right else ("no answer", False)
