@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,6 +26,8 @@ from flab.sandbox import Sandbox
 from support import pico
 
 END = "<|end|>"
+settings.register_profile("flab", deadline=None)  # a busy machine is no failure
+settings.load_profile("flab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
