@@ -28,7 +28,7 @@ from flab.progress import say
 
 NUM_TEXTS, NUM_PROMPTS, NEW_TOKENS = 200, 30, 48
 LONGEST_PROMPT = 256  # tokens
-TIE = 1e-3  # logits closer than this, relative to the largest, are a tie: engines sum in other orders
+TIE = 1e-4  # logits closer than this, relative to the largest, are a tie: engines sum in other orders
 WORKER = Path(__file__).parent / "worker.py"
 
 

@@ -31,8 +31,9 @@ def llama_cpp(path: str, asked: Json) -> Json:
     params.port = 0
     params.warmup = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked["threads"]
-    # Keys and values as exact as the weights: by default they are rounded to 16 bits.
+    # Keys and values as exact as the weights: by default, and in flash attention, they are rounded to 16 bits.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     address = server.listening_address
 
