@@ -11,6 +11,7 @@ from typing import Any
 from flab.errors import BudgetError
 from flab.files import PathLike
 from flab.models.compatibility import loads_in
+from flab.models.folder import headers
 from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
@@ -118,7 +119,7 @@ def most_removable(shape: Shape) -> float:
 
 
 def _loads_in(facts: ModelFacts) -> dict[str, Any]:
-    found = loads_in(facts.config, True, facts.warnings, renumbered=False)
+    found = loads_in(facts.config, True, facts.warnings, renumbered=False, stored=headers(facts.path))
     found["transformers"]["how"] = "AutoModelForCausalLM.from_pretrained, by its config; not loaded here"
     return found
 
