@@ -94,8 +94,8 @@ def test_a_pruned_model_says_where_it_comes_from(pruned, pico_folder, tmp_path):
     fields, tensors, _ = read(tmp_path / "model.gguf")
     decided = json.loads((pruned / "plan.json").read_text())
     assert fields["llama.block_count"] == 4
-    assert fields["llama.vocab_size"] == len(fields["tokenizer.ggml.tokens"]) == decided["vocabulary"]["after"]
-    assert tensors["token_embd.weight"].shape == (decided["vocabulary"]["after"], 32)
+    assert fields["llama.vocab_size"] == len(fields["tokenizer.ggml.tokens"]) == decided["cuts"]["vocabulary"]["after"]
+    assert tensors["token_embd.weight"].shape == (decided["cuts"]["vocabulary"]["after"], 32)
     assert fields["general.base_model.0.name"] == pico_folder("llama").name
     assert fields["flab.base_model.sha256"] == decided["model"]["sha256"]
     assert fields["flab.removed_fraction"] == pytest.approx(

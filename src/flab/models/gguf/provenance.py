@@ -31,13 +31,14 @@ def provenance_of(folder: Path) -> dict[str, Any]:
         made["general.license"] = licence
     if plan is None:
         return made
+    sizes = plan.get("cuts", plan)  # a plan of format 1 holds them at the top
     removed = 1 - plan["parameters_after"] / plan["parameters_before"]
     made["general.base_model.count"] = 1
     made["general.base_model.0.name"] = Path(plan["model"]["path"]).name
     made["general.description"] = (
         f"Pruned by flab {plan['flab_version']}: {removed:.1%} of the parameters removed (vocabulary "
-        f"{plan['vocabulary']['after']} of {plan['vocabulary']['before']}, layers {plan['layers']['after']} of "
-        f"{plan['layers']['before']}, width {plan['width']['after']} of {plan['width']['before']})."
+        f"{sizes['vocabulary']['after']} of {sizes['vocabulary']['before']}, layers {sizes['layers']['after']} of "
+        f"{sizes['layers']['before']}, width {sizes['width']['after']} of {sizes['width']['before']})."
     )
     made["flab.removed_fraction"] = float(removed)
     made["flab.base_model.sha256"] = str(plan["model"]["sha256"])

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from flab import assets
-from flab.models.checkpoint import PROBES, Checkpoint, load
+from flab.models.checkpoint import Checkpoint, load
 from flab.models.gguf.write import write_gguf
 from flab.models.serving import check_names
+from flab.models.tokenizer import PROBES
 from flab.progress import say
 
 NUM_TEXTS, NUM_PROMPTS, NEW_TOKENS = 200, 30, 48
