@@ -24,7 +24,9 @@ from support import pico, sentencepiece
 pytestmark = pytest.mark.engines
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "starcoder2")
 MODULES = {"llama.cpp": "xllamacpp", "ctranslate2": "ctranslate2"}
-CONVERTED = ("llama", "mistral", "qwen2", "qwen3")  # the families that CTranslate2's converter knows
+# CTranslate2's converter has no loader for starcoder2, and its loaders of llama and mistral want a tokenizer that names a
+# beginning of text, which the pico tokenizer of the other tests does not.
+CONVERTED = ("qwen2", "qwen3")
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +77,7 @@ def assert_same(verdict):
 @pytest.mark.parametrize("engine", list(MODULES))
 def test_the_original_gives_the_same(run, pico_folder, engine, family):
     if engine == "ctranslate2" and family not in CONVERTED:
-        pytest.skip(f"CTranslate2 has no converter for {family}")
+        pytest.skip(f"CTranslate2 cannot convert this pico {family}")
     assert_same(run(engine, pico_folder(family)))
 
 
@@ -83,12 +85,14 @@ def test_the_original_gives_the_same(run, pico_folder, engine, family):
 @pytest.mark.parametrize("engine", list(MODULES))
 def test_the_pruned_model_gives_the_same(run, smaller, engine, family):
     if engine == "ctranslate2" and family not in CONVERTED:
-        pytest.skip(f"CTranslate2 has no converter for {family}")
+        pytest.skip(f"CTranslate2 cannot convert this pico {family}")
     assert_same(run(engine, smaller(family)))
 
 
-def test_a_sentencepiece_vocabulary_gives_the_same(run, tmp_path):
-    assert_same(run("llama.cpp", sentencepiece.build(tmp_path / "model")))
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("engine", list(MODULES))
+def test_a_sentencepiece_vocabulary_gives_the_same(run, tmp_path, engine, family):
+    assert_same(run(engine, sentencepiece.build(tmp_path / "model", family)))
 
 
 @pytest.mark.parametrize("rope", ["llama3", "linear", "yarn"])
