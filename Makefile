@@ -40,7 +40,7 @@ engines: setup  ## Run pruned models in llama.cpp and CTranslate2, in .venv-engi
 	FLAB_ENGINES_PYTHON=$(CURDIR)/$(ENGINES)/bin/python $(BIN)/pytest -m engines tests/models/serving
 
 demo: setup  ## The whole way with the bundled model: prune, make data, recover, measure
-	$(BIN)/flab run recipes/quickstart.yml -o demo
+	$(BIN)/flab demo -o demo
 
 docs: setup  ## Check help texts, options, examples and links in the docs (docs/check_help.py --write renews the help)
 	$(BIN)/python docs/check_help.py

@@ -38,6 +38,7 @@ HEAVY = HEAVY_LIBRARIES
 # from places above it in this list, never from one below. A room is the first part of a name.
 HOUSE: dict[str, set[str]] = {
     "errors": LIGHT,
+    "fields": LIGHT,
     "version": LIGHT,
     "progress": LIGHT,
     "sandbox": LIGHT,
@@ -85,7 +86,6 @@ HOUSE: dict[str, set[str]] = {
     "pruning": HEAVY,
     "recovery": HEAVY,
     "runs.report": LIGHT,
-    "runs.demo": HEAVY,
     "runs.recipe_file": NUMPY,
     "runs.sweep": HEAVY,
     "runs.summary": NUMPY,

@@ -1,7 +1,7 @@
 """The exception tree: users' mistakes raise one of these, programmers' mistakes assert.
 
-The command line prints the message as one line and exits with code 2 (``--debug`` shows the trace).
-Write messages as *what, got, allowed, next step*.
+The command line prints the message as one line and exits with code 2 (``--debug`` shows the traceback).
+Write messages as *what, got, allowed, next step*, and quote a field as ```name```: the command line prints ``--name``.
 
 Names of files, tensors and tasks come from others and may hold anything: :func:`plain` makes a message safe to print.
 """
@@ -37,14 +37,14 @@ def shortened(text: str, most: int) -> str:
 
 
 class FlabError(Exception):
-    """Any mistake in what the user gave; the message is one line that says what to do next."""
+    """Invalid input; the message is one line that says what to do next. The other errors here derive from it."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(plain(str(message)))
 
 
 class OptionError(FlabError):
-    """An option is outside what is allowed (a fraction, a size, a path that exists already)."""
+    """An option has a value that is not allowed (a fraction, a size, a path that exists already)."""
 
 
 class UnsupportedModelError(FlabError):
@@ -56,7 +56,7 @@ class CheckpointError(FlabError):
 
 
 class OutputError(FlabError):
-    """An output cannot be written: its disk is full or too small, or broke in the middle."""
+    """An output cannot be written: the disk is full or too small, or writing failed."""
 
 
 class DataError(FlabError):
@@ -72,8 +72,8 @@ class PlanError(FlabError):
 
 
 class SandboxError(FlabError):
-    """Model-written code cannot be run in isolation here, and the user did not allow less."""
+    """Model-written code cannot be run in isolation here, and the user did not allow running it without."""
 
 
 class TrainingError(FlabError):
-    """Training cannot go on: its loss is no number, or a stopped run cannot be continued as asked."""
+    """Training cannot continue: the loss is NaN or infinite, or a stopped run cannot be resumed as asked."""

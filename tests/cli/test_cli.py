@@ -576,7 +576,7 @@ def test_an_interrupted_eval_says_how_to_go_on(flab, pico_folder, predictions, p
 
     monkeypatch.setattr("flab.evaluation.evaluate.run_tasks", interrupt)
     arguments = ["eval", pico_folder(), "--task", predictions]
-    assert_refused(flab(*arguments, "-o", place / "run"), "interrupted", "the same command goes on there")
+    assert_refused(flab(*arguments, "-o", place / "run"), "interrupted", "the same command resumes there")
     assert_refused(flab(*arguments, "-o", place / "r.json"), "interrupted: no unfinished output is left")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flab.cli.recover import parse_mix
+from flab.cli.options import read_shares
 from flab.errors import OptionError
 from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
@@ -132,7 +132,7 @@ BAD_RUNS = {
     "no tasks there": (["tasks.yml", "-o", "run"], ["place/none.jsonl", "no such file"]),
     "no model there": (["model.yml", "-o", "run"], ["no model folder at", "place/none"]),
     "a file for the output": (["good.yml", "-o", "rows.jsonl"], ["-o rows.jsonl is a file"]),
-    "another folder": (["good.yml", "-o", "taken"], ["-o taken is a folder but holds no run of a recipe"]),
+    "another folder": (["good.yml", "-o", "taken"], ["-o taken is a folder but does not hold a run of a recipe"]),
     "a file above the output": (["good.yml", "-o", "rows.jsonl/run"], ["rows.jsonl/run"]),
 }
 BAD = {
@@ -209,19 +209,19 @@ def test_every_option_arrives_where_it_belongs(flab, place, trained_folder, prun
 
 
 def test_a_mix_is_read_as_it_is_written():
-    assert parse_mix([]) == ()
-    assert parse_mix(["code=2", " cot = 0.5"]) == (("code", 2.0), ("cot", 0.5))
+    assert read_shares([]) == ()
+    assert read_shares(["code=2", " cot = 0.5"]) == (("code", 2.0), ("cot", 0.5))
     with pytest.raises(OptionError, match="--mix: got 'code=1=2'"):
-        parse_mix(["code=1=2"])
+        read_shares(["code=1=2"])
 
 
 INTERRUPTED = {
-    "data": ("flab.recovery.data.make_data", "interrupted: the answers so far are kept; the same command goes on."),
+    "data": ("flab.recovery.data.make_data", "interrupted: the answers so far are kept; the same command resumes."),
     "recover": (
         "flab.recovery.train.recover",
-        "interrupted: checkpoints are in out.training; the same command goes on.",
+        "interrupted: checkpoints are in out.training; the same command resumes.",
     ),
-    "run": ("flab.runs.stages.run_recipe", "interrupted: what is done stays in out; the same command goes on."),
+    "run": ("flab.runs.stages.run_recipe", "interrupted: what is done stays in out; the same command resumes."),
 }
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flab.cli.show_footprint import _cell
+from flab.cli.report import _cell
 
 QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0"]
 LITTLE = ["--rounds", "1", "--prompt-tokens", "4", "--new-tokens", "2", "--max-batch", "1"]

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from flab.cli.app import with_flags
+from flab.cli.prune import show_check
 from flab.errors import DataError, FlabError, plain, shortened
 from flab.progress import add, console, say, table_of
 
@@ -54,3 +56,33 @@ def test_an_error_that_was_raised_survives_pickling():
 
     error = DataError("a\nb")
     assert str(pickle.loads(pickle.dumps(error))) == "a b"
+
+
+def test_what_a_check_found_is_shown_as_it_is():
+    """Messages name files, and files may be named as rich writes colours."""
+    loads = {
+        "transformers": {"ok": True, "how": "loaded", "tokenizer": "[red]"},
+        "vllm": {"tensor_parallel_sizes": [1], "how": "by its rules"},
+        "llama.cpp": {"needs": "[bold]a name[/bold]", "how": "by its rules"},
+        "k-quants": {"ok": False, "why": "[x]"},
+    }
+    checks = [{"name": "reloads", "ok": False, "detail": "no [red]file[/red]"}]
+    with console.capture() as captured:
+        show_check({"checks": checks, "loads_in": loads})
+    for text in ("no [red]file[/red]", "loaded; [red]", "[bold]a name[/bold] (by", "[x]"):
+        assert text in captured.get()
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "shown"),
+    [
+        ("prune", "`max_length`: got 3", "--max-length: got 3"),
+        ("prune", "`output_projection` is off", "--no-output-projection is off"),
+        ("prune", "give what `flab apply` wrote", "give what `flab apply` wrote"),
+        ("run", "x.yml: options: `dtype`: got 1", "x.yml: options: `dtype`: got 1"),
+        ("recover", "Lower `learning_rate`", "Lower --learning-rate"),
+    ],
+)
+def test_a_field_in_a_message_is_the_flag_of_the_command(command, said, shown, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["flab", "--debug", command])
+    assert with_flags(said) == shown

@@ -104,7 +104,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, pico_folder):
         measure(pico_folder(), settings=Measuring(prompt_tokens=200, new_tokens=4))
     with pytest.raises(DataError):
         measure(pico_folder(), results=tmp_path / "no-run")
-    with pytest.raises(OptionError, match="--grid"):
+    with pytest.raises(OptionError, match="`grid`"):
         measure(pico_folder(), settings=Measuring(grid="Mordor"))
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -299,7 +299,7 @@ def test_nothing_in_the_folder_where_it_is_started_is_run_or_takes_part(pico_fol
 
 
 def test_results_of_an_original_that_is_not_measured_are_refused(pico_folder):
-    with pytest.raises(OptionError, match="--against-results"):
+    with pytest.raises(OptionError, match="`against_results`"):
         measure(pico_folder(), against_results="run")
 
 

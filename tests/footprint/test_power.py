@@ -179,5 +179,5 @@ def test_a_country_has_a_value_with_year_and_source():
 
 @pytest.mark.parametrize("grid", ["FR", "-1", "nan", "inf", "", "XXX"])
 def test_what_is_no_grid_is_refused_with_what_is_allowed(grid):
-    with pytest.raises(OptionError, match=r"--grid: got .*allowed"):
+    with pytest.raises(OptionError, match=r"`grid`: got .*allowed"):
         carbon_intensity(grid)

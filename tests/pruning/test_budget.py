@@ -133,7 +133,7 @@ def test_nothing_to_remove_keeps_everything(shape):
 
 @pytest.mark.parametrize("remove", [-0.1, -1e-9, 1.0, 1.5, float("inf"), float("nan")])
 def test_fractions_outside_are_refused(remove):
-    with pytest.raises(OptionError, match=r"--remove .*allowed 0 <= x < 1"):
+    with pytest.raises(OptionError, match=r"`remove` .*allowed 0 <= x < 1"):
         allowed_parameters(SMALL, remove)
 
 

@@ -205,7 +205,7 @@ def test_a_foreign_folder_is_noted_not_failed(source):
 
 
 def test_a_check_that_was_not_made_is_not_called_ok(good):
-    from flab.cli.show import show_check
+    from flab.cli.prune import show_check
     from flab.progress import console
 
     verdict = verify(good, None)

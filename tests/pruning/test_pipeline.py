@@ -507,14 +507,14 @@ def test_paths_may_be_text_and_one_corpus_needs_no_list(calibration_file):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"remove": "0.2"}, "--remove: got '0.2', expected a number"),
-        ({"tokens": 1e5}, "--tokens: got 100000.0, expected a whole number"),
-        ({"seed": True}, "--seed: got True, expected a whole number"),
-        ({"closure": 1}, "--closure: got 1, expected true or false"),
-        ({"refit": None}, "--refit: got None, expected text"),
-        ({"layers": "4"}, "--layers: got '4', expected a whole number"),
-        ({"calibration": 3}, "--calibration and --corpus are paths: got 3"),
-        ({"corpus": 3}, "--calibration and --corpus are paths"),
+        ({"remove": "0.2"}, "`remove`: got '0.2', expected a number"),
+        ({"tokens": 1e5}, "`tokens`: got 100000.0, expected a whole number"),
+        ({"seed": True}, "`seed`: got True, expected a whole number"),
+        ({"closure": 1}, "`closure`: got 1, expected true or false"),
+        ({"refit": None}, "`refit`: got None, expected text"),
+        ({"layers": "4"}, "`layers`: got '4', expected a whole number"),
+        ({"calibration": 3}, "`calibration` and `corpus` are paths: got 3"),
+        ({"corpus": 3}, "`calibration` and `corpus` are paths"),
     ],
 )
 def test_a_wrong_type_is_one_line_that_names_the_field(changes, words):

@@ -106,7 +106,7 @@ def make(monkeypatch, tmp_path):
     def run(rows, told=None, out="data.jsonl", generator=None, identity=None, sandbox=None, **more):
         generator = generator or FakeGenerator(answers_of(told or {}))
         subject = Subject(generator, render, IDENTITY | (identity or {}))
-        monkeypatch.setattr("flab.recovery.data.open_subject", lambda model, options: subject)
+        monkeypatch.setattr("flab.evaluation.evaluate.open_subject", lambda model, options: subject)
         found = SimpleNamespace(detect=lambda allowed: sandbox or KnownSandbox())
         monkeypatch.setattr("flab.recovery.own_answers.Sandbox", found)
         options = Options(overwrite=more.pop("overwrite", False))
@@ -367,7 +367,7 @@ def test_another_seed_draws_other_rows():
 
 
 def test_a_kind_of_the_mix_that_has_no_row_is_refused(make, tmp_path):
-    with pytest.raises(DataError, match="--mix: no row of kind output, chat is left; take it out of the mix"):
+    with pytest.raises(DataError, match="`mix`: no row of kind output, chat is left; take it out of the mix"):
         make(ROWS, TOLD, mix=(("code", 1.0), ("output", 1.0), ("chat", 1.0)))
     assert not (tmp_path / "data.jsonl").exists()
 
@@ -694,7 +694,7 @@ def test_a_part_does_not_touch_the_output(make, tmp_path):
 
 def test_a_part_of_what_asks_nothing_is_refused_and_replaces_nothing(make, tmp_path):
     (tmp_path / "data.jsonl").write_text("mine")
-    with pytest.raises(OptionError, match="--shard 1/2: strategy reference asks the model nothing"):
+    with pytest.raises(OptionError, match="`shard` 1/2: strategy reference asks the model nothing"):
         make(ROWS, shard="1/2", strategy="reference")
     assert (tmp_path / "data.jsonl").read_text() == "mine"
 

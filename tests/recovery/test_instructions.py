@@ -11,7 +11,7 @@ import pytest
 
 from flab.errors import DataError, OptionError, SandboxError
 from flab.evaluation.prompts import COMPLETION_STOP, END_MARKS, LINE_STOP, STEPS_STOP
-from flab.recovery.instructions import Instruction, instruction_of, read_instructions
+from flab.recovery.instructions import Instruction, instruction_of, instructions_of, read_asked
 from flab.sandbox import Job, Sandbox, jail
 
 PROMPT, BODY = "def add(a, b):\n", "    return a + b\n"
@@ -28,6 +28,10 @@ ASKED = "<user>Add.<assistant>"
 
 def render(messages):
     return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+
+
+def read_instructions(paths, template, limit=None):
+    return instructions_of(read_asked(paths, limit), template)
 
 
 def chat(prompt, reference, *turns, test=None, entry_point=""):
@@ -242,7 +246,7 @@ def test_a_file_with_nothing_in_it_is_refused(content, words, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(limit):
-    with pytest.raises(OptionError, match=f"--limit: got {limit}, allowed 1 or more"):
+    with pytest.raises(OptionError, match=f"`limit`: got {limit}, allowed 1 or more"):
         read_instructions([], render, limit)
 
 

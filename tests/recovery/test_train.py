@@ -178,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_with_a_message_and_keeps_the_last_good_c
         TrainingError, match=r"the loss is nan at step 5: the last good checkpoint is .*checkpoint-4"
     ) as caught:
         go(tmp_path / "out")
-    assert "--learning-rate" in str(caught.value)
+    assert "`learning_rate`" in str(caught.value)
     assert not (tmp_path / "out").exists()
     good, _ = last_whole(tmp_path / "out.training")
     assert good is not None
@@ -208,7 +208,7 @@ def test_weights_that_became_no_number_are_never_saved_as_good(go, tmp_path, mon
             "no space left on the disk of .*no checkpoint was written yet. Free space",
         ),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on the disk"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: .*--micro-batch"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: .*`micro_batch`"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
     ],
 )
@@ -293,12 +293,12 @@ def test_ids_that_mean_other_tokens_are_refused(pruned_folder, trained_folder, d
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"batch": 3, "micro_batch": 2}, OptionError, "multiple of --micro-batch"),
-        ({"alpha": 1.5}, OptionError, "--alpha"),
+        ({"batch": 3, "micro_batch": 2}, OptionError, "multiple of `micro_batch`"),
+        ({"alpha": 1.5}, OptionError, "`alpha`"),
         ({"steps": 2, "minutes": 1.0}, OptionError, "one budget at a time"),
         ({"steps": 0}, OptionError, "more than 0"),
         ({"method": "magic"}, OptionError, "allowed auto, full, lora"),
-        ({"kl_on": "some"}, OptionError, "--kl-on"),
+        ({"kl_on": "some"}, OptionError, "`kl_on`"),
         ({"length": 17}, DataError, "too few"),
     ],
 )

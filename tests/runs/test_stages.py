@@ -494,7 +494,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(go, place, stand_ins,
 
 def test_a_file_for_the_output_is_refused(go, place):
     (place / "run").write_text("mine")
-    with pytest.raises(OptionError, match="is a file: give a folder for the run"):
+    with pytest.raises(OptionError, match="is a file: give a folder for a run"):
         go()
     assert (place / "run").read_text() == "mine"
 
@@ -585,7 +585,7 @@ def test_payback_is_the_cost_of_this_run_over_what_a_token_saves(go, place):
 @pytest.mark.parametrize(
     ("measure", "words"),
     [
-        ({"grid": "Mordor"}, "--grid"),
+        ({"grid": "Mordor"}, "`grid`"),
         ({"text": "nothere.py"}, "nothere"),
         ({"prompt_tokens": 40_000}, "the model reads 32768"),
     ],

@@ -128,21 +128,21 @@ def test_resumed_or_not_the_plans_are_the_same(swept, tmp_path, trained_folder, 
 
 
 def test_an_unreachable_budget_is_found_before_any_is_planned(tmp_path, trained_folder, recipe):
-    with pytest.raises(BudgetError, match=r"--remove 0.99 cannot be reached"):
+    with pytest.raises(BudgetError, match=r"`remove` 0.99 cannot be reached"):
         sweep(trained_folder, [0.1, 0.99], tmp_path / "out", recipe())
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("budgets", [[], [1.0], [-0.1]])
 def test_what_is_no_budget_is_refused(budgets, tmp_path, trained_folder, recipe):
-    with pytest.raises(OptionError, match="--remove"):
+    with pytest.raises(OptionError, match="`remove`"):
         sweep(trained_folder, budgets, tmp_path / "out", recipe())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, trained_folder, recipe):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(OptionError, match="holds no sweep"):
+    with pytest.raises(OptionError, match="does not hold a sweep"):
         sweep(trained_folder, BUDGETS, tmp_path, recipe())
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -157,7 +157,7 @@ def test_a_sweep_killed_in_its_first_write_starts_clean(tmp_path, trained_folder
 def test_what_only_the_measuring_reads_is_missed_before_the_planning(tmp_path, trained_folder, recipe):
     with pytest.raises(DataError, match="nothere"):
         sweep(trained_folder, [0.1], tmp_path / "out", recipe(), tasks=["output:nothere.jsonl"])
-    with pytest.raises(OptionError, match="--limit is of the problems of a --task"):
+    with pytest.raises(OptionError, match="`limit` is of the problems of a `task`"):
         sweep(trained_folder, [0.1], tmp_path / "out", recipe(), limit=3)
     with pytest.raises(OptionError, match="is in the source model"):
         sweep(trained_folder, [0.1], trained_folder / "out", recipe())

@@ -49,6 +49,11 @@ def recovery_path() -> Path:
     return HERE / "recovery.jsonl"
 
 
+def quickstart_path() -> Path:
+    """The recipe of ``flab demo``, which needs nothing but the files beside it."""
+    return HERE / "quickstart.yml"
+
+
 def held_out_stdlib() -> list[Path]:
     """Standard library sources that the reference model was not trained on."""
     return [path for path in _stdlib() if _is_held_out(path)]

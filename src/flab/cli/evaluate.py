@@ -1,23 +1,26 @@
-"""``flab eval`` and ``flab compare``: measure a model on tasks, compare two runs. ``cli`` gives them their names."""
+"""``flab eval`` and ``flab compare``, and their tables on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flab.cli.early import check_model, check_tasks
+from flab.cli.early import check_model
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import Device, Dtype, Json, Overwrite, ShardOf, Trust, Unsandboxed, emit, say_shard
+from flab.cli.options import EXPERTS, Json, ShardOf, emit, say_shard, takes
 from flab.errors import FlabError, OptionError
+from flab.evaluation.runs import Settings
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import as_path, check_result
 from flab.models.options import Options
+from flab.progress import add, console, say, table_of
 
 EVAL_EXAMPLE = "Example: flab eval MODEL --task HumanEval.jsonl --perturb all -o RUN"
 COMPARE_EXAMPLE = "Example: flab compare RUN_OF_MODEL RUN_OF_SMALLER"
+
 
 Task = Annotated[
     list[str] | None,
@@ -25,77 +28,71 @@ Task = Annotated[
         "--task",
         "--problems",
         metavar="[KIND:]FILE",
-        help="File with rows or hub id; KIND is code, cot or output; repeat for several.",
+        help="File of problems or hub id, after code:, cot: or output: if the kind is not clear; repeatable.",
     ),
 ]
-Out = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Folder of the run, resumed if there; or a file, NAME.json.")
+Run = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="PATH", help="Folder of the run, which resumes there; or a file NAME.json."),
 ]
-Preset = Annotated[str, typer.Option(help="How to ask: completion, chat or paper.")]
-Samples = Annotated[int, typer.Option(help="Samples of each problem.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this much of the mass.")]
-Seed = Annotated[int, typer.Option(help="Seed of samples and perturbations.")]
 Perturb = Annotated[
-    list[str] | None, typer.Option(help="Measure perturbed problems too: a name, or all; repeat for several.")
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Also evaluate perturbed problems: a name, or all; repeatable."),
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first N problems of each task.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
-Backend = Annotated[str, typer.Option(help="transformers or vllm.")]
-Against = Annotated[
-    list[Path] | None, typer.Option(help="Data the model has seen: look for the problems in it; repeatable.")
-]
-Export = Annotated[bool, typer.Option("--export", help="Write files for EvalPlus and lm-evaluation-harness too.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")]
 Gold = Annotated[
-    bool | None, typer.Option("--gold/--no-gold", help="Run only the references, without a model; or never run them.")
+    bool | None,
+    typer.Option("--gold/--no-gold", help="Run only the reference solutions, without a model; or never run them."),
+]
+Seen = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PATH",
+        help="Data that the model has seen, to search for the problems; repeatable.",
+        rich_help_panel=EXPERTS,
+    ),
+]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine: transformers or vllm.", rich_help_panel=EXPERTS)]
+Export = Annotated[
+    bool,
+    typer.Option("--export", help="Also write files for EvalPlus and lm-evaluation-harness.", rich_help_panel=EXPERTS),
 ]
 
 
+@takes(settings=Settings, options=Options)
 def evaluate(
-    model: Annotated[str | None, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")] = None,
+    settings: Any,
+    options: Any,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Folder of a Hugging Face model, or a hub id.")
+    ] = None,
     task: Task = None,
-    output: Out = None,
-    preset: Preset = "completion",
-    samples: Samples = 1,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
+    output: Run = None,
     perturb: Perturb = None,
     limit: Limit = None,
-    max_new_tokens: MaxNewTokens = 256,
-    batch_size: BatchSize = 64,
-    backend: Backend = "transformers",
-    against_data: Against = None,
-    export: Export = False,
     gold: Gold = None,
+    against_data: Seen = None,
+    backend: Backend = "transformers",
+    export: Export = False,
     shard: ShardOf = None,
     dry_run: DryRun = False,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    overwrite: Overwrite = False,
-    unsandboxed: Unsandboxed = False,
-    trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
-    """Ask a model every problem, score the answers (code by its tests, in the sandbox), and check the references."""
-    options = Options(
-        device=device, dtype=dtype, overwrite=overwrite, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code
-    )
+    """Evaluate a model on tasks; run its code in a sandbox.
+
+    Code is scored by its tests, chains of thought by BLEU, predicted outputs
+    by exact match. The reference solutions are run as well.
+    """
     given: dict[str, Any] = {"limit": limit, "perturbations": perturb or [], "options": options}
     if gold:
-        _gold(model, task or [], output, given | {"seed": seed}, json_)
+        _gold(model, task or [], output, given | {"seed": settings.seed}, json_)
         return
     if model is None:
         raise OptionError("no MODEL: give a folder or a hub id, or --gold to run only the references of the tasks.")
     read = [model, *(parse_task_argument(one)[1] for one in task or ()), *(against_data or ())]
     if output is not None and output.suffix == ".json":
-        check_result(as_path(output), overwrite, read)
-    check_tasks(task or (), limit)
+        check_result(as_path(output), options.overwrite, read)
     check_model(model)
-    from flab.evaluation.runs import Settings
-
-    settings = Settings(preset, samples, temperature, top_p, seed, max_new_tokens, batch_size)
     if dry_run:
         _estimate(model, task or [], output, settings, given | {"gold": gold is not False}, json_)
         return
@@ -110,7 +107,6 @@ def _run(
     folder = as_path(output) if output is not None and output.suffix != ".json" else None
     if folder is not None and shard is None:
         from flab.evaluation.finished import FINISHED, asked, finished_run
-        from flab.progress import say
 
         known = finished_run(folder, asked(model, tasks, settings, **given))
         if known is not None:
@@ -123,7 +119,7 @@ def _run(
     except KeyboardInterrupt:
         if folder is None:
             raise
-        raise FlabError(f"interrupted: what was generated is in {output}; the same command goes on there.") from None
+        raise FlabError(f"interrupted: what was generated is in {output}; the same command resumes there.") from None
 
 
 def _estimate(
@@ -135,8 +131,6 @@ def _estimate(
 
 
 def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard: str | None) -> None:
-    from flab.cli.show_evaluate import show_run
-
     if shard is not None:
         emit(report) if json_ else say_shard(report)
     elif json_:
@@ -154,10 +148,8 @@ def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[str, Any], json_: bool) -> None:
     """References only; a model that was named is not opened."""
-    from flab.cli.show_evaluate import show_gold
     from flab.evaluation.evaluate import evaluate_references
     from flab.files import write_json
-    from flab.progress import say
 
     if output is not None and output.suffix != ".json":
         raise OptionError(f"-o {output}: --gold makes no run; give a file that ends in .json, or leave it out.")
@@ -174,12 +166,162 @@ def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The first run: a folder, or its results.json.")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
-    margin: Annotated[float, typer.Option(help="Drop of pass@1, in points, up to which B counts as good as A.")] = 2.0,
+    margin: Annotated[
+        float,
+        typer.Option(metavar="X", help="Drop of pass@1, in percentage points, up to which B counts as good as A."),
+    ] = 2.0,
     json_: Json = False,
 ) -> None:
-    """Pair two runs problem by problem: what the second kept of the first, and whether it is as good within a margin."""
-    from flab.cli.show_evaluate import show_comparison
+    """Compare two runs problem by problem.
+
+    Shows what the second run kept of the first, and whether it is as good
+    within a margin.
+    """
     from flab.evaluation.compare import compare_runs
 
     report = compare_runs(as_path(run_a), as_path(run_b), margin)
     emit(report) if json_ else show_comparison(report)
+
+
+def show_run(report: Mapping[str, Any], output: str | None) -> None:
+    """One row for each task, then failures, robustness and warnings."""
+    table = table_of("Tasks", ["task", "kind", "passed", "pass@1", "95 %", "more", "references", "cut off"])
+    for task in report["tasks"]:
+        one = task["summary"]
+        add(table, task["name"], task["kind"], f"{one['passed']}/{one['total']}", f"{one['pass@1']:.3f}",
+             _interval(one["interval_95"]), _more(one), _gold_cell(task["gold"]), one["num_truncated"])  # fmt: skip
+    console.print(table)
+    for task in report["tasks"]:
+        if task["summary"]["failures"]:
+            say(f"failures of {task['name']}: {_counts(task['summary']['failures'])}")
+        if task["skipped"]:
+            say(f"{task['name']}: {task['skipped']} problems have nothing to change and are left out")
+    show_robustness(report["robustness"])
+    for row in report.get("contamination", []):
+        if row["warning"]:
+            say(f"warning: {row['task']} and {row['data']}: {row['warning']}")
+    levels = {task["summary"]["sandbox_level"] for task in report["tasks"] if "sandbox_level" in task["summary"]}
+    say(
+        "; ".join(
+            [*(f"sandbox: {level}" for level in levels), f"results in {output}" if output else "nothing was written"]
+        )
+    )
+
+
+def _interval(pair: Sequence[float]) -> str:
+    return f"{pair[0]:.3f}-{pair[1]:.3f}"
+
+
+def _counts(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in failures.items()) or "-"
+
+
+def _more(summary: Mapping[str, Any]) -> str:
+    """The figures that only this kind has."""
+    names = [
+        n for n in summary if n in ("bleu_paper", "bleu_default", "em_paper", "em_literal") or n.startswith("pass@")
+    ]
+    return ", ".join(f"{n} {summary[n]:.{2 if 'bleu' in n else 3}f}" for n in names if n != "pass@1") or "-"
+
+
+def _gold_cell(gold: Mapping[str, Any] | None) -> str:
+    return "-" if gold is None else f"{gold['passed']}/{gold['total']}"
+
+
+def show_robustness(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What each perturbation costs, on the problems that both files hold."""
+    if not rows:
+        return
+    table = table_of("Robustness", ["perturbed", "of", "shared", "pass@1", "perturbed", "drop", "lost/won", "p"])
+    for row in rows:
+        add(table, row["perturbed"], row["clean"], row["shared"], f"{row['pass@1_clean']:.3f}",
+             f"{row['pass@1_perturbed']:.3f}", f"{row['drop']:+.3f}", f"{row['only_clean']}/{row['only_perturbed']}",
+             f"{row['mcnemar_p']:.3g}")  # fmt: skip
+    console.print(table)
+
+
+def show_gold(report: Mapping[str, Any]) -> None:
+    """References that pass, and those that do not, by class."""
+    for task in report["tasks"]:
+        say(f"{task['name']}: {task['passed']}/{task['total']} references pass")
+        for task_id, kind in task["failed"].items():
+            say(f"  {task_id}: {kind}")
+    say(f"sandbox: {report['sandbox_level']}")
+
+
+def show_comparison(report: Mapping[str, Any]) -> None:
+    """What differs besides the model, then one row for each task and what its kind adds."""
+    say(f"A: {report['a']['run']} ({report['a']['identity'].get('path', '-')})")
+    say(f"B: {report['b']['run']} ({report['b']['identity'].get('path', '-')})")
+    for row in report["differences"]:
+        say(f"WARNING, not the same in both: {row['field']}: {row['a']} in A, {row['b']} in B")
+    columns = ["task", "A", "B", "B - A (95 %)", "kept (95 %)", "both", "only A", "only B", "neither", "p"]
+    table = table_of("Passed by A and by B", columns)
+    for task in report["tasks"]:
+        for name, one in _passes(task):
+            add(table, name, f"{one['pass@1_a']:.3f}", f"{one['pass@1_b']:.3f}", _difference(one["difference"]),
+                 _kept(one["retention"]), one["both"], one["only_a"], one["only_b"], one["neither"],
+                 f"{one['mcnemar_p']:.3g}")  # fmt: skip
+    console.print(table)
+    for task in report["tasks"]:
+        for name, one in _passes(task) if task["kind"] != "cot" else ():
+            say(f"{name}: {decision_line(one['decision'])}")
+    if report["pooled"] is not None:
+        say(f"{' and '.join(report['pooled']['tasks'])} together: {decision_line(report['pooled'])}")
+    for task in report["tasks"]:
+        _show_rest(task)
+    _show_drops(report["robustness"])
+    for run, other in (("a", "B"), ("b", "A")):
+        if report[f"only_in_{run}"]:
+            say(f"not in {other}, or other items there: {', '.join(report[f'only_in_{run}'])}")
+
+
+VERDICTS = {
+    "superior": "B is better than A",
+    "non-inferior": "B is as good as A within {margin}",
+    "inferior": "B is worse than A by more than {margin}",
+    "undecided": "undecided whether B is as good as A within {margin}",
+}
+
+
+def decision_line(found: Mapping[str, Any]) -> str:
+    """Say what was decided, from which interval, and which difference the data would have found."""
+    points = {name: 100 * found[name] for name in ("difference", "low", "high", "detectable")}
+    verdict = VERDICTS[found["verdict"]].format(margin=f"{100 * found['margin']:g} points")
+    clusters = f" from {found['num_clusters']} sources" if found["num_clusters"] < found["num_items"] else ""
+    return (
+        f"{verdict}: B - A is {points['difference']:+.1f} points ({points['low']:+.1f} to {points['high']:+.1f}); "
+        f"{found['num_items']} problems{clusters} find differences from {points['detectable']:.1f} points on"
+    )
+
+
+def _passes(task: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(task["name"], task), *((f"{task['name']} {n}", task[n]) for n in ("em_paper", "em_literal") if n in task)]
+
+
+def _difference(value: Mapping[str, float], digits: int = 3) -> str:
+    return f"{value['value']:+.{digits}f} ({value['low']:+.{digits}f} to {value['high']:+.{digits}f})"
+
+
+def _kept(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else f"{value['ratio']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
+
+
+def _show_rest(task: Mapping[str, Any]) -> None:
+    if "bleu_paper_a" in task:
+        say(
+            f"{task['name']}: BLEU {task['bleu_paper_a']:.2f} and {task['bleu_paper_b']:.2f}, "
+            f"B - A {_difference(task['bleu_paper_difference'], 2)}; "
+            f"sacrebleu's default {task['bleu_default_a']:.2f} and {task['bleu_default_b']:.2f}"
+        )
+    say(f"failures of {task['name']}: A {_counts(task['failures_a'])}; B {_counts(task['failures_b'])}")
+
+
+def _show_drops(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    table = table_of("Drop under perturbation", ["perturbed", "shared", "A", "drop of A", "B", "drop of B"])
+    for row in rows:
+        add(table, row["perturbed"], row["shared_a"], f"{row['pass@1_clean_a']:.3f}", f"{row['drop_a']:+.3f}",
+             f"{row['pass@1_clean_b']:.3f}", f"{row['drop_b']:+.3f}")  # fmt: skip
+    console.print(table)

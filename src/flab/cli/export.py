@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flab.cli.early import check_model
-from flab.cli.options import Json, Overwrite, emit
+from flab.cli.options import Json, Model, emit
 from flab.errors import OptionError
 from flab.files import as_path, check_file
 
@@ -18,7 +18,7 @@ FORMATS = ("gguf",)
 
 def export(
     format_: Annotated[str, typer.Argument(metavar="FORMAT", help="gguf, the format of llama.cpp and Ollama.")],
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")],
+    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     type_: Annotated[
         str,
@@ -37,7 +37,9 @@ def export(
     modelfile: Annotated[
         bool, typer.Option("--modelfile", help="Write a Modelfile for Ollama beside the output.")
     ] = False,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--no-overwrite", help="Replace the output if it exists.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write a model for a serving engine, and print the command that serves it."""

@@ -8,33 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from flab.cli.early import check_model
-from flab.cli.options import Json, Trust, emit
+from flab.cli.options import Json, Model, emit, takes
 from flab.models.options import Options
+from flab.progress import add, console, duration, say, table_of
 
 INFO_EXAMPLE = "Example: flab info MODEL"
 
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Estimate time, memory and disk of each stage, and begin nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate the time, memory and disk of each stage.")]
 
 
-def info(
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")],
-    trust_remote_code: Trust = False,
-    json_: Json = False,
-) -> None:
-    """Show a model's family, the size of each part, the budgets that can be reached, and the memory each command needs."""
+@takes(options=Options, without=("device", "dtype", "overwrite", "unsandboxed"))
+def info(model: Model, options: Any, json_: Json = False) -> None:
+    """Show a model's parts and the budgets it can reach.
+
+    Also shows its family, and the memory that each command needs.
+    """
     check_model(model)
     from flab.runs.info import info as describe
 
-    found = describe(model, Options(trust_remote_code=trust_remote_code))
+    found = describe(model, options)
     emit(found) if json_ else show_info(found)
 
 
 def show_info(found: Mapping[str, Any]) -> None:
     """Sizes, parts, budgets, memory."""
-    from flab.progress import add, console, say, table_of
-
     sizes, tokenizer = found["sizes"], found["tokenizer"]
     say(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
     say(
@@ -68,8 +65,6 @@ def show_info(found: Mapping[str, Any]) -> None:
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     """What each budget leaves, and which part gives how much of it."""
-    from flab.progress import add, console, table_of
-
     columns = ["remove", "tokens", "deepest split", "shallowest", "from tokens", "from width"]
     table = table_of("Budgets", columns)
     for row in budgets:
@@ -84,8 +79,6 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
 
 def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
     """The stages, the sum, and what was assumed; as one JSON object where that is asked for."""
-    from flab.progress import add, console, duration, say, table_of
-
     if json_:
         emit(report)
         return

@@ -1,4 +1,8 @@
-"""The options that several commands take, and how commands print: one JSON object on stdout."""
+"""The options of the commands, most of them built from the fields that they fill, and how commands print.
+
+A command names the settings that it takes (``@takes(recipe=Recipe, options=Options)``) and gets them filled and checked; their
+names, types, defaults and help come from the fields (:mod:`flab.fields`).
+"""
 
 from __future__ import annotations
 
@@ -7,70 +11,26 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from flab.errors import FlabError
+from flab.errors import OptionError
+from flab.fields import EXPERT, HELP, settings_of
 from flab.files import as_path
-from flab.models.options import Options
-from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES, Recipe
 
-Remove = Annotated[float, typer.Option(help="Fraction of all parameters to remove; tied ones count once.")]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(help="Rows (prompt + completion, optional test + entry_point; chats; text) or source code."),
-]
-Corpus = Annotated[list[Path] | None, typer.Option(help="More text for the token counts; repeat for several.")]
-General = Annotated[float, typer.Option(help="Share of calibration tokens from Python's standard library.")]
-Template = Annotated[str, typer.Option(help="auto reads chats in the model's chat template; none in plain words.")]
-PromptWeight = Annotated[float, typer.Option(help="Weight of prompt tokens in the refit; answers weigh 1.")]
-Vocabulary = Annotated[int | None, typer.Option(help="Pin the number of tokens to keep.")]
-Layers = Annotated[int | None, typer.Option(help="Pin the number of layers to keep.")]
-Width = Annotated[int | None, typer.Option(help="Pin the FFN width to keep.")]
-WidthMultiple = Annotated[
-    int | None,
-    typer.Option(help="Keep a width that is a multiple of N; by default 32, or 64 to 256 if that costs little."),
-]
-DropLayers = Annotated[str | None, typer.Option(help="Drop exactly these layers, e.g. 3,5.")]
-LayerCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(LAYER_CRITERION_NAMES)}.")]
-NeuronCriterion = Annotated[str, typer.Option(help=f"One of: {', '.join(NEURON_CRITERION_NAMES)}.")]
-RefitKind = Annotated[
-    str,
-    typer.Option(
-        help="auto, reconstruction, descent, newton, residual, simple or none; auto is newton below 100 M parameters."
-    ),
-]
-OutputProjection = Annotated[bool, typer.Option(help="Refit the attention's output projection too.")]
-MinCount = Annotated[int, typer.Option(help="Keep tokens seen at least this often.")]
-Tokens = Annotated[
-    int | None,
-    typer.Option(help="Calibration tokens for the statistics; by default 65,536, or 7 for each neuron of a layer."),
-]
-SearchTokens = Annotated[int, typer.Option(help="Calibration tokens that the search for the split sees.")]
-FinalistTokens = Annotated[int, typer.Option(help="Calibration tokens that the finalists are built on.")]
-MaxLength = Annotated[int, typer.Option(help="Longest calibration sequence in tokens.")]
-Finalists = Annotated[int, typer.Option(help="Candidates that are built on more tokens and tried on the tests.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-_RECIPE = (
-    "remove general template prompt_weight vocabulary layers width width_multiple layer_criterion neuron_criterion refit "
-    "output_projection min_count tokens search_tokens finalist_tokens max_length finalists seed"
-).split()
-_OPTIONS = "device dtype unsandboxed trust_remote_code overwrite".split()
+EXPERTS = "Options for experts"
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the precision to compute in.")]
-Unsandboxed = Annotated[
-    bool,
-    typer.Option(
-        help="Where no isolation works, run tests with resource limits alone: files and network are open to them."
-    ),
-]
-Trust = Annotated[bool, typer.Option(help="Run code that the model folder brings.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model, or a hub id.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the result.")]
 ShardOf = Annotated[
     str | None,
-    typer.Option("--shard", metavar="I/N", help="Make only part I of N of the answers; without it: merge and go on."),
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Make only part I of N of the answers; run once more without it to merge them.",
+        rich_help_panel=EXPERTS,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 
@@ -81,76 +41,107 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def say_shard(report: Mapping[str, Any]) -> None:
-    """Where a shard's answers are, and what is left to do."""
+    """Say where a shard's answers are, and what is left to do."""
     from flab.progress import say
 
     left = report["wanted"] - report["generated"]
-    rest = f"{left} are missing of other shards" if left else "none is missing: repeat without --shard to go on"
-    done = f"{report['generated']} of {report['wanted']} answers are there"
-    say(f"shard {report['shard']} is done: {report['file']}; {done}, {rest}")
+    rest = f"{left} of other shards are missing" if left else "none is missing: repeat without --shard to go on"
+    say(f"shard {report['shard']} is done: {report['generated']} of {report['wanted']} answers; {rest}")
+    say(f"its answers are in {report['file']}")
 
 
-def planning_options(command: Callable[..., None], without: Sequence[str] = ()) -> Callable[..., None]:
-    """Give a command every option of a recipe but those in ``without``; it receives them as ``recipe`` and ``options``."""
+def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of settings classes, one keyword for each: it receives them filled.
 
-    def run(**given: Any) -> None:
-        recipe = Recipe(
-            calibration=_path(given.pop("calibration")),
-            corpus=tuple(as_path(p) for p in given.pop("corpus") or ()),
-            drop_layers=_numbers(given.pop("drop_layers")),
-            **{name: given.pop(name) for name in _RECIPE if name not in without},
-        )
-        options = Options(**{name: given.pop(name) for name in _OPTIONS if name in given})
-        command(recipe=recipe, options=options, **given)
+    Fields in ``without`` get no option and keep their defaults.
+    """
 
-    own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("recipe", "options")]
-    extra = list(inspect.signature(_recipe_options, eval_str=True).parameters.values())
-    names = {p.name for p in own} | set(without)
-    run.__signature__ = inspect.Signature([*own, *(p for p in extra if p.name not in names)])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        declared = inspect.signature(command, eval_str=True).parameters
+        own = [p.replace(kind=p.KEYWORD_ONLY) for name, p in declared.items() if name not in kinds]
+        names = {kind: [name for name in settings_of(kind) if name not in without] for kind in kinds.values()}
 
+        def run(**given: Any) -> None:
+            filled = {key: _filled(kind, names[kind], given) for key, kind in kinds.items()}
+            command(**filled, **given)
 
-def _recipe_options(
-    remove: Remove = Recipe.remove,
-    calibration: Calibration = None,
-    corpus: Corpus = None,
-    general: General = Recipe.general,
-    template: Template = Recipe.template,
-    prompt_weight: PromptWeight = Recipe.prompt_weight,
-    vocabulary: Vocabulary = None,
-    layers: Layers = None,
-    width: Width = None,
-    width_multiple: WidthMultiple = None,
-    drop_layers: DropLayers = None,
-    layer_criterion: LayerCriterion = Recipe.layer_criterion,
-    neuron_criterion: NeuronCriterion = Recipe.neuron_criterion,
-    refit: RefitKind = Recipe.refit,
-    output_projection: OutputProjection = Recipe.output_projection,
-    min_count: MinCount = Recipe.min_count,
-    tokens: Tokens = Recipe.tokens,
-    search_tokens: SearchTokens = Recipe.search_tokens,
-    finalist_tokens: FinalistTokens = Recipe.finalist_tokens,
-    max_length: MaxLength = Recipe.max_length,
-    finalists: Finalists = Recipe.finalists,
-    seed: Seed = Recipe.seed,
-    device: Device = Options.device,
-    dtype: Dtype = Options.dtype,
-    unsandboxed: Unsandboxed = False,
-    trust_remote_code: Trust = False,
-) -> None:
-    """The options of ``flab plan``, ``prune`` and ``sweep``; only the signature is read."""
+        built = [_parameter(kind, name) for kind in kinds.values() for name in names[kind]]
+        parameters = [*own, *built] if not own or own[-1].name != "json_" else [*own[:-1], *built, own[-1]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        return run
+
+    return decorate
 
 
-def _path(value: Path | None) -> Path | None:
-    return as_path(value) if value is not None else None
+def _parameter(kind: type, name: str) -> inspect.Parameter:
+    """The option of one field, as typer reads it from a signature; what is on by default can only be turned off."""
+    declared = settings_of(kind)[name]
+    hint = get_type_hints(kind)[name]
+    default = None if hint in READERS and not declared.default else declared.default
+    text = declared.metadata[HELP]
+    if default is True:
+        name = f"no_{name}"
+        text = f"Turn off: {text[0].lower()}{text[1:]}"
+        default = False
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=text,
+        rich_help_panel=EXPERTS if declared.metadata[EXPERT] else None,
+        metavar=METAVARS.get(hint),
+        show_default=hint is not bool,
+    )
+    typed = READERS[hint][0] if hint in READERS else hint
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, option])
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _filled(kind: type, names: Sequence[str], given: dict[str, Any]) -> Any:
+    """An instance of the settings class from what was typed, which is taken out of ``given``."""
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name in names:
+        value = given.pop(name) if name in given else not given.pop(f"no_{name}")
+        values[name] = READERS[hints[name]][1](value) if hints[name] in READERS else value
+    return kind(**values)
+
+
+def read_numbers(text: str | None) -> tuple[int, ...] | None:
+    """Read ``3,5``; OptionError for anything else."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise FlabError(f"--drop-layers: got {text!r}, expected numbers separated by commas, e.g. 3,5.") from None
+        raise OptionError(f"--drop-layers: got {text!r}, expected numbers separated by commas, e.g. 3,5.") from None
+
+
+def read_shares(parts: Sequence[str] | None) -> tuple[tuple[str, float], ...]:
+    """Read ``KIND=SHARE``; OptionError for anything else."""
+    found = []
+    for part in parts or ():
+        kind, _, share = part.partition("=")
+        try:
+            found.append((kind.strip(), float(share)))
+        except ValueError:
+            raise OptionError(f"--mix: got {part!r}, allowed KIND=SHARE, e.g. code=2.") from None
+    return tuple(found)
+
+
+# Types of fields that are typed in another way than they are kept: what typer reads, and what becomes of it.
+READERS: dict[Any, tuple[Any, Callable[[Any], Any]]] = {
+    Path | None: (Path | None, lambda path: as_path(path) if path is not None else None),
+    tuple[Path, ...]: (list[Path] | None, lambda paths: tuple(map(as_path, paths or ()))),
+    tuple[int, ...] | None: (str | None, read_numbers),
+    tuple[tuple[str, float], ...]: (list[str] | None, read_shares),
+}
+METAVARS: dict[Any, str] = {
+    bool: " ",  # or the help would say <bool>
+    **dict.fromkeys((int, int | None), "N"),
+    **dict.fromkeys((float, float | None), "X"),
+    **dict.fromkeys((str, str | None), "NAME"),
+    **dict.fromkeys((Path | None, tuple[Path, ...]), "PATH"),
+    tuple[int, ...] | None: "N,N,...",
+    tuple[tuple[str, float], ...]: "KIND=SHARE",
+}

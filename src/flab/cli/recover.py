@@ -1,4 +1,4 @@
-"""``flab data``, ``flab recover`` and ``flab run``: training data, training, and the whole way from a recipe."""
+"""``flab data``, ``recover``, ``run`` and ``demo``: training data, training, whole runs, and their tables on stderr."""
 
 from __future__ import annotations
 
@@ -8,102 +8,58 @@ from typing import Annotated, Any
 
 import typer
 
+from flab import assets
+from flab.cli.early import check_model, check_recovery, check_run
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import Device, Dtype, Json, Overwrite, ShardOf, Template, Trust, Unsandboxed, emit, say_shard
+from flab.cli.options import Json, Output, ShardOf, emit, say_shard, takes
+from flab.cli.prune import exit_unless, show_check
 from flab.errors import FlabError, OptionError
 from flab.files import as_path
 from flab.models.options import Options
-from flab.recovery.settings import METHODS, TARGETS, Training
-from flab.recovery.strategies import STRATEGIES, UNTESTED, Making
+from flab.progress import add, console, say, table_of
+from flab.recovery.settings import Training
+from flab.recovery.strategies import Making
 
 DATA_EXAMPLE = "Example: flab data MODEL --instructions rows.jsonl --against HumanEval.jsonl -o data.jsonl"
 RECOVER_EXAMPLE = "Example: flab recover SMALLER --teacher MODEL --data data.jsonl --minutes 30 -o RECOVERED"
+DEMO_EXAMPLE = "Example: flab demo -o RUN"
 RUN_EXAMPLE = "Example: flab run recipes/quickstart.yml -o RUN"
 
-Instructions = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="Rows: prompt + completion (test, entry_point), instruction + answer, messages, text; repeatable."
-    ),
-]
-Against = Annotated[list[str] | None, typer.Option(help="Evaluation files: instructions that overlap go; repeatable.")]
-Text = Annotated[
-    list[Path] | None, typer.Option(help="Plain text or source code to go on pre-training with; repeatable.")
-]
-TextShare = Annotated[float, typer.Option(help="Share of plain text in the characters, where any is given.")]
-StrategyName = Annotated[str, typer.Option(help=f"One of: {', '.join(STRATEGIES)}.")]
-Untested = Annotated[str, typer.Option(help=f"For rows that nothing can verify, the target: {', '.join(UNTESTED)}.")]
-Tries = Annotated[int, typer.Option(help="Answers drawn where the greedy one is wrong.")]
-Temperature = Annotated[float, typer.Option(help="Of the answers drawn where the greedy one is wrong.")]
-TopP = Annotated[float, typer.Option(help="Of the answers drawn where the greedy one is wrong.")]
-Mix = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KIND=SHARE",
-        help="Wanted shares of kinds, e.g. code=2; kinds not named are dropped (own texts are own); repeat for several.",
-    ),
-]
-Evaluations = Annotated[int, typer.Option(help="How often the held-out rows are measured, and a checkpoint saved.")]
-Patience = Annotated[int, typer.Option(help="Stop after so many measurements in a row without a better one.")]
-OwnTexts = Annotated[
-    int,
-    typer.Option(
-        help="Texts that the model writes on its own, from the first words of instructions (chats: questions too)."
-    ),
-]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer; what is cut off is no answer.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first N rows of each file.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Out = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 
-
+@takes(making=Making, options=Options)
 def data(
-    model: Annotated[str, typer.Argument(help="The original model: folder or hub id.")],
-    output: Out,
-    instructions: Instructions = None,
-    against: Against = None,
-    text: Text = None,
-    strategy: StrategyName = Making.strategy,
-    untested: Untested = Making.untested,
-    tries: Tries = Making.tries,
-    temperature: Temperature = Making.temperature,
-    top_p: TopP = Making.top_p,
-    mix: Mix = None,
-    text_share: TextShare = Making.text_share,
-    own_texts: OwnTexts = Making.own_texts,
-    max_new_tokens: MaxNewTokens = Making.max_new_tokens,
-    batch_size: BatchSize = Making.batch_size,
-    seed: Seed = Making.seed,
-    limit: Limit = None,
+    model: Annotated[str, typer.Argument(help="The original model: a folder or a hub id.")],
+    output: Output,
+    making: Any,
+    options: Any,
+    instructions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Rows to answer (prompt + completion, instruction + answer, chats or text); repeatable.",
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="Evaluation files; instructions that overlap with them are left out. Repeatable."
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Plain text or source code for continued pre-training; repeatable."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N rows of each file.")] = None,
     shard: ShardOf = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    overwrite: Overwrite = False,
-    unsandboxed: Unsandboxed = False,
-    trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
-    """Make training data in the original model's own verified words; resumes where it was stopped."""
-    making = Making(
-        strategy=strategy,
-        untested=untested,
-        tries=tries,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        mix=parse_mix(mix or []),
-        text_share=text_share,
-        own_texts=own_texts,
-        seed=seed,
-    )
-    options = Options(
-        device=device, dtype=dtype, overwrite=overwrite, unsandboxed=unsandboxed, trust_remote_code=trust_remote_code
-    )
+    """Make training data in the original model's words.
+
+    Answers are verified by tests where there are any. A stopped command resumes.
+    """
     if not instructions:
         raise OptionError("--instructions: got none; give a JSONL file of what to ask.")
-    from flab.cli.show_recover import show_data
+    check_model(model)
     from flab.recovery.data import make_data
 
     paths = [as_path(path) for path in instructions]
@@ -111,7 +67,7 @@ def data(
     try:
         report = make_data(model, paths, as_path(output), making, options, against or (), texts, limit, shard)
     except KeyboardInterrupt:
-        raise FlabError("interrupted: the answers so far are kept; the same command goes on.") from None
+        raise FlabError("interrupted: the answers so far are kept; the same command resumes.") from None
     if json_:
         emit(report)
     elif shard is not None:
@@ -120,114 +76,140 @@ def data(
         show_data(report)
 
 
-def parse_mix(parts: list[str]) -> tuple[tuple[str, float], ...]:
-    """Read ``KIND=SHARE``; OptionError for anything else."""
-    found = []
-    for part in parts:
-        kind, _, share = part.partition("=")
-        try:
-            found.append((kind.strip(), float(share)))
-        except ValueError:
-            raise OptionError(f"--mix: got {part!r}, allowed KIND=SHARE, e.g. code=2.") from None
-    return tuple(found)
-
-
+@takes(training=Training, options=Options, without=("unsandboxed",))
 def recover(
     folder: Annotated[str, typer.Argument(metavar="SMALLER", help="A folder that flab prune or apply wrote.")],
-    output: Out,
-    teacher: Annotated[str, typer.Option(help="The original model that SMALLER was cut from.")],
-    data_file: Annotated[Path, typer.Option("--data", help="Rows from flab data, or any calibration file.")],
-    method: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(METHODS)}; auto is lora from 1 B parameters.")
-    ] = "auto",
-    alpha: Annotated[
-        float, typer.Option(help="(1 - alpha) cross entropy + alpha KL(teacher, student).")
-    ] = Training.alpha,
-    temperature: Annotated[float, typer.Option(help="Softens both distributions of the KL.")] = Training.temperature,
-    kl_on: Annotated[
-        str, typer.Option(help=f"Tokens that the KL is taken on: {' or '.join(TARGETS)}.")
-    ] = Training.kl_on,
-    template: Template = Training.template,
-    steps: Annotated[int | None, typer.Option(help="Budget: optimizer steps.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Budget: tokens read.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Budget: minutes of training and measuring.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Budget: times through the data; 3 where none is given.")] = None,
-    length: Annotated[
-        int, typer.Option(help="Tokens of a row; shorter examples are packed into it.")
-    ] = Training.length,
-    batch: Annotated[int, typer.Option(help="Rows of a step, over all devices.")] = Training.batch,
-    micro_batch: Annotated[int, typer.Option(help="Rows at once on one device.")] = Training.micro_batch,
-    packing: Annotated[bool, typer.Option(help="Several examples in a row.")] = Training.packing,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Default: 1e-3 full, 2e-4 LoRA, 2e-5 full from 1 B parameters.")
-    ] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = Training.warmup,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = Training.weight_decay,
-    held_out: Annotated[float, typer.Option(help="Share of the prompts that only measure.")] = Training.held_out,
-    evaluations: Evaluations = Training.evaluations,
-    patience: Patience = Training.patience,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, slower.")] = False,
-    lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA updates.")] = Training.lora_rank,
-    seed: Seed = Training.seed,
+    output: Output,
+    teacher: Annotated[str, typer.Option(metavar="PATH", help="The original model that SMALLER was cut from.")],
+    data_file: Annotated[
+        Path, typer.Option("--data", metavar="PATH", help="Rows from flab data, or any calibration file.")
+    ],
+    training: Any,
+    options: Any,
     dry_run: DryRun = False,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    overwrite: Overwrite = False,
-    trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
-    """Distil the original into the smaller model, merge, save a stock folder, verify it; resumes where it was stopped."""
-    given = locals()
-    training = Training(**{name: given[name] for name in Training.__dataclass_fields__})
-    options = Options(device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    """Distil the original into the smaller model.
+
+    The output is a stock folder, merged and verified. If no checkpoint beats
+    the untrained model, nothing is written. A stopped command resumes.
+    """
+    check_recovery(folder, teacher, as_path(data_file), as_path(output), options.overwrite)
     if dry_run:
-        return _estimate(folder, teacher, data_file, training, options, output, json_)
+        from flab.runs.dry_run import estimate_recover
+
+        show_estimate(estimate_recover(folder, teacher, as_path(data_file), training, options, as_path(output)), json_)
+        return
     from flab.recovery.train import recover as run
 
     try:
         report = run(folder, teacher, as_path(data_file), as_path(output), training, options)
     except KeyboardInterrupt:
-        raise FlabError(f"interrupted: checkpoints are in {output}.training; the same command goes on.") from None
-    if "output" in report:  # this is the first process
-        _show_recovery(report, json_)
-
-
-def _estimate(
-    folder: str, teacher: str, data: Path, training: Training, options: Options, output: Path, json_: bool
-) -> None:
-    from flab.runs.dry_run import estimate_recover
-
-    show_estimate(estimate_recover(folder, teacher, as_path(data), training, options, as_path(output)), json_)
-
-
-def _show_recovery(report: Mapping[str, Any], json_: bool) -> None:
-    """Print what the training reached; exit code 1 if the output's check failed."""
-    from flab.cli.show_recover import show_recovery
-
+        raise FlabError(f"interrupted: checkpoints are in {output}.training; the same command resumes.") from None
+    if "output" not in report:  # another process than the first
+        return
     emit(report) if json_ else show_recovery(report)
-    if not report["check"]["ok"]:
-        raise typer.Exit(1)
+    exit_unless(report["check"]["ok"])
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")],
-    output: Out,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")],
+    output: Output,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Prune, make data, recover, evaluate, compare, measure and report, as a recipe says; skips what is done."""
-    from flab.cli.show_recover import show_summary
-    from flab.runs.recipe_file import read_recipe
-    from flab.runs.stages import run_recipe
+    """Carry out a recipe from pruning to report.
 
-    wanted = read_recipe(as_path(recipe))
+    Stages whose inputs have not changed are skipped, so a stopped run resumes.
+    """
+    wanted = check_run(as_path(recipe), as_path(output))
     if dry_run:
         from flab.runs.dry_run import estimate_run
 
         show_estimate(estimate_run(wanted, as_path(output)), json_)
         return
+    from flab.runs.stages import run_recipe
+
     try:
         summary = run_recipe(wanted, as_path(output))
     except KeyboardInterrupt:
-        raise FlabError(f"interrupted: what is done stays in {output}; the same command goes on.") from None
+        raise FlabError(f"interrupted: what is done stays in {output}; the same command resumes.") from None
     emit(summary) if json_ else show_summary(summary)
+
+
+def demo(output: Output = Path("demo"), dry_run: DryRun = False, json_: Json = False) -> None:
+    """Run the whole quick start on the bundled model.
+
+    Prunes, recovers, evaluates and measures the model, and writes
+    report.html. This takes minutes; a stopped run resumes.
+    """
+    run(assets.quickstart_path(), output, dry_run, json_)
+
+
+def show_data(report: Mapping[str, Any]) -> None:
+    """What each step left, and whose words the rows are in."""
+    table = table_of("Steps", ["step", "left", "found"])
+    for step in report["steps"]:
+        found = ", ".join(f"{name} {n}" for name, n in step.items() if name not in ("step", "left"))
+        add(table, step["step"], step["left"], found or "-")
+    console.print(table)
+    for name in ("kinds", "sources"):
+        say(f"{name}: " + ", ".join(f"{kind} {n}" for kind, n in report[name].items()))
+    say(f"{report['rows']} rows in {report['output']} (strategy {report['making']['strategy']})")
+
+
+def show_recovery(report: Mapping[str, Any]) -> None:
+    """The held-out terms before and after, what it cost, and the verdict of the check."""
+    before, after = report["held_out"]["before"], report["held_out"]["after"]
+    table = table_of("Held-out rows, nats per token", ["", "before", "after", "change"])
+    for name in ("loss", "kl", "cross_entropy"):
+        if name in after:
+            change = f"{after[name] / before[name] - 1:+.1%}" if before[name] else "-"
+            add(table, name.replace("_", " "), f"{before[name]:.4f}", f"{after[name]:.4f}", change)
+    console.print(table)
+    early = ", stopped early" if report["stopped_early"] else ""
+    steps = f"{report['steps']} steps{early}, the best was {report['chosen_step']}"
+    cost = f"{report['tokens']:,} tokens in {report['seconds']:.0f} s on {report['devices']} {report['device']}"
+    say(f"{report['method']} training, learning rate {report['learning_rate']:g}: {steps}; {cost}")
+    memory = report["peak_memory"]
+    say(
+        f"peak memory: {memory['measured_bytes'] / 2**30:.2f} GiB ({memory['method']}), {memory['predicted_bytes'] / 2**30:.2f} "
+        "GiB by formula"
+    )
+    show_check(report["check"])
+    say(f"saved {report['output']}")
+
+
+def show_summary(summary: Mapping[str, Any]) -> None:
+    """One row for each model: its size, and what it passes of each task, paired with the original."""
+    names = list(summary["models"][0]["tasks"])
+    table = table_of("The whole way", ["model", "parameters", "MB", *names])
+    original = summary["models"][0]
+    for row in summary["models"]:
+        share = 1 - row["parameters"] / original["parameters"]
+        size = f"{row['parameters']:,}" + (f" (-{share:.1%})" if share else "")
+        add(table, row["name"], size, f"{row['bytes'] / 1e6:.2f}", *(_outcome(row["tasks"][name]) for name in names))
+    console.print(table)
+    say(
+        "each cell: passed of all (95 % interval); fraction of the original's passes; problems that only the original / only "
+        "this model passes."
+    )
+    seconds = {name: value for name, value in summary["seconds"].items() if name != "now"}
+    say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    for name, gain in summary["stages"].get("measure", {}).get("gains", {}).items():
+        say(f"{name.replace('_', ' ')}: {gain['value']:.2f} times better ({gain['low']:.2f}-{gain['high']:.2f}), "
+            f"{gain['of_predicted']:.2f} of what its bytes or operations predict")  # fmt: skip
+    say(
+        f"this run took {summary['seconds']['now']:.0f} s; models, data, answers and comparisons are in {summary['output']}, "
+        "its report is report.html there"
+    )
+
+
+def _outcome(task: Mapping[str, Any]) -> str:
+    low, high = task["interval_95"]
+    passed = f"{task['passed']}/{task['total']} ({low:.2f}-{high:.2f})"
+    if "only_a" not in task:
+        return passed
+    kept = task["retention"]
+    ratio = "-" if kept is None else f"{kept['ratio']:.3f}"
+    return f"{passed}\nkept {ratio}, {task['only_a']}/{task['only_b']}"

@@ -1,19 +1,22 @@
-"""``flab measure``, ``flab sweep`` and ``flab report``: costs, many budgets, and the page that shows a run."""
+"""``flab measure``, ``sweep`` and ``report``: costs, many budgets, the page of a run, and their tables on stderr."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flab.cli.early import check_model
-from flab.cli.options import Device, Dtype, Json, Overwrite, Trust, emit, planning_options
+from flab.cli.early import check_model, check_sweep
+from flab.cli.options import Json, Model, emit, takes
 from flab.errors import FlabError
 from flab.files import as_path, check_result
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.settings import Measuring
 from flab.models.options import Options
+from flab.progress import add, console, say, table_of
+from flab.pruning.recipe import Recipe
 
 MEASURE_EXAMPLE = "Example: flab measure SMALLER --against MODEL -o measure.json"
 SWEEP_EXAMPLE = "Example: flab sweep MODEL --remove 0.2 0.4 0.6 -o SWEEP"
@@ -21,52 +24,37 @@ BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 REPORT_EXAMPLE = "Example: flab run recipes/quickstart.yml -o RUN && flab report RUN --sweep SWEEP"
 
 
+@takes(settings=Measuring, options=Options, without=("unsandboxed",))
 def measure(
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")],
-    against: Annotated[str | None, typer.Option(help="The original: both are timed in turn.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A JSON file for the figures.")] = None,
+    model: Model,
+    settings: Any,
+    options: Any,
+    against: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The original model; both are measured in alternating runs.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PATH", help="JSON file for the figures.")
+    ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Run of flab eval of MODEL: gives energy for each solved problem.")
+        Path | None, typer.Option(metavar="PATH", help="Run of flab eval of MODEL, for the energy per solved problem.")
     ] = None,
-    against_results: Annotated[Path | None, typer.Option(help="The same of the original.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of every prompt.")] = Measuring.prompt_tokens,
-    new_tokens: Annotated[int, typer.Option(help="Tokens of every answer; ends are ignored.")] = Measuring.new_tokens,
-    rounds: Annotated[int, typer.Option(help="Timings of each model, after one that warms up.")] = Measuring.rounds,
-    max_batch: Annotated[
-        int, typer.Option(help="Throughput is measured at 1, 2, 4, ... at once, up to this or saturation.")
-    ] = Measuring.max_batch,
-    window_seconds: Annotated[
-        float, typer.Option(help="Least seconds over which energy is metered.")
-    ] = Measuring.window_seconds,
-    text: Annotated[
-        Path | None, typer.Option(help="Code whose tokens per character are counted; default: library code.")
+    against_results: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Run of flab eval of the original, for the same figure.")
     ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Without a power sensor, let codecarbon estimate.")
-    ] = False,
-    grid: Annotated[
-        str | None, typer.Option(help="For CO2: grams per kWh, or a country's code (FRA, DEU, USA, ...).")
-    ] = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    overwrite: Overwrite = False,
-    trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
-    """Measure bytes, memory, speed, operations and energy of a model, beside the original's; each figure with its method."""
-    settings = Measuring(
-        prompt_tokens, new_tokens, rounds, max_batch, window_seconds, as_path(text) if text else None, estimate, grid
-    )
+    """Measure memory, speed and energy of a model.
+
+    Each figure comes with its method. Without a sensor a figure is left blank.
+    """
     if output is not None:
-        given = (against, text, results, against_results)
+        given = (against, settings.text, results, against_results)
         read = [model, *(one for one in given if one is not None)]
-        check_result(as_path(output), overwrite, read)
-    options = Options(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    if grid is not None:
-        carbon_intensity(grid)
+        check_result(as_path(output), options.overwrite, read)
+    if settings.grid is not None:
+        carbon_intensity(settings.grid)
     for one in filter(None, (model, against)):
         check_model(one)
-    from flab.cli.show_footprint import show_measure
     from flab.files import write_json
     from flab.footprint.measure import measure as run
 
@@ -76,53 +64,68 @@ def measure(
     emit(report) if json_ else show_measure(report)
 
 
+@takes(recipe=Recipe, options=Options, without=("remove", "finalists", "finalist_tokens", "overwrite"))
 def sweep(
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a hub id.")],
+    model: Model,
     recipe: Any,
     options: Any,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the sweep, resumed if there.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="Folder of the sweep, which resumes there.")
+    ],
     more: Annotated[
         list[float] | None,
-        typer.Argument(metavar="[BUDGET]...", help="More budgets, so that --remove 0.2 0.4 0.6 works."),
+        typer.Argument(metavar="BUDGET", help="More budgets, so that --remove 0.2 0.4 0.6 works."),
     ] = None,
     budgets: Annotated[
         list[float] | None,
-        typer.Option("--remove", help="Budgets; repeat, or write several.", show_default="0.1 0.2 0.3 0.4 0.5 0.6"),
+        typer.Option(
+            "--remove",
+            metavar="X",
+            help="Fractions of all parameters to remove; repeatable.",
+            show_default="0.1 0.2 0.3 0.4 0.5 0.6",
+        ),
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Keep each budget's model too.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep the model of each budget.")] = False,
     task: Annotated[
         list[str] | None,
-        typer.Option(metavar="[KIND:]FILE", help="Measure each budget's model on it (keeps them); repeatable."),
+        typer.Option(metavar="[KIND:]FILE", help="Evaluate the model of each budget on this task; repeatable."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N problems of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")] = None,
     json_: Json = False,
 ) -> None:
-    """Plan many budgets in one search, each fitted and tried on the tests: the curve of what is kept over what is removed."""
-    from flab.cli.show_footprint import show_sweep
+    """Plan many budgets in one search.
+
+    Every budget is fitted and tried on the tests, which gives the curve of
+    what is kept over what is removed.
+    """
+    wanted = [*(budgets or ()), *(more or ())] or BUDGETS
+    check_sweep(model, as_path(output), recipe, wanted, task or (), limit)
     from flab.runs.report.curve import write_curve
     from flab.runs.sweep import sweep as run
 
     try:
-        wanted = [*(budgets or ()), *(more or ())] or BUDGETS
         report = run(model, wanted, output, recipe, options, save, task or (), limit)
     except KeyboardInterrupt:
-        raise FlabError(f"interrupted: finished budgets are in {output}; the same command goes on.") from None
+        raise FlabError(f"interrupted: finished budgets are in {output}; the same command resumes.") from None
     write_curve(report, as_path(output))
     emit(report) if json_ else show_sweep(report, str(output))
-
-
-sweep = planning_options(sweep, without=("remove", "finalists", "finalist_tokens"))
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that flab run wrote.")],
     sweep: Annotated[
-        Path | None, typer.Option(help="A folder of flab sweep, for the curve; default: RUN/sweep if there.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="A folder that flab sweep wrote, for the curve. Default: RUN/sweep if it exists."
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Write report.html (one file, works offline), report.md, report.json and the model cards of a run."""
-    from flab.progress import say
+    """Write the report page and model cards of a run.
+
+    Writes report.html (one file that works offline), report.md, report.json,
+    and README.md in each model's folder.
+    """
     from flab.runs.report import make_report
 
     made = make_report(as_path(run), as_path(sweep) if sweep is not None else None)
@@ -133,3 +136,110 @@ def report(
     for part, why in made["missing"].items():
         say(f"missing: {part}: {why}")
     say(f"written: {', '.join(map(str, made['files']))}")
+
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+PLAIN = ("tokens/s",)  # units that take no prefix
+
+
+def show_measure(report: Mapping[str, Any]) -> None:
+    """Every figure of each model with its spread, then what the smaller one gains; methods and missing ones below."""
+    models = report["models"]
+    names = list(dict.fromkeys(name for model in models for name in model["figures"]))
+    table = table_of(
+        "What it costs", ["", *(model["name"] for model in models), *(["ratio"] if len(models) == 2 else [])]
+    )
+    for name in names:
+        figures = [model["figures"].get(name) for model in models]
+        if any(figure is not None and figure["value"] is not None for figure in figures):
+            ratio = [_ratio(*figures)] if len(models) == 2 else []
+            add(table, name.replace("_", " "), *map(_cell, figures), *ratio)
+    console.print(table)
+    show_throughput(models)
+    for name, gain in report["gains"].items():
+        say(
+            f"{name.replace('_', ' ')}: {gain['value']:.2f} times better ({gain['low']:.2f}-{gain['high']:.2f}); predicted "
+            f"{gain['predicted']:.2f} by {gain['prediction']}: {gain['of_predicted']:.2f} of it"
+        )
+    _say_methods(models, names)
+    if report["grid"] is not None:
+        say(f"grid: {report['grid']['grams_per_kwh']:g} g CO2 per kWh ({report['grid']['source']})")
+    facts = report["machine"]
+    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} threads"
+    say(
+        f"on {where}, computing in {report['dtype']}; a cell: median (lowest-highest) of {report['settings']['rounds']} rounds"
+    )
+
+
+def show_throughput(models: Sequence[Mapping[str, Any]]) -> None:
+    """Tokens per second at each batch size."""
+    table = table_of("Tokens per second", ["answers at once", *(str(row["batch"]) for row in models[-1]["throughput"])])
+    for model in models:
+        add(table, model["name"], *(f"{row['tokens_per_second']['value']:,.0f}" for row in model["throughput"]))
+    console.print(table)
+
+
+def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """How each figure was obtained; once for each reason, what could not be."""
+    missing: dict[str, list[str]] = {}
+    for name in names:
+        figure = models[-1]["figures"].get(name)
+        if figure is not None and figure["value"] is not None:
+            say(f"  {name.replace('_', ' ')}: {figure['method']}")
+        elif figure is not None:
+            missing.setdefault(figure["reason"], []).append(name.replace("_", " "))
+    for reason, without in missing.items():
+        say(f"not measured: {', '.join(without)}: {reason}")
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    """The value with its unit, its extremes at the same scale."""
+    if figure is None or figure["value"] is None:
+        return "-"
+    factor, unit = _scale(figure["value"], figure["unit"])
+    value, low, high = (f"{(figure[name] or 0) / factor:,.4g}" for name in ("value", "low", "high"))
+    spread = "" if figure["low"] is None or figure["low"] == figure["high"] else f" ({low}-{high})"
+    return f"{value} {unit}".rstrip() + spread
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """The factor that leaves a readable number, and the unit with its prefix: ``8.12 MB``, ``3.74 ms``."""
+    if unit in PLAIN or value == 0 or (not unit and abs(value) < 1000):
+        return 1.0, unit
+    factor, prefix = next(((f, p) for f, p in PREFIXES if abs(value) >= f), PREFIXES[-1])
+    return factor, f"{prefix}{unit}"
+
+
+def _ratio(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    if old is None or new is None or not old["value"] or new["value"] is None:
+        return "-"
+    return f"{new['value'] / old['value']:.3f}"
+
+
+def show_sweep(report: Mapping[str, Any], folder: str) -> None:
+    """One row for each budget; the best ones are marked."""
+    tasks = list(dict.fromkeys(name for row in report["budgets"] for name in row.get("scores") or {}))
+    columns = ["budget", "removed", "parameters", "tokens", "layers x width", "KL", "tests", "s", *tasks]
+    table = table_of("Budgets", columns)
+    for row in report["budgets"]:
+        tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
+        scores = row.get("scores") or {}
+        add(table, f"{100 * row['remove']:g} %" + (" *" if row["pareto"] else ""), f"{row['removed_fraction']:.1%}",
+            f"{row['parameters']:,}", f"{row['vocabulary']['after']:,}", f"{row['layers']['after']} x {row['width']['after']}",
+            f"{row['kl_nats_per_token']:.4f}", tests, f"{row['seconds']:.0f}",
+            *(_score(scores.get(name)) for name in tasks))  # fmt: skip
+    console.print(table)
+    say(
+        "*: no other budget here keeps as much with as few parameters. tests: calibration problems that were not used for "
+        "fitting."
+    )
+    for warning in dict.fromkeys(w for row in report["budgets"] for w in row["warnings"] if "were not built" not in w):
+        say(f"warning: {warning}")
+    say(f"plans, sweep.json and the curve are in {folder}; this took {report['seconds']['now']:.0f} s")
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    kept = f", kept {score['passed'] / score['original']:.3f}" if score["original"] else ""
+    return f"{score['passed']}/{score['total']}{kept}"

@@ -1,6 +1,7 @@
 """What measuring a model needs besides the evaluation itself: its generator, its identity, the data it has seen.
 
-The unpruned and the pruned model take the same path. It decides nothing and scores nothing.
+The unpruned and the pruned model take the same path. It decides nothing and scores nothing. torch is imported when a model
+is opened, after everything else was checked.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from flab.files import (
     write_json,
 )
 from flab.models.chat import chat_template
-from flab.models.checkpoint import fingerprint, open_model
 from flab.models.engines.protocol import Generation, Generator
 from flab.models.engines.store import Shard
 from flab.models.engines.transformers import TransformersGenerator
@@ -72,9 +72,11 @@ def read_tasks(
         DataError: a file that cannot be read, or a perturbation that applies to no problem of it.
     """
     given = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
-    files = [one if isinstance(one, TaskFile) else _read(os.fspath(one), limit) for one in given]
-    if not files:
+    if not given:
         raise OptionError("--task: got none; give a file of problems, e.g. --task HumanEval.jsonl")
+    if unknown := [name for name in perturbations if name not in (*PERTURBATIONS, ALL)]:
+        raise OptionError(f"--perturb: got {unknown[0]!r}, allowed {', '.join(PERTURBATIONS)} or {ALL}.")
+    files = [one if isinstance(one, TaskFile) else _read(os.fspath(one), limit) for one in given]
     if perturbations and all(task.kind != "code" for task in files):
         raise OptionError("--perturb: none of the tasks is of kind code; perturbations are for problem files")
     return [one for task in files for one in (task, *_perturbed(task, perturbations, seed))]
@@ -112,8 +114,9 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
         OptionError: an unknown backend, or one that is not installed.
         CheckpointError, UnsupportedModelError
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"--backend: got {backend}, allowed {', '.join(BACKENDS)}.")
+    from flab.models.checkpoint import fingerprint
+
+    check_backend(backend)
     path = resolve(model)
     generator, dtype, device = BACKENDS[backend](path, options)
     identity = {
@@ -127,7 +130,15 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
     return Subject(generator, chat_template(path, generator.tokenizer), identity)
 
 
+def check_backend(name: str) -> None:
+    """OptionError for a name that is no backend."""
+    if name not in BACKENDS:
+        raise OptionError(f"--backend: got {name}, allowed {', '.join(BACKENDS)}.")
+
+
 def _open_transformers(path: Path, options: Options) -> Opened:
+    from flab.models.checkpoint import open_model
+
     checkpoint, _ = open_model(path, options)
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
     return TransformersGenerator(checkpoint.model, checkpoint.tokenizer), dtype, options.device.partition(":")[0]
@@ -233,6 +244,7 @@ def evaluate(
         DataError, CheckpointError, OptionError
     """
     settings, options = settings or Settings(), options or Options()
+    check_backend(backend)
     target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
     more = {"limit": limit, "perturbations": list(perturbations), "backend": backend, "gold": gold, "export": export}

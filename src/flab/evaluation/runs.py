@@ -28,6 +28,7 @@ from flab.evaluation.robustness import robustness_summary
 from flab.evaluation.score import Score
 from flab.evaluation.soundness import require_sound
 from flab.evaluation.tasks import Kind, TaskFile
+from flab.fields import setting
 from flab.files import write_json
 from flab.models.engines.protocol import Decoding, Generation, Generator, Request, generate_all
 from flab.models.engines.store import Key, Shard, Store, fill, fingerprint, stored
@@ -43,13 +44,13 @@ Wanted = list[tuple[Key, Request]]
 class Settings:
     """How every task of a run is asked and answered; the same for all models that are compared."""
 
-    preset: str = "completion"
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    max_new_tokens: int = 256
-    batch_size: int = 64
+    preset: str = setting("completion", f"How to ask: {', '.join(PRESETS)}.")
+    samples: int = setting(1, "Answers per problem.", expert=True)
+    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", expert=True)
+    top_p: float = setting(1.0, "Sample from the most likely tokens with this total probability.", expert=True)
+    seed: int = setting(0, "Seed of samples and perturbations.", expert=True)
+    max_new_tokens: int = setting(256, "Maximum new tokens per answer.")
+    batch_size: int = setting(64, "Number of prompts generated together.")
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -21,7 +21,7 @@ def carbon_intensity(grid: str) -> dict[str, Any]:
     except ValueError:
         return _of_country(grid.strip().upper())
     if not (math.isfinite(given) and given >= 0):
-        raise OptionError(f"--grid: got {grid}, allowed 0 or more grams of CO2 per kWh.")
+        raise OptionError(f"`grid`: got {grid}, allowed 0 or more grams of CO2 per kWh.")
     return {"grams_per_kwh": given, "source": "given by the user"}
 
 
@@ -30,11 +30,11 @@ def _of_country(code: str) -> dict[str, Any]:
         from codecarbon.input import DataSource
     except ImportError:
         raise OptionError(
-            f"--grid {code}: the table of countries needs codecarbon ({CODECARBON}), or give g/kWh."
+            f"`grid` {code}: the table of countries needs codecarbon ({CODECARBON}), or give g/kWh."
         ) from None
     row = DataSource().get_global_energy_mix_data().get(code)
     if row is None:
-        raise OptionError(f"--grid: got {code}, allowed a three-letter country code (FRA, DEU, USA, ...) or g/kWh.")
+        raise OptionError(f"`grid`: got {code}, allowed a three-letter country code (FRA, DEU, USA, ...) or g/kWh.")
     return {
         "grams_per_kwh": float(row["carbon_intensity"]),
         "source": f"mean of {row['country_name']}, {row['year']} (Our World in Data, by codecarbon)",

@@ -13,18 +13,19 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from flab.data.samples import files_under
 from flab.errors import OptionError
 from flab.files import PathLike
 from flab.footprint.figures import measured, unknown
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.rows import best, gains, row_of
-from flab.footprint.settings import Measuring
+from flab.footprint.settings import Measuring, check_context
 from flab.footprint.solved import solving
 from flab.footprint.subject import OutOfMemoryError, Subject
-from flab.models.checkpoint import same_precision
-from flab.models.folder import resolve
+from flab.models.folder import read_object, resolve
 from flab.models.options import Options
 from flab.progress import say, track
 from flab.version import __version__
@@ -54,10 +55,17 @@ def measure(
     named = [("original", against, against_results)] if against is not None else []
     named.append(("smaller" if named else "model", model, results))
     if against is None and against_results is not None:
-        raise OptionError("--against-results is the run of the original: give --against too, or leave it out.")
-    if against is not None:
-        options = same_precision(resolve(os.fspath(against)), options)
+        raise OptionError("`against_results` is the run of the original: give `against` too, or leave it out.")
+    if settings.text is not None:
+        files_under(settings.text)
+    for _, path, _ in named:
+        config = SimpleNamespace(**read_object(resolve(os.fspath(path)) / "config.json"))
+        check_context(config, settings.prompt_tokens + settings.new_tokens)
     solved = [solving(Path(found)) if found is not None else None for _, _, found in named]
+    if against is not None:
+        from flab.models.checkpoint import same_precision
+
+        options = same_precision(resolve(os.fspath(against)), options)
     with ExitStack() as open_processes:
         subjects = [
             open_processes.enter_context(Subject(name, resolve(os.fspath(path)), settings, options))

@@ -7,38 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError
+from flab.fields import setting
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """Lengths, repetitions and limits; the same for both models.
+    """Lengths, repetitions and limits; the same for both models."""
 
-    Attributes:
-        prompt_tokens, new_tokens: of every timed answer; ends of text are ignored, so that the work is the same.
-        rounds: how often each model is timed, in turn with the other, after one answer that warms up.
-        max_batch: throughput is measured at 1, 2, 4, ... answers at once, until it grows no more or this is reached.
-        window_seconds: least time over which energy is metered.
-        text: a file or folder whose tokens per character are counted; None is library code that no calibration reads.
-        estimate: let codecarbon estimate energy where no sensor is.
-        grid: grams of CO2 per kWh, or a country's three-letter code; None gives no CO2.
-    """
-
-    prompt_tokens: int = 128
-    new_tokens: int = 64
-    rounds: int = 5
-    max_batch: int = 64
-    window_seconds: float = 10.0
-    text: Path | None = None
-    estimate: bool = False
-    grid: str | None = None
+    prompt_tokens: int = setting(128, "Tokens of every prompt.", expert=True)
+    new_tokens: int = setting(64, "Tokens of every answer; an end of text does not stop it.", expert=True)
+    rounds: int = setting(5, "Timings of each model, after one for warm-up.")
+    max_batch: int = setting(
+        64, "Largest batch for throughput, which is measured at 1, 2, 4, ... until it stops growing.", expert=True
+    )
+    window_seconds: float = setting(10.0, "Minimum seconds over which energy is metered.", expert=True)
+    text: Path | None = setting(
+        None, "Code whose tokens per character are counted. Default: library code outside the calibration.", expert=True
+    )
+    estimate: bool = setting(False, "Let codecarbon estimate the energy if there is no power sensor.")
+    grid: str | None = setting(
+        None, "Grams of CO2 per kWh, or a country's code such as FRA or USA. Default: no CO2 figure."
+    )
 
     def __post_init__(self) -> None:
         least = {"prompt_tokens": 1, "new_tokens": 2, "rounds": 1, "max_batch": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {low} or more.")
+                raise OptionError(f"`{name}`: got {getattr(self, name)}, allowed {low} or more.")
         if not 0 < self.window_seconds <= 3600:
-            raise OptionError(f"--window-seconds: got {self.window_seconds:g}, allowed more than 0, at most 3600.")
+            raise OptionError(f"`window_seconds`: got {self.window_seconds:g}, allowed more than 0, at most 3600.")
 
 
 def check_context(config: Any, wanted: int) -> None:
@@ -46,5 +43,5 @@ def check_context(config: Any, wanted: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest and wanted > longest:
         raise OptionError(
-            f"prompt and answer are {wanted} tokens, the model reads {longest}: lower --prompt-tokens or --new-tokens."
+            f"prompt and answer are {wanted} tokens, the model reads {longest}: lower `prompt_tokens` or `new_tokens`."
         )

@@ -81,13 +81,13 @@ class Subject:
             self.process.kill()
             code = self.process.wait()
             raise FlabError(
-                f"the process that measures {self.folder} ended (exit {code}): see above, or try a smaller --max-batch."
+                f"the process that measures {self.folder} ended (exit {code}): see above, or try a smaller `max_batch`."
             ) from None
         if "error" in said:
             raise getattr(errors, said["kind"], FlabError)(said["error"])
         if "out_of_memory" in said:
             raise OutOfMemoryError(
-                f"{self.folder} does not fit in memory here: use shorter prompts, or another --device."
+                f"{self.folder} does not fit in memory here: use shorter prompts, or another `device`."
             )
         return said
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flab.errors import OptionError
+from flab.fields import setting
+
 STORED_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -11,9 +14,15 @@ STORED_DTYPES = ("float32", "bfloat16", "float16")
 class Options:
     """How to run: where, in which precision, in which batches."""
 
-    device: str = "cpu"
-    dtype: str = "auto"
+    device: str = setting("cpu", "Device to run on: cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")
+    dtype: str = setting("auto", f"Precision to compute in: {', '.join(STORED_DTYPES)}, or auto.", expert=True)
     batch_tokens: int = 4096
-    unsandboxed: bool = False
-    trust_remote_code: bool = False
-    overwrite: bool = False
+    overwrite: bool = setting(False, "Replace the output if it exists.")
+    unsandboxed: bool = setting(
+        False, "Without isolation, run tests with resource limits alone: they can reach files and network.", expert=True
+    )
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model.", expert=True)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (*STORED_DTYPES, "auto"):
+            raise OptionError(f"`dtype`: got {self.dtype!r}, allowed auto, {', '.join(STORED_DTYPES)}.")

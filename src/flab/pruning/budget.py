@@ -56,14 +56,13 @@ class Pins:
         for name, got in asdict(self).items():
             most = shape.units["width" if name == "width_multiple" else name].count
             if got is not None and not 1 <= got <= most:
-                flag = name.replace("_", "-")
-                raise OptionError(f"--{flag} is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
+                raise OptionError(f"`{name}` is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
 
 
 def allowed_parameters(shape: Shape, remove: float) -> int:
     """How many parameters may stay when the fraction ``remove`` has to go (rounded down)."""
     if not 0 <= remove < 1:
-        raise OptionError(f"--remove is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
+        raise OptionError(f"`remove` is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
     return int(shape.total * (1 - Fraction(str(remove))))
 
 
@@ -130,6 +129,6 @@ def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> st
         f"width {width}{' (pinned)' if pins.width else ''}"
     )
     return (
-        f"--remove {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "
+        f"`remove` {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "
         f"at most {int(reachable * 1000) / 1000:g} can be removed. Ask for less or loosen a pin."
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError
+from flab.fields import setting
 from flab.files import as_path
 from flab.pruning.budget import Pins
 from flab.pruning.refits import REFITS
@@ -25,52 +26,53 @@ NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "mag
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to remove, judged on which data, by which criteria.
+    """What to remove, judged on which data, by which criteria."""
 
-    Attributes:
-        remove: fraction of all parameters to cut, tied ones counted once.
-        calibration: JSONL or source file(s) folder; None is the bundled instruction samples.
-        corpus: more text that only the token counts read.
-        general: share of calibration tokens from general code (the running Python's standard library).
-        template: "auto" reads chats in the model's own chat template where it has one, "none" in plain words.
-        prompt_weight: weight of prompt tokens in the least squares, where the sample has an answer (1).
-        vocabulary, layers, width: sizes pinned by the user; None leaves them to the search.
-        width_multiple: the width that the search chooses is a multiple of it; None takes 32, and 64, 128 or 256 where that
-            costs no more than a 32nd of the width (see :meth:`flab.models.shape.Shape.rounded_width`).
-        drop_layers: the layers to remove, original numbering; None lets the criterion choose.
-        tokens: calibration tokens for the statistics of the winner, by default :data:`TOKENS` or
-            :data:`TOKENS_PER_NEURON` times the FFN width, whichever is more.
-        search_tokens, finalist_tokens: calibration tokens of the search before.
-        refit: how what stays is corrected, from cheap to dear: none, simple, residual, descent, newton, reconstruction (which
-            wants many tokens). "auto" is newton below :data:`DESCENT_PARAMETERS`; above, descent where
-            there are :data:`DESCENT_TOKENS_PER_NEURON` tokens or more for each neuron of a layer, else residual.
-        finalists: candidates rebuilt on more tokens and decided by task success, or by KL without tests.
-    """
-
-    remove: float = 0.22
-    calibration: Path | None = None
-    corpus: tuple[Path, ...] = ()
-    general: float = 0.25
-    template: str = "auto"
-    prompt_weight: float = 1.0
-    vocabulary: int | None = None
-    layers: int | None = None
-    width: int | None = None
-    width_multiple: int | None = None
-    drop_layers: tuple[int, ...] | None = None
-    layer_criterion: str = "kl"
-    neuron_criterion: str = "elimination"
-    refit: str = "auto"
-    output_projection: bool = True
+    remove: float = setting(0.22, "Fraction of all parameters to remove; tied weights count once.")
+    calibration: Path | None = setting(
+        None, "File or folder to calibrate on: rows, chats, text or source code. Default: the bundled rows."
+    )
+    corpus: tuple[Path, ...] = setting((), "More text whose tokens are kept in the vocabulary; repeatable.")
+    general: float = setting(0.25, "Fraction of calibration tokens taken from Python's standard library.", expert=True)
+    template: str = setting(
+        "auto",
+        "How to read chats: auto (in the model's chat template, if it has one) or none (in plain words).",
+        expert=True,
+    )
+    prompt_weight: float = setting(1.0, "Weight of a prompt token in the refit; an answer token weighs 1.", expert=True)
+    vocabulary: int | None = setting(None, "Number of tokens to keep. Default: chosen by the search.", expert=True)
+    layers: int | None = setting(None, "Number of layers to keep. Default: chosen by the search.", expert=True)
+    width: int | None = setting(None, "FFN neurons to keep in each layer. Default: chosen by the search.", expert=True)
+    width_multiple: int | None = setting(
+        None,
+        "Keep a width that is a multiple of N. Default: 32, or 64, 128 or 256 if that costs little.",
+        expert=True,
+    )
+    drop_layers: tuple[int, ...] | None = setting(
+        None, "Layers to remove, counted from 0, e.g. 3,5. Default: chosen by the criterion.", expert=True
+    )
+    layer_criterion: str = setting("kl", f"How layers are ranked: {', '.join(LAYER_CRITERION_NAMES)}.", expert=True)
+    neuron_criterion: str = setting(
+        "elimination", f"How neurons are ranked: {', '.join(NEURON_CRITERION_NAMES)}.", expert=True
+    )
+    refit: str = setting(  # see :meth:`resolved` for auto
+        "auto",
+        f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto, which is newton below 100 million "
+        "parameters.",
+    )
+    output_projection: bool = setting(True, "Refit the attention's output projection as well.", expert=True)
     closure: bool = True
-    min_count: int = 1
-    tokens: int | None = None
-    search_tokens: int = 16_384
-    finalist_tokens: int = 32_768
-    max_length: int = 512
-    finalists: int = 3
+    min_count: int = setting(1, "Keep tokens that occur at least this often in the text.", expert=True)
+    tokens: int | None = setting(
+        None,
+        f"Calibration tokens to fit on. Default: {TOKENS:,}, or {TOKENS_PER_NEURON} per neuron of a layer if that is more.",
+    )
+    search_tokens: int = setting(16_384, "Calibration tokens that the search measures candidates on.", expert=True)
+    finalist_tokens: int = setting(32_768, "Calibration tokens that the finalists are fitted on.", expert=True)
+    max_length: int = setting(512, "Maximum tokens of one calibration sequence.", expert=True)
+    finalists: int = setting(3, "Number of candidates that are fitted and compared by their tests.", expert=True)
     judge_problems: int = 100
-    seed: int = 0
+    seed: int = setting(0, "Seed of every random choice.", expert=True)
 
     def __post_init__(self) -> None:
         self._settle_paths()
@@ -78,26 +80,24 @@ class Recipe:
             _check_type(field.name, getattr(self, field.name), field.default)
         if not 0 <= self.remove < 1:
             raise OptionError(
-                f"--remove is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1."
+                f"`remove` is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1."
             )
         if not 0 <= self.general <= 0.9:
             raise OptionError(
-                f"--general is a share of the calibration tokens: got {self.general:g}, allowed 0 to 0.9."
+                f"`general` is a share of the calibration tokens: got {self.general:g}, allowed 0 to 0.9."
             )
         if not 0 < self.prompt_weight <= 1:
-            raise OptionError(f"--prompt-weight: got {self.prompt_weight:g}, allowed more than 0, at most 1.")
+            raise OptionError(f"`prompt_weight`: got {self.prompt_weight:g}, allowed more than 0, at most 1.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise OptionError(
-                    f"--{name.replace('_', '-')}: got {getattr(self, name)!r}, allowed {', '.join(allowed)}."
-                )
+                raise OptionError(f"`{name}`: got {getattr(self, name)!r}, allowed {', '.join(allowed)}.")
         if self.refit == "reconstruction" and not self.output_projection:
             raise OptionError(
-                "--no-output-projection: --refit reconstruction moves the attention too; leave one of them out."
+                "`output_projection` is off, but `refit` reconstruction moves the attention too; leave one of them out."
             )
         for name, least in _LEAST.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
-                raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {least} or more.")
+                raise OptionError(f"`{name}`: got {getattr(self, name)}, allowed {least} or more.")
 
     def _settle_paths(self) -> None:
         """Text is as good as a path, and one corpus as good as a list of them."""
@@ -108,7 +108,7 @@ class Recipe:
             object.__setattr__(self, "corpus", tuple(as_path(path) for path in corpus))
         except TypeError:
             raise OptionError(
-                f"--calibration and --corpus are paths: got {self.calibration!r:.60} and {self.corpus!r:.60}."
+                f"`calibration` and `corpus` are paths: got {self.calibration!r:.60} and {self.corpus!r:.60}."
             ) from None
 
     @property
@@ -141,7 +141,7 @@ class Recipe:
 
 def _check_type(name: str, value: Any, default: Any) -> None:
     """OptionError where a value is of another kind than the field's default: names the field."""
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"`{name}`"
     if isinstance(default, bool) and not isinstance(value, bool):
         raise OptionError(f"{flag}: got {value!r:.60}, expected true or false.")
     whole = isinstance(default, int) and not isinstance(default, bool)

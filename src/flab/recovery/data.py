@@ -1,7 +1,8 @@
 """Make a training file: decontaminate, answer, verify, choose, deduplicate, balance; each step counted.
 
 Answers are kept in ``OUT.generations.jsonl`` as they are made, so that a stopped run goes on and another strategy asks
-nothing twice. The rows and their sidecar ``OUT.meta.json`` appear whole or not at all.
+nothing twice. The rows and their sidecar ``OUT.meta.json`` appear whole or not at all. torch is imported when the model is
+opened, after the files were read.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 from flab.data.contamination import holding, tokens_of
 from flab.data.samples import read_samples, sha256_of
 from flab.errors import DataError, OptionError
-from flab.evaluation.evaluate import open_subject, read_tasks, text_of
+from flab.evaluation import evaluate
+from flab.evaluation.evaluate import read_tasks, text_of
 from flab.files import check_file, check_place, write_json, write_text
 from flab.models.engines.store import Shard
 from flab.models.options import Options
-from flab.recovery.instructions import Instruction, read_instructions
+from flab.recovery.instructions import Instruction, instructions_of, read_asked
 from flab.recovery.own_answers import ask, outcomes, sandbox_to_verify, verdicts, verify_references
 from flab.recovery.own_texts import write_texts
 from flab.recovery.strategies import STRATEGIES, Answer, Known, Making
@@ -54,11 +56,12 @@ def make_data(
     making, options, out = making or Making(), options or Options(), Path(out)
     part, strategy = _part(shard, making), STRATEGIES[making.strategy]
     _check_out(out, options.overwrite or part is not None, (model, *instructions, *text, *against))
-    subject = open_subject(model, options)
-    asked = read_instructions(instructions, subject.render, limit)
-    asked += [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
-    steps = [count("read", asked)]
     problems = problems_of(against)
+    plain = [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
+    given = read_asked(instructions, limit)
+    subject = evaluate.open_subject(model, options)
+    asked = instructions_of(given, subject.render) + plain
+    steps = [count("read", asked)]
     asked, left_out = decontaminate(asked, problems)
     steps.append(count("decontaminate", asked, contaminated=left_out))
     texts = [one.prompt for one in asked if one.kind == "text"]
@@ -144,7 +147,7 @@ def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
 def _part(shard: str | None, making: Making) -> Shard | None:
     part = Shard.parse(shard) if shard is not None else None
     if part is not None and not STRATEGIES[making.strategy].asks:
-        raise OptionError(f"--shard {part}: strategy {making.strategy} asks the model nothing; leave --shard out.")
+        raise OptionError(f"`shard` {part}: strategy {making.strategy} asks the model nothing; leave `shard` out.")
     return part
 
 
@@ -225,7 +228,7 @@ def balance(rows: Sequence[dict[str, Any]], making: Making) -> tuple[list[dict[s
     size = min(len(by_kind[kind]) * total / weight for kind, weight in making.mix)
     if not size:
         missing = [kind for kind, found in by_kind.items() if not found]
-        raise DataError(f"--mix: no row of kind {', '.join(missing)} is left; take it out of the mix.")
+        raise DataError(f"`mix`: no row of kind {', '.join(missing)} is left; take it out of the mix.")
     kept: set[int] = set()
     for kind, weight in making.mix:
         kept.update(random.Random(making.seed).sample(by_kind[kind], round(size * weight / total)))

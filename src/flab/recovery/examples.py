@@ -57,7 +57,7 @@ def make_examples(
     if not parts[True] or not parts[False]:
         raise DataError(
             f"{len(fitting)} examples of at most {length} tokens are too few to train on and to measure with: "
-            "give more rows, or a larger --length."
+            "give more rows, or a larger `length`."
         )
     counts = {
         "rows": len(samples),

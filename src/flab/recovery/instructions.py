@@ -101,26 +101,37 @@ class Instruction:
         return asked + (self.reference or "")
 
 
-def read_instructions(
-    paths: Sequence[str | Path], render: Render | None, limit: int | None = None
-) -> list[Instruction]:
-    """All rows of the files, in order; ids are the file's name, numbered where two have it, and the row's number.
+Asked = tuple[Row, str, str]  # a row, where it is, and its id
+
+
+def read_asked(paths: Sequence[str | Path], limit: int | None = None) -> list[Asked]:
+    """Read all rows of the files, in order; ids are the file's name, numbered where two have it, and the row's number.
 
     Raises:
-        DataError: nothing there, malformed, or fields that fit no format; names file and line.
-        OptionError: chats, and a model without a chat template.
+        DataError: nothing there, or malformed; names file and line.
+        OptionError: a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise OptionError(f"--limit: got {limit}, allowed 1 or more.")
-    found: list[Instruction] = []
+        raise OptionError(f"`limit`: got {limit}, allowed 1 or more.")
+    found: list[Asked] = []
     for at, path in enumerate(paths):
         before = sum(Path(other).name == Path(path).name for other in paths[:at])
         name = Path(path).name + (f"#{before + 1}" if before else "")
         rows = read_rows(str(path), "train", limit)
-        found += [instruction_of(row, where, f"{name}:{n}", render) for n, (where, row) in enumerate(rows)]
+        found += [(row, where, f"{name}:{n}") for n, (where, row) in enumerate(rows)]
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: no instruction; give rows with {FORMATS}")
     return found
+
+
+def instructions_of(asked: Sequence[Asked], render: Render | None) -> list[Instruction]:
+    """Turn rows into instructions; ``render`` is the model's chat template.
+
+    Raises:
+        DataError: fields that fit no format; names file and line.
+        OptionError: chats, and a model without a chat template.
+    """
+    return [instruction_of(row, where, task_id, render) for row, where, task_id in asked]
 
 
 def instruction_of(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:

@@ -43,7 +43,7 @@ def write_texts(
     """
     if not asked:
         raise DataError(
-            "own texts begin with the first words of an instruction: give at least one with --instructions."
+            "own texts begin with the first words of an instruction: give at least one with `instructions`."
         )
     names = ("max_new_tokens", "batch_size", "seed")
     settings = {name: getattr(making, name) for name in names}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flab.errors import OptionError
+from flab.fields import setting
 
 METHODS = ("auto", "full", "lora")
 TARGETS = ("answers", "all")
@@ -17,70 +18,69 @@ LARGE_FULL_RATE = 2e-5  # full training of a model of a billion parameters and m
 
 @dataclass(frozen=True)
 class Training:
-    """What is minimised, for how long, in which batches.
+    """What is minimised, for how long, in which batches."""
 
-    Attributes:
-        method: ``full`` trains every weight, ``lora`` low-rank updates that are merged at the end; ``auto`` is LoRA
-            from a billion parameters.
-        alpha: weight of the KL against the teacher; 0 is cross entropy alone, 1 distillation alone.
-        temperature: both distributions are softened by it; the KL counts its square.
-        kl_on: the tokens that the KL is taken on, ``answers`` or ``all``.
-        template: ``auto`` reads chats in the model's own chat template where it has one, ``none`` in plain words.
-        steps, tokens, minutes, epochs: the budget; at most one may be given, 3 epochs where none is.
-        length: tokens of one row; shorter examples are packed into it.
-        batch: rows of one step, over all devices; micro_batch: rows at once on one device.
-        learning_rate: the highest, after warm-up; it then falls as a cosine. None chooses by method and size.
-        held_out: share of the prompts that only measure.
-        evaluations: how often the held-out rows are measured; patience: stop after so many without a better one.
-    """
-
-    method: str = "auto"
-    alpha: float = 1.0
-    temperature: float = 1.0
-    kl_on: str = "answers"
-    template: str = "auto"
-    steps: int | None = None
-    tokens: int | None = None
-    minutes: float | None = None
-    epochs: float | None = None
-    length: int = 512
-    batch: int = 8
-    micro_batch: int = 8
-    packing: bool = True
-    learning_rate: float | None = None
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    held_out: float = 0.05
-    evaluations: int = 8
-    patience: int = 3
-    gradient_checkpointing: bool = False
-    lora_rank: int = 32
-    seed: int = 0
+    method: str = setting(
+        "auto",
+        "Which weights to train: full (all), lora (low-rank updates) or auto (lora from 1 billion parameters).",
+    )
+    alpha: float = setting(
+        1.0, "Weight of the KL against the teacher; 0 is cross entropy alone, 1 is distillation alone.", expert=True
+    )
+    temperature: float = setting(1.0, "Temperature that softens both distributions of the KL.", expert=True)
+    kl_on: str = setting("answers", f"Tokens on which the KL is measured: {' or '.join(TARGETS)}.", expert=True)
+    template: str = setting(
+        "auto",
+        "How to read chats: auto (in the model's chat template, if it has one) or none (in plain words).",
+        expert=True,
+    )
+    steps: int | None = setting(None, "Budget: number of optimizer steps.")
+    tokens: int | None = setting(None, "Budget: number of tokens read.")
+    minutes: float | None = setting(None, "Budget: minutes of training and evaluation.")
+    epochs: float | None = setting(None, "Budget: passes over the data. Default without any budget: 3.")
+    length: int = setting(512, "Tokens per row; shorter examples are packed into one row.", expert=True)
+    batch: int = setting(8, "Rows per optimizer step, over all devices.")
+    micro_batch: int = setting(8, "Rows processed at once on one device; fewer need less memory.")
+    packing: bool = setting(True, "Pack several examples into one row.", expert=True)
+    learning_rate: float | None = setting(
+        None,
+        "Highest learning rate, after warm-up. Default: 1e-3 for full, 2e-4 for lora, 2e-5 for full from 1 billion parameters.",
+    )
+    warmup: float = setting(0.05, "Fraction of the steps during which the learning rate rises.", expert=True)
+    weight_decay: float = setting(0.0, "Weight decay of AdamW.", expert=True)
+    held_out: float = setting(0.05, "Fraction of prompts held out for validation.", expert=True)
+    evaluations: int = setting(8, "Number of validations, each with a checkpoint.", expert=True)
+    patience: int = setting(3, "Stop after this many validations without improvement.", expert=True)
+    gradient_checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: less memory, more time.", expert=True
+    )
+    lora_rank: int = setting(32, "Rank of the LoRA updates.", expert=True)
+    seed: int = setting(0, "Seed of every random choice.", expert=True)
 
     def __post_init__(self) -> None:
         choices = (
             ("method", self.method, METHODS),
-            ("kl-on", self.kl_on, TARGETS),
+            ("kl_on", self.kl_on, TARGETS),
             ("template", self.template, ("auto", "none")),
         )
         for flag, value, allowed in choices:
             if value not in allowed:
-                raise OptionError(f"--{flag}: got {value!r}, allowed {', '.join(allowed)}.")
+                raise OptionError(f"`{flag}`: got {value!r}, allowed {', '.join(allowed)}.")
         budgets = {
             n: getattr(self, n) for n in ("steps", "tokens", "minutes", "epochs") if getattr(self, n) is not None
         }
         if len(budgets) > 1:
-            raise OptionError(f"--{', --'.join(budgets)}: one budget at a time; give one of them.")
+            raise OptionError(f"{', '.join(f'`{name}`' for name in budgets)}: one budget at a time; give one of them.")
         for name, value in budgets.items():
             if not 0 < value < math.inf:
-                raise OptionError(f"--{name}: got {value:g}, allowed more than 0.")
+                raise OptionError(f"`{name}`: got {value:g}, allowed more than 0.")
         fits = self.batch >= 1 and self.batch % max(1, self.micro_batch) == 0
         ranges = (
             ("alpha", 0 <= self.alpha <= 1, "0 (cross entropy alone) to 1 (distillation alone)"),
             ("temperature", self.temperature > 0, "more than 0"),
             ("length", self.length >= 16, "16 or more"),
             ("micro_batch", self.micro_batch >= 1, "1 or more"),
-            ("batch", fits, f"a multiple of --micro-batch {self.micro_batch}"),
+            ("batch", fits, f"a multiple of `micro_batch` {self.micro_batch}"),
             ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < math.inf, "more than 0"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps, 0 <= x < 1"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
@@ -91,7 +91,7 @@ class Training:
         )  # fmt: skip
         for name, good, text in ranges:
             if not good:
-                raise OptionError(f"--{name.replace('_', '-')}: got {getattr(self, name)}, allowed {text}.")
+                raise OptionError(f"`{name}`: got {getattr(self, name)}, allowed {text}.")
 
     def method_for(self, parameters: int) -> str:
         """``full`` or ``lora``."""

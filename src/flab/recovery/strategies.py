@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flab.errors import OptionError
+from flab.fields import setting
 from flab.models.engines.protocol import Decoding
 
 KINDS = ("code", "cot", "output", "chat", "instruction", "own")  # those of a mix; plain text has a share of its own
@@ -89,28 +90,25 @@ STRATEGIES: dict[str, Strategy] = {
 
 @dataclass(frozen=True)
 class Making:
-    """How a training file is made.
+    """How a training file is made."""
 
-    Attributes:
-        strategy: one of ``STRATEGIES``.
-        untested: what becomes of instructions that nothing can verify: ``reference``, ``self`` or ``drop``.
-        tries: answers drawn where the greedy one is wrong; temperature and top_p of those.
-        mix: wanted shares of kinds (``{"code": 2, "cot": 1}``), as many rows as they allow; empty takes all.
-        text_share: share of plain text in the file's characters, where text is given.
-        own_texts: texts that the original writes on its own, from the first words of instructions.
-    """
-
-    strategy: str = "verified-self"
-    untested: str = "reference"
-    tries: int = 4
-    temperature: float = 0.8
-    top_p: float = 0.95
-    max_new_tokens: int = 512
-    batch_size: int = 64
-    mix: tuple[tuple[str, float], ...] = ()
-    text_share: float = 0.3
-    own_texts: int = 0
-    seed: int = 0
+    strategy: str = setting("verified-self", f"Whose answers to train on: {', '.join(STRATEGIES)}.")
+    untested: str = setting(
+        "reference", f"Target for rows that cannot be verified: {', '.join(UNTESTED)}.", expert=True
+    )
+    tries: int = setting(4, "Answers sampled when the greedy answer is wrong.", expert=True)
+    temperature: float = setting(0.8, "Sampling temperature of those answers.", expert=True)
+    top_p: float = setting(0.95, "Sample from the most likely tokens with this total probability.", expert=True)
+    max_new_tokens: int = setting(512, "Maximum new tokens per answer; truncated answers are discarded.")
+    batch_size: int = setting(64, "Number of prompts generated together.")
+    mix: tuple[tuple[str, float], ...] = setting(
+        (),
+        "Relative shares of kinds of rows, e.g. code=2; kinds that are not named are dropped. Repeatable.",
+        expert=True,
+    )
+    text_share: float = setting(0.3, "Fraction of plain text in the characters of the file.", expert=True)
+    own_texts: int = setting(0, "Number of texts that the model writes freely, without verification.")
+    seed: int = setting(0, "Seed of every random choice.", expert=True)
 
     def __post_init__(self) -> None:
         for flag, value, allowed in (
@@ -118,22 +116,22 @@ class Making:
             ("untested", self.untested, UNTESTED),
         ):
             if value not in allowed:
-                raise OptionError(f"--{flag}: got {value!r}, allowed {', '.join(allowed)}.")
+                raise OptionError(f"`{flag}`: got {value!r}, allowed {', '.join(allowed)}.")
         if self.tries < 0:
-            raise OptionError(f"--tries: got {self.tries}, allowed 0 or more.")
+            raise OptionError(f"`tries`: got {self.tries}, allowed 0 or more.")
         if self.own_texts < 0:
-            raise OptionError(f"--own-texts: got {self.own_texts}, allowed 0 or more.")
+            raise OptionError(f"`own_texts`: got {self.own_texts}, allowed 0 or more.")
         if not self.temperature > 0:
             raise OptionError(
-                f"--temperature: got {self.temperature:g}, allowed more than 0: the first answer is greedy anyway."
+                f"`temperature`: got {self.temperature:g}, allowed more than 0: the first answer is greedy anyway."
             )
         if not 0 < self.text_share < 1:
-            raise OptionError(f"--text-share: got {self.text_share:g}, allowed a share, more than 0 and less than 1.")
+            raise OptionError(f"`text_share`: got {self.text_share:g}, allowed a share, more than 0 and less than 1.")
         for kind, weight in self.mix:
             if kind not in KINDS or not 0 < weight < float("inf"):
-                raise OptionError(f"--mix: got {kind}={weight:g}, allowed {', '.join(KINDS)} with numbers above 0.")
+                raise OptionError(f"`mix`: got {kind}={weight:g}, allowed {', '.join(KINDS)} with numbers above 0.")
         if len(dict(self.mix)) < len(self.mix):
-            raise OptionError("--mix: a kind is named twice; give each one number.")
+            raise OptionError("`mix`: a kind is named twice; give each one number.")
         assert self.decoding(GREEDY) != self.decoding(GREEDY + 1), "the drawn answers are the greedy ones"
 
     def decoding(self, sample: int) -> Decoding:

@@ -26,7 +26,7 @@ def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options)
     """
     if fingerprint(model) != plan.model["sha256"]:
         raise PlanError(
-            f"--teacher {model} is not the model that the student was cut from ({plan.model['path']}): its files differ. "
+            f"`teacher` {model} is not the model that the student was cut from ({plan.model['path']}): its files differ. "
             "Give the original."
         )
     teacher, family = open_model(model, options)

@@ -20,8 +20,8 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from flab.data.samples import files_under, read_samples, sha256_of
-from flab.errors import CheckpointError, TrainingError
-from flab.files import check_folder, check_place, new_folder, write_text
+from flab.errors import TrainingError
+from flab.files import new_folder, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.families import shape_of
 from flab.models.folder import resolve
@@ -34,6 +34,7 @@ from flab.pruning.check import check, write_proof
 from flab.pruning.plan import Plan
 from flab.recovery.callbacks import last_whole
 from flab.recovery.examples import Examples, make_examples
+from flab.recovery.inputs import check_inputs, working_folder
 from flab.recovery.memory import measured_peak, predicted_peak
 from flab.recovery.settings import Training
 from flab.recovery.teacher import open_teacher
@@ -83,9 +84,8 @@ def recover(
     state = PartialState(cpu=options.device == "cpu")
     if options.device == "cuda" and state.num_processes > 1:
         options = replace(options, device=f"cuda:{state.local_process_index}")  # each process on a device of its own
-    check_folder(out, options.overwrite, (source, original, data))
-    check_place(working_folder(out), (source, original, data))
-    bench = _prepare(source, original, Path(data), out, training, options)
+    plan = check_inputs(source, original, Path(data), out, options.overwrite)
+    bench = _prepare(source, original, Path(data), out, plan, training, options)
     _claim(bench, options.overwrite, state)
     trainer = make_trainer(
         bench.student, bench.teacher, bench.examples, training, bench.parameters, bench.work, options
@@ -101,11 +101,10 @@ def recover(
     return report
 
 
-def _prepare(source: Path, original: Path, data: Path, out: Path, training: Training, options: Options) -> Bench:
+def _prepare(
+    source: Path, original: Path, data: Path, out: Path, plan: Plan, training: Training, options: Options
+) -> Bench:
     """Read everything, prove that student and teacher mean the same by every id, tokenise and pack."""
-    if not (source / "plan.json").is_file():
-        raise CheckpointError(f"{source} has no plan.json: give a folder that `flab prune` or `flab apply` wrote.")
-    plan = Plan.read(source / "plan.json")
     samples = read_samples(data)
     student, family = open_model(source, options)
     try_saving(student, family)
@@ -137,11 +136,6 @@ def _prepare(source: Path, original: Path, data: Path, out: Path, training: Trai
     return Bench(student, teacher, plan, examples, training, identity, work, parameters, facts)
 
 
-def working_folder(out: Path) -> Path:
-    """Where checkpoints lie while the output is trained."""
-    return out.with_name(out.name + ".training")
-
-
 def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
     """The working folder is new, or holds a stopped run of this very training."""
     file = bench.work / RUN
@@ -150,7 +144,7 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
     if changed and not overwrite:
         raise TrainingError(
             f"{bench.work} holds a stopped training that differs in {', '.join(changed)}: repeat that command to go on, "
-            "pass --overwrite to start anew, or choose another output."
+            "pass `overwrite` to start anew, or choose another output."
         )
     if bench.work.exists() and before is None and any(bench.work.iterdir()):
         raise TrainingError(f"{bench.work} is a folder but holds no training: choose another output.")
@@ -219,9 +213,9 @@ def _reason(error: Exception, bench: Bench) -> tuple[str, str] | None:
     """What stopped the training and what helps, where that is known."""
     text = str(error)
     if isinstance(error, TrainingError):
-        return text, f"Lower --learning-rate (it was {bench.facts['learning_rate']:g})."
+        return text, f"Lower `learning_rate` (it was {bench.facts['learning_rate']:g})."
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return "out of memory", "Lower --micro-batch or --length, or add --gradient-checkpointing."
+        return "out of memory", "Lower `micro_batch` or `length`, or add `gradient_checkpointing`."
     if shutil.disk_usage(bench.work).free < LEAST_FREE or "No space left" in text:
         return f"no space left on the disk of {bench.work}", "Free space and repeat the command to go on."
     return None
@@ -243,7 +237,7 @@ def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
         rate = bench.facts["learning_rate"]
         raise TrainingError(
             f"no step was better than none: the held-out loss went from {measured[0]['eval_loss']:.4f} to "
-            f"{best['eval_loss']:.4f} at best. Lower --learning-rate (it was {rate:g}), or give more rows."
+            f"{best['eval_loss']:.4f} at best. Lower `learning_rate` (it was {rate:g}), or give more rows."
         )
     _, seconds = last_whole(bench.work)
     tokens = bench.examples.counts["train_tokens"] / max(1, len(bench.examples.train)) * bench.training.batch

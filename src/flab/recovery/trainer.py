@@ -235,7 +235,7 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if trainer.is_sharded and training.method_for(parameters) == "lora":
         raise OptionError(
-            "--method lora under FSDP: adapters are merged on one device; use recipes/ddp.yaml, or --method full."
+            "`method` lora under FSDP: adapters are merged on one device; use recipes/ddp.yaml, or `method` full."
         )
     return trainer
 
@@ -269,7 +269,7 @@ def _arguments(training: Training, parameters: int, work: Path, options: Options
     share = training.micro_batch * args.world_size
     if training.batch % share:
         raise OptionError(
-            f"--batch {training.batch}: {args.world_size} processes with --micro-batch {training.micro_batch} need a "
+            f"`batch` {training.batch}: {args.world_size} processes with `micro_batch` {training.micro_batch} need a "
             f"multiple of {share}."
         )
     args.gradient_accumulation_steps = training.batch // share

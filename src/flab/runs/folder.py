@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError
-from flab.files import read_json, write_json
+from flab.files import PathLike, read_json, write_json
 from flab.footprint.figures import Figure
 from flab.footprint.power import Energy, metered
 from flab.models.engines.store import fingerprint
@@ -23,7 +23,7 @@ from flab.progress import say
 from flab.runs.recipe_file import RecipeFile
 from flab.version import __version__
 
-RUN = "run.json"
+RUN, SWEEP = "run.json", "sweep.json"
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Run:
         self.met.append(name)
         before = self.stages.get(name)
         if before is not None and before.get("fingerprint") == digest and output.exists():
-            say(f"{name}: unchanged since {before['finished']}, {output} stays")
+            say(f"{name}: unchanged since {before['finished']}; {output} is kept")
             return False
         say(f"{name}: {output}")
         if self.stages.pop(name, None) is not None:
@@ -91,15 +91,33 @@ class Run:
         write_json(self.folder / RUN, {"format": 1, "flab": __version__, **known})
 
 
+def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
+    """Return the record ``name`` of an earlier try in ``folder``, None in a folder that is new or empty.
+
+    Raises:
+        OptionError: a file, or a folder that holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"-o {folder} is a file: give a folder for {what}.")
+    if (folder / name).is_file():
+        return read_json(folder / name, "give a new folder")
+    if folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+        raise OptionError(f"-o {folder} is a folder but does not hold {what}: give a new one.")
+    return None
+
+
+def check_limit(limit: int | None, tasks: Sequence[PathLike]) -> None:
+    """OptionError for a limit on the problems of no task."""
+    if limit is not None and not tasks:
+        raise OptionError("`limit` is of the problems of a `task`: give one, or leave it out.")
+
+
 def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """The stages that a run's folder knows, finished and stopped ones; OptionError where it holds something else."""
-    if folder.is_file():
-        raise OptionError(f"-o {folder} is a file: give a folder for the run.")
-    record = read_json(folder / RUN, "give a new folder") if (folder / RUN).is_file() else {"stages": {}}
-    stages, stopped = record.get("stages"), record.get("stopped", {})
-    if not isinstance(stages, dict) or (not (folder / RUN).is_file() and folder.is_dir() and any(folder.iterdir())):
-        raise OptionError(f"-o {folder} is a folder but holds no run of a recipe: give a new one.")
-    return stages, stopped
+    """Return the stages that a run's folder knows, finished and stopped ones; OptionError if it holds something else."""
+    record = earlier(folder, RUN, "a run of a recipe") or {"stages": {}}
+    if not isinstance(record.get("stages"), dict):
+        raise OptionError(f"-o {folder} is a folder but does not hold a run of a recipe: give a new one.")
+    return record["stages"], record.get("stopped", {})
 
 
 def _plain(value: Any) -> Any:

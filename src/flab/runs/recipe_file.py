@@ -18,11 +18,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from flab import assets
-from flab.data.rows import is_hub_id
+from flab.data.rows import is_hub_id, read_rows
+from flab.data.samples import files_under
 from flab.errors import OptionError
-from flab.evaluation.runs import Settings
+from flab.evaluation.evaluate import read_tasks, sandbox_for
+from flab.evaluation.runs import Settings, check_names
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import read_regular
+from flab.footprint.grid import carbon_intensity
 from flab.footprint.settings import Measuring
 from flab.models.options import Options
 from flab.pruning.recipe import Recipe
@@ -151,6 +154,25 @@ def read_recipe(path: Path) -> RecipeFile:
     )
 
 
+def check_inputs(recipe: RecipeFile) -> None:
+    """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
+    chosen, data, costs = recipe.evaluate, recipe.data, recipe.measure
+    if costs is not None and costs.grid is not None:
+        carbon_intensity(costs.grid)
+    if costs is not None and costs.text is not None:
+        files_under(costs.text)
+    tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
+    check_names(tasks)
+    sandbox_for(tasks, recipe.options)
+    if data is not None:
+        if data.against:
+            read_tasks(data.against, None, (), 0)
+        for source in data.instructions:
+            read_rows(source, "train", 1)
+        for text in data.text:
+            files_under(Path(text))
+
+
 def _options(raw: Any, path: Path) -> Options:
     where = f"{path}: options"
     if "overwrite" in _mapping(raw, where):
@@ -179,6 +201,8 @@ def _model(value: Any, path: Path) -> str:
     if not isinstance(value, str) or not value:
         raise OptionError(f"{path}: model: got {value!r}, allowed a folder, a hub id, or {BUNDLED}.")
     if value == BUNDLED:
+        if not (assets.model_path() / "config.json").is_file():
+            raise OptionError(f"the bundled model is missing at {assets.model_path()}: run scripts/train_reference.py.")
         return str(assets.model_path())
     local = _beside(path, value)
     return str(local) if local.exists() or value.startswith((".", "/", "~")) else value

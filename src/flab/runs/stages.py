@@ -12,16 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flab.data.rows import read_rows
-from flab.data.samples import files_under, sha256_of
+from flab.data.samples import sha256_of
 from flab.errors import CheckpointError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
-from flab.evaluation.evaluate import evaluate, read_tasks, sandbox_for
+from flab.evaluation.evaluate import evaluate
 from flab.evaluation.record import RESULTS
-from flab.evaluation.runs import check_names
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import PathLike, as_path, check_place, read_json, write_json
-from flab.footprint.grid import carbon_intensity
 from flab.footprint.measure import measure
 from flab.footprint.payback import payback
 from flab.footprint.settings import Measuring, check_context
@@ -33,7 +30,7 @@ from flab.pruning.pipeline import prune
 from flab.recovery.data import make_data
 from flab.recovery.train import recover
 from flab.runs.folder import Run, known_stages
-from flab.runs.recipe_file import RecipeFile, read_recipe
+from flab.runs.recipe_file import RecipeFile, check_inputs, read_recipe
 from flab.runs.report import make_report
 from flab.runs.summary import summarise
 
@@ -83,25 +80,6 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     write_json(folder / SUMMARY, summary)
     make_report(folder)
     return summary
-
-
-def check_inputs(recipe: RecipeFile) -> None:
-    """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
-    chosen, data, costs = recipe.evaluate, recipe.data, recipe.measure
-    if costs is not None and costs.grid is not None:
-        carbon_intensity(costs.grid)
-    if costs is not None and costs.text is not None:
-        files_under(costs.text)
-    tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
-    check_names(tasks)
-    sandbox_for(tasks, recipe.options)
-    if data is not None:
-        if data.against:
-            read_tasks(data.against, None, (), 0)
-        for source in data.instructions:
-            read_rows(source, "train", 1)
-        for text in data.text:
-            files_under(Path(text))
 
 
 def check_lengths(recipe: RecipeFile, model: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from flab.errors import OptionError
 from flab.evaluation.evaluate import evaluate, read_tasks, sandbox_for
 from flab.evaluation.tasks import parse_task_argument
-from flab.files import PathLike, as_path, check_place, read_json, write_json
+from flab.files import PathLike, as_path, check_place, write_json
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import free, same_precision
 from flab.models.engines.store import fingerprint
@@ -31,9 +31,10 @@ from flab.pruning.plan import Plan
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.search import Known
+from flab.runs.folder import SWEEP, check_limit, earlier
 from flab.version import __version__
 
-FORMAT, SWEEP = 1, "sweep.json"
+FORMAT = 1
 PATIENCE = 1  # depths in a row that are worse than the best, after which fewer layers are not tried
 
 
@@ -58,9 +59,8 @@ def sweep(
     """
     recipe, options, folder = recipe or Recipe(), options or Options(), as_path(out)
     if not budgets:
-        raise OptionError("--remove: got none; give one or more budgets, e.g. --remove 0.2 0.4.")
-    if limit is not None and not tasks:
-        raise OptionError("--limit is of the problems of a --task: give one, or leave it out.")
+        raise OptionError("`remove`: got none; give one or more budgets, e.g. 0.2 and 0.4.")
+    check_limit(limit, tasks)
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     start = time.perf_counter()
     planner = Planner(model, recipe, options, many=True)
@@ -79,7 +79,7 @@ def sweep(
         if (row := _row(state, budget)) is None or not (folder / row["plan"]).is_file():
             _keep(folder, state, _plan(planner, budget, folder, state), planner.known)
         else:
-            say(f"budget {100 * budget:g} %: planned before, {folder / row['plan']} stays")
+            say(f"budget {100 * budget:g} %: already planned; {folder / row['plan']} is kept")
         if save or tasks:
             planner.free_streams()
             _save(source, folder, budget, options)
@@ -99,13 +99,10 @@ def _save(source: Path, folder: Path, budget: float, options: Options) -> None:
 
 
 def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
-    """What an earlier, stopped sweep left; OptionError where the folder holds something else."""
-    fresh = {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
-    if not folder.exists() or (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
-        return fresh
-    if not (folder / SWEEP).is_file():
-        raise OptionError(f"-o {folder} exists but holds no sweep: give a new folder.")
-    before = read_json(folder / SWEEP, "give a new folder")
+    """Return what an earlier, stopped sweep left; OptionError if the folder holds something else."""
+    before = earlier(folder, SWEEP, "a sweep")
+    if before is None:
+        return {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
     if before.get("fingerprint") != digest:
         raise OptionError(
             f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this one."

@@ -175,7 +175,7 @@ def test_check_tells_how_many_layers_it_compared(pico_folder, recipe, tmp_path, 
 
 
 def test_it_needs_the_attention():
-    with pytest.raises(OptionError, match="--refit reconstruction moves the attention"):
+    with pytest.raises(OptionError, match="`refit` reconstruction moves the attention"):
         Recipe(refit="reconstruction", output_projection=False)
 
 

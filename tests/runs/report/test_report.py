@@ -140,7 +140,7 @@ def test_a_run_that_has_only_begun_gives_a_report(tmp_path):
     assert {"models", "cuts", "tasks", "budget", "recovery", "examples", "measured", "footprint"} <= set(
         report["missing"]
     )
-    assert report["verdict"]["sentence"] == "Nothing is cut yet; what it keeps was not measured."
+    assert report["verdict"]["sentence"] == "Nothing has been cut yet; what the model keeps was not measured."
     assert report["files"] == ["report.html", "report.md", "report.json"]
 
 
@@ -196,7 +196,7 @@ def test_a_run_without_training_is_about_the_cut_model(run):
         (run / name).unlink()
     report = make_report(run)
     assert "the original solves 2 and the smaller model 1, 50.0 % of that" in report["verdict"]["sentence"]
-    assert report["verdict"]["remarks"][0].startswith("This is a loss beyond chance")
+    assert report["verdict"]["remarks"][0].startswith("The loss is significant")
     assert "measure RUN/pruned" in report["missing"]["measured"]
     assert "problems: worse than the original, by more than chance." in (run / "pruned/README.md").read_text()
 

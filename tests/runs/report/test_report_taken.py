@@ -80,7 +80,7 @@ def test_what_an_earlier_recipe_trained_and_measured_is_left_out(last):
     assert report["missing"]["recovery"] == f"recovered/recovery.json is {AGAIN} where the recipe has `recover:`"
     assert report["missing"]["measured"] == f"measure.json is {AGAIN} where the recipe has `measure:`"
     assert "eval/recovered/results.json is of an earlier run" in report["missing"]["results"]
-    assert "20.0 % of the parameters are gone" in report["verdict"]["sentence"]
+    assert "20.0 % of the parameters were removed" in report["verdict"]["sentence"]
     assert "the smaller model 1" in report["verdict"]["sentence"]
     assert "recovered/README.md" not in report["files"]
     assert (run / "recovered/README.md").read_bytes() == card
@@ -127,7 +127,7 @@ def test_measurements_of_another_model_are_left_out(last):
     edit(run, "measure.json", lambda value: value["models"][-1].update(sha256="other"))
     report = gather(run)
     assert report["missing"]["measured"] == f"measure.json is {AGAIN}"
-    assert report["missing"]["payback"] == f"when it has paid for itself is not known: measure.json is {AGAIN}"
+    assert report["missing"]["payback"] == f"the break-even is not known: measure.json is {AGAIN}"
     assert report["measured"] is None
 
 
@@ -179,7 +179,7 @@ def test_before_the_first_stage_nothing_is_of_this_run(last):
     for part in ("models", "cuts", "budget"):
         assert report["missing"][part] == f"pruned/plan.json is {AGAIN}"
     assert "no stage of the run is finished" in report["missing"]["footprint"]
-    assert report["verdict"]["sentence"] == "Nothing is cut yet; what it keeps was not measured."
+    assert report["verdict"]["sentence"] == "Nothing has been cut yet; what the model keeps was not measured."
     assert report["files"] == ["report.html", "report.md", "report.json"]
 
 

@@ -9,17 +9,17 @@ import pytest
 
 from flab.runs.report import make_report
 from flab.runs.report.gather import gather
-from flab.runs.report.words import figure, number, percent, quantity, visible, without_home
+from flab.runs.report.words import figure, figures, number, percent, points, quantity, visible, without_home
 from support import made_run
 
 
 def test_the_verdict_says_what_was_kept_and_at_what_speed(run):
     sentence = gather(run)["verdict"]["sentence"]
     assert sentence.startswith(
-        "40.0 % of the parameters are gone; of the 4 problems in “problems” the original solves 2"
+        "40.0 % of the parameters were removed; of the 4 problems in “problems”, the original solves 2"
     )
     assert "100.5 % of that (95 % interval 99.0 % to 102.6 %; 1 lost, 2 won, McNemar p = 0.75)" in sentence
-    assert "2.00 times as fast per token (1.80 to 2.20) and it needs 50 % less memory" in sentence
+    assert "2.00 times as fast per token (1.80 to 2.20) and its weights take 50 % less memory" in sentence
 
 
 def test_the_verdict_is_honest_about_a_loss(changed):
@@ -27,14 +27,14 @@ def test_the_verdict_is_honest_about_a_loss(changed):
         value["tasks"][0]["retention"] = {"ratio": 0.7, "low": 0.6, "high": 0.8}
 
     report = gather(changed("compare-recovered.json", lose))
-    assert report["verdict"]["remarks"][0].startswith("This is a loss beyond chance")
+    assert report["verdict"]["remarks"][0].startswith("The loss is significant")
     assert {tile["label"]: tile["state"] for tile in report["verdict"]["tiles"]}["Score kept"] == "worse"
 
 
 def test_the_verdict_does_not_claim_a_gain_that_may_be_chance(run):
     remarks = gather(run)["verdict"]["remarks"]
-    assert remarks[0] == "The difference may be chance; a loss of up to 1.0 % is not excluded."
-    assert "The speed-up is 0.8 of what the arithmetic promises (2.50 ×)." in remarks
+    assert remarks[0] == "The difference is not significant; a loss of up to 1.0 % cannot be excluded."
+    assert "The speed-up is 80 % of the predicted one (2.50 ×)." in remarks
 
 
 def test_a_slower_model_is_called_slower(changed):
@@ -49,7 +49,7 @@ def test_several_samples_are_called_answers(changed):
         value["tasks"][0]["summary"].update(num_samples=5, total=20, passed=9)
 
     sentence = gather(changed("eval/original/results.json", sampled))["verdict"]["sentence"]
-    assert "of the 20 answers to problems in “problems” the original solves 9" in sentence
+    assert "of the 20 answers to problems in “problems”, the original solves 9" in sentence
 
 
 def of_none(run, kind="code"):
@@ -85,7 +85,7 @@ def test_scores_without_a_pair_are_not_called_unmeasured(run):
 @pytest.mark.parametrize("kind", ["cot", "output"])
 def test_what_is_compared_and_not_run_is_called_an_exact_match(run, kind):
     sentence = gather(of_none(run, kind))["verdict"]["sentence"]
-    assert "of the 4 problems in “problems” the original has 0 exact matches and the smaller model 2" in sentence
+    assert "of the 4 problems in “problems”, the original has 0 exact matches and the smaller model 2" in sentence
     assert "solves" not in sentence
 
 
@@ -96,7 +96,7 @@ def test_exact_matches_of_another_task_are_called_that(run):
         value["tasks"].insert(0, value["tasks"][0] | {"name": "first", "kind": "code"})
         made_run.write(run / f"eval/{name}/results.json", value)
     remarks = gather(run)["verdict"]["remarks"]
-    assert "problems: 2 exact matches of 4, the original 0, no difference beyond chance." in remarks
+    assert "problems: 2 exact matches of 4, the original 0, not significantly different." in remarks
 
 
 @pytest.mark.parametrize(("counts", "word"), [((20, 0), "fewer"), ((0, 20), "more")])
@@ -111,9 +111,9 @@ def test_a_difference_in_exact_matches_is_called_one(run, counts, word):
 )
 def test_memory_that_hardly_differs_is_as_much(changed, ratio, words):
     def same(value):
-        value["models"][1]["figures"]["peak_memory_decode"] = made_run.figure(3e8 * ratio, "B")
+        value["models"][1]["figures"]["storage_bytes"] = made_run.figure(2e6 * ratio, "B")
 
-    assert f"it needs {words}" in gather(changed("measure.json", same))["verdict"]["sentence"]
+    assert f"its weights take {words}" in gather(changed("measure.json", same))["verdict"]["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -193,3 +193,32 @@ def test_a_budget_of_the_sweep_is_not_rounded(changed):
     run = changed("sweep/sweep.json", lambda value: value["budgets"][0].update(remove=0.225))
     make_report(run)
     assert "| 22.5 % |" in (run / "report.md").read_text()
+
+
+def test_the_headline_says_the_verdict_in_one_line(run, changed):
+    verdict = gather(run)["verdict"]
+    assert verdict["headline"] == (
+        "40.0 % smaller, not significantly different on problems (2 instead of 2 of 4), 2.00 times as fast."
+    )
+    assert verdict["outcome"] == "kept"
+
+    def lose(value):
+        value["tasks"][0]["retention"] = {"ratio": 0.7, "low": 0.6, "high": 0.8}
+
+    verdict = gather(changed("compare-recovered.json", lose))["verdict"]
+    assert "40.0 % smaller, significantly worse on problems" in verdict["headline"]
+    assert verdict["outcome"] == "worse"
+
+
+def test_figures_in_one_column_have_one_unit_and_equal_decimals():
+    def one(value, spread=0.0):
+        return made_run.figure(value, "B", spread)
+
+    assert figures([one(8.124e6), one(950_000)]) == ["8.12 MB", "0.95 MB"]
+    assert figures([one(812.4e6, 5e5), None, one(4.86e6)]) == ["812.4 MB (811.9 to 812.9)", "–", "4.9 MB"]
+    assert figures([one(None), None]) == ["–", "–"]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.267, "−26.7 points"), (0.05, "+5.0 points"), (0.0, "+0.0 points")])
+def test_a_difference_of_rates_is_in_points(value, shown):
+    assert points(value) == shown

@@ -76,8 +76,8 @@ def _table(rows: list[Json]) -> str:
     tasks = list(dict.fromkeys(name for row in rows for name in row.get("scores") or {}))
     head = ["budget", "removed", "parameters", "vocabulary", "layers x width", "KL", "tests", *tasks, "best"]
     note = (
-        "Cut and refitted, not trained. tests: calibration problems that no fit has read. best: no other budget here keeps as "
-        "much with as few parameters."
+        "Cut and refitted, not trained. tests: calibration problems that were not used for fitting. best: no other budget here "
+        "keeps as much with as few parameters."
     )
     scale = f"Published points in {KEPT}: {SOURCE}."
     return f"{table(head, [_cells(row, tasks) for row in rows])}\n\n{note} {scale}\n"

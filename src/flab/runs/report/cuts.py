@@ -44,7 +44,7 @@ def section(report: Json) -> Section:
         return made
     rows = [(label, found[name]["before"], found[name]["after"]) for name, label in SHARES]
     made.blocks += [
-        Shares("What stays of vocabulary and neurons", rows, "Sizes from plan.json; one FFN width for all layers."),
+        Shares("Vocabulary and neurons that are kept", rows, "Sizes from plan.json; one FFN width for all layers."),
         _strip(found["layers"]),
         _charts(found),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flab.runs.report.svg import DRAWN, SIZE, draw
@@ -12,6 +12,8 @@ from flab.runs.report.words import number, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import BboxBase
 
 Json = Mapping[str, Any]
 
@@ -57,9 +59,7 @@ def _lines(figure: Figure, data: Json) -> None:
     axes, data = figure.add_subplot(), _with_numbers(data)
     for rule in data.get("rules", []):
         axes.axhline(rule, color=DRAWN["muted"], linewidth=0.9, dashes=(2, 3), zorder=1)
-    for series in data["series"]:
-        if series["points"]:
-            _series(axes, series)
+    notes = [note for series in data["series"] if series["points"] for note in _series(axes, series)]
     _scales(axes, data)
     axes.set_xlabel(data["x"])
     axes.set_ylabel(data["y"])
@@ -67,6 +67,7 @@ def _lines(figure: Figure, data: Json) -> None:
     axes.set_axisbelow(True)
     if sum(bool(series["label"]) and bool(series["points"]) for series in data["series"]) > 1:
         figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, borderaxespad=0.0, columnspacing=1.6)
+    _untangle(figure, notes)
 
 
 def _with_numbers(data: Json) -> dict[str, Any]:
@@ -75,7 +76,9 @@ def _with_numbers(data: Json) -> dict[str, Any]:
     return {**data, "series": kept}
 
 
-def _series(axes: Axes, series: Json) -> None:
+def _series(axes: Axes, series: Json) -> list[Annotation]:
+    """Draw one series; returns the labels of its points."""
+    notes = []
     colour, marker, dash = STYLES[series["style"]]
     points = series["points"]
     shown = marker if series.get("marks", True) else ""
@@ -85,9 +88,31 @@ def _series(axes: Axes, series: Json) -> None:
     for point in points:
         _whisker(axes, point["x"], point["y"], point.get("low"), point.get("high"), colour, across=False)
         if point.get("text"):
-            axes.annotate(clipped(point["text"]), (point["x"], point["y"]), xytext=(-5, 5) if series["line"] else (0, 8),
-                          ha="right" if series["line"] else "center", va="bottom",
-                          textcoords="offset points", color=colour, fontsize=SIZE - 1)  # fmt: skip
+            notes.append(axes.annotate(
+                clipped(point["text"]), (point["x"], point["y"]), xytext=(-5, 5) if series["line"] else (0, 8),
+                ha="right" if series["line"] else "center", va="bottom", textcoords="offset points", color=colour,
+                fontsize=SIZE - 1,
+            ))  # fmt: skip
+    return notes
+
+
+def _untangle(figure: Figure, notes: Sequence[Annotation]) -> None:
+    """Move a label that covers another one; without room it is left out, since the table below has its number.
+
+    The last series is the most important one (the chosen split), so its labels are placed first.
+    """
+    figure.draw_without_rendering()
+    taken: list[BboxBase] = []
+    for note in reversed(notes):
+        x, y = note.get_position()
+        for offset in ((x, y), (x, -y - SIZE), (x, y + SIZE + 2), (x, -y - 2 * SIZE - 2)):
+            note.set_position(offset)
+            box = note.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            note.remove()
 
 
 def _scales(axes: Axes, data: Json) -> None:

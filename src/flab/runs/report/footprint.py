@@ -16,7 +16,7 @@ def footprint(inputs: Inputs) -> dict[str, Any]:
     """Seconds, peak memory and energy of each stage, and the payback that ``flab measure`` worked out."""
     stages = inputs.run["stages"]
     if not stages:
-        raise AbsentError("no stage of the run is finished: `flab run RECIPE -o RUN` goes on where it stopped")
+        raise AbsentError("no stage of the run is finished: `flab run RECIPE -o RUN` resumes where it stopped")
     rows = [{"name": name} | {n: one.get(n) for n in ("seconds", "peak_resident_bytes", "peak_device_bytes", "energy")}
             for name, one in stages.items()]  # fmt: skip
     return {
@@ -37,7 +37,7 @@ def energy_reason(found: Json | None) -> str | None:
 
 def section(report: Json) -> Section:
     """The stages drawn and listed, then the payback."""
-    made, found = Section("footprint", "What making it took"), report["footprint"]
+    made, found = Section("footprint", "What it cost to make"), report["footprint"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["footprint"]))
         return made
@@ -56,25 +56,27 @@ def _chart(found: Json) -> Chart:
 
 def _stages(found: Json) -> Table:
     on_device = any(row["peak_device_bytes"] is not None for row in found["stages"])
-    rows = [_stage(row, on_device) for row in found["stages"]]
+    metered = any(has_value(row["energy"]) for row in found["stages"])
+    rows = [_stage(row, on_device, metered) for row in found["stages"]]
     rows.append(["all", quantity(found["seconds"], "s"), *[NONE] * (len(rows[0]) - 2)])
     device = "; on the device the allocator's peak" if on_device else ""
-    note = f"run.json: wall clock; peak memory is the resident set of the process, programs that it starts left out{device}."
+    note = f"run.json: wall clock; peak memory is the resident set of the process, without the programs that it starts{device}."
     columns = [
         "stage",
         "time",
         "peak memory",
         *(["on the device"] if on_device else []),
-        "energy",
-        "method of the energy",
+        *(["energy", "method of the energy"] if metered else []),
     ]
-    return Table("Stages of the run", columns, rows, note, words=(0, len(columns) - 1), marked=(len(rows) - 1,))
+    words = (0, len(columns) - 1) if metered else (0,)
+    return Table("Stages of the run", columns, rows, note, words=words, marked=(len(rows) - 1,))
 
 
-def _stage(row: Json, on_device: bool) -> list[str]:
+def _stage(row: Json, on_device: bool, metered: bool) -> list[str]:
     device = [quantity(row["peak_device_bytes"], "B")] if on_device else []
     memory = quantity(row["peak_resident_bytes"], "B")
-    return [row["name"], quantity(row["seconds"], "s"), memory, *device, figure(row["energy"]), method(row["energy"])]
+    energy = [figure(row["energy"]), method(row["energy"])] if metered else []
+    return [row["name"], quantity(row["seconds"], "s"), memory, *device, *energy]
 
 
 def _payback(payback: Json | None) -> list[Block]:
@@ -91,5 +93,5 @@ def _payback(payback: Json | None) -> list[Block]:
     cost, saved = by_time.get("cost"), by_time.get("saved_per_token")
     spent = f" Pruning and recovery took {quantity(cost, 's')}." if isinstance(cost, int | float) else ""
     saves = f" A token takes {quantity(saved, 's')} less." if isinstance(saved, int | float) and saved > 0 else ""
-    note = f"measure.json: how much must be generated before what was spent is saved.{spent}{saves}"
-    return [Table("When it has paid for itself", ["", "after", "method"], rows, note, words=(0, 1, 2))]
+    note = f"measure.json: how much must be generated until the savings cover the cost.{spent}{saves}"
+    return [Table("Break-even", ["", "after", "method"], rows, note, words=(0, 1, 2))]

@@ -29,7 +29,7 @@ from flab.runs.report.words import each_text, without_home
 from flab.version import __version__
 
 FORMAT = 1
-UNFINISHED = "the run is not finished: `flab run RECIPE -o RUN` goes on"
+UNFINISHED = "the run is not finished: `flab run RECIPE -o RUN` resumes it"
 
 Part = Callable[[Inputs, dict[str, Any]], Any]  # (what was read, what is gathered so far)
 PARTS: dict[str, tuple[str, Part]] = {  # with the files that a part reads, for messages
@@ -122,8 +122,6 @@ def _unpaired(inputs: Inputs) -> str | None:
 def _no_payback(inputs: Inputs) -> str | None:
     if inputs.measure is None:
         reason = inputs.earlier(MEASURE) or speed.NO_MEASURE.format(name=inputs.smaller)
-        return f"when it has paid for itself is not known: {reason}"
+        return f"the break-even is not known: {reason}"
     known = inputs.measure.get("payback")
-    return (
-        None if known else "when it has paid for itself is not in measure.json: `flab run RECIPE -o RUN` works it out"
-    )
+    return None if known else "the break-even is not in measure.json: `flab run RECIPE -o RUN` works it out"

@@ -78,7 +78,11 @@ def to_markdown(report: Json) -> str:
     """The same in Markdown, charts as the tables of their numbers."""
     shown = each_text(report["verdict"], visible)
     tiles = [[tile["label"], tile["value"], tile["note"]] for tile in shown["tiles"]]
-    lines = [f"# flab report: {markup.plain(title(report))}", markup.markdown(shown["sentence"])]
+    lines = [
+        f"# flab report: {markup.plain(title(report))}",
+        f"**{markup.markdown(shown['headline'])}**",
+        markup.markdown(shown["sentence"]),
+    ]
     lines += ["\n".join(f"- {markup.markdown(remark)}" for remark in shown["remarks"])]
     lines += [markup.table(["figure", "value", ""], tiles, words=(0, 2))]
     for section in sections(report):

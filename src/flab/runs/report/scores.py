@@ -7,7 +7,7 @@ from typing import Any
 
 from flab.runs.report.blocks import Chart, Charts, Gap, Heading, Section, Table
 from flab.runs.report.inputs import MODELS, ORIGINAL, AbsentError, Inputs, results_of
-from flab.runs.report.words import NONE, between, name_of, number, percent, probability, rate
+from flab.runs.report.words import NONE, between, name_of, number, percent, points, probability, rate
 
 Json = Mapping[str, Any]
 
@@ -21,7 +21,7 @@ def tasks(inputs: Inputs) -> list[dict[str, Any]]:
     if not inputs.results:
         raise AbsentError(
             inputs.earlier(*map(results_of, MODELS))
-            or "no model was measured: `flab run RECIPE -o RUN` goes on where it stopped"
+            or "no model was measured: `flab run RECIPE -o RUN` resumes where it stopped"
         )
     made: dict[str, dict[str, Any]] = {}
     for name in inputs.names:
@@ -183,14 +183,17 @@ def _failures(found: list[Json]) -> Table:
 
 
 def _drops(found: list[Json]) -> Table:
-    columns = ["perturbed, model", "shared", "pass@1", "perturbed", "drop", "lost", "won", "McNemar"]
+    columns = ["perturbed, model", "shared", "pass@1", "perturbed", "change", "lost", "won", "McNemar"]
     rows = [
         [
             f"{entry['perturbed']}, {one['name']}", str(one["shared"]), rate(one["pass@1_clean"]),
-            rate(one["pass@1_perturbed"]), f"{one['drop']:+.3f}".replace("-", "−"), str(one["only_clean"]),
+            rate(one["pass@1_perturbed"]), points(-one['drop']), str(one["only_clean"]),
             str(one["only_perturbed"]), probability(one["mcnemar_p"]),
         ]
         for entry in found for one in entry["models"]
     ]  # fmt: skip
-    note = "results.json: on the problems that a perturbation applies to; lost: passed only without it."
+    note = (
+        "results.json, on the problems to which a perturbation applies. Change: percentage points of pass@1. Lost: passed only "
+        "without it."
+    )
     return Table("What a perturbation costs", columns, rows, note)

@@ -17,7 +17,7 @@ def models(inputs: Inputs) -> list[dict[str, Any]]:
     if inputs.plan is None:
         raise AbsentError(
             inputs.earlier(PLAN)
-            or "the run has not cut the model yet: `flab run RECIPE -o RUN` goes on where it stopped"
+            or "the run has not cut the model yet: `flab run RECIPE -o RUN` resumes where it stopped"
         )
     return [_model(inputs, name) for name in inputs.names]
 
@@ -102,7 +102,7 @@ def _why_gaps(rows: list[Json]) -> str:
 
 
 SIZES = (
-    ("parameters", "Parameters", count, "plan.json, tied ones once"),
+    ("parameters", "Parameters", count, "plan.json, tied weights counted once"),
     ("parameters_body", "… in the body", count, "plan.json"),
     ("parameters_embedding", "… in embeddings and head", count, "plan.json, the rest"),
     ("bytes", "Weights on disk", lambda value: quantity(value, "B"), "size of the safetensors files"),
@@ -112,5 +112,5 @@ SIZES = (
 )
 FIGURES = (
     ("kl_nats_per_token", "KL from the original, nats per token", number, "plan.json, on the comparison windows"),
-    ("bits_per_byte", "Bits per byte of other code", rate, "run.json, text that no calibration read"),
+    ("bits_per_byte", "Bits per byte of other code", rate, "run.json, text outside the calibration"),
 )

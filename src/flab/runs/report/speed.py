@@ -7,16 +7,16 @@ from typing import Any
 
 from flab.runs.report.blocks import Block, Chart, Charts, Gap, Section, Table
 from flab.runs.report.inputs import MEASURE, ORIGINAL, AbsentError, Inputs
-from flab.runs.report.words import NONE, figure, has_value, method, number, quantity
+from flab.runs.report.words import NONE, figures, has_value, method, quantity
 
 Json = Mapping[str, Any]
 
 LABELS = {
-    "storage_bytes": "Weights on disk",
+    "storage_bytes": "Weights",
+    "kv_bytes_per_token": "Key-value cache per token",
     "parameters": "Parameters",
     "parameters_body": "Parameters in the body",
     "parameters_embedding": "Parameters in embeddings and head",
-    "kv_bytes_per_token": "Key-value cache per token",
     "flops_per_token": "Arithmetic per generated token",
     "flops_prefill": "Arithmetic of the prompt",
     "memory_before_load": "Memory before loading",
@@ -34,8 +34,8 @@ LABELS = {
     "co2_per_solved_problem": "CO₂ per solved problem",
 }
 DRAWN = (
-    "time_per_output_token", "time_to_first_token", "throughput", "peak_memory_decode", "kv_bytes_per_token",
-    "energy_per_1000_tokens",
+    "time_per_output_token", "time_to_first_token", "throughput", "storage_bytes", "kv_bytes_per_token",
+    "peak_memory_decode", "energy_per_1000_tokens",
 )  # fmt: skip
 MORE_IS_BETTER = {"throughput"}
 NO_MEASURE = (
@@ -120,7 +120,8 @@ def _throughput(found: Json) -> Iterator[Chart]:
             {"x": batch, "y": one["value"], "low": one.get("low"), "high": one.get("high")} for batch, one in values
         ]
         series.append({"label": model["name"], "style": style, "line": True, "points": points})
-        rows += [[model["name"], str(batch), figure(one)] for batch, one in values]
+        shown = figures([one for _, one in values])
+        rows += [[model["name"], str(batch), text] for (batch, _), text in zip(values, shown, strict=True)]
         how = next((one["method"] for _, one in values if one.get("method")), how)
     if len({row[1] for row in rows}) > 1:
         data = {"x": "sequences at once", "y": "tokens per second", "series": series, "log_x": True}
@@ -133,13 +134,13 @@ def _gains(gains: Json) -> list[Block]:
     """How many times better the smaller model is, beside what was predicted."""
     rows = []
     for name, one in gains.items():
-        spread = f"{number(one['low'])} to {number(one['high'])}" if one.get("low") is not None else NONE
+        spread = f"{one['low']:.2f} to {one['high']:.2f}" if one.get("low") is not None else NONE
+        part = NONE if one.get("of_predicted") is None else f"{one['of_predicted']:.2f}"
         rows.append([LABELS.get(name, name), quantity(one.get("value"), one.get("unit") or "x"), spread,
-                     quantity(one.get("predicted"), "x"), number(one.get("of_predicted")),
-                     one.get("prediction") or NONE])  # fmt: skip
-    columns = ["how many times better", "measured", "spread", "predicted", "of the predicted", "the prediction"]
-    note = "measure.json: above 1 the smaller model is better."
-    return [Table("Gains beside what the arithmetic promises", columns, rows, note, words=(0, 5))] if rows else []
+                     quantity(one.get("predicted"), "x"), part, one.get("prediction") or NONE])  # fmt: skip
+    columns = ["times better", "measured", "spread", "predicted", "measured / predicted", "prediction from"]
+    note = "measure.json: above 1, the smaller model is better."
+    return [Table("Gains, measured and predicted", columns, rows, note, words=(0, 5))] if rows else []
 
 
 def _figures(found: Json) -> Table:
@@ -147,15 +148,19 @@ def _figures(found: Json) -> Table:
     models = found["models"]
     names = dict.fromkeys(name for model in models for name in model["figures"])
     ordered = [*(name for name in LABELS if name in names), *(name for name in names if name not in LABELS)]
-    rows = []
+    rows: list[list[str]] = []
+    without: dict[str, list[str]] = {}  # the figures that no model has, by the reason
     for name in ordered:
         values = list(_of(name, found).values())
-        how = "; ".join(dict.fromkeys(method(one) for one in values))
-        rows.append([LABELS.get(name, name), *(figure(one) for one in values), _ratio(values), how])
+        if any(map(has_value, values)):
+            how = "; ".join(dict.fromkeys(method(one) for one in values))
+            rows.append([LABELS.get(name, name), *figures(values), _ratio(values), how])
+        else:
+            reason = next((one["reason"] for one in values if one and one.get("reason")), "no reason is given")
+            without.setdefault(reason, []).append(LABELS.get(name, name))
     columns = ["", *(model["name"] for model in models), "ratio", "method"]
-    note = (
-        "measure.json: the median of the rounds, in brackets the lowest and the highest; ratio: smaller over original."
-    )
+    note = "measure.json: the median of the rounds, with the lowest and the highest in brackets; ratio: smaller over original."
+    note += "".join(f" Not measured ({reason}): {', '.join(names)}." for reason, names in without.items())
     return Table("Every figure", columns, rows, note, words=(0, len(columns) - 1))
 
 

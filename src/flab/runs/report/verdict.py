@@ -1,4 +1,4 @@
-"""The verdict: one plain sentence, what must be said beside it, and the key figures. Only from the gathered report."""
+"""The verdict: one short line, the key figures, a sentence with the evidence, and remarks. Only from the gathered report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from flab.runs.report.blocks import Tile
 from flab.runs.report.scores import judged, main_task
 from flab.runs.report.speed import LABELS
-from flab.runs.report.words import has_value, number, percent, probability, quantity
+from flab.runs.report.words import has_value, percent, probability, quantity
 
 Json = Mapping[str, Any]
 
@@ -17,25 +17,58 @@ NOT_MEASURED = "not measured"
 NOT_PAIRED = "not paired with the original"
 OF_NONE = "of 0 nothing can be kept"
 MATCHED = ("cot", "output")  # kinds whose pass is an exact match
+OUTCOMES = {
+    "worse": "significantly worse",
+    "better": "significantly better",
+    "open": "not significantly different",
+    None: "not compared",
+}
 ROUNDING = 0.005  # what two decimals of a ratio, or a whole percentage, do not show
 
 
 def verdict(report: Json) -> dict[str, Any]:
-    """``sentence``, ``remarks`` and ``tiles``; a loss is called one, and what was not measured is named."""
+    """Return ``headline``, ``outcome``, ``sentence``, ``remarks`` and ``tiles``.
+
+    A loss is called a loss, and what was not measured is named. The outcome is that of the main task: ``kept``, ``worse`` or
+    ``missing``.
+    """
     parts = [one for one in (_size(report), _kept(report), _cost(report)) if one]
     sentence = "; ".join(parts)
+    outcome = _outcome(report)
     return {
+        "headline": _headline(report),
+        "outcome": "missing" if outcome is None else "worse" if outcome == "worse" else "kept",
         "sentence": sentence[:1].upper() + sentence[1:] + ".",
         "remarks": list(_remarks(report)),
         "tiles": [asdict(tile) for tile in _tiles(report)],
     }
 
 
+def _outcome(report: Json) -> str | None:
+    """What the main task says of the smaller model: ``worse``, ``better``, ``open``, or None if it was not compared."""
+    smaller = _main(report)[2]
+    return judged(smaller["paired"]) if smaller else None
+
+
+def _headline(report: Json) -> str:
+    """One line of a few words: how much smaller, whether it is worse, how fast."""
+    models = report["models"] or []
+    if len(models) < 2:
+        return "Nothing has been cut yet."
+    task, original, smaller = _main(report)
+    said = [f"{percent(models[-1]['removed_fraction'])} smaller", OUTCOMES[_outcome(report)]]
+    if original and smaller:
+        said[-1] += f" on {task['name']} ({smaller['passed']} instead of {original['passed']} of {original['total']})"
+    if gain := _gain(report, "time_per_output_token"):
+        said.append(f"{gain['value']:.2f} times as fast")
+    return ", ".join(said) + "."
+
+
 def _size(report: Json) -> str:
     models = report["models"]
     if not models or len(models) < 2:
-        return "nothing is cut yet"
-    return f"{percent(models[-1]['removed_fraction'])} of the parameters are gone"
+        return "nothing has been cut yet"
+    return f"{percent(models[-1]['removed_fraction'])} of the parameters were removed"
 
 
 def _main(report: Json) -> tuple[Json, Json | None, Json | None]:
@@ -49,12 +82,12 @@ def _main(report: Json) -> tuple[Json, Json | None, Json | None]:
 def _kept(report: Json) -> str:
     task, original, smaller = _main(report)
     if original is None or smaller is None:
-        return "what it keeps was not measured"
+        return "what the model keeps was not measured"
     several = (original["num_samples"] or 1) > 1
     what = f"{original['total']} answers to problems" if several else f"{original['total']} problems"
     does, matches = ("has", " exact matches") if _is_matched(task) else ("solves", "")
     solved = f"the original {does} {original['passed']}{matches} and the smaller model {smaller['passed']}"
-    scores = f"of the {what} in “{task['name']}” {solved}"
+    scores = f"of the {what} in “{task['name']}”, {solved}"
     paired = smaller["paired"]
     if not original["passed"]:
         return f"{scores}: {OF_NONE}"
@@ -81,12 +114,12 @@ def _cost(report: Json) -> str:
         value = gain["value"]
         said.append(f"it is {value:.2f} times as fast per token{spread}" if value >= 1 else
                     f"it is slower per token, at {value:.2f} times the speed{spread}")  # fmt: skip
-    memory = _ratio(report, "peak_memory_decode")
-    if memory is not None:
-        less = f"{percent(abs(1 - memory), 0)} {'less' if memory <= 1 else 'more'}"
-        amount = "as much" if abs(1 - memory) < ROUNDING else less
-        said.append(f"it needs {amount} memory while it generates")
-    return " and ".join(said)
+    for name, what in (("storage_bytes", "its weights take"), ("kv_bytes_per_token", "its key-value cache takes")):
+        ratio = _ratio(report, name)
+        if ratio is not None:
+            less = f"{percent(abs(1 - ratio), 0)} {'less' if ratio <= 1 else 'more'}"
+            said.append(f"{what} {'as much' if abs(1 - ratio) < ROUNDING else less} memory")
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
 
 def _gain(report: Json, name: str) -> Json | None:
@@ -124,12 +157,12 @@ def _chance(outcome: str, paired: Json, task: Json) -> str:
     kept = paired["retention"]
     does = "has {} exact matches" if _is_matched(task) else "solves {} of these problems"
     if outcome == "worse":
-        return f"This is a loss beyond chance: the smaller model {does.format('fewer')} than the original."
+        return f"The loss is significant: the smaller model {does.format('fewer')} than the original."
     if outcome == "better":
-        return f"The smaller model {does.format('more')} than the original, and by more than chance."
+        return f"The gain is significant: the smaller model {does.format('more')} than the original."
     if kept and kept["low"] < 1:
-        return f"The difference may be chance; a loss of up to {percent(1 - kept['low'])} is not excluded."
-    return "The difference may be chance."
+        return f"The difference is not significant; a loss of up to {percent(1 - kept['low'])} cannot be excluded."
+    return "The difference is not significant."
 
 
 def _elsewhere(task: Json, name: str) -> Iterator[str]:
@@ -140,15 +173,12 @@ def _elsewhere(task: Json, name: str) -> Iterator[str]:
     outcome = judged(paired)
     exact = " exact matches" if _is_matched(task) else ""
     scores = f"{smaller['passed']}{exact} of {smaller['total']}, the original {original['passed']}"
-    word = {"worse": "worse beyond chance", "better": "better beyond chance", None: "not compared"}.get(outcome, "")
-    if not word:
-        word = "no difference beyond chance"
     kept = f" ({percent(paired['retention']['ratio'])} kept)" if paired and paired["retention"] else ""
-    yield f"{task['name']}: {scores}{kept}, {word}."
+    yield f"{task['name']}: {scores}{kept}, {OUTCOMES[outcome]}."
 
 
 def _other_code(report: Json) -> Iterator[str]:
-    """Bits per byte of code that nothing was fitted on: the first thing that a cut loses."""
+    """Bits per byte of code that was not used for fitting; a cut shows there first."""
     known = [row for row in report["models"] or [] if row["bits_per_byte"] is not None]
     if len(known) > 1:
         before, after = known[0]["bits_per_byte"], known[-1]["bits_per_byte"]
@@ -156,8 +186,8 @@ def _other_code(report: Json) -> Iterator[str]:
         which = "cut and not trained" if known[-1]["name"] == "pruned" else known[-1]["name"]
         change = f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
         yield (
-            f"On other code the smaller model ({which}) is {worse}: {before:.3f} bits per byte before, {after:.3f} "
-            f"after ({change})."
+            f"On other code the smaller model ({which}) is {worse}: {after:.3f} bits per byte instead of {before:.3f} "
+            f"({change})."
         )
 
 
@@ -170,11 +200,11 @@ def _against(report: Json) -> Iterator[str]:
     gain = _gain(report, "time_per_output_token")
     if gain and gain.get("of_predicted") is not None and gain["of_predicted"] < 0.9:
         promised = quantity(gain["predicted"], "x")
-        yield f"The speed-up is {number(gain['of_predicted'])} of what the arithmetic promises ({promised})."
+        yield f"The speed-up is {percent(gain['of_predicted'], 0)} of the predicted one ({promised})."
 
 
 def _tiles(report: Json) -> Iterator[Tile]:
-    """Parameters, score, speed, memory, and energy or KL."""
+    """Parameters, score, speed, memory and energy; a tile is missing if neither it nor a reason is known."""
     models = report["models"] or []
     if len(models) > 1:
         before, after = models[0]["parameters"], models[-1]["parameters"]
@@ -185,11 +215,12 @@ def _tiles(report: Json) -> Iterator[Tile]:
         yield Tile("Speed per token", "–", NOT_MEASURED, "missing")
     else:
         note = f"{gain['low']:.2f} to {gain['high']:.2f}" if gain.get("low") is not None else "no spread"
-        promised = f", {number(gain['predicted'])} promised" if gain.get("predicted") is not None else ""
+        promised = f", {gain['predicted']:.2f} predicted" if gain.get("predicted") is not None else ""
         yield Tile(
             "Speed per token", f"{gain['value']:.2f} ×", note + promised, "kept" if gain["value"] >= 1 else "worse"
         )
-    yield _change_tile(report, "peak_memory_decode", "Memory, generating")
+    yield _change_tile(report, "storage_bytes", "Memory of the weights")
+    yield _change_tile(report, "kv_bytes_per_token", "Cache per token")
     yield _change_tile(report, "energy_per_1000_tokens", "Energy, 1,000 tokens")
 
 
@@ -210,7 +241,7 @@ def _score_tile(report: Json) -> Tile:
 def _change_tile(report: Json, name: str, label: str) -> Tile:
     ratio = _ratio(report, name)
     if ratio is None:
-        return Tile(label, "–", "no number, see below" if _has_reason(report, name) else NOT_MEASURED, "missing")
+        return Tile(label, "–", "no value, see below" if _has_reason(report, name) else NOT_MEASURED, "missing")
     models = report["measured"]["models"]
     before, after = (
         quantity(m["figures"][name]["value"], m["figures"][name].get("unit") or "") for m in (models[0], models[-1])

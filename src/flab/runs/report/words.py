@@ -5,9 +5,10 @@ Escaping for HTML and Markdown is the business of those who write these; no text
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,50 @@ def figure(value: Figure | None) -> str:
     return f"{shown} ({number(low / scale)} to {number(high / scale)})"
 
 
+def figures(values: Sequence[Figure | None]) -> list[str]:
+    """Figures that stand in one row or column, in one unit and with equally many decimals."""
+    known = [value for value in values if value is not None and value.get("value") is not None]
+    if not known or len({value.get("unit") for value in known}) > 1:
+        return [figure(value) for value in values]
+    largest = max((value["value"] for value in known), key=abs)
+    smallest = min((value["value"] for value in known if value["value"]), key=abs, default=largest)
+    unit = known[0].get("unit") or ""
+    if unit == "x":
+        return [figure(value) for value in values]
+    scale, shown = scaled(largest, unit)
+    # three digits of the largest and two of the smallest
+    decimals = max(_decimals(largest / scale, 3), _decimals(smallest / scale, 2))
+    if decimals > 4 or all(float(value["value"] / scale).is_integer() for value in known):
+        return [figure(value) for value in values]
+
+    def text(value: Figure | None) -> str:
+        if value is None or value.get("value") is None:
+            return NONE
+        low, high = value.get("low"), value.get("high")
+        said = f"{value['value'] / scale:,.{decimals}f} {shown}".strip()
+        if low is None or high is None or low == high:
+            return said
+        return f"{said} ({low / scale:,.{decimals}f} to {high / scale:,.{decimals}f})"
+
+    return [text(value) for value in values]
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show so many significant digits of a value."""
+    return 0 if value == 0 else max(0, digits - 1 - math.floor(math.log10(abs(rounded(value, digits)))))
+
+
+def points(difference: float) -> str:
+    """A difference of two rates in percentage points, ``−26.7 points``; the sign is always there."""
+    return f"{100 * difference:+.1f} points".replace("-", "−")
+
+
 def method(value: Figure | None) -> str:
     """How a figure came about, or why it has no number."""
     if value is None:
         return NONE
     if value.get("value") is None:
-        return f"none: {value['reason']}" if value.get("reason") else NONE
+        return f"not measured: {value['reason']}" if value.get("reason") else NONE
     return value.get("method") or NONE
 
 

@@ -1,17 +1,20 @@
-"""The table of budgets: every recipe beside that of the paper's scripts, each paired with the original."""
+"""The comparison with the paper's scripts: every recipe beside theirs, each paired with the original."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from flab import Recipe, assets
-from flab.cli.show import show_check, show_demo
 from flab.errors import CheckpointError, SandboxError
-from flab.progress import console
-from flab.runs import demo
 from flab.sandbox import Sandbox
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import authors
 
 
 @pytest.fixture
@@ -35,11 +38,11 @@ def small(monkeypatch, trained_folder, calibration_file, tmp_path):
 
 def test_every_recipe_is_measured_beside_the_authors(small, tmp_path, capsys):
     recipes = [Recipe(remove=r, refit="residual", tokens=2000, search_tokens=1000) for r in (0.2, 0.4)]
-    report = demo.run_demo(tmp_path / "out", recipes, limit=2)
+    report = authors.compare(tmp_path / "out", recipes, limit=2)
     assert [row["name"] for row in report["rows"]] == [
         "original", "flab -20 %", "authors -20 %", "flab -40 %", "authors -40 %",
     ]  # fmt: skip
-    assert json.loads((tmp_path / "out" / "demo.json").read_text())["rows"] == report["rows"]
+    assert json.loads((tmp_path / "out" / "authors.json").read_text())["rows"] == report["rows"]
     original, *others = report["rows"]
     assert original["retention"] is None
     for row in others:
@@ -56,7 +59,7 @@ def test_every_recipe_is_measured_beside_the_authors(small, tmp_path, capsys):
     assert texts[0]["tokens"] == texts[1]["tokens"] == 2000
     assert [row["layers"] for row in others[::2]] == [row["layers"] for row in others[1::2]]
     capsys.readouterr()
-    show_demo(report)
+    authors.show(report)
     shown = capsys.readouterr().err
     assert all(row["name"] in shown for row in report["rows"])
 
@@ -64,19 +67,4 @@ def test_every_recipe_is_measured_beside_the_authors(small, tmp_path, capsys):
 def test_without_the_bundled_model_it_says_how_to_make_it(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "model_path", lambda: tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"scripts/train_reference\.py"):
-        demo.run_demo(tmp_path / "out", [Recipe()])
-
-
-def test_what_a_check_found_is_shown_as_it_is(capsys, monkeypatch):
-    """Messages name files, and files may be named as rich writes colours."""
-    loads = {
-        "transformers": {"ok": True, "how": "loaded", "tokenizer": "[red]"},
-        "vllm": {"tensor_parallel_sizes": [1], "how": "by its rules"},
-        "llama.cpp": {"needs": "[bold]a name[/bold]", "how": "by its rules"},
-        "k-quants": {"ok": False, "why": "[x]"},
-    }
-    checks = [{"name": "reloads", "ok": False, "detail": "no [red]file[/red]"}]
-    with console.capture() as captured:
-        show_check({"checks": checks, "loads_in": loads})
-    for text in ("no [red]file[/red]", "loaded; [red]", "[bold]a name[/bold] (by", "[x]"):
-        assert text in captured.get()
+        authors.compare(tmp_path / "out", [Recipe()])

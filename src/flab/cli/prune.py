@@ -1,11 +1,140 @@
-"""Tables for people, on stderr. Reads only the JSON that the library functions return."""
+"""``flab plan``, ``apply``, ``prune`` and ``check``: the commands that cut, and their tables on stderr."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+from flab.cli.early import check_model, check_planning
+from flab.cli.info import DryRun, show_estimate
+from flab.cli.options import Json, Model, Output, emit, takes
+from flab.files import as_path, check_file, check_folder
+from flab.models.options import Options
 from flab.progress import add, console, say, table_of
+from flab.pruning.recipe import Recipe
+
+PLAN_EXAMPLE = "Example: flab plan MODEL --remove 0.22 --calibration rows.jsonl -o plan.json"
+APPLY_EXAMPLE = "Example: flab apply MODEL plan.json -o SMALLER"
+PRUNE_EXAMPLE = "Example: flab prune MODEL --remove 0.22 --calibration rows.jsonl -o SMALLER"
+CHECK_EXAMPLE = "Example: flab check SMALLER --against MODEL"
+
+
+@takes(recipe=Recipe, options=Options)
+def plan(
+    model: Model,
+    recipe: Any,
+    options: Any,
+    output: Output = Path("plan.json"),
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Decide what to remove and write the plan; cut nothing."""
+    check_file(as_path(output), options.overwrite, (model, *recipe.inputs))
+    check_planning(model, recipe)
+    if dry_run:
+        from flab.runs.dry_run import estimate_plan
+
+        show_estimate(estimate_plan(model, recipe, options, as_path(output)), json_)
+        return
+    from flab.pruning.pipeline import plan as make
+
+    decided = make(model, recipe, options)
+    decided.write(as_path(output))
+    emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
+
+
+@takes(options=Options, without=("dtype", "unsandboxed"))
+def apply(
+    model: Model,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by flab plan.")],
+    output: Output,
+    options: Any,
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Only cut; no calibration data is needed.")] = False,
+    json_: Json = False,
+) -> None:
+    """Carry out a plan and save the smaller model."""
+    from flab.pruning.plan import Plan
+
+    decided = Plan.read(as_path(plan_file))
+    check_folder(as_path(output), options.overwrite, (model, plan_file))
+    check_model(model)
+    from flab.pruning.pipeline import apply as carry_out
+
+    folder = carry_out(model, decided, output, options, refit=not no_refit)
+    emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
+
+
+@takes(recipe=Recipe, options=Options)
+def prune(
+    model: Model, recipe: Any, options: Any, output: Output, dry_run: DryRun = False, json_: Json = False
+) -> None:
+    """Plan, apply and check in one step."""
+    check_folder(as_path(output), options.overwrite, (model, *recipe.inputs))
+    check_planning(model, recipe)
+    if dry_run:
+        from flab.runs.dry_run import estimate_plan
+
+        show_estimate(estimate_plan(model, recipe, options, as_path(output), prune=True), json_)
+        return
+    from flab.pruning.pipeline import prune as run
+
+    report = run(model, output, recipe, options)
+    if json_:
+        emit(report)
+    else:
+        show_plan(report, f"saved {report['output']} in {report['seconds']['total']:.0f} s")
+        show_check(report["check"])
+    exit_unless(report["check"]["ok"])
+
+
+def check(
+    folder: Annotated[str, typer.Argument(help="The folder to verify.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The original model, to compare with bit for bit.")
+    ] = None,
+    oldest_python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Python of an environment with transformers 4.57, to load the folder there too.",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINES",
+            help="Load the folder in these engines as well and compare tokens and greedy answers with transformers: "
+            "llama.cpp, ctranslate2, vllm, separated by commas.",
+        ),
+    ] = None,
+    engines_python: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Python of the environment that has the engines. Default: flab's own."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Verify a folder in a fresh process.
+
+    The folder is loaded again and compared with its plan and proof; the
+    programs that load it are listed. The exit code is 1 if a check fails.
+    """
+    if against is not None and as_path(folder).is_dir():
+        check_model(against)
+    from flab.pruning.check import check as verify
+
+    engines = tuple(name.strip() for name in run.split(",")) if run is not None else ()
+    verdict = verify(folder, against, oldest_python, engines, engines_python)
+    emit(verdict) if json_ else show_check(verdict)
+    exit_unless(verdict["ok"])
+
+
+def exit_unless(ok: bool) -> None:
+    """Exit with code 1 after a failed check."""
+    if not ok:
+        raise typer.Exit(1)
 
 
 def show_plan(report: Mapping[str, Any], closing: str) -> None:
@@ -79,12 +208,8 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     add(table, "llama.cpp", "needs", f"{loads['llama.cpp']['needs']} ({loads['llama.cpp']['how']})")
     add(table, "k-quants", "yes" if loads["k-quants"]["ok"] else "no", loads["k-quants"]["why"])
     for name, found in loads.get("quantised", {}).items():
-        add(
-            table,
-            f"{name} (rows of {found['block']})",
-            "whole" if not found["falls_back"] else "in part",
-            _fallback(found),
-        )
+        format_name = f"{name} (rows of {found['block']})"
+        add(table, format_name, "in part" if found["falls_back"] else "whole", _fallback(found))
     console.print(table)
     if "engines" in verdict:
         show_engines(verdict["engines"])
@@ -123,41 +248,4 @@ def _fallback(found: Mapping[str, Any]) -> str:
     return (
         f"{what} (original: {original['falls_back']} of {original['of']}, {original['more_bytes']:+.1%}); "
         f"bytes {found['bytes_ratio']:.3f} of the original's, parameters {found['parameters_ratio']:.3f}"
-    )
-
-
-def show_demo(report: Mapping[str, Any]) -> None:
-    """One row for each model: size, KL, pass@1, paired counts, bits per byte."""
-    columns = [
-        "model",
-        "parameters",
-        "MB",
-        "layers x width",
-        "tokens",
-        "KL",
-        "pass@1 (95 %)",
-        "kept",
-        "lost/won",
-        "bits/byte",
-    ]
-    table = table_of("Bundled model, cut and refitted, not recovered", columns)
-    for row in report["rows"]:
-        low, high = row["interval_95"]
-        table.add_row(
-            row["name"],
-            f"{row['parameters']:,}",
-            f"{row['bytes'] / 1e6:.2f}",
-            f"{row['layers']} x {row['width']}",
-            f"{row['vocabulary']:,}",
-            _number(row["kl_nats_per_token"]),
-            f"{row['pass@1']:.3f} ({low:.2f}-{high:.2f})",
-            "-" if row["retention"] is None else f"{row['retention']:.3f}",
-            "-" if row["only_original"] is None else f"{row['only_original']}/{row['only_pruned']}",
-            f"{row['bits_per_byte']:.3f}",
-        )
-    console.print(table)
-    say("kept: pass@1 over the original's. lost/won: problems that only the original / only the pruned model solves.")
-    say(f"bits/byte: on {report['text']}, which no model was calibrated on. authors: the paper's public scripts.")
-    say(
-        f"{report['problems']} problems, sandbox {report['sandbox']}; {report['seconds']:.0f} s; models in {report['output']}"
     )

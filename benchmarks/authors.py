@@ -1,20 +1,25 @@
-"""The demonstration: the bundled model at several budgets, beside the recipe of the paper's public scripts.
+"""The bundled model at several budgets, by flab and by the selection of the paper's public scripts.
 
-No labels, and nothing is trained as a whole. Both recipes read the same calibration text and cut to the same depth; the
-authors' vocabulary is not closed under derivation, their layers go by the last token's similarity, and the first N neurons stay.
+    python benchmarks/authors.py -o table
+    python benchmarks/authors.py -o table-60 --remove 0.6 --refit reconstruction --tokens 200000
+
+Nothing is trained. Both recipes read the same calibration text and cut to the same depth. The authors' vocabulary is not
+closed under derivation, their layers go by the last token's similarity, and the first N neurons stay.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flab import assets
-from flab.errors import CheckpointError, OptionError
+from flab.errors import CheckpointError, FlabError, OptionError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_bits_per_byte
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
 from flab.evaluation.score import Score
@@ -23,7 +28,7 @@ from flab.files import check_place, write_text
 from flab.models.checkpoint import open_model
 from flab.models.families import shape_of
 from flab.models.options import Options
-from flab.progress import say
+from flab.progress import console, say, table_of
 from flab.pruning.finalists import run_problems
 from flab.pruning.pipeline import build
 from flab.pruning.plan import Plan
@@ -83,8 +88,8 @@ class Bench:
         }
 
 
-def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) -> dict[str, Any]:
-    """Prune, save and measure by every recipe, one for each budget; the report is also written to ``output/demo.json``.
+def compare(output: Path, recipes: Sequence[Recipe], limit: int | None = None) -> dict[str, Any]:
+    """Prune, save and measure by every recipe, one for each budget; the report is also written to ``output/authors.json``.
 
     Raises:
         CheckpointError: the bundled model is not there.
@@ -92,12 +97,12 @@ def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) 
     start, model = time.perf_counter(), assets.model_path()
     if not (model / "config.json").is_file():
         raise CheckpointError(f"the bundled model is missing at {model}: run python scripts/train_reference.py.")
-    known = {"demo.json", *(f"{name}-{100 * one.remove:g}" for name in ("flab", "authors") for one in recipes)}
+    known = {"authors.json", *(f"{name}-{100 * one.remove:g}" for name in ("flab", "authors") for one in recipes)}
     check_place(output, [model])
     if output.exists() and not output.is_dir():
-        raise OptionError(f"-o {output} is a file: give a folder for the demonstration.")
-    if output.exists() and not (output / "demo.json").is_file() and {path.name for path in output.iterdir()} - known:
-        raise OptionError(f"-o {output} is a folder but holds no demonstration: give a new one.")
+        raise OptionError(f"-o {output} is a file: give a folder for the comparison.")
+    if output.exists() and not (output / "authors.json").is_file() and {path.name for path in output.iterdir()} - known:
+        raise OptionError(f"-o {output} is a folder but does not hold this comparison: give a new one.")
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(read_task(assets.problems_path(), "code", limit).problems, Sandbox.detect())
     rows = [bench.row("original", model, None)]
@@ -121,5 +126,66 @@ def run_demo(output: Path, recipes: Sequence[Recipe], limit: int | None = None) 
         "seconds": time.perf_counter() - start,
         "output": str(output),
     }
-    write_text(output / "demo.json", json.dumps(report, indent=1) + "\n")
+    write_text(output / "authors.json", json.dumps(report, indent=1) + "\n")
     return report
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print one row for each model: size, KL, pass@1, paired counts, bits per byte."""
+    columns = [
+        "model",
+        "parameters",
+        "MB",
+        "layers x width",
+        "tokens",
+        "KL",
+        "pass@1 (95 %)",
+        "kept",
+        "lost/won",
+        "bits/byte",
+    ]
+    table = table_of("Bundled model, cut and refitted, not recovered", columns)
+    for row in report["rows"]:
+        low, high = row["interval_95"]
+        table.add_row(
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['layers']} x {row['width']}",
+            f"{row['vocabulary']:,}",
+            "-" if row["kl_nats_per_token"] is None else f"{row['kl_nats_per_token']:.4f}",
+            f"{row['pass@1']:.3f} ({low:.2f}-{high:.2f})",
+            "-" if row["retention"] is None else f"{row['retention']:.3f}",
+            "-" if row["only_original"] is None else f"{row['only_original']}/{row['only_pruned']}",
+            f"{row['bits_per_byte']:.3f}",
+        )
+    console.print(table)
+    say("kept: pass@1 over the original's. lost/won: problems that only the original / only the pruned model solves.")
+    say(
+        f"bits/byte: of {report['text']}, which was not in any calibration. authors: the selection of the paper's scripts."
+    )
+    say(
+        f"{report['problems']} problems, sandbox {report['sandbox']}; {report['seconds']:.0f} s; models in {report['output']}"
+    )
+
+
+def main() -> int:
+    """Compare at every budget, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("table"), help="folder of the models and the table")
+    parser.add_argument("--remove", type=float, action="append", help="fraction of parameters to remove; repeatable")
+    parser.add_argument("--limit", type=int, help="only the first N problems")
+    parser.add_argument("--refit", default=Recipe.refit)
+    parser.add_argument("--tokens", type=int, help="calibration tokens")
+    asked = parser.parse_args()
+    try:
+        budgets = asked.remove or (0.22, 0.40, 0.60)
+        recipes = [Recipe(remove=budget, refit=asked.refit, tokens=asked.tokens) for budget in budgets]
+        show(compare(asked.output, recipes, asked.limit))
+    except FlabError as error:
+        sys.exit(f"authors: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
