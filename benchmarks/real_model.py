@@ -26,6 +26,7 @@ from typing import Any
 import real_table
 import sittings
 import torch
+from flab.runs.demo import authors_recipe
 from sittings import Stage
 
 from flab import Options, Plan, Recipe, evaluate, make_data, prune, recover
@@ -39,7 +40,6 @@ from flab.files import write_json, write_text
 from flab.models.checkpoint import Checkpoint, fingerprint, open_model, same_precision
 from flab.models.folder import resolve
 from flab.recovery.teacher import open_teacher
-from flab.runs.demo import authors_recipe
 from flab.runs.recipe_file import RecipeFile, read_recipe
 from flab.version import __version__
 

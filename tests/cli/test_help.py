@@ -9,7 +9,7 @@ import typer
 
 from flab.cli.app import app
 from flab.cli.options import EXPERTS
-from flab.fields import HELP, settings_of
+from flab.models.options import HELP, settings_of
 from flab.pruning.recipe import Recipe
 
 LONGEST_SUMMARY = 60  # characters

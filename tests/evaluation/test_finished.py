@@ -14,7 +14,7 @@ import pytest
 from flab import Options, assets
 from flab.evaluation.evaluate import evaluate
 from flab.evaluation.finished import asked, finished_run, remember
-from flab.evaluation.runs import Settings
+from flab.evaluation.settings import Settings
 
 MORE = {"limit": 2, "perturbations": [], "backend": "transformers", "gold": False, "export": False}
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flab import Options, Recipe, apply, evaluate, prune
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
-from flab.evaluation.runs import Settings
+from flab.evaluation.settings import Settings
 from flab.models.checkpoint import load
 from flab.pruning.advice import deep_cut_hint
 from flab.pruning.pipeline import build, plan

@@ -1,7 +1,7 @@
 """The options of the commands, most of them built from the fields that they fill, and how commands print.
 
 A command names the settings that it takes (``@takes(recipe=Recipe, options=Options)``) and gets them filled and checked; their
-names, types, defaults and help come from the fields (:mod:`flab.fields`).
+names, types, defaults and help come from the fields (:func:`flab.models.options.setting`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from flab.errors import OptionError
-from flab.fields import EXPERT, HELP, settings_of
 from flab.files import as_path
+from flab.models.options import EXPERT, HELP, settings_of
 
 EXPERTS = "Options for experts"
 

@@ -25,7 +25,8 @@ from flab.evaluation.finished import FINISHED, SAYS_DATA, asked, finished_run, r
 from flab.evaluation.prompts import Render
 from flab.evaluation.record import check_run_folder
 from flab.evaluation.robustness import PERTURBATIONS, perturb
-from flab.evaluation.runs import Settings, run_tasks
+from flab.evaluation.runs import run_tasks
+from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
 from flab.files import (
     PathLike,

@@ -12,7 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -22,15 +22,15 @@ from flab.errors import OptionError
 from flab.evaluation.code import gold_ceiling, score_code
 from flab.evaluation.cot import score_cot
 from flab.evaluation.output import score_output
-from flab.evaluation.prompts import PRESETS, Render, answer_for, requests_for
+from flab.evaluation.prompts import Render, answer_for, requests_for
 from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json
 from flab.evaluation.robustness import robustness_summary
 from flab.evaluation.score import Score
+from flab.evaluation.settings import Settings
 from flab.evaluation.soundness import require_sound
 from flab.evaluation.tasks import Kind, TaskFile
-from flab.fields import setting
 from flab.files import write_json
-from flab.models.engines.protocol import Decoding, Generation, Generator, Request, generate_all
+from flab.models.engines.protocol import Generation, Generator, Request, generate_all
 from flab.models.engines.store import Key, Shard, Store, fill, fingerprint, stored
 from flab.sandbox import Sandbox
 from flab.version import __version__
@@ -38,35 +38,6 @@ from flab.version import __version__
 FORMAT = 1
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # differs from process to process in the text of an exception
 Wanted = list[tuple[Key, Request]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How every task of a run is asked and answered; the same for all models that are compared."""
-
-    preset: str = setting("completion", f"How to ask: {', '.join(PRESETS)}.")
-    samples: int = setting(1, "Answers per problem.", expert=True)
-    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", expert=True)
-    top_p: float = setting(1.0, "Sample from the most likely tokens with this total probability.", expert=True)
-    seed: int = setting(0, "Seed of samples and perturbations.", expert=True)
-    max_new_tokens: int = setting(256, "Maximum new tokens per answer.")
-    batch_size: int = setting(64, "Number of prompts generated together.")
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise OptionError(f"--preset: got {self.preset}, allowed {', '.join(PRESETS)}.")
-        if self.samples < 1:
-            raise OptionError(f"--samples: got {self.samples}, allowed 1 or more.")
-        if self.samples > 1 and self.temperature == 0:
-            raise OptionError(
-                f"--samples {self.samples}: at --temperature 0 all samples are equal; give a temperature, or 1 sample."
-            )
-        assert self.decoding
-
-    @property
-    def decoding(self) -> Decoding:
-        """The part that generators take."""
-        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)
 
 
 def _score_code(task: TaskFile, made: Sequence[Sequence[Generation]], sandbox: Sandbox | None) -> Score:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError
-from flab.fields import setting
+from flab.models.options import setting
 
 
 @dataclass(frozen=True)

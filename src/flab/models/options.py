@@ -1,13 +1,30 @@
-"""How to run: device, precision, batches. None of it changes what is decided. No torch."""
+"""How to run: device, precision, batches; none of it changes what is decided. And how a settings class declares its fields.
+
+The command line builds its options from fields declared by :func:`setting` (:mod:`flab.cli.options`). Messages of the library
+quote a field as ```name```, which the command line prints as ``--name``. No torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
 from flab.errors import OptionError
-from flab.fields import setting
 
 STORED_DTYPES = ("float32", "bfloat16", "float16")
+HELP, EXPERT = "help", "expert"
+
+
+def setting(default: Any, help: str, *, expert: bool = False) -> Any:
+    """Declare a field that users may set; ``expert`` sorts it among the options that few people need."""
+    return field(default=default, metadata={HELP: help, EXPERT: expert})
+
+
+def settings_of(kind: type) -> dict[str, Field[Any]]:
+    """Return the fields of a dataclass that were declared by :func:`setting`, by name."""
+    found = {one.name: one for one in fields(kind) if HELP in one.metadata}
+    assert all(one.default is not MISSING for one in found.values())
+    return found
 
 
 @dataclass(frozen=True)

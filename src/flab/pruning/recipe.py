@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError
-from flab.fields import setting
 from flab.files import as_path
+from flab.models.options import setting
 from flab.pruning.budget import Pins
 from flab.pruning.refits import REFITS
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flab.errors import OptionError
-from flab.fields import setting
+from flab.models.options import setting
 
 METHODS = ("auto", "full", "lora")
 TARGETS = ("answers", "all")

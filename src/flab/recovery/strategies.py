@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flab.errors import OptionError
-from flab.fields import setting
 from flab.models.engines.protocol import Decoding
+from flab.models.options import setting
 
 KINDS = ("code", "cot", "output", "chat", "instruction", "own")  # those of a mix; plain text has a share of its own
 UNTESTED = ("reference", "self", "drop")

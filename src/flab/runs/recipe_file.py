@@ -22,7 +22,8 @@ from flab.data.rows import is_hub_id, read_rows
 from flab.data.samples import files_under
 from flab.errors import OptionError
 from flab.evaluation.evaluate import read_tasks, sandbox_for
-from flab.evaluation.runs import Settings, check_names
+from flab.evaluation.runs import check_names
+from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import read_regular
 from flab.footprint.grid import carbon_intensity
