@@ -140,7 +140,7 @@ def test_fractions_outside_are_refused(remove):
 @pytest.mark.parametrize("pins", [{"vocabulary": 101}, {"layers": 0}, {"layers": 5}, {"width": 65}, {"width": -1}])
 def test_pins_outside_of_the_model_are_refused(pins):
     (name,) = pins
-    with pytest.raises(OptionError, match=rf"--{name} .*allowed 1 to {getattr(SMALL, name)}"):
+    with pytest.raises(OptionError, match=rf"`{name}` .*allowed 1 to {getattr(SMALL, name)}"):
         Pins(**pins).check(SMALL)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flab.data.rows import is_hub_id
 from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path, check_place
@@ -25,7 +26,7 @@ def check_model(source: PathLike) -> None:
     """CheckpointError if a local folder holds no model that can be loaded; a hub id is left to the download."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        _ = ModelFolder.open(path).stored
+        _ = ModelFolder.open(source).stored
 
 
 def check_planning(model: PathLike, recipe: Recipe) -> None:
@@ -39,7 +40,7 @@ def check_tasks(tasks: Iterable[PathLike], limit: int | None) -> None:
     """Read the task files that are here or can be nowhere else; hub data sets are left to the download."""
     for argument in tasks:
         kind, source = parse_task_argument(os.fspath(argument))
-        if as_path(source).is_file() or source.count("/") != 1:
+        if as_path(source).is_file() or not is_hub_id(source):
             read_task(as_path(source), kind, limit)
 
 

@@ -32,13 +32,13 @@ def test_the_earliest_stop_wins():
 @pytest.mark.parametrize(
     ("setting", "flag"),
     [
-        ({"max_new_tokens": 0}, "--max-new-tokens"),
-        ({"temperature": -0.1}, "--temperature"),
-        ({"temperature": float("nan")}, "--temperature"),
-        ({"temperature": float("inf")}, "--temperature"),
-        ({"top_p": 0.0}, "--top-p"),
-        ({"top_p": 1.1}, "--top-p"),
-        ({"batch_size": 0}, "--batch-size"),
+        ({"max_new_tokens": 0}, "`max_new_tokens`"),
+        ({"temperature": -0.1}, "`temperature`"),
+        ({"temperature": float("nan")}, "`temperature`"),
+        ({"temperature": float("inf")}, "`temperature`"),
+        ({"top_p": 0.0}, "`top_p`"),
+        ({"top_p": 1.1}, "`top_p`"),
+        ({"batch_size": 0}, "`batch_size`"),
     ],
 )
 def test_decoding_outside_its_limits_names_the_flag(setting, flag):

@@ -46,10 +46,10 @@ class Decoding:
 
     def __post_init__(self) -> None:
         allowed = (
-            ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
-            ("--temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1"),
-            ("--batch-size", self.batch_size, self.batch_size >= 1, "1 or more"),
+            ("`max_new_tokens`", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            ("`temperature`", self.temperature, 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("`top_p`", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("`batch_size`", self.batch_size, self.batch_size >= 1, "1 or more"),
         )
         for flag, value, good, text in allowed:
             if not good:
