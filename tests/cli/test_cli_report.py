@@ -50,7 +50,7 @@ def test_sweep_takes_several_budgets_after_one_option(flab, trained_folder, cali
     code, out, err = flab(*command, "-o", out_folder, "--json")
     assert code == 0, err
     assert [row["remove"] for row in json.loads(out)["budgets"]] == [0.1, 0.4]
-    assert err.count("planned before") == 2
+    assert err.count("already planned") == 2
 
 
 @pytest.mark.parametrize(

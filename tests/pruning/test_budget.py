@@ -206,5 +206,5 @@ def test_a_given_multiple_is_kept(shape, remove, multiple):
 
 
 def test_a_multiple_beyond_the_width_is_refused():
-    with pytest.raises(OptionError, match=r"--width-multiple .*got 65, allowed 1 to 64"):
+    with pytest.raises(OptionError, match=r"`width_multiple` .*got 65, allowed 1 to 64"):
         Pins(width_multiple=65).check(SMALL)

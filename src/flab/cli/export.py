@@ -17,22 +17,27 @@ FORMATS = ("gguf",)
 
 
 def export(
-    format_: Annotated[str, typer.Argument(metavar="FORMAT", help="gguf, the format of llama.cpp and Ollama.")],
+    format_: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="Format to write: gguf, which llama.cpp and Ollama read.")
+    ],
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the file to write.")],
     type_: Annotated[
         str,
         typer.Option(
             "--type",
-            help="f32, f16, bf16 or q8_0; others, such as q4_k_m, are made by llama.cpp's own llama-quantize.",
+            metavar="TYPE",
+            help="Type of the weights: f32, f16, bf16 or q8_0; for others, such as q4_k_m, llama-quantize is run.",
         ),
     ] = "f16",
     pre: Annotated[
         str | None,
-        typer.Option(help="llama.cpp's name of the pre-tokenizer (tokenizer.ggml.pre), if flab does not know it."),
+        typer.Option(
+            help="Name that llama.cpp gives the pre-tokenizer (tokenizer.ggml.pre), if flab does not know it."
+        ),
     ] = None,
     llama_quantize: Annotated[
-        Path | None, typer.Option(help="The llama-quantize program; by default the one on the path.")
+        Path | None, typer.Option(help="Path of the llama-quantize program. Default: the one on the path.")
     ] = None,
     modelfile: Annotated[
         bool, typer.Option("--modelfile", help="Write a Modelfile for Ollama beside the output.")
@@ -42,7 +47,10 @@ def export(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Write a model for a serving engine, and print the command that serves it."""
+    """Write a model as one file for a serving engine.
+
+    The command that serves the file is printed.
+    """
     from flab.progress import say
 
     if format_ not in FORMATS:
