@@ -238,7 +238,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         ({"preset": "none"}, "--preset"),
         ({"samples": 0}, "--samples"),
         ({"samples": 2}, "at --temperature 0 all samples are equal"),
-        ({"temperature": -1.0}, "--temperature"),
+        ({"temperature": -1.0}, "`temperature`"),
         ({"batch_size": 0}, "`batch_size`"),
     ],
 )
