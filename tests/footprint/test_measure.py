@@ -125,7 +125,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, pico_folder):
     ],
 )
 def test_settings_out_of_range_name_the_option(name, value):
-    with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}: got"):
+    with pytest.raises(OptionError, match=f"`{name}`: got"):
         Measuring(**{name: value})
 
 

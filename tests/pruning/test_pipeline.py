@@ -495,7 +495,7 @@ def test_a_folder_that_is_no_model_is_refused(recipe, tmp_path):
 )
 def test_recipes_are_checked_when_made(changes):
     (name,) = changes
-    with pytest.raises(OptionError, match=f"--{name.replace('_', '-')}.*allowed"):
+    with pytest.raises(OptionError, match=f"`{name}`.*allowed"):
         Recipe(**changes)
 
 

@@ -58,10 +58,10 @@ def measure(
         raise OptionError("`against_results` is the run of the original: give `against` too, or leave it out.")
     if settings.text is not None:
         files_under(settings.text)
+    solved = [solving(Path(found)) if found is not None else None for _, _, found in named]
     for _, path, _ in named:
         config = SimpleNamespace(**read_object(resolve(os.fspath(path)) / "config.json"))
         check_context(config, settings.prompt_tokens + settings.new_tokens)
-    solved = [solving(Path(found)) if found is not None else None for _, _, found in named]
     if against is not None:
         from flab.models.checkpoint import same_precision
 
