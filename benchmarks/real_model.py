@@ -26,7 +26,7 @@ from typing import Any
 import real_table
 import sittings
 import torch
-from flab.runs.demo import authors_recipe
+from authors import authors_recipe
 from sittings import Stage
 
 from flab import Options, Plan, Recipe, evaluate, make_data, prune, recover
