@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError
-from flab.files import PathLike, read_json, write_json
+from flab.files import PathLike, check_place, read_json, write_json
 from flab.footprint.figures import Figure
 from flab.footprint.power import Energy, metered
 from flab.models.engines.store import fingerprint
@@ -95,8 +95,9 @@ def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
     """Return the record ``name`` of an earlier try in ``folder``, None in a folder that is new or empty.
 
     Raises:
-        OptionError: a file, or a folder that holds something else.
+        OptionError: a file, a folder that holds something else, or a place in a model's folder.
     """
+    check_place(folder)
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"-o {folder} is a file: give a folder for {what}.")
     if (folder / name).is_file():
