@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-LONGEST_WORD, LONGEST_MESSAGE = 300, 2000  # characters
+# In characters.
+LONGEST_WORD = 300
+LONGEST_MESSAGE = 2000
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats (writing direction), halves of surrogate pairs, line ends
 BREAKS = re.compile(r" *[\n\r\t][ \n\r\t]*")
 LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")

@@ -32,7 +32,8 @@ def info(model: Model, options: Any, json_: Json = False) -> None:
 
 def show_info(found: Mapping[str, Any]) -> None:
     """Sizes, parts, budgets, memory."""
-    sizes, tokenizer = found["sizes"], found["tokenizer"]
+    sizes = found["sizes"]
+    tokenizer = found["tokenizer"]
     say(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
     say(
         f"{sizes['layers']} layers, hidden size {sizes['hidden']:,}, FFN width {sizes['width']:,}, {sizes['heads']} heads "

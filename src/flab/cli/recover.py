@@ -160,7 +160,8 @@ def show_data(report: Mapping[str, Any]) -> None:
 
 def show_recovery(report: Mapping[str, Any]) -> None:
     """The held-out terms before and after, what it cost, and the verdict of the check."""
-    before, after = report["held_out"]["before"], report["held_out"]["after"]
+    before = report["held_out"]["before"]
+    after = report["held_out"]["after"]
     table = table_of("Held-out rows, nats per token", ["", "before", "after", "change"])
     for name in ("loss", "kl", "cross_entropy"):
         if name in after:

@@ -114,7 +114,9 @@ class _Index:
     """The problems' n-grams, as tuples of word numbers, and what was found of them so far."""
 
     def __init__(self, problems: Sequence[tuple[str, str]], n: int) -> None:
-        self.n, self.ids, self.num_texts = n, [task_id for task_id, _ in problems], 0
+        self.n = n
+        self.ids = [task_id for task_id, _ in problems]
+        self.num_texts = 0
         self.numbers: dict[str, int] = {}
         split = [tokens_of(text) for _, text in problems]
         self.whole = [tuple(self.numbers.setdefault(token, len(self.numbers)) for token in tokens) for tokens in split]

@@ -27,8 +27,10 @@ def is_mbpp(row: Mapping[str, Any]) -> bool:
 
 def problem_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the row with ``prompt``, ``entry_point``, ``canonical_solution`` and ``test`` made from it."""
-    words, code = (row.get("text") or row.get("prompt"), row["code"])
-    tests, imports = _strings(row["test_list"]), _strings(row.get("test_imports") or [])
+    words = row.get("text") or row.get("prompt")
+    code = row["code"]
+    tests = _strings(row["test_list"])
+    imports = _strings(row.get("test_imports") or [])
     setup = row.get("test_setup_code") or ""
     if not all(isinstance(one, str) for one in (words, code, setup)) or not tests or imports is None:
         raise DataError(f"{where}: MBPP rows have text, code and test_list, a list of asserts; got other types")
@@ -51,7 +53,8 @@ def _strings(value: Any) -> list[str] | None:
 def _split(code: str, test: str, where: str) -> tuple[ast.FunctionDef, list[ast.stmt]]:
     """Find the function that the tests call (the last defined of several) and all other statements."""
     try:
-        statements, asserts = ast.parse(code).body, ast.parse(test)
+        statements = ast.parse(code).body
+        asserts = ast.parse(test)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{where}: code or test_list is not Python ({error}); repair the row") from error
     called = {

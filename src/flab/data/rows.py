@@ -51,7 +51,8 @@ def read_file(path: Path) -> Rows | str:
     data = read_bytes(path)
     if data.startswith(PARQUET):
         return _parquet_rows(path, data)
-    text, suffix = decode(path, data), suffix_of(path)
+    text = decode(path, data)
+    suffix = suffix_of(path)
     if suffix in CODE_SUFFIXES:  # code may begin like JSON: only rows that mean something are rows
         return _rows_in_code(path, text) or text
     if text.lstrip()[:1] in ("{", "["):
@@ -150,7 +151,8 @@ def _array_rows(path: Path, values: list[Any]) -> Rows:
 
 def _object_rows(path: Path, text: str) -> Rows:
     """Rows of objects one after the other, each on as many lines as it likes."""
-    decoder, at = json.JSONDecoder(), 0
+    decoder = json.JSONDecoder()
+    at = 0
     while at < len(text):
         if text[at].isspace():
             at += 1

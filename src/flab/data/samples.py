@@ -146,7 +146,8 @@ def sample_of(row: Mapping[str, Any], where: str, number: int = 1) -> Sample:
         return Sample(f"{asked}\n\n", reply or "", test, entry_point, identity, tuple(turns))
     if "entry_point" not in row and is_mbpp(row):
         row = problem_fields(dict(row), where)
-        test, entry_point = row["test"], row["entry_point"]
+        test = row["test"]
+        entry_point = row["entry_point"]
     if row.get("text") is not None and row.get("prompt") is None:
         return Sample("", _field(row, "text", where), task_id=identity)
     answer_name = next((name for name in ANSWERS if row.get(name) is not None), "canonical_solution")

@@ -32,7 +32,9 @@ FOREIGN = (
     (b"<!DOCTYPE html", "a web page, perhaps of a failed download: fetch the file itself"),
     (b"<html", "a web page, perhaps of a failed download: fetch the file itself"),
 )
-BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200  # text that packs better than 1:200 is no data
+# A file that unpacks to more than this, and to more than 200 times its size, is not read as text.
+BOMB_BYTES = 64 * 2**20
+BOMB_RATIO = 200
 
 
 def read_bytes(path: Path) -> bytes:

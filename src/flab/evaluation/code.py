@@ -87,6 +87,7 @@ def _gold_row(problem: Problem, made: Generation | None, verdict: Verdict | None
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Common figures and pass@k for every k of ``PASS_AT`` that the number of samples allows."""
-    summary, passes = base_summary(rows), passes_by_item(rows)
+    summary = base_summary(rows)
+    passes = passes_by_item(rows)
     samples = summary["num_samples"]
     return summary | {f"pass@{k}": mean_pass_at_k(passes, samples, k) for k in PASS_AT if k <= samples}

@@ -27,7 +27,9 @@ def score_cot(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> Sc
     check_shape(len(task.items), generations)
     # Of one sentence: sacrebleu's smoothing, and only the orders that the sentence has.
     sentence = BLEU(tokenize="none", effective_order=True)
-    rows, texts, references = [], [], []
+    rows = []
+    texts = []
+    references = []
     for item, samples in zip(task.items, generations, strict=True):
         assert isinstance(item, Explanation), "not a task of kind cot"
         for number, made in enumerate(samples):

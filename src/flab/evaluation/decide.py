@@ -22,7 +22,8 @@ from flab.evaluation.metrics import Floats, cluster_sums
 
 Word = Literal["superior", "non-inferior", "inferior", "undecided"]
 MARGIN = 0.02
-LEVEL, POWER = 0.05, 0.80
+LEVEL = 0.05
+POWER = 0.80
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def decide(
 ) -> Decision:
     """Decide between two models by the pass rates of the same problems, (N,) each; ``margin`` is a share of them."""
     sums_G3 = cluster_sums(a, b, clusters)
-    num_items, num_clusters = len(a), len(sums_G3)
+    num_items = len(a)
+    num_clusters = len(sums_G3)
     difference = float(np.mean(np.asarray(b, dtype=float) - np.asarray(a, dtype=float)))
     is_binary = num_clusters == num_items and set(map(float, (*a, *b))) <= {0.0, 1.0}
     if is_binary:
@@ -102,7 +104,8 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
         return distance / math.sqrt(variance)
 
     # The score falls from the lower end of the range to the upper one and meets z and -z once each.
-    value, edge = (only_b - only_a) / total, 1 - 1e-12
+    value = (only_b - only_a) / total
+    edge = 1 - 1e-12
     low = brentq(lambda delta: score(delta) - z, -edge, value) if value > -edge and score(-edge) > z else -1.0
     high = brentq(lambda delta: score(delta) + z, value, edge) if value < edge and score(edge) < -z else 1.0
     return float(low), float(high)
@@ -110,7 +113,8 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
 
 def standard_error(sums_G3: Floats) -> float:
     """Return the standard error of the mean difference, clustered: G / (G - 1) times the squared sums of residuals."""
-    differences_G, sizes_G = sums_G3[:, 1] - sums_G3[:, 0], sums_G3[:, 2]
+    differences_G = sums_G3[:, 1] - sums_G3[:, 0]
+    sizes_G = sums_G3[:, 2]
     num_clusters = len(sums_G3)
     if num_clusters < 2:
         return math.inf

@@ -65,7 +65,8 @@ def fenced(text: str) -> Iterator[Block]:
     lines: list[str] = []
     for line in text.split("\n"):
         if opening is None:
-            opening, lines = FENCE.match(line), []
+            opening = FENCE.match(line)
+            lines = []
         elif _closes(line, opening["mark"]):
             yield Block(opening["language"].lower(), _unindented(lines, opening["indent"]))
             opening = None
@@ -138,7 +139,8 @@ def in_prose(text: str) -> str:
     lines = textwrap.dedent(text).split("\n")
     if not any(BEGINS.match(line) for line in lines):
         lines = _code_lines_only(lines)
-    found, at = [], 0
+    found = []
+    at = 0
     while at < len(lines):
         end = _longest(lines, at) if BEGINS.match(lines[at]) else at
         found += [*lines[at:end], ""] if end > at else []

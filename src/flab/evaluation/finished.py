@@ -23,7 +23,8 @@ from flab.files import PathLike, as_path, read_json, write_json
 from flab.models.options import Options
 from flab.version import __version__
 
-ASKED, ANSWERED = "asked_sha256", "results_sha256"
+ASKED = "asked_sha256"
+ANSWERED = "results_sha256"
 FINISHED = "{} is finished: these are its results; nothing was done again"
 MAKERS = ("torch", "transformers", "tokenizers", "vllm")
 GPU = Path("/dev/nvidia0")  # what --device auto takes may have come or gone

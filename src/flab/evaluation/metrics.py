@@ -188,8 +188,10 @@ def corpus_bleu_of_counts(counts_RC: Floats) -> Floats:
 
     Each row is system length, reference length, four numbers of matched n-grams, four of all n-grams.
     """
-    system, reference = counts_RC[..., 0], counts_RC[..., 1]
-    matched, total = counts_RC[..., 2 : 2 + BLEU_ORDER], counts_RC[..., 2 + BLEU_ORDER :]
+    system = counts_RC[..., 0]
+    reference = counts_RC[..., 1]
+    matched = counts_RC[..., 2 : 2 + BLEU_ORDER]
+    total = counts_RC[..., 2 + BLEU_ORDER :]
     # The score is the geometric mean of the four precisions, times a penalty where the system's text is the shorter one.
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(total > 0, matched / total, 0.0)
@@ -205,10 +207,12 @@ def bootstrap_bleu_difference(
     seed: int = 0,
 ) -> Difference:
     """Corpus BLEU of ``b`` minus that of ``a``, problems drawn with both models' counts (Koehn 2004)."""
-    a, b = np.asarray(counts_a, dtype=float), np.asarray(counts_b, dtype=float)
+    a = np.asarray(counts_a, dtype=float)
+    b = np.asarray(counts_b, dtype=float)
     assert a.shape == b.shape
     both = np.concatenate([a, b], axis=1)
-    generator, found = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    found = []
     # A resample is how often each problem was drawn, R x N; times the counts it gives the sums that corpus BLEU needs.
     for start in range(0, num_resamples, CHUNK):
         size = min(CHUNK, num_resamples - start)

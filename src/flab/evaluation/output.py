@@ -71,7 +71,8 @@ def _failure(predicted: str, known: str, made: Generation) -> str:
 def compare(predicted: str, known: str) -> tuple[bool, bool]:
     """Return ``em_paper`` and ``em_literal`` of two texts."""
     paper = _folded(predicted) == _folded(known)
-    left, right = read_literal(predicted), read_literal(known)
+    left = read_literal(predicted)
+    right = read_literal(known)
     return paper, paper if left is None or right is None else left == right
 
 

@@ -17,7 +17,9 @@ from flab.errors import DataError
 from flab.files import read_json, write_json
 from flab.progress import say
 
-GENERATIONS, RUN, RESULTS = "generations.jsonl", "run.json", "results.json"
+GENERATIONS = "generations.jsonl"
+RUN = "run.json"
+RESULTS = "results.json"
 NOT_IDENTITY = {"path"}  # where the model lies does not decide what it says
 
 
@@ -53,7 +55,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Names of the settings that two runs do not share."""
     found = [] if before.get("generator") == after.get("generator") else ["generator"]
     for part in ("settings", "identity", "versions"):
-        old, new = before.get(part) or {}, after.get(part) or {}
+        old = before.get(part) or {}
+        new = after.get(part) or {}
         names = (name for name in dict.fromkeys([*old, *new]) if name not in NOT_IDENTITY)
         found += [name for name in names if old.get(name) != new.get(name)]
     return found

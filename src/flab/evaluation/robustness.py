@@ -69,7 +69,8 @@ def robustness_summary(clean: Score, perturbed: Score) -> dict[str, Any]:
 
     pass@1 is over all samples; counts and p are of each problem's first sample, the only pairing there is.
     """
-    before, after = _by_id(clean), _by_id(perturbed)
+    before = _by_id(clean)
+    after = _by_id(perturbed)
     ids = [task_id for task_id in before if task_id in after]
     if not ids:
         raise DataError(f"{clean.name} and {perturbed.name} share no problem; compare runs on files of one origin")

@@ -67,7 +67,8 @@ def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:
 
 def base_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Figures that all kinds report: samples that passed of all, interval, failures by class, cut-offs."""
-    passes, num_samples = passes_by_item(rows), max(row["sample"] for row in rows) + 1
+    passes = passes_by_item(rows)
+    num_samples = max(row["sample"] for row in rows) + 1
     failures = Counter(row["outcome"] for row in rows if not row["passed"])
     return {
         "pass@1": sum(passes) / len(rows),

@@ -33,7 +33,8 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
     """Parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
     body = shape.body(shape.layers, shape.width)
-    attention, seen = 2 * shape.layers * kv_width(model.config), attended(model.config, shape.layers, prompt + 1)
+    attention = 2 * shape.layers * kv_width(model.config)
+    seen = attended(model.config, shape.layers, prompt + 1)
     element = head_of(model, family).weight.element_size()
     once = "embedding and head" if not is_tied(model, family) else "embedding, which is the head too"
     return {

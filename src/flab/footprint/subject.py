@@ -25,7 +25,10 @@ class Subject:
     """A model in a process of its own; the process ends with the context, however that ends."""
 
     def __init__(self, name: str, folder: Path, settings: Measuring, options: Options) -> None:
-        self.name, self.folder, self.settings, self.options = name, folder, settings, options
+        self.name = name
+        self.folder = folder
+        self.settings = settings
+        self.options = options
 
     def __enter__(self) -> Self:
         here, there = os.pipe()

@@ -39,9 +39,13 @@ class Workbench:
     """A loaded model and what is measured on it."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
-        self.folder, self.options = Path(order["folder"]), Options(**order["options"])
-        self.prompt, self.new = int(order["prompt_tokens"]), int(order["new_tokens"])
-        self.text, self.estimate, self.batch = order["text"], bool(order["estimate"]), 0
+        self.folder = Path(order["folder"])
+        self.options = Options(**order["options"])
+        self.prompt = int(order["prompt_tokens"])
+        self.new = int(order["new_tokens"])
+        self.text = order["text"]
+        self.estimate = bool(order["estimate"])
+        self.batch = 0
         reset_peak(self.options.device)
         self.before = peak(self.options.device)[0]
         self.checkpoint, self.family = open_model(self.folder, self.options)
@@ -87,19 +91,22 @@ class Workbench:
         device = self.options.device
         if batch != self.batch and is_gpu(device):
             torch.cuda.empty_cache()  # what the last size took is free for the other model too
-        self.batch, chooser = batch, random.Random(0)
+        self.batch = batch
+        chooser = random.Random(0)
         rows = [
             Encoded([chooser.randrange(self.model.config.vocab_size) for _ in range(self.prompt)], self.new, (), 0)
             for _ in range(batch)
         ]
         with torch.inference_mode():
-            work, everyone = Batch(self.model, rows, pad_id=0), list(range(batch))
+            work = Batch(self.model, rows, pad_id=0)
+            everyone = list(range(batch))
             reset_peak(device)
             self._wait()
             start = time.perf_counter()
             tokens_B = work.read_prompts().argmax(dim=-1)
             self._wait()
-            first, prefill = time.perf_counter(), peak(device)[0]
+            first = time.perf_counter()
+            prefill = peak(device)[0]
             reset_peak(device)
             resumed = time.perf_counter()
             for _ in range(self.new - 1):
@@ -123,7 +130,8 @@ class Workbench:
     def energy(self, batch: int, seconds: float) -> dict[str, Any]:
         """Joules of answering for at least so many seconds, and the tokens made meanwhile."""
         with metered(self.options.device, self.estimate) as energy:
-            tokens, start = 0, time.perf_counter()
+            tokens = 0
+            start = time.perf_counter()
             while not tokens or time.perf_counter() - start < seconds:
                 self.time(batch)
                 tokens += batch * self.new

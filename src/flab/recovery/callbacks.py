@@ -56,7 +56,9 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, spent: float, limit: float | None) -> None:
-        self.spent, self.limit, self.start = spent, limit, time.monotonic()
+        self.spent = spent
+        self.limit = limit
+        self.start = time.monotonic()
 
     def seconds(self) -> float:
         """Seconds so far."""

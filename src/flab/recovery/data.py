@@ -53,25 +53,23 @@ def make_data(
     Raises:
         DataError, OptionError, CheckpointError, SandboxError
     """
-    making, options, out = making or Making(), options or Options(), Path(out)
-    part, strategy = _part(shard, making), STRATEGIES[making.strategy]
+    making = making or Making()
+    options = options or Options()
+    out = Path(out)
+    part = _part(shard, making)
+    strategy = STRATEGIES[making.strategy]
     _check_out(out, options.overwrite or part is not None, (model, *instructions, *text, *against))
     problems = problems_of(against)
     plain = [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
     given = read_asked(instructions, limit)
     subject = evaluate.open_subject(model, options)
-    asked = instructions_of(given, subject.render) + plain
-    steps = [count("read", asked)]
-    asked, left_out = decontaminate(asked, problems)
-    steps.append(count("decontaminate", asked, contaminated=left_out))
-    texts = [one.prompt for one in asked if one.kind == "text"]
-    asked = [one for one in asked if one.kind != "text"]
-    steps += [count("set text aside", asked, text=len(texts))] if texts else []
+    asked, texts, steps = _without_evaluation(instructions_of(given, subject.render) + plain, problems)
     sandbox = sandbox_to_verify(asked, options.unsandboxed)
     facts = {"model": subject.identity["sha256"], "dtype": subject.identity["dtype"], "flab": __version__}
     own: dict[str, list[Answer]] = {}
     written: list[dict[str, Any]] = []
-    file, progress = out.with_suffix(".generations.jsonl"), dict[str, Any]()
+    file = out.with_suffix(".generations.jsonl")
+    progress = dict[str, Any]()
     if strategy.asks:
         tries = making.tries if strategy.tries else 0
         own, progress = ask(subject.generator, asked, making, tries, sandbox, file, facts, part)
@@ -91,6 +89,20 @@ def make_data(
     meta = {"format": 1, **facts, **inputs_of(files, limit, making, sandbox), "steps": steps, **totals(rows)}
     _write(out, rows, meta)
     return meta | {"output": str(out)}
+
+
+def _without_evaluation(
+    asked: list[Instruction], problems: Sequence[tuple[str, str]]
+) -> tuple[list[Instruction], list[str], list[dict[str, Any]]]:
+    """Leave out what overlaps with ``problems``; return the instructions, the plain texts and the counts."""
+    steps = [count("read", asked)]
+    kept, left_out = decontaminate(asked, problems)
+    steps.append(count("decontaminate", kept, contaminated=left_out))
+    texts = [one.prompt for one in kept if one.kind == "text"]
+    if texts:
+        kept = [one for one in kept if one.kind != "text"]
+        steps.append(count("set text aside", kept, text=len(texts)))
+    return kept, texts, steps
 
 
 def target_rows(
@@ -189,7 +201,8 @@ def choose(
     making: Making,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The rows that the strategy takes; returns too how many instructions gave none, and whose words were taken."""
-    rows, found = [], Counter()  # type: list[dict[str, Any]], Counter[str]
+    rows: list[dict[str, Any]] = []
+    found: Counter[str] = Counter()
     for one in asked:
         known = Known(own.get(one.task_id, ()), references.get(one.task_id), one.is_testable, making.untested)
         chosen = [answer for answer in STRATEGIES[making.strategy].choose(known) if answer.text.strip()]
@@ -240,7 +253,9 @@ def add_text(rows: Sequence[dict[str, Any]], texts: Sequence[str], making: Makin
     room = (
         sum(len(row["prompt"]) + len(row["completion"]) for row in rows) * making.text_share / (1 - making.text_share)
     )
-    order, chosen, used = list(dict.fromkeys(texts)), [], 0
+    order = list(dict.fromkeys(texts))
+    chosen = []
+    used = 0
     random.Random(making.seed).shuffle(order)
     for text in order:
         if rows and used >= room:

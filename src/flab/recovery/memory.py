@@ -32,7 +32,8 @@ def predicted_peak(student: Any, teacher: Any, training: Training, parameters: i
 
 def activation_bytes(config: Any, tokens: int, element: int, training: Training) -> int:
     """What the backward pass of one micro-batch needs, without the logits."""
-    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    width = int(config.hidden_size)
+    layers = int(config.num_hidden_layers)
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     heads = config.num_attention_heads + getattr(config, "num_key_value_heads", config.num_attention_heads)
     per_layer = int(12 * width + 2 * heads * head + 4 * config.intermediate_size)

@@ -22,7 +22,8 @@ from flab.models.engines.store import Key, Shard, Store, fill, fingerprint, stor
 from flab.recovery.instructions import Instruction
 from flab.recovery.strategies import Making
 
-TEXTS, ANSWERS = "own texts", "own questions"
+TEXTS = "own texts"
+ANSWERS = "own questions"
 PIECE = re.compile(r"\w+|\s+|[^\w\s]")
 MOST_PIECES = 6  # of an opening: words, runs of white space, single symbols
 

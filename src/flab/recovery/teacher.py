@@ -43,10 +43,8 @@ def check_same_ids(teacher: Checkpoint, student: Checkpoint) -> None:
         raise CheckpointError(
             f"the teacher has {rows[0]} tokens, the student {rows[1]}: recover what flab pruned from it."
         )
-    ours, theirs = (
-        student.tokenizer.get_vocab(with_added_tokens=True),
-        teacher.tokenizer.get_vocab(with_added_tokens=True),
-    )
+    ours = student.tokenizer.get_vocab(with_added_tokens=True)
+    theirs = teacher.tokenizer.get_vocab(with_added_tokens=True)
     if ours != theirs:
         wrong = sorted({token for token, i in (ours.items() ^ theirs.items())})[:3]
         raise CheckpointError(
@@ -67,7 +65,8 @@ class Teacher:
 
     def __init__(self, model: Any, used: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> None:
         """``used`` gives the mask (B, T) of the positions that count in a batch."""
-        self.model, self.used = model, used
+        self.model = model
+        self.used = used
         self.states: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()

@@ -47,7 +47,9 @@ from flab.runs.estimate import (
 from flab.runs.facts import ModelFacts, assumed_vocabulary
 
 SAMPLED = 64  # texts that are tokenised to learn how many characters a token has
-SEQUENCE, ANSWER = 512, 256  # tokens of a prompt, of an answer, where none are known
+# Assumed tokens of a prompt and of an answer, if none are known.
+SEQUENCE = 512
+ANSWER = 256
 PROGRAM_BYTES = 500_000_000  # of a process that has loaded torch and transformers
 
 
@@ -114,7 +116,9 @@ def _text_bytes(texts: Texts) -> int:
 
 def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
     """The stages of planning, as :func:`flab.pruning.planner.Planner.plan` goes through them."""
-    shape, recipe, cut = facts.shape, plan.recipe, plan.cut
+    shape = facts.shape
+    recipe = plan.recipe
+    cut = plan.cut
     fit, compare = split_tokens(plan.tokens)
     few, few_compared = split_tokens(min(plan.tokens, recipe.search_tokens))
     model = opened_bytes(facts, cut, options)
@@ -171,7 +175,8 @@ def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
 
 def prune_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
     """The stages of planning, saving and checking."""
-    shape, cut = facts.shape, plan.cut
+    shape = facts.shape
+    cut = plan.cut
     saved = plan.splits[0].parameters * NUMBER_BYTES[facts.stored]
     general = general_size(facts.path) / 3  # tokens
     passes = general * (shape.layers + cut.layers)
@@ -258,7 +263,8 @@ def plan_memory(facts: ModelFacts, options: Options) -> int:
 
 def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None = None, size: Size | None = None) -> int:
     """Peak bytes of answering, prompts taken to be of :data:`SEQUENCE` tokens."""
-    settings, size = settings or Settings(), size or facts.size
+    settings = settings or Settings()
+    size = size or facts.size
     precision = compute_dtype(facts.path, options)
     number = NUMBER_BYTES[facts.stored if precision == "auto" else precision]
     weights = facts.shape.parameters(size.vocabulary, size.layers, size.width) * number
@@ -268,7 +274,8 @@ def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None =
 
 def recover_memory(facts: ModelFacts, student: Size | None = None, training: Training | None = None) -> int:
     """Peak bytes of training, by the formula of :mod:`flab.recovery.memory`; without a student its size is the original's."""
-    student, training = student or facts.size, training or Training()
+    student = student or facts.size
+    training = training or Training()
     parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)
     full = training.method_for(parameters) == "full"
     element = 4 if full else NUMBER_BYTES[facts.stored]

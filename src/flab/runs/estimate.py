@@ -125,7 +125,9 @@ def walk_work(
     The original's stream passes every layer, the pruned one every kept layer; the statistics of the FFN need its features once
     more. ``eliminate`` says that neurons are chosen by elimination.
     """
-    tokens, kept, steps = fit + compare, cut.layers, REFITS[refit]
+    tokens = fit + compare
+    kept = cut.layers
+    steps = REFITS[refit]
     parts = [
         work(layer=shape.layers * tokens + kept * tokens * layer_share(shape, cut.width)),
         work(head=2 * 2 * shape.hidden * cut.vocabulary * compare),
@@ -251,7 +253,8 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
     Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
     FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
     """
-    streams, steps = 5 * 4 * (fit + compare) * shape.hidden, REFITS[refit]
+    streams = 5 * 4 * (fit + compare) * shape.hidden
+    steps = REFITS[refit]
     if steps.target is None:
         return streams
     targets = 2 * shape.hidden if steps.ffn == "descent" else shape.hidden

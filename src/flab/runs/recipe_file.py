@@ -157,7 +157,9 @@ def read_recipe(path: Path) -> RecipeFile:
 
 def check_inputs(recipe: RecipeFile) -> None:
     """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
-    chosen, data, costs = recipe.evaluate, recipe.data, recipe.measure
+    chosen = recipe.evaluate
+    data = recipe.data
+    costs = recipe.measure
     if costs is not None and costs.grid is not None:
         carbon_intensity(costs.grid)
     if costs is not None and costs.text is not None:

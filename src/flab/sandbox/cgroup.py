@@ -28,7 +28,9 @@ from flab.sandbox.mounts import mount_table
 SLACK_BYTES = 96 * 2**20  # the interpreter's own pages, its pipes, and the files of the run in /tmp
 LIMIT_FILES = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 ENTER = 'group=$1; shift; echo 0 > "$group/cgroup.procs" && exec "$@"'
-TRIES, PAUSE_S = 500, 0.001  # for processes that were killed to be gone
+# How often, and how many seconds apart, to look whether killed processes are gone.
+TRIES = 500
+PAUSE_S = 0.001
 Made = TypeVar("Made")
 
 

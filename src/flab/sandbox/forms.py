@@ -79,7 +79,8 @@ def parameters(marks: Any) -> Iterator[dict[str, Any]]:
     for mark in marks if isinstance(marks, (list, tuple)) else [marks]:
         if mark.name != "parametrize":
             continue
-        names, rows = mark.args[0], mark.args[1]
+        names = mark.args[0]
+        rows = mark.args[1]
         names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
         rows = [getattr(row, "values", row) if not isinstance(row, dict) else row for row in rows]
         rows = [(row,) if len(names) == 1 and not hasattr(row, "id") else row for row in rows]

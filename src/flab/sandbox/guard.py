@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-HARNESS, TEST, PROGRAM = "<flab>", "<test>", "<program>"
-TESTS_EVENT, END_EVENT, LOADED_EVENT = "flab.tests", "flab.end", "flab.loaded"
+HARNESS = "<flab>"
+TEST = "<test>"
+PROGRAM = "<program>"
+TESTS_EVENT = "flab.tests"
+END_EVENT = "flab.end"
+LOADED_EVENT = "flab.loaded"
 FRAME_NAMES = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
 CODE_NAMES = ("__code__", "__defaults__", "__kwdefaults__")
 # Functions of the standard library that hand frames, or the values in them, to whoever calls them.
@@ -132,7 +136,9 @@ class Guard:
             if self.is_program(name):
                 self.tampering("a frame")
             return
-        base, function, back = name.rpartition("/")[2], frame.f_code.co_name, frame.f_back
+        base = name.rpartition("/")[2]
+        function = frame.f_code.co_name
+        back = frame.f_back
         near = back.f_code.co_filename if back is not None else HARNESS
         if function in GIVES_AWAY.get(base, ()):
             kept = base != "inspect.py" and near == name
@@ -144,7 +150,8 @@ class Guard:
 
     def attribute(self, frame: Any, args: tuple[Any, ...]) -> None:
         """Refuse frames of tracebacks and generators, their code, and the code of functions that hold asserts."""
-        target, name = args[0], args[1]
+        target = args[0]
+        name = args[1]
         if name in FRAME_NAMES:
             self.frame(frame, args)
         elif name == "f_code":
@@ -160,7 +167,8 @@ class Guard:
 
     def change(self, frame: Any, args: tuple[Any, ...]) -> None:
         """Refuse new code or defaults for a function that is not the program's."""
-        target, name = args[0], args[1]
+        target = args[0]
+        name = args[1]
         near = frame.f_code
         by_program = self.is_program(near.co_filename) or near.co_name == "update_wrapper"
         if name in CODE_NAMES and by_program and self.is_program(self.asker(frame)):

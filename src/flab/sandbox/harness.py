@@ -29,9 +29,18 @@ if TYPE_CHECKING:
 
 MODULES = ("pristine", "honest", "guard", "forms", "harness")  # in the order of their imports
 MARK = "\0flab:"  # of ``rewrite``: the constants that stand for helpers
-SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 4, 22, 38  # linux/prctl.h
-GET_LINK_FLAGS, SET_LINK_FLAGS, LINK_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
-FILTER, CAPABILITY_VERSION = 2, 0x20080522  # linux/seccomp.h, linux/capability.h
+# linux/prctl.h
+SET_DEATH_SIGNAL = 1
+SET_DUMPABLE = 4
+SET_SECCOMP = 22
+SET_NO_NEW_PRIVS = 38
+# linux/sockios.h and linux/if.h
+GET_LINK_FLAGS = 0x8913
+SET_LINK_FLAGS = 0x8914
+LINK_UP = 1
+# linux/seccomp.h and linux/capability.h
+FILTER = 2
+CAPABILITY_VERSION = 0x20080522
 FRAMES = 30  # below the program here, for helpers of the tests, and for the hook
 GRACE_S = 1  # the kernel counts CPU time for the limit in ticks, and was seen a seventh ahead of what was used
 FAILURES: tuple[tuple[type[BaseException], str], ...] = (
@@ -93,7 +102,8 @@ def drop_privileges(filter_program: bytes) -> None:
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its children that ended."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 

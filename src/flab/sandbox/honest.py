@@ -28,7 +28,9 @@ CONTAINERS = (list, tuple, set, frozenset, dict)
 VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 PROXY = type(vars(type))  # of a dict, to be read only
 METHODS = ("__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__contains__")
-MAX_ITEMS, MAX_DEPTH, MAX_RUNS = 2000, 12, 100
+MAX_ITEMS = 2000
+MAX_DEPTH = 12
+MAX_RUNS = 100
 ATTRIBUTES_DEPTH = 2  # how deep the attributes of objects that compare by them are looked at; a graph would have no end
 GIVES_LIARS = ("/unittest/mock.py", "/test/")  # parts of the standard library with objects that equal everything
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, whose methods can be anything
@@ -38,7 +40,8 @@ class _Slot:
     __slots__ = ("slot",)
 
 
-MEMBER, GETSET = type(_Slot.slot), type(type.__dict__["__dict__"])  # type: ignore[attr-defined]
+MEMBER = type(_Slot.slot)  # type: ignore[attr-defined]
+GETSET = type(type.__dict__["__dict__"])
 NAMESPACE = type(sys.implementation)  # types.SimpleNamespace
 
 
@@ -88,7 +91,8 @@ class Honest:
 
     def look_at_pending(self) -> None:
         """Look at comparisons whose result was taken for a truth value, not compared further as data."""
-        pending, self.pending = self.pending, []
+        pending = self.pending
+        self.pending = []
         for _, a, b, equal, truth in pending:
             self._look_at_pair(a, b, equal, truth)
 
@@ -211,7 +215,8 @@ class Honest:
 
     def _objects(self, value: Any) -> Iterator[Any]:
         """Yield the objects in a value that compare by methods of the program's own; plain data costs little."""
-        waiting, seen = [(value, 0)], set[int]()
+        waiting = [(value, 0)]
+        seen = set[int]()
         while waiting and len(seen) < MAX_ITEMS:
             one, depth = waiting.pop()
             kind = type(one)

@@ -75,7 +75,8 @@ def entries(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 def _with_dependencies(names: Iterable[str]) -> list[str]:
     """List distributions and what they depend on, without extras."""
-    waiting, seen = list(names), dict[str, None]()
+    waiting = list(names)
+    seen = dict[str, None]()
     while waiting:
         name = waiting.pop().lower().replace("_", "-")
         if name in seen:

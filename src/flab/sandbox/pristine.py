@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 FIXED = (type(sys), type, type(lambda: 0), type(len), float, property, classmethod, staticmethod)
 METHODS = (type(lambda: 0), property, classmethod, staticmethod)
-HEAP_TYPE, IMMUTABLE = 1 << 9, 1 << 8  # Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_IMMUTABLETYPE
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
 ALWAYS = ("builtins",)
 
 

@@ -140,12 +140,15 @@ def execute(
         process = group.start(lambda enter: _start([*enter, *launcher], descriptors))
         tests_out.close()
         report_in.close()
-        heard, output, timed_out = b"", b"", True
+        heard = b""
+        output = b""
+        timed_out = True
         with (stop or Stop()).watch(process):
             try:
                 talk = _Talk(process, report, tests_in, key.encode(), tests)
                 timed_out = talk.listen(began + wall_seconds)
-                heard, output = talk.heard, talk.output
+                heard = talk.heard
+                output = talk.output
             finally:
                 exit_code, cpu_seconds = _end(process, 0.0 if timed_out else EXIT_PATIENCE_S)
                 output = (output + _rest(process))[-CHANNEL_CAP:]
@@ -177,9 +180,13 @@ class _Talk:
         self, process: subprocess.Popen[bytes], report: FileIO, tests_in: FileIO, key: bytes, tests: bytes
     ) -> None:
         assert process.stdout is not None
-        self.report_fd, self.output_fd, self.tests_in = report.fileno(), process.stdout.fileno(), tests_in
-        self.key, self.tests = key, memoryview(tests)
-        self.heard, self.output = b"", b""
+        self.report_fd = report.fileno()
+        self.output_fd = process.stdout.fileno()
+        self.tests_in = tests_in
+        self.key = key
+        self.tests = memoryview(tests)
+        self.heard = b""
+        self.output = b""
 
     @property
     def is_over(self) -> bool:

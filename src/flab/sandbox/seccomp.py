@@ -16,9 +16,18 @@ import struct
 from functools import lru_cache
 
 # linux/bpf_common.h: load a word, compare, return; linux/seccomp.h: offsets in struct seccomp_data
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
-ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+LOAD = 0x20
+EQUAL = 0x15
+AT_LEAST = 0x35
+ANY_BIT = 0x45
+RETURN = 0x06
+NUMBER = 0
+ARCHITECTURE = 4
+FIRST_ARGUMENT = 16
+SECOND_ARGUMENT = 24
+ALLOW = 0x7FFF0000
+FAIL = 0x00050000
+KILL = 0x80000000
 
 NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW flag (linux/sched.h), time included
 X32 = 0x40000000  # x86-64 has a second table of calls, numbered from here
@@ -121,7 +130,10 @@ ABSENT: dict[str, tuple[int, int]] = {  # libraries fall back where the kernel s
     "clone3": (435, 435),  # its flags lie in memory, where a filter cannot see them; glibc goes on with clone
 }
 MEMFD_CREATE = (319, 279)
-SOCKET, SOCKETPAIR, CLONE, IOCTL = (41, 198), (53, 199), (56, 220), (16, 29)
+SOCKET = (41, 198)
+SOCKETPAIR = (53, 199)
+CLONE = (56, 220)
+IOCTL = (16, 29)
 
 
 def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -69,7 +69,9 @@ def _checked(program: Program, made: Problem | None) -> Problem | None:
 
 def prose_lines(content: str) -> list[tuple[int, str]]:
     """Lines of prose with their offsets in the content."""
-    found, offset, in_doctest = [], 0, False
+    found = []
+    offset = 0
+    in_doctest = False
     for line in content.split("\n"):
         text = line.strip()
         in_doctest = bool(text) and (in_doctest or text.startswith((">>>", "...")))
@@ -111,7 +113,8 @@ def _to_docstring(program: Program) -> Problem | None:
 
 def _signature_end(program: Program) -> int:
     """Offset of the end of what precedes the colon."""
-    arguments, returns = program.function.args, program.function.returns
+    arguments = program.function.args
+    returns = program.function.returns
     parts = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *arguments.defaults]
     more = [one for one in (arguments.vararg, arguments.kwarg, returns) if one is not None]
     start = program.span(program.function)[0]
@@ -128,7 +131,8 @@ def _other_quotes(program: Program, docstring: Docstring, rng: Random) -> Proble
 
 def _reflowed(program: Program, docstring: Docstring, rng: Random) -> Problem | None:
     """Wrap each paragraph of prose to another width."""
-    width, edits = rng.choice(WIDTHS), []
+    width = rng.choice(WIDTHS)
+    edits = []
     for start, lines in _paragraphs(docstring.content):
         indent = lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())] if len(lines) > 1 else docstring.indent
         lead = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
@@ -143,14 +147,16 @@ def _reflowed(program: Program, docstring: Docstring, rng: Random) -> Problem | 
 def _paragraphs(content: str) -> list[tuple[int, list[str]]]:
     """Prose lines that follow one another at one indent (the first line's is its own), with their offsets."""
     found: list[tuple[int, list[str]]] = []
-    end, indent = -1, ""
+    end = -1
+    indent = ""
     for offset, line in prose_lines(content):
         own = line[: len(line) - len(line.lstrip())]
         if offset == end and (own == indent or (len(found[-1][1]) == 1 and found[-1][0] == 0)):
             found[-1][1].append(line)
         else:
             found.append((offset, [line]))
-        end, indent = offset + len(line) + 1, own
+        end = offset + len(line) + 1
+        indent = own
     return found
 
 

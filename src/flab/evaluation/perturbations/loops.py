@@ -55,10 +55,12 @@ def _bodies(function: ast.AST) -> Iterator[Body]:
 
 def _header(program: Program, node: ast.For | ast.While, last: ast.expr) -> tuple[int, int, str, str] | None:
     """Start and end of the lines of ``for ...:``, the indent, and the body's indent; None for a one-line loop."""
-    start, end = program.span(node)[0], program.span(last)[1]
+    start = program.span(node)[0]
+    end = program.span(last)[1]
     line_end = program.text.find("\n", end) + 1
     first = program.span(node.body[0])[0]
-    indent, inner = program.indent_at(start), program.indent_at(first)
+    indent = program.indent_at(start)
+    inner = program.indent_at(first)
     plain = re.fullmatch(r"[\s)]*:[ \t]*(#.*)?\n", program.text[end:line_end])
     if not plain or indent is None or not inner or first < line_end:
         return None
@@ -79,18 +81,24 @@ def _for_to_while(program: Program, body: Body, place: int, node: ast.stmt) -> R
     if header is None or not isinstance(node, ast.For) or _may_change(node):
         return None
     start, end, indent, inner = header
-    taken, target, over = _taken(program), program.source(node.target), program.source(node.iter)
+    taken = _taken(program)
+    target = program.source(node.target)
+    over = program.source(node.iter)
     counted = _range_parts(program, node.iter)
     if counted is None:
-        items, index = fresh("items", taken), fresh("index", taken)
+        items = fresh("items", taken)
+        index = fresh("index", taken)
         setup = [f"{items} = list({over})", f"{index} = 0"]
-        test, first = f"{index} < len({items})", f"{target} = {items}[{index}]"
+        test = f"{index} < len({items})"
+        first = f"{target} = {items}[{index}]"
         step = f"{index} += 1"
     else:
         begin, limit, size = counted
-        index, stop = fresh("index", taken), fresh("limit", taken)
+        index = fresh("index", taken)
+        stop = fresh("limit", taken)
         setup = [f"{index}, {stop} = {begin}, {limit}"]
-        test, first = f"{index} {'>' if size < 0 else '<'} {stop}", f"{target} = {index}"
+        test = f"{index} {'>' if size < 0 else '<'} {stop}"
+        first = f"{target} = {index}"
         step = f"{index} += {size}"
     lines = [*(indent + one for one in [*setup, f"while {test}:"]), inner + first, inner + step]
     text = "".join(line + "\n" for line in lines)
@@ -157,7 +165,8 @@ def _comprehension_to_loop(program: Program, body: Body, place: int, node: ast.s
         return None
     result = fresh("collected", _taken(program))
     step = indent if "\t" in indent else "    "
-    lines, depth = [f"{indent}{result} = []"], indent
+    lines = [f"{indent}{result} = []"]
+    depth = indent
     for one in found.generators:
         lines.append(f"{depth}for {program.source(one.target)} in {_whole(program, one.iter)}:")
         depth += step
@@ -207,9 +216,12 @@ def _loop_to_comprehension(program: Program, body: Body, place: int, node: ast.s
     if not _is_empty_list(node) or not isinstance(loop, ast.For) or loop.orelse or len(loop.body) != 1:
         return None
     assert isinstance(node, ast.Assign)
-    name, inner, condition = program.source(node.targets[0]), loop.body[0], None
+    name = program.source(node.targets[0])
+    inner = loop.body[0]
+    condition = None
     if isinstance(inner, ast.If) and len(inner.body) == 1 and not inner.orelse:
-        condition, inner = inner.test, inner.body[0]
+        condition = inner.test
+        inner = inner.body[0]
     element = _appended(inner, name)
     parts = [one for one in (element, loop.target, loop.iter, condition) if one is not None]
     indent = program.indent_at(program.span(node)[0])

@@ -58,7 +58,8 @@ def loop_form(problem: Problem, rng: Random) -> Problem | None:
         return None
     found = list(rewrites(program))
     for rewrite in rng.sample(found, len(found)):
-        before, after = program.text[: rewrite.start], program.text[rewrite.end :]
+        before = program.text[: rewrite.start]
+        after = program.text[rewrite.end :]
         if rewrite.start < program.boundary:
             continue
         changed = replace(problem, canonical_solution=(before + rewrite.text + after)[program.boundary :])

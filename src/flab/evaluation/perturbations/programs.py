@@ -105,12 +105,14 @@ class Program:
 
     def edited(self, edits: Iterable[Edit]) -> Problem | None:
         """Apply edits that do not overlap; None if one reaches across the end of the prompt."""
-        prompt, solution = self.text[: self.boundary], self.text[self.boundary :]
+        prompt = self.text[: self.boundary]
+        solution = self.text[self.boundary :]
         for edit in sorted(edits, key=lambda one: (one.start, one.end), reverse=True):
             if edit.end <= self.boundary:
                 prompt = prompt[: edit.start] + edit.text + prompt[edit.end :]
             elif edit.start >= self.boundary:
-                start, end = edit.start - self.boundary, edit.end - self.boundary
+                start = edit.start - self.boundary
+                end = edit.end - self.boundary
                 solution = solution[:start] + edit.text + solution[end:]
             else:
                 return None
@@ -141,7 +143,8 @@ def find_docstring(program: Program) -> Docstring | None:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             start, end = program.span(node)
             opening = TRIPLE.match(program.text, start)
-            indent, rest = program.indent_at(start), program.text[end:].partition("\n")[0]
+            indent = program.indent_at(start)
+            rest = program.text[end:].partition("\n")[0]
             if opening and end <= program.boundary and indent is not None and not rest.strip():
                 quote = opening[2]
                 content = program.text[opening.end() : end - len(quote)]

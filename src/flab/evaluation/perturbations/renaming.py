@@ -44,7 +44,8 @@ NO_FUNCTION = ast.FunctionDef("", ast.arguments([], [], None, [], [], None, []),
 
 def rename_function(problem: Problem, rng: Random) -> Problem | None:
     """Give the function another name in prompt, reference and tests: the other case style, or a neutral name."""
-    program, old = read_program(problem), problem.entry_point
+    program = read_program(problem)
+    old = problem.entry_point
     taken = words_of(problem.prompt, problem.canonical_solution, problem.test)
     new = fresh(_other_style(old) or rng.choice(NEUTRAL_NAMES), taken)
     test = _renamed_text(problem.test, {old: new})
@@ -199,7 +200,8 @@ def _f_string_edits(program: Program, node: ast.JoinedStr, names: Names) -> Iter
 
 def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
     """Edits of the docstring and of the comments from the function's first line on."""
-    docstring, first = find_docstring(program), program.span(program.function)[0]
+    docstring = find_docstring(program)
+    first = program.span(program.function)[0]
     places = [(docstring.content_start, docstring.content)] if docstring is not None else []
     for token in program.tokens():
         start = program.token_span(token)[0]

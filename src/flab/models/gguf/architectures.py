@@ -149,8 +149,11 @@ def rope_factors(config: Any) -> list[float] | None:
     rope = rope_of(config)
     if rope["rope_type"] != "llama3":
         return None
-    head, base, factor = head_size(config), float(rope["rope_theta"]), float(rope["factor"])
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    head = head_size(config)
+    base = float(rope["rope_theta"])
+    factor = float(rope["factor"])
+    low = float(rope["low_freq_factor"])
+    high = float(rope["high_freq_factor"])
     context = float(rope["original_max_position_embeddings"])
     divisors = []
     for place in range(0, head, 2):

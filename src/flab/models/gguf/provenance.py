@@ -75,7 +75,8 @@ def licence_of(folder: Path) -> str | None:
 
 def chat_template_of(folder: Path) -> str | None:
     """The chat template, from its own file or from the tokenizer's config; of several the one named default."""
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    file = folder / "chat_template.jinja"
+    config = folder / "tokenizer_config.json"
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None

@@ -27,7 +27,9 @@ from flab.models.serving import check_names
 from flab.models.tokenizer import PROBES
 from flab.progress import say
 
-NUM_TEXTS, NUM_PROMPTS, NEW_TOKENS = 200, 30, 48
+NUM_TEXTS = 200
+NUM_PROMPTS = 30
+NEW_TOKENS = 48
 LONGEST_PROMPT = 256  # tokens
 TIE = 1e-4  # logits closer than this, relative to the largest, are a tie: engines sum in other orders
 WORKER = Path(__file__).parent / "worker.py"

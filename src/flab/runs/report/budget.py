@@ -68,7 +68,8 @@ def _sweep(sweep: Json | None) -> list[dict[str, Any]] | None:
 
 def section(report: Json) -> Section:
     """Retention and KL over what was removed."""
-    made, found = Section("budget", "The budget curve"), report["budget"]
+    made = Section("budget", "The budget curve")
+    found = report["budget"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["budget"]))
         return made

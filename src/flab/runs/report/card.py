@@ -95,7 +95,8 @@ def _title(report: Json, row: Json) -> str:
 
 def _what(report: Json, row: Json) -> list[str]:
     """What it is and how it was made."""
-    cuts, training = report["cuts"], report["recovery"]
+    cuts = report["cuts"]
+    training = report["recovery"]
     sizes = ", ".join(f"{what} {count(cuts[part]['before'])} → {count(cuts[part]['after'])}" for part, what in PARTS)
     made = (
         f"A code model: {report['provenance']['model']} with {count(report['models'][0]['parameters'])} parameters cut to "
@@ -124,7 +125,8 @@ def _kept(report: Json, row: Json) -> list[str]:
         found = {one["name"]: one for one in task["models"]}
         if row["name"] not in found:
             continue
-        one, first = found[row["name"]], found.get(ORIGINAL)
+        one = found[row["name"]]
+        first = found.get(ORIGINAL)
         pair = one["paired"] or {}
         kept = pair.get("retention")
         lines.append([

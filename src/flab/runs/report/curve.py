@@ -13,7 +13,9 @@ from flab.runs.report.drawings import drawing
 from flab.runs.report.markup import table
 
 Json = Mapping[str, Any]
-KEPT, KL, TABLE = "kept.svg", "kl.svg", "sweep.md"
+KEPT = "kept.svg"
+KL = "kl.svg"
+TABLE = "sweep.md"
 
 
 def write_curve(report: Json, folder: Path) -> list[str]:

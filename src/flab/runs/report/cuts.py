@@ -38,7 +38,8 @@ def cuts(inputs: Inputs) -> dict[str, Any]:
 
 def section(report: Json) -> Section:
     """The cuts drawn, then how their split was found."""
-    made, found = Section("cuts", "The three cuts"), report["cuts"]
+    made = Section("cuts", "The three cuts")
+    found = report["cuts"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["cuts"]))
         return made

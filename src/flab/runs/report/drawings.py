@@ -56,7 +56,8 @@ def _whisker(axes: Axes, x: float, y: float, low: float | None, high: float | No
 
 def _lines(figure: Figure, data: Json) -> None:
     """Series of points, with or without lines between them, whiskers and labels."""
-    axes, data = figure.add_subplot(), _with_numbers(data)
+    axes = figure.add_subplot()
+    data = _with_numbers(data)
     for rule in data.get("rules", []):
         axes.axhline(rule, color=DRAWN["muted"], linewidth=0.9, dashes=(2, 3), zorder=1)
     notes = [note for series in data["series"] if series["points"] for note in _series(axes, series)]
@@ -148,7 +149,8 @@ def _scales(axes: Axes, data: Json) -> None:
 
 def _bars(figure: Figure, data: Json) -> None:
     """Horizontal bars from zero, each with its value in words behind it."""
-    axes, rows = figure.add_subplot(), data["rows"]
+    axes = figure.add_subplot()
+    rows = data["rows"]
     tops = [max(value for value in (row["value"], row["high"], 0.0) if value is not None) for row in rows]
     largest = max(tops, default=0.0) or 1.0
     for place, (row, top) in enumerate(zip(rows, tops, strict=True)):
@@ -175,15 +177,18 @@ def _names(axes: Axes, names: list[str]) -> None:
 
 def _forest(figure: Figure, data: Json) -> None:
     """Points with whiskers on one scale, in groups with a title each."""
-    axes, place = figure.add_subplot(), 0.0
-    ticks, last = [], None
+    axes = figure.add_subplot()
+    place = 0.0
+    ticks = []
+    last = None
     if data.get("rule") is not None:
         axes.axvline(data["rule"], color=DRAWN["muted"], linewidth=0.9, dashes=(2, 3), zorder=1)
     for row in data["rows"]:
         if row["group"] != last:
             axes.annotate(clipped(row["group"]), (0, place), xycoords=("axes fraction", "data"), va="center",
                           fontweight="bold", fontsize=SIZE, xytext=(4, 0), textcoords="offset points")  # fmt: skip
-            place, last = place + 1, row["group"]
+            place = place + 1
+            last = row["group"]
         colour, marker, _ = STYLES[row["style"]]
         axes.plot([row["value"]], [place], marker=marker, color=colour, markersize=7.5, markeredgewidth=0, zorder=3)
         _whisker(axes, row["value"], place, row["low"], row["high"], colour, across=True)

@@ -30,7 +30,8 @@ LONGEST = 2000  # characters of a prompt or an answer; a page is no place for mo
 
 def examples(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]:
     """The first problems of each outcome in the main task, with prompt and both answers."""
-    chosen, smaller = main_task(tasks), inputs.results.get(inputs.smaller)
+    chosen = main_task(tasks)
+    smaller = inputs.results.get(inputs.smaller)
     original = inputs.results.get(ORIGINAL)
     if chosen is None or smaller is None or original is None:
         raise AbsentError(
@@ -109,7 +110,8 @@ def _texts(task: TaskFile) -> dict[str, str]:
 
 def section(report: Json) -> Section:
     """The problems under the heading of their outcome."""
-    made, found = Section("examples", "Side by side"), report["examples"]
+    made = Section("examples", "Side by side")
+    found = report["examples"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["examples"]))
         return made

@@ -37,7 +37,8 @@ def energy_reason(found: Json | None) -> str | None:
 
 def section(report: Json) -> Section:
     """The stages drawn and listed, then the payback."""
-    made, found = Section("footprint", "What it cost to make"), report["footprint"]
+    made = Section("footprint", "What it cost to make")
+    found = report["footprint"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["footprint"]))
         return made
@@ -83,14 +84,16 @@ def _payback(payback: Json | None) -> list[Block]:
     """Generated tokens after which pruning and recovery have paid for themselves."""
     if not payback:
         return []
-    by_time, by_energy = payback.get("seconds") or {}, payback.get("energy") or {}
+    by_time = payback.get("seconds") or {}
+    by_energy = payback.get("energy") or {}
     lines = [
         ("Time, generated tokens", by_time.get("tokens")),
         ("Energy, generated tokens", by_energy.get("tokens")),
         ("Solved problems", payback.get("solved_problems")),
     ]
     rows = [[label, figure(one), method(one)] for label, one in lines]
-    cost, saved = by_time.get("cost"), by_time.get("saved_per_token")
+    cost = by_time.get("cost")
+    saved = by_time.get("saved_per_token")
     spent = f" Pruning and recovery took {quantity(cost, 's')}." if isinstance(cost, int | float) else ""
     saves = f" A token takes {quantity(saved, 's')} less." if isinstance(saved, int | float) and saved > 0 else ""
     note = f"measure.json: how much must be generated until the savings cover the cost.{spent}{saves}"

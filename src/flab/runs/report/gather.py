@@ -64,7 +64,8 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
         try:
             made[name] = part(inputs, made)
         except AbsentError as why:
-            made[name], missing[name] = None, str(why)
+            made[name] = None
+            missing[name] = str(why)
         except MALFORMED as error:
             raise malformed(run, files, error) from error
     missing |= _smaller_gaps(inputs, made)

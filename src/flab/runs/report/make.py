@@ -13,7 +13,10 @@ from flab.runs.report.gather import MALFORMED, gather, malformed
 from flab.runs.report.inputs import MODELS
 from flab.runs.report.pages import to_html, to_markdown
 
-HTML, MARKDOWN, JSON, CARD = "report.html", "report.md", "report.json", "README.md"
+HTML = "report.html"
+MARKDOWN = "report.md"
+JSON = "report.json"
+CARD = "README.md"
 
 
 def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:

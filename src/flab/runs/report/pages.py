@@ -44,7 +44,8 @@ def sections(report: Json) -> list[Section]:
 
 def title(report: Json) -> str:
     """What the page is about."""
-    models, model = report["models"] or [], report["provenance"]["model"]
+    models = report["models"] or []
+    model = report["provenance"]["model"]
     share = f", {percent(models[-1]['removed_fraction'])} smaller" if len(models) > 1 else ""
     return visible(f"{model}{share}")
 

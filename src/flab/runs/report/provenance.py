@@ -19,7 +19,8 @@ TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # what flab check can
 
 def provenance(inputs: Inputs) -> dict[str, Any]:
     """All that says which files, programs and settings these figures are of."""
-    summary, plan = inputs.summary or {}, inputs.plan or {}
+    summary = inputs.summary or {}
+    plan = inputs.plan or {}
     first = inputs.results.get(ORIGINAL) or next(iter(inputs.results.values()), {})
     calibration = plan.get("calibration") or {}
     return {
@@ -80,7 +81,8 @@ def _tokenizers(inputs: Inputs) -> dict[str, str]:
 
 def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
     """The commands that make the run, its measurements and this report again; ``show`` writes a path down."""
-    run, model = show(str(inputs.folder)), show(_model(inputs))
+    run = show(str(inputs.folder))
+    model = show(_model(inputs))
     lines = [f"flab run {show(str((inputs.summary or {}).get('recipe') or 'RECIPE'))} -o {run}"]
     for name in inputs.names[1:]:
         lines.append(f"flab check {run}/{name} --against {model}")
@@ -117,7 +119,8 @@ def _budgets(sweep: Json | None) -> str:
 
 def section(report: Json) -> Section:
     """Digests, versions and settings as tables, then the commands."""
-    made, found = Section("provenance", "Provenance"), report["provenance"]
+    made = Section("provenance", "Provenance")
+    found = report["provenance"]
     digests = [[what, f"`{digest}`"] for what, digest in found["sha256"].items()]
     digests += [
         [f"stage {name}, all that it read", f"`{digest}`"] for name, digest in found["stages"].items() if digest

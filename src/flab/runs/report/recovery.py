@@ -45,7 +45,8 @@ def _data(meta: Json | None) -> dict[str, Any] | None:
 
 def section(report: Json) -> Section:
     """The held-out curve, the terms before and after, and what it took."""
-    made, found = Section("recovery", "Recovery"), report["recovery"]
+    made = Section("recovery", "Recovery")
+    found = report["recovery"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["recovery"]))
         return made
@@ -78,7 +79,8 @@ def _chart(found: Json, term: str, label: str, style: str) -> Chart:
 
 
 def _held_out(found: Json) -> Table:
-    before, after = found["held_out"]["before"], found["held_out"]["after"]
+    before = found["held_out"]["before"]
+    after = found["held_out"]["after"]
     rows = []
     for name in ("loss", "kl", "cross_entropy"):
         if name in before and name in after:
@@ -93,7 +95,8 @@ NAMES = {"loss": "Loss", "kl": "KL from the original", "cross_entropy": "Cross e
 
 def _cost(found: Json) -> Table:
     """Settings and cost as recovery.json has them; what it lacks is left out."""
-    memory, examples = found["peak_memory"] or {}, found["examples"] or {}
+    memory = found["peak_memory"] or {}
+    examples = found["examples"] or {}
     early = ", stopped early" if found["stopped_early"] else ""
     lines = [
         ("Method", found["method"]),

@@ -60,7 +60,8 @@ def judged(paired: Json | None) -> str | None:
     """``worse``, ``better`` or ``open``: worse already where the interval says so, better only where p does too."""
     if paired is None:
         return None
-    kept, beyond = paired["retention"], paired["mcnemar_p"] < CHANCE
+    kept = paired["retention"]
+    beyond = paired["mcnemar_p"] < CHANCE
     if (kept is not None and kept["high"] < 1) or (beyond and paired["lost"] > paired["won"]):
         return "worse"
     return "better" if beyond and paired["won"] > paired["lost"] else "open"
@@ -93,7 +94,8 @@ def overlaps(inputs: Inputs) -> list[dict[str, str]]:
 
 def section(report: Json) -> Section:
     """Rates and retention drawn, then all figures, failures, and robustness."""
-    made, found = Section("scores", "Scores"), report["tasks"]
+    made = Section("scores", "Scores")
+    found = report["tasks"]
     if not found:
         made.blocks.append(Gap(report["missing"].get("tasks", "the results hold no task")))
         return made

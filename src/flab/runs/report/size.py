@@ -26,7 +26,8 @@ def _model(inputs: Inputs, name: str) -> dict[str, Any]:
     plan = inputs.plan
     assert plan is not None
     when = "before" if name == ORIGINAL else "after"
-    total, body = plan[f"parameters_{when}"], plan.get(f"body_{when}")
+    total = plan[f"parameters_{when}"]
+    body = plan.get(f"body_{when}")
     return {
         "name": name,
         "parameters": total,
@@ -55,11 +56,13 @@ def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
 
 def section(report: Json) -> Section:
     """The table of all models, the figures as rows."""
-    rows, made = report["models"], Section("size", "Before and after")
+    rows = report["models"]
+    made = Section("size", "Before and after")
     if rows is None:
         made.blocks.append(Gap(report["missing"]["models"]))
         return made
-    first, last = rows[0], rows[-1]
+    first = rows[0]
+    last = rows[-1]
     table = [_line(label, how, [show(row[name]) for row in rows], _change(first[name], last[name]))
              for name, label, show, how in SIZES]  # fmt: skip
     table += [_line(label, how, [show(row[name]) for row in rows], "") for name, label, show, how in FIGURES]

@@ -72,7 +72,8 @@ def energy_reason(found: Json | None) -> str | None:
 
 def section(report: Json) -> Section:
     """Bars with whiskers, throughput over the batch, gains beside predictions, then every figure."""
-    made, found = Section("speed", "Speed, memory, energy"), report["measured"]
+    made = Section("speed", "Speed, memory, energy")
+    found = report["measured"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["measured"]))
         return made
@@ -111,7 +112,9 @@ def _bars(name: str, found: Json) -> Chart:
 
 def _throughput(found: Json) -> Iterator[Chart]:
     """Tokens per second over the batch, where more than one batch was measured."""
-    series, rows, how = [], [], ""
+    series = []
+    rows = []
+    how = ""
     for model in found["models"]:
         known = [one for one in model["throughput"] if has_value(one["tokens_per_second"])]
         values = [(one["batch"], one["tokens_per_second"]) for one in known]
@@ -173,7 +176,8 @@ def _ratio(values: list[Json | None]) -> str:
 
 def _conditions(found: Json) -> Table:
     """On what it was measured, and how."""
-    machine, settings = found["machine"] or {}, found["settings"] or {}
+    machine = found["machine"] or {}
+    settings = found["settings"] or {}
     rows = [["device", str(found["device"])], ["precision", str(found["dtype"])]]
     for name, value in machine.items():
         shown = quantity(value, "B") if name.endswith("_bytes") and isinstance(value, int | float) else value

@@ -19,7 +19,8 @@ SECTIONS = {"data": "data", "recover": "recover", "evaluate recovered": "recover
 
 def of_this_run(inputs: Inputs) -> Inputs:
     """The same without stages and files of an earlier run, and without a sweep of another model; ``left`` names them."""
-    known, found = inputs.run.get("met"), inputs.run["stages"]
+    known = inputs.run.get("met")
+    found = inputs.run["stages"]
     stages = found if known is None else {name: found[name] for name in known if name in found}
     inputs = replace(inputs, run={**inputs.run, "stages": stages})
     left = dict(_left(inputs))

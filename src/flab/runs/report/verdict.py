@@ -169,7 +169,9 @@ def _elsewhere(task: Json, name: str) -> Iterator[str]:
     found = {one["name"]: one for one in task["models"]}
     if "original" not in found or name not in found:
         return
-    original, smaller, paired = found["original"], found[name], found[name]["paired"]
+    original = found["original"]
+    smaller = found[name]
+    paired = found[name]["paired"]
     outcome = judged(paired)
     exact = " exact matches" if _is_matched(task) else ""
     scores = f"{smaller['passed']}{exact} of {smaller['total']}, the original {original['passed']}"
@@ -181,7 +183,8 @@ def _other_code(report: Json) -> Iterator[str]:
     """Bits per byte of code that was not used for fitting; a cut shows there first."""
     known = [row for row in report["models"] or [] if row["bits_per_byte"] is not None]
     if len(known) > 1:
-        before, after = known[0]["bits_per_byte"], known[-1]["bits_per_byte"]
+        before = known[0]["bits_per_byte"]
+        after = known[-1]["bits_per_byte"]
         worse = "worse" if after > before else "not worse"
         which = "cut and not trained" if known[-1]["name"] == "pruned" else known[-1]["name"]
         change = f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
@@ -207,7 +210,8 @@ def _tiles(report: Json) -> Iterator[Tile]:
     """Parameters, score, speed, memory and energy; a tile is missing if neither it nor a reason is known."""
     models = report["models"] or []
     if len(models) > 1:
-        before, after = models[0]["parameters"], models[-1]["parameters"]
+        before = models[0]["parameters"]
+        after = models[-1]["parameters"]
         yield Tile("Parameters", f"−{percent(models[-1]['removed_fraction'])}", f"{before:,} → {after:,}", "kept")
     yield _score_tile(report)
     gain = _gain(report, "time_per_output_token")

@@ -80,7 +80,9 @@ def figure(value: Figure | None) -> str:
     """A figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash where it has no number."""
     if value is None or value.get("value") is None:
         return NONE
-    unit, low, high = value.get("unit") or "", value.get("low"), value.get("high")
+    unit = value.get("unit") or ""
+    low = value.get("low")
+    high = value.get("high")
     shown = quantity(value["value"], unit)
     if low is None or high is None or low == high:
         return shown
@@ -107,7 +109,8 @@ def figures(values: Sequence[Figure | None]) -> list[str]:
     def text(value: Figure | None) -> str:
         if value is None or value.get("value") is None:
             return NONE
-        low, high = value.get("low"), value.get("high")
+        low = value.get("low")
+        high = value.get("high")
         said = f"{value['value'] / scale:,.{decimals}f} {shown}".strip()
         if low is None or high is None or low == high:
             return said
