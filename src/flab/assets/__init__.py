@@ -20,7 +20,7 @@ SKIPPED_FOLDERS = {
 
 
 def model_path() -> Path:
-    """The bundled reference model, a stock transformers folder."""
+    """Return the bundled reference model, a stock transformers folder."""
     return HERE / "model"
 
 
@@ -50,7 +50,7 @@ def recovery_path() -> Path:
 
 
 def quickstart_path() -> Path:
-    """The recipe of ``flab demo``, which needs nothing but the files beside it."""
+    """Return the recipe of ``flab demo``, which needs nothing but the files beside it."""
     return HERE / "quickstart.yml"
 
 
@@ -69,7 +69,7 @@ def _root() -> Path:
 
 
 def _stdlib() -> list[Path]:
-    """The usable modules in a stable order; platform-specific and very large files are left out."""
+    """Return the usable modules in a stable order; platform-specific and very large files are left out."""
     root = _root()
     return sorted(
         path

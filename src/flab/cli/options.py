@@ -77,7 +77,7 @@ def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[...,
 
 
 def _parameter(kind: type, name: str) -> inspect.Parameter:
-    """The option of one field, as typer reads it from a signature; what is on by default can only be turned off."""
+    """Return the option of one field, as typer reads it from a signature; what is on by default can only be turned off."""
     declared = settings_of(kind)[name]
     hint = get_type_hints(kind)[name]
     default = None if hint in READERS and not declared.default else declared.default
@@ -98,7 +98,7 @@ def _parameter(kind: type, name: str) -> inspect.Parameter:
 
 
 def _filled(kind: type, names: Sequence[str], given: dict[str, Any]) -> Any:
-    """An instance of the settings class from what was typed, which is taken out of ``given``."""
+    """Return an instance of the settings class from what was typed, which is taken out of ``given``."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for name in names:

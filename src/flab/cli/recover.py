@@ -55,7 +55,7 @@ def data(
 ) -> None:
     """Make training data in the original model's words.
 
-    Answers are verified by tests where there are any. A stopped command resumes.
+    Answers are verified by tests if there are any. A stopped command resumes.
     """
     if not instructions:
         raise OptionError("--instructions: got none; give a JSONL file of what to ask.")

@@ -69,7 +69,7 @@ class Overlap:
         return [match.task_id for match in self.matches if match.exact]
 
     def warning(self) -> str | None:
-        """One line for the user, None where nothing is flagged."""
+        """Return one line for the user, None if nothing is flagged."""
         found = self.flagged_ids
         if not found:
             return None
@@ -80,12 +80,12 @@ class Overlap:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dump``."""
+        """Return plain data for ``json.dump``."""
         return asdict(self) | {"flagged": self.flagged_ids, "exact": self.exact_ids}
 
 
 def tokens_of(text: str) -> list[str]:
-    """Words and single symbols, folded."""
+    """Return words and single symbols, folded."""
     return TOKEN.findall(unicodedata.normalize("NFKC", text).casefold().translate(FOLDED))
 
 
@@ -158,7 +158,7 @@ class _Index:
         self.best[place] = max(self.best.get(place, (False, -1, 0)), (exact, len(grams), -number))
 
     def matches(self) -> Iterator[Match]:
-        """All problems found, whole ones first, then by the share of their n-grams."""
+        """Yield all problems found, whole ones first, then by the share of their n-grams."""
 
         def order(place: int) -> tuple[bool, float, int]:
             return not self.best[place][0], -len(self.shared[place]) / max(1, self.total[place]), place
@@ -179,6 +179,6 @@ def _grams(tokens: Gram, n: int) -> Iterator[Gram]:
 
 
 def _contains(tokens: Gram, part: Gram) -> bool:
-    """Whether the part stands in the tokens, in a row."""
+    """Return whether the part stands in the tokens, in a row."""
     text, wanted = (" " + " ".join(map(str, one)) + " " for one in (tokens, part))
     return wanted in text

@@ -27,7 +27,7 @@ NEEDED = (
 
 
 def has_form(row: Mapping[str, Any]) -> bool:
-    """Whether the fields of a row say what it means."""
+    """Return whether the fields of a row say what it means."""
     has = {name for name, value in row.items() if value is not None}
     asked = bool(has & {"prompt", "instruction"} and has & set(ANSWERS))
     task = {"prompt", "entry_point", "test"} <= has or {"code", "input", "output"} <= has
@@ -35,7 +35,7 @@ def has_form(row: Mapping[str, Any]) -> bool:
 
 
 def is_chat(row: Mapping[str, Any]) -> bool:
-    """Whether the row is a conversation, in any shape but Alpaca's, which is one of a single turn."""
+    """Return whether the row is a conversation, in any shape but Alpaca's, which is one of a single turn."""
     return any(row.get(name) is not None for name in TURNS) or isinstance(row.get("prompt"), list)
 
 
@@ -70,7 +70,7 @@ def _answer(value: Any, where: str) -> Message:
 
 
 def _message(turn: Mapping[str, Any], where: str) -> Message:
-    """One message with its text, and the fields beside it that a template may read."""
+    """Return one message with its text, and the fields beside it that a template may read."""
     role = turn.get("role", turn.get("from"))
     if not isinstance(role, str) or not role.strip() or not ({"content", "value", "tool_calls"} & set(turn)):
         raise DataError(f"{where} is no list of objects with role and content; got {', '.join(map(str, turn))}")
@@ -83,7 +83,7 @@ def _message(turn: Mapping[str, Any], where: str) -> Message:
 
 
 def text_of_parts(content: Any, where: str) -> str:
-    """The text of a message, given as text, as a list of content parts, or left out beside a tool call."""
+    """Return the text of a message, given as text, as a list of content parts, or left out beside a tool call."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -104,16 +104,16 @@ def _list(content: Any, where: str) -> list[Any]:
 
 
 def spoken(message: Mapping[str, Any]) -> str:
-    """All that a message says without a template: its text, and below it the calls of tools, each as JSON."""
+    """Return all that a message says without a template: its text, and below it the calls of tools, each as JSON."""
     calls = message.get("tool_calls") or []
     return "\n".join([*filter(None, [message["content"]]), *(json.dumps(call, ensure_ascii=False) for call in calls)])
 
 
 def alpaca(row: Mapping[str, Any], where: str) -> tuple[str, str | None]:
-    """What an ``instruction`` row asks (with its ``input`` below), and its answer if it has one.
+    """Return what an ``instruction`` row asks (with its ``input`` below), and its answer if it has one.
 
     Raises:
-        DataError: a field that is no text.
+        DataError: a field that is not a text.
     """
     name = next((name for name in ANSWERS if row.get(name) is not None), None)
     values = {key: row.get(key) for key in ("instruction", "input", *filter(None, [name]))}

@@ -20,7 +20,7 @@ MBPP_FIELDS = "text or prompt, code, test_list"
 
 
 def is_mbpp(row: Mapping[str, Any]) -> bool:
-    """Whether the row has MBPP's fields."""
+    """Return whether the row has MBPP's fields."""
     words = row.get("text") if row.get("text") is not None else row.get("prompt")
     return words is not None and all(row.get(name) is not None for name in ("code", "test_list"))
 
@@ -46,7 +46,7 @@ def problem_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _strings(value: Any) -> list[str] | None:
-    """The value if it is a list of text."""
+    """Return the value if it is a list of text."""
     return list(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 

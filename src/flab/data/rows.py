@@ -37,7 +37,7 @@ HOW = "give JSON lines, a JSON array, CSV, TSV or Parquet with rows, or source c
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix in lower case, that of the packed file if it ends in ``.gz``."""
+    """Return the suffix in lower case, that of the packed file if it ends in ``.gz``."""
     name = path.name.lower()
     return Path(name.removesuffix(PACKED)).suffix
 
@@ -89,18 +89,18 @@ def read_rows(source: str, split: str, limit: int | None) -> list[tuple[str, Row
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether the text can be the id of a hub data set, with or without ``:CONFIG``."""
+    """Return whether the text can be the id of a hub data set, with or without ``:CONFIG``."""
     suffix = suffix_of(Path(source))
     return bool(HUB_ID.fullmatch(source)) and suffix not in ROW_SUFFIXES | {".txt"}
 
 
 def _first_line(text: str) -> int:
-    """The number of the first line that is not blank."""
+    """Return the number of the first line that is not blank."""
     return text[: len(text) - len(text.lstrip())].count("\n") + 1
 
 
 def _rows_in_code(path: Path, text: str) -> Rows | None:
-    """Rows that lie under the name of source code; None if it is source code."""
+    """Return rows that lie under the name of source code; None if it is source code."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -111,7 +111,7 @@ def _rows_in_code(path: Path, text: str) -> Rows | None:
 
 
 def _json_rows(path: Path, text: str) -> Rows:
-    """Rows of JSON lines, of one array, or of objects that span several lines."""
+    """Return rows of JSON lines, of one array, or of objects that span several lines."""
     first = _first_line(text)
     try:
         value = _parsed(text.split("\n", first)[first - 1], path, first)
@@ -126,7 +126,7 @@ def _json_rows(path: Path, text: str) -> Rows:
 
 
 def _parsed(text: str, path: Path, line: int | None = None) -> Any:
-    """The value of a JSON text; DataError names the line of the mistake (``line`` if the text is a single one)."""
+    """Return the value of a JSON text; DataError names the line of the mistake (``line`` if the text is a single one)."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -138,7 +138,7 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _line_rows(path: Path, text: str) -> Rows:
-    """Rows of JSON lines; only a line feed ends a line, and blank lines are not rows."""
+    """Return rows of JSON lines; only a line feed ends a line, and blank lines are not rows."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _object(_parsed(line, path, number), f"{path}:{number}")
@@ -150,7 +150,7 @@ def _array_rows(path: Path, values: list[Any]) -> Rows:
 
 
 def _object_rows(path: Path, text: str) -> Rows:
-    """Rows of objects one after the other, each on as many lines as it likes."""
+    """Return rows of objects one after the other, each on as many lines as it likes."""
     decoder = json.JSONDecoder()
     at = 0
     while at < len(text):
@@ -190,7 +190,7 @@ def _refuse_container(path: Path, row: Row, rest: list[str]) -> None:
 
 
 def _separator(text: str, suffix: str) -> str | None:
-    """The sign that separates the fields of a table; None if the text is no table."""
+    """Return the sign that separates the fields of a table; None if the text is not a table."""
     header = text.lstrip().partition("\n")[0]
     by_name = {".csv": ",", ".tsv": "\t"}.get(suffix)
     for sign in filter(None, (by_name, "\t", ",")):
@@ -201,7 +201,7 @@ def _separator(text: str, suffix: str) -> str | None:
 
 
 def _table_rows(path: Path, text: str, separator: str) -> Rows:
-    """Rows of a CSV or TSV file with a header; an empty field is a missing one."""
+    """Return rows of a CSV or TSV file with a header; an empty field is a missing one."""
     usual = csv.field_size_limit(FIELD_LIMIT)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -240,7 +240,7 @@ def _check_header(header: list[str], where: str) -> None:
 
 
 def _parquet_rows(path: Path, data: bytes) -> Rows:
-    """Rows of a Parquet file; a missing field is None."""
+    """Return rows of a Parquet file; a missing field is None."""
     import pyarrow
     import pyarrow.parquet
 
@@ -257,7 +257,7 @@ def _parquet_rows(path: Path, data: bytes) -> Rows:
 
 
 def _hub_rows(source: str, split: str, limit: int | None) -> Rows:
-    """Rows of a hub data set ``ID`` or ``ID:CONFIG``, or of a local folder that ``datasets`` can load."""
+    """Return rows of a hub data set ``ID`` or ``ID:CONFIG``, or of a local folder that ``datasets`` can load."""
     import datasets
 
     identity, _, config = (source, "", "") if Path(source).is_dir() else source.partition(":")

@@ -60,7 +60,7 @@ class Source:
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
-    """One digest over the contents of the files, in the order given."""
+    """Return one digest over the contents of the files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -72,7 +72,7 @@ def sha256_of(paths: Iterable[Path]) -> str:
 
 
 def files_under(path: Path) -> list[Path]:
-    """The file itself, or all files with rows, source code or plain text below a folder, sorted.
+    """Return the file itself, or all files with rows, source code or plain text below a folder, sorted.
 
     Of tables (``.json``, ``.csv``, ``.tsv``) in a folder only those whose first row means something count: the others are
     the settings of programs.
@@ -97,7 +97,7 @@ def files_under(path: Path) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    """Whether the first row of a table says what it means."""
+    """Return whether the first row of a table says what it means."""
     try:
         rows = read_file(path)
         return not isinstance(rows, str) and has_form(next(rows)[1])
@@ -106,7 +106,7 @@ def _is_data(path: Path) -> bool:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """All samples of a file or folder.
+    """Return all samples of a file or folder.
 
     Raises:
         DataError: missing, empty, not UTF-8, or malformed; names file and line.
@@ -118,7 +118,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def _samples_of(path: Path) -> list[Sample]:
-    """The samples of one file: one for each row, or one for all of its source code."""
+    """Return the samples of one file: one for each row, or one for all of its source code."""
     found = read_file(path)
     if isinstance(found, str):
         return [Sample("", found, task_id=path.name)] if found.strip() else []
@@ -156,7 +156,7 @@ def sample_of(row: Mapping[str, Any], where: str, number: int = 1) -> Sample:
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:
-    """The text of a field; only an answer may be empty."""
+    """Return the text of a field; only an answer may be empty."""
     value = row.get(name)
     if not isinstance(value, str) or (not value and name != "completion"):
         got = "missing" if value is None else f"{value!r:.40}"
@@ -165,14 +165,14 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def calibration_samples(path: Path | None) -> tuple[list[Sample], Source]:
-    """The user's samples, or the bundled ones where ``path`` is None."""
+    """Return the user's samples, or the bundled ones where ``path`` is None."""
     where = path if path is not None else assets.calibration_path()
     samples = read_samples(where)
     return samples, Source(str(where.resolve()) if path is not None else BUNDLED, sha256_of(files_under(where)))
 
 
 def general_samples() -> tuple[list[Sample], Source]:
-    """The running Python's standard library, less the modules kept apart to measure on."""
+    """Return the running Python's standard library, less the modules kept apart to measure on."""
     files = assets.train_stdlib()
     samples = [
         Sample("", text, task_id=p.name)

@@ -42,7 +42,7 @@ def score_cot(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> Sc
 
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Both BLEU scores of a corpus, each with sacrebleu's signature."""
+    """Return both BLEU scores of a corpus, each with sacrebleu's signature."""
     scores: dict[str, Any] = {}
     for name, metric in metrics().items():
         scores[name] = metric.corpus_score(list(texts), [list(references)]).score
@@ -51,7 +51,7 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, An
 
 
 def metrics() -> dict[str, BLEU]:
-    """The two settings; ``force`` silences a warning about text that is split at white space already."""
+    """Return the two settings; ``force`` silences a warning about text that is split at white space already."""
     return {
         "bleu_paper": BLEU(tokenize="none", smooth_method="none", force=True),
         "bleu_default": BLEU(force=True),
@@ -59,7 +59,7 @@ def metrics() -> dict[str, BLEU]:
 
 
 def _row(task_id: str, sample: int, made: Generation, reference: str, sentence: BLEU) -> dict[str, Any]:
-    """A row with the counts that BLEU is made of, so that a comparison can draw items again without the texts."""
+    """Return a row with the counts that BLEU is made of, so that a comparison can draw items again without the texts."""
     text = made.text.strip()
     found = sentence.sentence_score(text, [reference])
     outcome = "passed" if text == reference else failure_class(text, made.finish_reason, "different")

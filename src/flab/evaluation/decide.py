@@ -92,7 +92,7 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
     z = float(norm.ppf(1 - LEVEL / 2))
 
     def score(delta: float) -> float:
-        """How many standard errors the observed difference lies above ``delta``, were that the true one."""
+        """Return how many standard errors the observed difference lies above ``delta``, were that the true one."""
         # q is the likeliest probability that only the first passes, given delta: the root of a quadratic (Tango, eq. 6).
         linear = -only_a - only_b + (2 * total - only_b + only_a) * delta
         constant = -only_a * delta * (1 - delta)

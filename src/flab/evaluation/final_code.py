@@ -35,7 +35,7 @@ class Block:
 
 
 def final_code(reply: str, entry_point: str) -> str:
-    """Return the program that a reply gives as its answer; empty where it ends while it still thinks."""
+    """Return the program that a reply gives as its answer; empty if it ends while it still thinks."""
     text = final_part(reply.replace("\r\n", "\n").replace("\r", "\n"))
     blocks = [block for block in fenced(text) if block.language in PYTHON]
     name = re.split(r"[.(]", entry_point.strip(), maxsplit=1)[0]
@@ -96,7 +96,7 @@ def _parse(text: str) -> ast.Module | None:
 
 
 def defines(tree: ast.Module, name: str) -> bool:
-    """Whether a program's top level gives a name a meaning."""
+    """Return whether a program's top level gives a name a meaning."""
     for node in tree.body:
         if isinstance(node, DEFINITIONS) and node.name == name:
             return True
@@ -158,7 +158,7 @@ def _code_lines_only(lines: list[str]) -> list[str]:
 
 
 def _longest(lines: list[str], start: int) -> int:
-    """Return where the longest stretch of Python from ``start`` on ends; ``start`` where there is none."""
+    """Return where the longest stretch of Python from ``start`` on ends; ``start`` if there is none."""
     end = start + 1  # a statement ends before the next line in column 0
     best = start
     while end <= len(lines):

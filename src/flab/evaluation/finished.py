@@ -34,9 +34,9 @@ SAYS_DATA = (("plan.json", ("calibration", "path")), ("recovery.json", ("data",)
 def asked(
     model: PathLike, tasks: Any, settings: Any, options: Options, against_data: Sequence[PathLike], **more: Any
 ) -> str | None:
-    """The digest of a question: the model, the tasks, all settings, and the versions of what answers it.
+    """Return the digest of a question: the model, the tasks, all settings, and the versions of what answers it.
 
-    Arguments are those of :func:`flab.evaluate`. None where a model or a task is no local file: what a hub id stands for may have
+    Arguments are those of :func:`flab.evaluate`. None if a model or a task is no local file: what a hub id stands for may have
     changed.
     """
     tasks = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
@@ -57,7 +57,7 @@ def asked(
 
 
 def fitted_to(model: Path) -> list[Path]:
-    """The data that a pruned or recovered model's own files name, where it is here."""
+    """Return the data that a pruned or recovered model's own files name, where it is here."""
     found = []
     for name, keys in SAYS_DATA:
         try:
@@ -85,7 +85,7 @@ def _stamps(path: Path) -> list[tuple[str, int, int]]:
 
 
 def finished_run(folder: Path, digest: str | None) -> dict[str, Any] | None:
-    """The results in a run's folder, where they answer just this question; None where there is anything left to do."""
+    """Return the results in a run's folder, where they answer just this question; None if there is anything left to do."""
     if digest is None or not (folder / RUN).is_file() or not (folder / RESULTS).is_file():
         return None
     try:

@@ -112,7 +112,7 @@ def retention(
 
 
 def mean_pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
-    """Mean over problems of the unbiased pass@k; every problem has ``num_samples`` samples."""
+    """Return the mean over problems of the unbiased pass@k; every problem has ``num_samples`` samples."""
     return sum(pass_at_k(num_samples, correct, k) for correct in num_correct) / len(num_correct)
 
 
@@ -206,7 +206,7 @@ def bootstrap_bleu_difference(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Corpus BLEU of ``b`` minus that of ``a``, problems drawn with both models' counts (Koehn 2004)."""
+    """Return the corpus BLEU of ``b`` minus that of ``a``, problems drawn with both models' counts (Koehn 2004)."""
     a = np.asarray(counts_a, dtype=float)
     b = np.asarray(counts_b, dtype=float)
     assert a.shape == b.shape

@@ -7,7 +7,7 @@ for, the preset's stop strings end the line. Two comparisons:
     equal as text, stripped, with ``"`` read as ``'`` (the paper's exact match).
 ``em_literal``
     equal as Python literals, types included (``True`` is not ``1``, ``[1]`` is not ``(1,)``); where one of the two
-    is no literal (``frozenset({1})``, ``nan``) the comparison as text decides.
+    is not a literal (``frozenset({1})``, ``nan``) the comparison as text decides.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def score_output(task: TaskFile, generations: Sequence[Sequence[Generation]]) ->
 
 
 def prediction_of(text: str) -> str:
-    """The generation's first line, stripped."""
+    """Return the generation's first line, stripped."""
     return text.partition("\n")[0].strip()
 
 
@@ -62,7 +62,7 @@ def _row(item: Prediction, sample: int, made: Generation) -> dict[str, Any]:
 
 
 def _failure(predicted: str, known: str, made: Generation) -> str:
-    """Class of a wrong prediction; a line that ended was not cut off, whatever followed it."""
+    """Return the class of a wrong prediction; a line that ended was not cut off, whatever followed it."""
     unreadable = read_literal(predicted) is None and read_literal(known) is not None
     reason = "stop" if "\n" in made.text else made.finish_reason
     return failure_class(predicted, reason, "unreadable" if unreadable else "wrong")

@@ -52,7 +52,7 @@ def check_run_folder(folder: Path) -> None:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that two runs do not share."""
+    """Return names of the settings that two runs do not share."""
     found = [] if before.get("generator") == after.get("generator") else ["generator"]
     for part in ("settings", "identity", "versions"):
         old = before.get(part) or {}
@@ -63,7 +63,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def run_json(facts: Mapping[str, Any], clock: Mapping[str, float], sandbox_level: str | None) -> dict[str, Any]:
-    """The facts, and what differs from one run of them to the next: times, hardware, the sandbox's level."""
+    """Return the facts, and what differs from one run of them to the next: times, hardware, the sandbox's level."""
     stamps = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value)) for name, value in clock.items()}
     values = list(clock.values())
     seconds = {name: round(b - a, 2) for name, a, b in zip(("generate", "score"), values, values[1:], strict=False)}

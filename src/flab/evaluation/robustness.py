@@ -53,13 +53,13 @@ def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
 
 
 def random_for(seed: int, name: str, task_id: str) -> Random:
-    """A generator of its own for each problem, the same on every machine."""
+    """Return a generator of its own for each problem, the same on every machine."""
     digest = hashlib.sha256(f"{seed}\0{name}\0{task_id}".encode()).digest()
     return Random(int.from_bytes(digest[:8], "big"))
 
 
 def _perturbed(problem: Problem, name: str, seed: int) -> Problem | None:
-    """The perturbed problem if there is one, it differs, and it is still a program with the function."""
+    """Return the perturbed problem if there is one, it differs, and it is still a program with the function."""
     made = PERTURBATIONS[name](problem, random_for(seed, name, problem.task_id))
     return made if made is not None and made != problem and read_program(made) is not None else None
 

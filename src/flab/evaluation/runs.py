@@ -106,7 +106,7 @@ def run_tasks(
 
 
 def check_names(tasks: Sequence[TaskFile]) -> None:
-    """OptionError for two tasks of one name."""
+    """Raise OptionError for two tasks of one name."""
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
             sources = ", ".join(task.source for task in tasks if task.name == name)
@@ -123,7 +123,7 @@ def run_facts(
     identity: Mapping[str, Any],
     wanted: Sequence[Wanted],
 ) -> dict[str, Any]:
-    """What decides the texts, and the digest of it: batches are made over all tasks, so all are in it, in order."""
+    """Return what decides the texts, and the digest of it: batches are made over all tasks, so all are in it, in order."""
     facts: dict[str, Any] = {
         "format": FORMAT,
         "generator": generator.name,
@@ -163,7 +163,7 @@ def prompts_digest(wanted: Wanted) -> str:
 
 
 def versions(generator: str) -> dict[str, str]:
-    """Versions of what makes the texts."""
+    """Return versions of what makes the texts."""
     found = {"flab": __version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", *(["vllm"] if generator == "vllm" else [])):
         try:
@@ -176,7 +176,7 @@ def versions(generator: str) -> dict[str, str]:
 def _generate(
     generator: Generator, wanted: Wanted, settings: Settings, folder: Path | None, digest: str
 ) -> list[Generation]:
-    """All answers, as they were made, in the order of the requests."""
+    """Return all answers, as they were made, in the order of the requests."""
     if folder is None:
         return generate_all(generator, [request for _, request in wanted], settings.decoding)
     with Store(folder / GENERATIONS, digest) as store:
@@ -209,14 +209,14 @@ def _stable(score: Score) -> dict[str, Any]:
 
 
 def gold_of(task: TaskFile, sandbox: Sandbox | None) -> dict[str, Any] | None:
-    """The gold ceiling's figures, None for a task that has no references to run."""
+    """Return the gold ceiling's figures, None for a task that has no references to run."""
     if sandbox is None or not any(problem.canonical_solution is not None for problem in task.problems):
         return None
     return gold_ceiling(task, sandbox).summary
 
 
 def robustness_of(tasks: Sequence[TaskFile], scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Each perturbed task beside the one it was made of: our own by name, other files by their problems."""
+    """Return each perturbed task beside the one it was made of: our own by name, other files by their problems."""
     code = [(task, score) for task, score in zip(tasks, scores, strict=True) if task.kind == "code"]
     return [
         {"clean": clean.name, "perturbed": task.name, "perturbation": task.perturbation}
@@ -228,7 +228,7 @@ def robustness_of(tasks: Sequence[TaskFile], scores: Sequence[Score]) -> list[di
 
 
 def _is_perturbed(task: TaskFile, clean: TaskFile, is_later: bool) -> bool:
-    """Whether one is the other perturbed; of two files with the same problems the first one given is the clean one."""
+    """Return whether one is the other perturbed; of two files with the same problems the first one given is the clean one."""
     if task.perturbation is not None:
         return task.name == f"{clean.name}~{task.perturbation}"
     if clean.perturbation is not None or not is_later:

@@ -26,12 +26,12 @@ class Score:
         return [bool(row["passed"]) for row in self.rows if row["sample"] == 0]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dump``."""
+        """Return plain data for ``json.dump``."""
         return asdict(self)
 
 
 def row_for(task_id: str, sample: int, made: Generation, passed: bool, outcome: str, **more: Any) -> dict[str, Any]:
-    """One row: what every kind records, then what the kind adds."""
+    """Return one row: what every kind records, then what the kind adds."""
     common = {"task_id": task_id, "sample": sample, "passed": passed, "outcome": outcome, "text": made.text}
     return common | {"finish_reason": made.finish_reason, "num_tokens": made.num_tokens} | more
 
@@ -44,14 +44,14 @@ def check_shape(num_items: int, generations: Sequence[Sequence[Generation]]) -> 
 
 
 def failure_class(text: str, finish_reason: str, otherwise: str) -> str:
-    """Class of a failed sample: ``empty``, cut off by ``length``, or what the scorer found."""
+    """Return the class of a failed sample: ``empty``, cut off by ``length``, or what the scorer found."""
     if not text.strip():
         return "empty"
     return "length" if finish_reason == "length" else otherwise
 
 
 def passes_by_item(rows: Sequence[dict[str, Any]], name: str = "passed") -> list[int]:
-    """How many samples of each item have ``name`` true, items in order of appearance."""
+    """Return how many samples of each item have ``name`` true, items in order of appearance."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["task_id"]] = counts.get(row["task_id"], 0) + bool(row[name])
@@ -66,7 +66,7 @@ def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:
 
 
 def base_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figures that all kinds report: samples that passed of all, interval, failures by class, cut-offs."""
+    """Return figures that all kinds report: samples that passed of all, interval, failures by class, cut-offs."""
     passes = passes_by_item(rows)
     num_samples = max(row["sample"] for row in rows) + 1
     failures = Counter(row["outcome"] for row in rows if not row["passed"])

@@ -46,7 +46,7 @@ def require_sound(task: TaskFile, sandbox: Sandbox, of_references: bool = False)
 
 
 def refuse(found: Mapping[str, str], source: str) -> None:
-    """Raise DataError where there is any fault."""
+    """Raise DataError if there is any fault."""
     if not found:
         return
     named = "; ".join(f"{task_id}: {fault}" for task_id, fault in list(found.items())[:NUM_NAMED])
@@ -99,7 +99,7 @@ def stub(entry_point: str, body: str) -> str:
 
 
 def _frame(prompt: str) -> str:
-    """Return the prompt as a program, or nothing where it is none."""
+    """Return the prompt as a program, or nothing if it is none."""
     for text in ("", *BODIES):
         try:
             ast.parse(prompt + text)

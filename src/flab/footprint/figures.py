@@ -28,17 +28,17 @@ class Figure:
         assert (self.value is None) == (self.method is None), "a value has a method"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
+        """Return all fields."""
         return asdict(self)
 
     def plus(self, other: Figure) -> Figure:
-        """The sum of two costs; without a value where either has none."""
+        """Return the sum of two costs; without a value where either has none."""
         if self.value is None or other.value is None:
             return unknown(self.unit, str(self.reason or other.reason))
         return Figure(self.value + other.value, self.unit, self.method)
 
     def scaled(self, factor: float, unit: str, how: str) -> Figure:
-        """The figure times a constant, in another unit; its method says how."""
+        """Return the figure times a constant, in another unit; its method says how."""
         if self.value is None:
             return unknown(unit, str(self.reason))
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
@@ -46,12 +46,12 @@ class Figure:
 
 
 def measured(values: Sequence[float], unit: str, method: str) -> Figure:
-    """The median of several measurements, with their extremes."""
+    """Return the median of several measurements, with their extremes."""
     return Figure(statistics.median(values), unit, f"measured: {method}", min(values), max(values), len(values))
 
 
 def by_formula(value: float, unit: str, formula: str) -> Figure:
-    """A figure that follows from sizes."""
+    """Return a figure that follows from sizes."""
     return Figure(value, unit, f"formula: {formula}")
 
 

@@ -15,7 +15,7 @@ COSTS = ("prune", "data", "recover")  # measuring and reporting make nothing sma
 def payback(
     stages: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any], solved: Solving | None
 ) -> dict[str, Any]:
-    """Cost of the stages over what one token saves, both at the best throughput, from a run's records and its figures.
+    """Return the cost of the stages over what one token saves, both at the best throughput, from a run's records and its figures.
 
     Returns ``seconds`` and ``energy``, each ``{cost, saved_per_token, tokens}``, and ``solved_problems``: the tokens of the
     former as problems, at what the smaller model generated for each that it solved.
@@ -34,20 +34,20 @@ def payback(
 
 
 def _inverse(throughput: Figure) -> Figure:
-    """Seconds for each token."""
+    """Return seconds for each token."""
     if throughput.value is None:
         return unknown("s", str(throughput.reason))
     return Figure(1 / throughput.value, "s", throughput.method)
 
 
 def _joules(made: list[Mapping[str, Any]]) -> Figure:
-    """The sum over the stages."""
+    """Return the sum over the stages."""
     old = unknown("J", "the run was made before stages were metered")
     return reduce(Figure.plus, (Figure(**stage["energy"]) if stage.get("energy") else old for stage in made))
 
 
 def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:
-    """Cost over the difference of two figures of one token."""
+    """Return the cost over the difference of two figures of one token."""
     if cost.value is None or old.value is None or new.value is None:
         reason = next(str(one.reason) for one in (cost, old, new) if one.value is None)
         return {"cost": cost.value, "saved_per_token": None, "tokens": unknown("tokens", reason).to_json()}

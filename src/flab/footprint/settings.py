@@ -39,7 +39,7 @@ class Measuring:
 
 
 def check_context(config: Any, wanted: int) -> None:
-    """OptionError where prompt and answer do not fit the model of this config."""
+    """Raise OptionError if prompt and answer do not fit the model of this config."""
     longest = getattr(config, "max_position_embeddings", None)
     if longest and wanted > longest:
         raise OptionError(

@@ -16,7 +16,7 @@ from flab.models.shape import Shape
 
 
 def storage(folder: Path) -> Figure:
-    """Bytes of all tensors in the folder's safetensors files, from their headers."""
+    """Return bytes of all tensors in the folder's safetensors files, from their headers."""
     total = sum(sum(_tensor_bytes(file)) for file in weight_files(folder))
     return Figure(total, "B", "measured: bytes of all tensors in the safetensors files")
 
@@ -30,7 +30,7 @@ def _tensor_bytes(file: Path) -> list[int]:
 
 
 def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[str, Figure]:
-    """Parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
+    """Return parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
     body = shape.body(shape.layers, shape.width)
     attention = 2 * shape.layers * kv_width(model.config)
@@ -56,14 +56,14 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
 
 
 def attended(config: Any, layers: int, context: int) -> int:
-    """Tokens that one token sees, summed over the layers: all of the context, or a layer's sliding window of it."""
+    """Return tokens that one token sees, summed over the layers: all of the context, or a layer's sliding window of it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     return sum(min(context, window) if window and kind == "sliding_attention" else context for kind in kinds)
 
 
 def bytes_per_step(model: Any, family: Family, context: int) -> float:
-    """Bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
+    """Return bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
     embedding = 0 if is_tied(model, family) else model.get_input_embeddings().weight.nbytes
     element = head_of(model, family).weight.element_size()
     layers = len(layers_of(model, family))
@@ -72,7 +72,7 @@ def bytes_per_step(model: Any, family: Family, context: int) -> float:
 
 
 def answer_flops(config: Any, shape: Shape, prompt: int, new: int) -> int:
-    """Operations of a whole answer: the prompt, then every token after the first, each with its own context."""
+    """Return operations of a whole answer: the prompt, then every token after the first, each with its own context."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
     seen = sum(attended(config, shape.layers, prompt + step) for step in range(1, new))
     steps = (new - 1) * shape.flops_per_token(*sizes) + 4 * seen * shape.attention

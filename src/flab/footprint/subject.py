@@ -95,9 +95,9 @@ class Subject:
         return said
 
     def time(self, batch: int) -> dict[str, float]:
-        """One answer, or ``batch`` of them at once: seconds and peaks of both phases."""
+        """Return one answer, or ``batch`` of them at once: seconds and peaks of both phases."""
         return self._ask(**{"do": "time", "with": {"batch": batch}})
 
     def energy(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Joules and tokens of answering for at least so many seconds."""
+        """Return joules and tokens of answering for at least so many seconds."""
         return self._ask(**{"do": "energy", "with": {"batch": batch, "seconds": seconds}})

@@ -54,7 +54,7 @@ class Workbench:
         check_context(self.model.config, self.prompt + self.new)
 
     def describe(self) -> dict[str, Any]:
-        """What needs no clock."""
+        """Return what needs no clock."""
         import torch
 
         shape = shape_of(self.model, self.family)
@@ -78,14 +78,14 @@ class Workbench:
         }
 
     def _characters(self) -> dict[str, Any]:
-        """Tokens and characters of the sample of code."""
+        """Return tokens and characters of the sample of code."""
         path = self.text
         texts = [sample.text for sample in read_samples(Path(path))] if path else general_texts()
         tokens = sum(len(one.ids) for one in self.checkpoint.tokenizer.encode_batch(texts, add_special_tokens=False))
         return {"name": path or GENERAL_TEXT, "tokens": tokens, "characters": sum(map(len, texts))}
 
     def time(self, batch: int) -> dict[str, Any]:
-        """Seconds to the first token and of all that follow, and the memory's peak in both phases."""
+        """Return seconds to the first token and of all that follow, and the memory's peak in both phases."""
         import torch
 
         device = self.options.device
@@ -128,7 +128,7 @@ class Workbench:
                 torch.cuda.synchronize(index)
 
     def energy(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Joules of answering for at least so many seconds, and the tokens made meanwhile."""
+        """Return joules of answering for at least so many seconds, and the tokens made meanwhile."""
         with metered(self.options.device, self.estimate) as energy:
             tokens = 0
             start = time.perf_counter()

@@ -35,7 +35,7 @@ class Stored:
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:
-    """The local folder of a model: the path itself, or the download of a hub id ``owner/name``.
+    """Return the local folder of a model: the path itself, or the download of a hub id ``owner/name``.
 
     Raises:
         CheckpointError: when there is no such folder and no such hub model.
@@ -60,7 +60,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
         CheckpointError: missing, no regular file, no JSON, too deep, or no object.
@@ -80,7 +80,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_entries(path: Path) -> None:
-    """CheckpointError where the folder holds a pipe, a socket or a device, which a reader would wait for without end."""
+    """Raise CheckpointError if the folder holds a pipe, a socket or a device, which a reader would wait for without end."""
     for entry in sorted(path.iterdir()):
         try:
             mode = entry.stat().st_mode
@@ -93,7 +93,7 @@ def check_entries(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder, all of those that its index names; they are not opened.
+    """Return the safetensors files of a folder, all of those that its index names; they are not opened.
 
     Raises:
         CheckpointError: none there, only pickled ones, or one missing.
@@ -116,7 +116,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _indexed(path: Path) -> list[Path]:
-    """The files that the index names, all of which lie in the folder."""
+    """Return the files that the index names, all of which lie in the folder."""
     weights = read_object(path / INDEX).get("weight_map")
     names = sorted(set(weights.values())) if isinstance(weights, dict) and _are_names(list(weights.values())) else []
     if not names:
@@ -135,7 +135,7 @@ def _are_names(values: Sequence[Any]) -> bool:
 
 
 def header_of(file: Path) -> dict[str, Stored]:
-    """What a safetensors file says of its tensors.
+    """Return what a safetensors file says of its tensors.
 
     Raises:
         CheckpointError: truncated, damaged, or no such file.
@@ -159,7 +159,7 @@ def header_of(file: Path) -> dict[str, Stored]:
 
 
 def headers(path: Path) -> dict[str, Stored]:
-    """What all weight files of a folder say of their tensors, by name.
+    """Return what all weight files of a folder say of their tensors, by name.
 
     Raises:
         CheckpointError: no weights, or a file is missing, truncated or damaged.

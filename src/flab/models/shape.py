@@ -61,7 +61,7 @@ class Shape:
         return self.cost({"vocabulary": vocabulary, "layers": layers, "width": width})
 
     def body(self, layers: int, width: int) -> int:
-        """Parameters without embeddings and head."""
+        """Return parameters without embeddings and head."""
         return self.parameters(0, layers, width)
 
     def flops_per_token(self, vocabulary: int, layers: int, width: int, context: int = 0) -> int:
@@ -83,13 +83,13 @@ class Shape:
         return self.parameters(self.vocabulary, self.layers, self.width)
 
     def width_multiple(self) -> int:
-        """The step in which widths are chosen: :data:`BLOCK`, or less where it would leave fewer than 16 steps."""
+        """Return the step in which widths are chosen: :data:`BLOCK`, or less where it would leave fewer than 16 steps."""
         if self.width >= 16 * BLOCK:
             return BLOCK
         return next(m for m in WIDTH_MULTIPLES if m * 32 <= self.width or m == 1)
 
     def rounded_width(self, width: int) -> int:
-        """The width to choose where at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
+        """Return the width to choose where at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
 
         The coarsest of them is taken that gives away no more than a 32nd of the model's width, because more formats quantise
         it and more devices share it evenly. A model too narrow for blocks of 32 is cut in finer steps.

@@ -38,7 +38,7 @@ class Split:
         return self.sizes["width"]
 
     def to_json(self) -> dict[str, int]:
-        """All numbers in one flat object, as plans hold them."""
+        """Return all numbers in one flat object, as plans hold them."""
         return {**self.sizes, "parameters": self.parameters}
 
 
@@ -60,14 +60,14 @@ class Pins:
 
 
 def allowed_parameters(shape: Shape, remove: float) -> int:
-    """How many parameters may stay when the fraction ``remove`` has to go (rounded down)."""
+    """Return how many parameters may stay when the fraction ``remove`` has to go (rounded down)."""
     if not 0 <= remove < 1:
         raise OptionError(f"`remove` is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
     return int(shape.total * (1 - Fraction(str(remove))))
 
 
 def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
-    """The vocabulary size to keep: the covered ``floor``, or more where the budget does not need it all.
+    """Return the vocabulary size to keep: the covered ``floor``, or more where the budget does not need it all.
 
     More is kept in steps of :data:`VOCABULARY_MULTIPLE`, so that a small budget does not cost coverage of other text.
     """
@@ -81,7 +81,7 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
 
 
 def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: int | None = None) -> int:
-    """The widest FFN at this depth that stays within ``allowed`` parameters; 0 if none does.
+    """Return the widest FFN at this depth that stays within ``allowed`` parameters; 0 if none does.
 
     It is a multiple of ``multiple``, or of what :meth:`Shape.rounded_width` chooses.
     """
@@ -95,7 +95,7 @@ def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: i
 
 
 def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> list[Split]:
-    """Every split that meets the budget, deepest first: one width for each number of layers.
+    """Return every split that meets the budget, deepest first: one width for each number of layers.
 
     Raises:
         BudgetError: when none does; says which floor stands in the way and what is reachable.

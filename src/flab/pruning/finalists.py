@@ -34,7 +34,7 @@ def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[P
 
 
 def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
-    """The sandbox for the finalists, or None (with a warning) where there is no isolation."""
+    """Return the sandbox for the finalists, or None (with a warning) where there is no isolation."""
     try:
         return Sandbox.detect(options.unsandboxed)
     except SandboxError as error:
@@ -53,7 +53,7 @@ def sound_problems(problems: list[Problem], sandbox: Sandbox, warnings: list[str
 
 
 def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> int:
-    """How many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`.
+    """Return how many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`.
 
     ``layers`` are the original's: scores move a little with the batch, so all candidates have the same one.
     """

@@ -128,7 +128,7 @@ class Plan:
         return 1 - self.body_after / self.body_before
 
     def summary(self) -> dict[str, Any]:
-        """The fields of ``flab prune --json`` that the plan knows, without the long lists."""
+        """Return the fields of ``flab prune --json`` that the plan knows, without the long lists."""
         return {
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
@@ -146,13 +146,13 @@ class Plan:
         }
 
     def sizes(self) -> dict[str, dict[str, Any]]:
-        """The sizes before and after each cut, and which layers stay."""
+        """Return the sizes before and after each cut, and which layers stay."""
         found: dict[str, dict[str, Any]] = {name: dict(kept.sizes()) for name, kept in self.cuts.items()}
         found["layers"]["kept"] = self.layers.kept
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values, in the layout of its format: a plan of format 1 is written as it was read."""
+        """Return the plan as JSON values, in the layout of its format: a plan of format 1 is written as it was read."""
         data: dict[str, Any] = {}
         for name, value in asdict(self).items():
             data |= value if name == "cuts" and self.format == OLD_FORMAT else {name: value}

@@ -117,7 +117,7 @@ class Recipe:
         return (*((self.calibration,) if self.calibration is not None else ()), *self.corpus)
 
     def resolved(self, parameters: int, width: int) -> Recipe:
-        """The recipe with all that was left to flab decided for a model of this many parameters and this FFN width."""
+        """Return the recipe with all that was left to flab decided for a model of this many parameters and this FFN width."""
         tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * width)
         refit = self.refit
         if refit == "auto":
@@ -132,7 +132,7 @@ class Recipe:
         return Pins(self.vocabulary, self.layers, self.width, self.width_multiple)
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as JSON values."""
+        """Return the recipe as JSON values."""
         values = asdict(self)
         values["calibration"] = str(self.calibration) if self.calibration else None
         values["corpus"] = [str(p) for p in self.corpus]
@@ -140,7 +140,7 @@ class Recipe:
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
-    """OptionError where a value is of another kind than the field's default: names the field."""
+    """Raise OptionError if a value is of another kind than the field's default: names the field."""
     flag = f"`{name}`"
     if isinstance(default, bool) and not isinstance(value, bool):
         raise OptionError(f"{flag}: got {value!r:.60}, expected true or false.")

@@ -1,6 +1,6 @@
 """The refits by name: which steps each of them takes, layer by layer.
 
-All begin with a closed form for output projections; the dearer ones go on from there. No torch here.
+All begin with a closed form for output projections; the dearer ones continue from there. No torch here.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
 class Clock(TrainerCallback):  # type: ignore[misc]
     """Seconds of training, those of earlier, stopped processes (``spent``) included.
 
-    At the limit, where there is one, it has the model measured and saved, and stops. In each checkpoint it leaves a file
+    At the limit, if there is one, it has the model measured and saved, and stops. In each checkpoint it leaves a file
     once all of it is written: the seconds that it stands for.
     """
 
@@ -61,7 +61,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.start = time.monotonic()
 
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Return seconds so far."""
         return self.spent + time.monotonic() - self.start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -78,7 +78,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def last_whole(folder: Path) -> tuple[Path | None, float]:
-    """The newest checkpoint that was written to its end, and the seconds of training it stands for."""
+    """Return the newest checkpoint that was written to its end, and the seconds of training it stands for."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     if not whole:
         return None, 0.0

@@ -1,6 +1,6 @@
 """Make a training file: decontaminate, answer, verify, choose, deduplicate, balance; each step counted.
 
-Answers are kept in ``OUT.generations.jsonl`` as they are made, so that a stopped run goes on and another strategy asks
+Answers are kept in ``OUT.generations.jsonl`` as they are made, so that a stopped run continues and another strategy asks
 nothing twice. The rows and their sidecar ``OUT.meta.json`` appear whole or not at all. torch is imported when the model is
 opened, after the files were read.
 """
@@ -135,7 +135,7 @@ def target_rows(
 def inputs_of(
     files: Mapping[str, Sequence[str | Path]], limit: int | None, making: Making, sandbox: Sandbox | None
 ) -> dict[str, Any]:
-    """What went in, and how it was verified."""
+    """Return what went in, and how it was verified."""
     return {
         **{name: _digests(paths) for name, paths in files.items()},
         "limit": limit,
@@ -145,7 +145,7 @@ def inputs_of(
 
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many rows there are, of which kinds, in whose words."""
+    """Return how many rows there are, of which kinds, in whose words."""
     kinds, sources = (dict(Counter(row[name] for row in rows)) for name in ("kind", "source"))
     return {"rows": len(rows), "kinds": kinds, "sources": sources}
 
@@ -164,7 +164,7 @@ def _part(shard: str | None, making: Making) -> Shard | None:
 
 
 def _digests(paths: Sequence[str | Path]) -> list[dict[str, str | None]]:
-    """Paths with the digest of the file, or of all files in the folder; None for a hub id."""
+    """Return paths with the digest of the file, or of all files in the folder; None for a hub id."""
     found = {}
     for path in map(Path, paths):
         found[str(path)] = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
@@ -172,12 +172,12 @@ def _digests(paths: Sequence[str | Path]) -> list[dict[str, str | None]]:
 
 
 def count(step: str, rows: Sequence[Any], **more: int) -> dict[str, Any]:
-    """One line of the sidecar: how many are left after a step, and what it found."""
+    """Return one line of the sidecar: how many are left after a step, and what it found."""
     return {"step": step, "left": len(rows), **more}
 
 
 def problems_of(against: Sequence[str | Path]) -> list[tuple[str, str]]:
-    """Names and texts of all problems of the evaluation files."""
+    """Return names and texts of all problems of the evaluation files."""
     tasks = read_tasks([str(path) for path in against], None, (), 0) if against else []
     return [(f"{task.name}/{item.task_id}", text_of(item)) for task in tasks for item in task.items]
 
@@ -189,7 +189,7 @@ def decontaminate(asked: list[Instruction], problems: Sequence[tuple[str, str]])
 
 
 def own_rows(written: list[dict[str, Any]], problems: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], int]:
-    """What the original wrote, less what holds an evaluation problem that it remembered."""
+    """Return what the original wrote, less what holds an evaluation problem that it remembered."""
     found = holding(problems, [row["prompt"] + row["completion"] for row in written])
     return [row for at, row in enumerate(written) if at not in found], len(found)
 
@@ -200,7 +200,7 @@ def choose(
     references: Mapping[str, Answer],
     making: Making,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows that the strategy takes; returns too how many instructions gave none, and whose words were taken."""
+    """Return the rows that the strategy takes; also returns how many instructions gave none, and whose words were taken."""
     rows: list[dict[str, Any]] = []
     found: Counter[str] = Counter()
     for one in asked:

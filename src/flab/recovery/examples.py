@@ -1,6 +1,6 @@
 """From rows of a training file to packed rows of tokens with targets, and the split that only measures.
 
-A row of ``length`` tokens holds several examples; each attends to itself alone, because its positions start at 0 anew
+A row of ``length`` tokens holds several examples; each attends to itself alone, because its positions start at 0 again
 and no attention mask is given (transformers builds the block-diagonal mask from the positions).
 """
 
@@ -73,23 +73,23 @@ def make_examples(
 
 
 def _rank(prompt: str) -> int:
-    """A number that depends on the prompt alone: all answers to one prompt fall on one side."""
+    """Return a number that depends on the prompt alone: all answers to one prompt fall on one side."""
     return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def _limit(ranks: Sequence[int], share: float) -> int:
-    """The rank below which prompts are held out: a share of them, at least one, at most ``MOST_HELD_OUT``."""
+    """Return the rank below which prompts are held out: a share of them, at least one, at most ``MOST_HELD_OUT``."""
     wanted = min(max(1, round(share * len(ranks))), MOST_HELD_OUT, max(0, len(ranks) - 1))
     return ranks[wanted] if wanted < len(ranks) and ranks else 0
 
 
 def _numbered(data: Dataset, first: int) -> Dataset:
-    """The rows with a number each that no other row has, by which what the teacher said of them is remembered."""
+    """Return the rows with a number each that no other row has, by which what the teacher said of them is remembered."""
     return data.add_column("row", list(range(first, first + len(data))))
 
 
 def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
-    """Rows of ``input_ids``, ``targets`` (the next token, ``IGNORED`` where none is asked for) and ``seq_lengths``."""
+    """Return rows of ``input_ids``, ``targets`` (the next token, ``IGNORED`` where none is asked for) and ``seq_lengths``."""
     from datasets import Dataset, disable_progress_bars
 
     rows = {
@@ -112,7 +112,7 @@ def _targets(window: Window) -> list[int]:
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch, B x T: padded on the right by what attends to nothing else and has no target.
+    """Return a batch, B x T: padded on the right by what attends to nothing else and has no target.
 
     ``within`` is true where the next token belongs to the same example; ``rows`` are the rows' numbers, (B,).
     """

@@ -76,7 +76,7 @@ class Instruction:
         return STOPS.get(self.kind, END_MARKS)
 
     def job(self, answer: str) -> Job | None:
-        """What the sandbox runs to verify the answer; None where the answer cannot be right (no literal, no code)."""
+        """Return what the sandbox runs to verify the answer; None if the answer cannot be right (no literal, no code)."""
         if self.kind == "output":
             return self._prediction_job(answer)
         assert self.test is not None
@@ -84,7 +84,7 @@ class Instruction:
         return Job(program, self.test, self.entry_point) if program.strip() else None
 
     def _prediction_job(self, answer: str) -> Job | None:
-        """The given code is run; of the answer only a literal's value is used, never the text itself."""
+        """Return the given code is run; of the answer only a literal's value is used, never the text itself."""
         predicted = prediction_of(answer)
         if read_literal(predicted) is None:
             return None
@@ -143,7 +143,7 @@ def instruction_of(row: Row, where: str, task_id: str, render: Render | None) ->
 
 
 def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """A conversation: the last message, if the assistant's, is the reference."""
+    """Return a conversation: the last message, if the assistant's, is the reference."""
     turns = [(one["role"], check_text(spoken(one), "content", where, blank=True)) for one in chat_of(row, where)]
     reference = turns.pop()[1] if turns[-1][0] == "assistant" else None
     return _rendered(turns, reference, row, where, task_id, render)
@@ -184,7 +184,7 @@ def _completion(row: Row, where: str, task_id: str, render: Render | None) -> In
 
 
 def _test(row: Row, where: str) -> tuple[str | None, str]:
-    """The row's test, and the entry point without which nothing passes it."""
+    """Return the row's test, and the entry point without which nothing passes it."""
     if row.get("test") is None:
         return None, ""
     if row.get("entry_point") is None:
@@ -193,7 +193,7 @@ def _test(row: Row, where: str) -> tuple[str | None, str]:
 
 
 def _task(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """A row of a task file."""
+    """Return a row of a task file."""
     item = READERS[kinds_of(row)[0]](row, where)
     if isinstance(item, Problem):
         return Instruction(task_id, "code", item.prompt, item.canonical_solution, item.test, item.entry_point)

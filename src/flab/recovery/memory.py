@@ -21,7 +21,7 @@ LOGIT_COPIES = 5  # logits, their gradient, both log-softmax results, the differ
 
 
 def predicted_peak(student: Any, teacher: Any, training: Training, parameters: int) -> int:
-    """Bytes on one device that holds the whole of both models."""
+    """Return bytes on one device that holds the whole of both models."""
     config = student.config
     trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for model in (student, teacher) for p in model.parameters())
@@ -31,7 +31,7 @@ def predicted_peak(student: Any, teacher: Any, training: Training, parameters: i
 
 
 def activation_bytes(config: Any, tokens: int, element: int, training: Training) -> int:
-    """What the backward pass of one micro-batch needs, without the logits."""
+    """Return what the backward pass of one micro-batch needs, without the logits."""
     width = int(config.hidden_size)
     layers = int(config.num_hidden_layers)
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads

@@ -33,7 +33,7 @@ def ask(
     facts: Mapping[str, Any],
     shard: Shard | None = None,
 ) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
-    """Answers by ``task_id`` from the store in ``file``, made where they are missing; and how far all shards are.
+    """Return answers by ``task_id`` from the store in ``file``, made where they are missing; and how far all shards are.
 
     ``facts`` are what is known of the model; with the settings they decide which stored answers are read.
     """
@@ -44,7 +44,7 @@ def ask(
 
 
 def _answering(making: Making) -> dict[str, Any]:
-    """The settings that decide the answers; strategies share them."""
+    """Return the settings that decide the answers; strategies share them."""
     names = ("temperature", "top_p", "max_new_tokens", "batch_size", "seed")
     return {name: getattr(making, name) for name in names}
 
@@ -73,7 +73,7 @@ def answer(
 
 
 def _key(one: Instruction, sample: int) -> Key:
-    """An answer is that of a prompt and its stop strings: a row that changes is asked anew."""
+    """Return an answer is that of a prompt and its stop strings: a row that changes is asked again."""
     digest = hashlib.sha256("\0".join((one.prompt, *one.stop)).encode("utf-8", "surrogatepass")).hexdigest()
     return TASK, f"{one.task_id}-{digest[:12]}", sample
 
@@ -83,7 +83,7 @@ def _request(one: Instruction, sample: int, making: Making) -> Request:
 
 
 def own_words(made: Generation | None) -> str:
-    """What the model wrote, with the line end that the stop string began with; nothing where it was cut off by length."""
+    """Return what the model wrote, with the line end that the stop string began with; nothing if it was cut off by length."""
     assert made is not None
     if made.finish_reason == "length" or not made.text.strip():
         return ""
@@ -108,7 +108,7 @@ def verify(
 
 
 def outcomes(asked: Sequence[Instruction], own: Mapping[str, Sequence[Answer]]) -> dict[str, int]:
-    """How the original did: right at once, right when asked again, never, cannot be verified."""
+    """Return how the original did: right at once, right when asked again, never, cannot be verified."""
     found: Counter[str] = Counter()
     for one in asked:
         answers = own[one.task_id]
@@ -143,13 +143,13 @@ def sandbox_to_verify(asked: Sequence[Instruction], unsandboxed: bool) -> Sandbo
 
 
 def verify_references(asked: Sequence[Instruction], sandbox: Sandbox | None) -> dict[str, Answer]:
-    """The data set's own answers, verified where that is possible."""
+    """Return the data set's own answers, verified where that is possible."""
     known = [one for one in asked if one.reference is not None]
     answers = verify(known, [one.reference or "" for one in known], sandbox, "Verifying references", "reference")
     return {one.task_id: answer for one, answer in zip(known, answers, strict=True)}
 
 
 def verdicts(answers: Mapping[str, Answer]) -> dict[str, int]:
-    """How many are right, wrong, or cannot be verified."""
+    """Return how many are right, wrong, or cannot be verified."""
     names = {True: "right", False: "wrong", None: "untested"}
     return dict(Counter(names[answer.right] for answer in answers.values()))

@@ -1,4 +1,4 @@
-"""Texts that the original writes on its own: from the first words of an instruction it goes on as it likes.
+"""Texts that the original writes on its own: from the first words of an instruction it continues as it likes.
 
 They hold what the model knows, whatever the instructions cover: data-free distillation as in LLM-QAT (Liu et al. 2023,
 arXiv 2305.17888, section 2.1). A chat model is given the head of its template instead and writes the question itself, then
@@ -70,7 +70,7 @@ def _no_template(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[bool, str]]:
-    """Whether it is a chat's, and the text that the model goes on from."""
+    """Return whether it is a chat's, and the text that the model continues from."""
     found = []
     for number in range(count):
         chooser = random.Random(f"{seed}/{number}")
@@ -84,7 +84,7 @@ def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[
 
 
 def _head(chat: Instruction) -> str:
-    """The chat's prompt up to what its user says first, system text included; all of it where that cannot be found."""
+    """Return the chat's prompt up to what its user says first, system text included; all of it where that cannot be found."""
     asked = next((content.strip() for role, content in chat.messages if role == "user" and content.strip()), None)
     return chat.prompt.partition(asked)[0] if asked else chat.prompt
 
@@ -92,7 +92,7 @@ def _head(chat: Instruction) -> str:
 def _complete(
     store: Store, generator: Generator, task: str, starts: Sequence[tuple[int, str]], making: Making
 ) -> list[str]:
-    """What the model writes after each start; nothing where it did not end by itself."""
+    """Return what the model writes after each start; nothing if it did not end by itself."""
     wanted = [
         (_key(task, at, start), Request(start, END_MARKS, sample_seed(making.seed, task, str(at), 0)))
         for at, start in starts

@@ -98,7 +98,7 @@ class Training:
         return self.method if self.method != "auto" else "lora" if parameters >= LORA_FROM else "full"
 
     def rate_for(self, parameters: int) -> float:
-        """The highest learning rate."""
+        """Return the highest learning rate."""
         if self.learning_rate is not None:
             return self.learning_rate
         method = self.method_for(parameters)

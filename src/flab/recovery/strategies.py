@@ -37,15 +37,15 @@ class Known:
     untested: str = "reference"
 
     def first_right(self) -> list[Answer]:
-        """The first of its own answers that is right."""
+        """Return the first of its own answers that is right."""
         return [answer for answer in self.own if answer.right][:1]
 
     def given(self) -> list[Answer]:
-        """The reference, unless its tests fail."""
+        """Return the reference, unless its tests fail."""
         return [self.reference] if self.reference is not None and self.reference.right is not False else []
 
     def unverifiable(self) -> list[Answer]:
-        """What ``untested`` says for an instruction that nothing can verify."""
+        """Return what ``untested`` says for an instruction that nothing can verify."""
         if self.untested == "drop":
             return []
         return list(self.own[:1]) if self.untested == "self" else self.given()
@@ -57,7 +57,7 @@ def verified_self(known: Known) -> list[Answer]:
 
 
 def reference(known: Known) -> list[Answer]:
-    """The data set's answers only, less those that fail their tests."""
+    """Return the data set's answers only, less those that fail their tests."""
     return known.given()
 
 

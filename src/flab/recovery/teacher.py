@@ -18,7 +18,7 @@ from flab.pruning.plan import Plan
 
 
 def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options) -> tuple[Checkpoint, Family]:
-    """The original, cut to the plan's vocabulary; its ids are proven to be the student's.
+    """Return the original, cut to the plan's vocabulary; its ids are proven to be the student's.
 
     Raises:
         PlanError: another model than the one that was pruned.
@@ -60,7 +60,7 @@ class Teacher:
     """The teacher's final hidden states of the tokens that count in the KL, computed when asked for, or remembered.
 
     A row is met once an epoch, so that with several epochs it pays to let the teacher read all rows once, beforehand.
-    That is always in the same batches: a run that was stopped and goes on sees the same bits.
+    That is always in the same batches: a run that was stopped and continues sees the same bits.
     """
 
     def __init__(self, model: Any, used: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> None:
@@ -87,7 +87,7 @@ class Teacher:
 
 
 def final_states(model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states after the final norm, (B, T, D), of packed rows."""
+    """Return hidden states after the final norm, (B, T, D), of packed rows."""
     states: torch.Tensor = model.base_model(
         input_ids=input_ids, position_ids=position_ids, use_cache=False
     ).last_hidden_state

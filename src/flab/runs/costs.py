@@ -103,19 +103,19 @@ def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
 
 
 def _problems(samples: Sequence[Sample], recipe: Recipe) -> int:
-    """Problems with tests that no fit sees: about one in five windows only compares."""
+    """Return problems with tests that no fit sees: about one in five windows only compares."""
     return min(recipe.judge_problems, sum(bool(s.test and s.entry_point) for s in samples) // 5)
 
 
 def _text_bytes(texts: Texts) -> int:
-    """Text that is split into tokens: once to count them, and once into windows."""
+    """Return text that is split into tokens: once to count them, and once into windows."""
     return (
         sum(map(len, texts.task_texts())) + sum(map(len, texts.general_texts())) + sum(len(s.text) for s in texts.task)
     )
 
 
 def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
-    """The stages of planning, as :func:`flab.pruning.planner.Planner.plan` goes through them."""
+    """Return the stages of planning, as :func:`flab.pruning.planner.Planner.plan` goes through them."""
     shape = facts.shape
     recipe = plan.recipe
     cut = plan.cut
@@ -153,7 +153,7 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
 
 
 def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: str | None = None) -> Work:
-    """One split built: with the cheap refit and without elimination where it is only compared."""
+    """Return one split built: with the cheap refit and without elimination where it is only compared."""
     recipe = plan.recipe
     compared = refit is None
     kind = refit or ("residual" if recipe.refit != "none" else "none")
@@ -166,7 +166,7 @@ def stage_of(name: str, amount: Work, speed: Speed, memory: int, disk: int = 0, 
 
 
 def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
-    """The model as it is opened to be cut: layers that are stored in 16 bits stay so where they can."""
+    """Return the model as it is opened to be cut: layers that are stored in 16 bits stay so where they can."""
     precision = cutting_dtype(facts.path, options)
     narrow = precision == MIXED or (precision in ("float32", "auto") and facts.stored != "float32")
     body = NUMBER_BYTES[facts.stored] if narrow else NUMBER_BYTES.get(precision, 4)
@@ -174,7 +174,7 @@ def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
 
 
 def prune_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
-    """The stages of planning, saving and checking."""
+    """Return the stages of planning, saving and checking."""
     shape = facts.shape
     cut = plan.cut
     saved = plan.splits[0].parameters * NUMBER_BYTES[facts.stored]

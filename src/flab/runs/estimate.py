@@ -70,7 +70,7 @@ class Stage:
     at_most: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
+        """Return all fields."""
         return asdict(self)
 
 
@@ -80,17 +80,17 @@ def work(**amounts: float) -> Work:
 
 
 def seconds(amounts: Work, speed: Speed) -> float:
-    """How long the work takes, one kind after the other."""
+    """Return how long the work takes, one kind after the other."""
     return float(sum(amount / speed[kind] for kind, amount in amounts.items() if amount))
 
 
 def times(amounts: Work, factor: float) -> Work:
-    """The same work so many times."""
+    """Return the same work so many times."""
     return Counter({kind: amount * factor for kind, amount in amounts.items()})
 
 
 def total(parts: Iterable[Work]) -> Work:
-    """All of the work."""
+    """Return all of the work."""
     found = Work()
     for part in parts:
         found.update(part)
@@ -98,7 +98,7 @@ def total(parts: Iterable[Work]) -> Work:
 
 
 def split_tokens(tokens: int) -> tuple[int, int]:
-    """Tokens that are fitted on and those that only compare."""
+    """Return tokens that are fitted on and those that only compare."""
     compared = tokens // COMPARE_EVERY
     return tokens - compared, compared
 
@@ -107,20 +107,20 @@ def split_tokens(tokens: int) -> tuple[int, int]:
 
 
 def layer_share(shape: Shape, width: float) -> float:
-    """What a layer of this width costs, relative to an uncut one."""
+    """Return what a layer of this width costs, relative to an uncut one."""
     whole = shape.products_per_layer + shape.width * shape.products_per_neuron
     return (shape.products_per_layer + width * shape.products_per_neuron) / whole
 
 
 def ffn_share(shape: Shape) -> float:
-    """The FFN's part of an uncut layer's products."""
+    """Return the FFN's part of an uncut layer's products."""
     return layer_share(shape, shape.width) - layer_share(shape, 0)
 
 
 def walk_work(
     shape: Shape, cut: Size, fit: int, compare: int, refit: str, output_projection: bool = True, eliminate: bool = False
 ) -> Work:
-    """One walk over the kept layers, with its refit (:class:`flab.pruning.refit.walk.Walk`), and the KL at its end.
+    """Return one walk over the kept layers, with its refit (:class:`flab.pruning.refit.walk.Walk`), and the KL at its end.
 
     The original's stream passes every layer, the pruned one every kept layer; the statistics of the FFN need its features once
     more. ``eliminate`` says that neurons are chosen by elimination.
@@ -157,14 +157,14 @@ def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
 
 
 def gram_work(features: int, targets: int, tokens: int) -> Work:
-    """The lower triangle of X^T X and Y^T X, added up in float64 after every micro-batch."""
+    """Return the lower triangle of X^T X and Y^T X, added up in float64 after every micro-batch."""
     batches = tokens / Options.batch_tokens
     triangle = features * (features + min(features, BLOCK_ROWS))  # by blocks of rows, each up to its diagonal
     return work(gram=(triangle + 2 * features * targets) * tokens, memory=14 * features * features * batches)
 
 
 def solving(features: int, targets: int) -> Work:
-    """One least-squares problem: every ridge that is tried is factored, solved and judged; the last in float64."""
+    """Return one least-squares problem: every ridge that is tried is factored, solved and judged; the last in float64."""
     once = features**3 / 3 + 2 * targets * features**2
     tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
     if features > FAST_FEATURES:
@@ -174,7 +174,7 @@ def solving(features: int, targets: int) -> Work:
 
 
 def elimination(features: int, width: int, targets: int) -> Work:
-    """The inverse of one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
+    """Return the inverse of one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
     rounds = FAST_ROUNDS if features > FAST_FEATURES else ELIMINATION_ROUNDS
     gone = (features - width) / rounds
     downdates = 2 * (features**3 - width**3) / 3 + 2 * gone * gone * features * rounds
@@ -215,7 +215,7 @@ def reconstruction_work(numbers: int, fit: int) -> Work:
 
 
 def candidates_built(shape: Shape, splits: int, is_pinned: bool) -> int:
-    """How many splits are built and compared: as a rule the best of the depths and as many more as patience has.
+    """Return how many splits are built and compared: as a rule the best of the depths and as many more as patience has.
 
     Large models are probed first, after which as a rule the deepest split is left; it is only built as the winner.
     """
@@ -225,7 +225,7 @@ def candidates_built(shape: Shape, splits: int, is_pinned: bool) -> int:
 
 
 def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
-    """The greedy layer search: each removal runs the model from each kept layer on, raced."""
+    """Return the greedy layer search: each removal runs the model from each kept layer on, raced."""
     passes = removals * RACED * shape.layers**2 / 2 + shape.layers
     return work(
         layer=passes * tokens, head=2 * 2 * shape.hidden * shape.vocabulary * tokens * removals * shape.layers * RACED
@@ -233,14 +233,14 @@ def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
 
 
 def probe_work(shape: Shape, cut: Size) -> Work:
-    """What large models are asked first: one cut without refit, and each layer alone taken out, on few tokens."""
+    """Return what large models are asked first: one cut without refit, and each layer alone taken out, on few tokens."""
     tokens = PROBE_TOKENS
     walk = work(layer=2 * shape.layers * tokens, head=4 * shape.hidden * cut.vocabulary * tokens)
     return walk + scoring_work(Shape(**{**asdict(shape), "vocabulary": cut.vocabulary}), tokens, 1)
 
 
 def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
-    """A model opened to be cut: its layers with ``body`` bytes a number, all else with ``rest``."""
+    """Return a model opened to be cut: its layers with ``body`` bytes a number, all else with ``rest``."""
     return (
         size.layers * (shape.per_layer + size.width * shape.per_neuron) * body
         + (size.vocabulary * shape.per_token + shape.fixed) * rest
@@ -248,7 +248,7 @@ def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
 
 
 def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> int:
-    """The peak of one walk beside its model.
+    """Return the peak of one walk beside its model.
 
     Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
     FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
@@ -275,7 +275,7 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
 
 
 def answering_work(shape: Shape, size: Size, prompts: int, prompt_tokens: int, new_tokens: int, batch: int) -> Work:
-    """Answers of at most ``new_tokens``: the prompts are read once, then each batch makes a token a step.
+    """Return answers of at most ``new_tokens``: the prompts are read once, then each batch makes a token a step.
 
     On average half of a batch still runs, because rows that are finished leave it.
     """

@@ -67,7 +67,7 @@ class Evaluation:
 
     @property
     def settings(self) -> Settings:
-        """The same, as a run takes it; OptionError where a value is out of range."""
+        """The same, as a run takes it; OptionError if a value is out of range."""
         return Settings(
             self.preset, self.samples, self.temperature, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
         )
@@ -184,7 +184,7 @@ def _options(raw: Any, path: Path) -> Options:
 
 
 def _load(path: Path) -> Any:
-    """What the file holds."""
+    """Return what the file holds."""
     try:
         data = read_regular(path)
         if len(data) > MOST_BYTES:
@@ -200,7 +200,7 @@ def _load(path: Path) -> Any:
 
 
 def _model(value: Any, path: Path) -> str:
-    """A folder, a hub id, or the bundled model."""
+    """Return a folder, a hub id, or the bundled model."""
     if not isinstance(value, str) or not value:
         raise OptionError(f"{path}: model: got {value!r}, allowed a folder, a hub id, or {BUNDLED}.")
     if value == BUNDLED:
@@ -273,7 +273,7 @@ def _limit(value: Any, where: str) -> int | None:
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
-    """One text or a list of them; null is none."""
+    """Return one text or a list of them; null is none."""
     found = value if isinstance(value, list) else [] if value is None else [value]
     for one in found:
         if not isinstance(one, str) or not one.strip():
@@ -282,7 +282,7 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """A file named in a recipe: relative to the recipe's folder, the same from wherever it is run."""
+    """Return a file named in a recipe: relative to the recipe's folder, the same from wherever it is run."""
     return path.parent.resolve() / Path(name).expanduser()
 
 
@@ -320,7 +320,7 @@ def _check_keys(given: Mapping[str, Any], allowed: Any, where: str) -> None:
 
 
 def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> T:  # type: ignore[assignment]
-    """An instance of a dataclass from values whose names and types are checked; those in ``free`` are as they are."""
+    """Return an instance of a dataclass from values whose names and types are checked; those in ``free`` are as they are."""
     given = _mapping(raw, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     _check_keys(given, known, where)
@@ -335,7 +335,7 @@ def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> 
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """The value if it is of the field's type; whole numbers pass for floats, lists for tuples."""
+    """Return the value if it is of the field's type; whole numbers pass for floats, lists for tuples."""
     choices = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
     for one in choices:
         base = get_origin(one) or one

@@ -15,7 +15,7 @@ from flab.runs.recipe_file import RecipeFile
 def summarise(
     recipe: RecipeFile, folder: Path, models: Mapping[str, Path], stages: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """One row for each model, and each smaller one paired with the original, task by task."""
+    """Return one row for each model, and each smaller one paired with the original, task by task."""
     rows = []
     for name, path in models.items():
         results = read_json(folder / "eval" / name / RESULTS)

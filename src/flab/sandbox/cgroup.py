@@ -49,7 +49,7 @@ class Group:
         return act([] if self.path is None else ["sh", "-c", ENTER, "sandbox", str(self.path)])
 
     def overran(self) -> bool:
-        """Whether the kernel killed a process of the run under way because the group's memory was used up."""
+        """Return whether the kernel killed a process of the run under way because the group's memory was used up."""
         return self._num_kills() > self.kills
 
     def _num_kills(self) -> int:
@@ -129,7 +129,7 @@ def _members(path: Path) -> str:
 
 
 def _thread_in(path: Path) -> ThreadPoolExecutor | None:
-    """Return a thread that lives in the group; None where threads cannot be moved alone, as in v2."""
+    """Return a thread that lives in the group; None if threads cannot be moved alone, as in v2."""
     if _members(path) != "tasks":
         return None
     starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flab-group")
@@ -143,7 +143,7 @@ def _thread_in(path: Path) -> ThreadPoolExecutor | None:
 
 @lru_cache(maxsize=1)
 def group_home() -> Path | None:
-    """Return the folder in which groups can be made here, None where there is none; tried once."""
+    """Return the folder in which groups can be made here, None if there is none; tried once."""
     for path in _candidates():
         _sweep(path)
         made = _make(path, 2**30)
@@ -185,7 +185,7 @@ def _limit_file(folder: Path) -> Path | None:
 
 
 def _make(home: Path, memory_bytes: int) -> Path | None:
-    """Make one group with a limit; None where the system does not let us."""
+    """Make one group with a limit; None if the system does not let us."""
     path = home / f"flab-{os.getpid()}-{secrets.token_hex(6)}"
     try:
         path.mkdir()
@@ -206,7 +206,7 @@ def _make(home: Path, memory_bytes: int) -> Path | None:
 
 
 def _may_move(path: Path) -> bool:
-    """Whether a process of ours may enter: the group above both must be ours to write (cgroups(7), delegation)."""
+    """Return whether a process of ours may enter: the group above both must be ours to write (cgroups(7), delegation)."""
     return (path / LIMIT_FILES["cgroup"]).exists() or os.access(path.parent / "cgroup.procs", os.W_OK)
 
 

@@ -112,7 +112,7 @@ def run_method(instance: Any, name: str) -> None:
 
 
 def passes_through(trace: Any, file: str) -> bool:
-    """Whether code of this file is in a traceback."""
+    """Return whether code of this file is in a traceback."""
     while trace is not None and trace.tb_frame.f_code.co_filename != file:
         trace = trace.tb_next
     return trace is not None

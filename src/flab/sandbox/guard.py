@@ -119,7 +119,7 @@ class Guard:
         return HARNESS if frame is None else str(frame.f_code.co_filename)
 
     def is_program(self, name: str) -> bool:
-        """Whether code of this file is the program's, or was made by it."""
+        """Return whether code of this file is the program's, or was made by it."""
         return name not in (HARNESS, TEST) and not self.trusted(name)
 
     def reach(self, frame: Any, args: tuple[Any, ...]) -> None:

@@ -75,7 +75,7 @@ def system_call(name: str, *arguments: int | bytes) -> None:
 
 
 def start_loopback() -> None:
-    """Bring the loopback of an empty network up; do nothing where that is not ours to do."""
+    """Bring the loopback of an empty network up; do nothing if that is not ours to do."""
     link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     try:
         answer = fcntl.ioctl(link.fileno(), GET_LINK_FLAGS, struct.pack("16sH14x", b"lo", 0))

@@ -268,7 +268,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _has_comparison(kind: type) -> bool:
-    """Whether objects of a class are compared by anything but who they are."""
+    """Return whether objects of a class are compared by anything but who they are."""
     bases = type.__dict__["__mro__"].__get__(kind)
     return any("__eq__" in type.__dict__["__dict__"].__get__(base) for base in bases if base is not object)
 
@@ -306,7 +306,7 @@ def _parts(base: Any, value: Any) -> Iterator[Iterator[Any]]:
 
 
 def _all_plain(items: Iterator[Any]) -> bool:
-    """Whether nothing here can lie; a million numbers are looked through at the speed of C, and without a copy.
+    """Return whether nothing here can lie; a million numbers are looked through at the speed of C, and without a copy.
 
     Runs of one type go fastest by ``groupby``; where the types alternate, the rest is looked at one by one.
     """
@@ -315,7 +315,7 @@ def _all_plain(items: Iterator[Any]) -> bool:
 
 
 def _says(act: Callable[[Any, Any], Any], one: Any, other: Any, truth: Truth = bool) -> bool:
-    """Whether the objects say so; an exception is a no."""
+    """Return whether the objects say so; an exception is a no."""
     try:
         return truth(act(one, other))
     except Exception:

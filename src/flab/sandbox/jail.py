@@ -131,7 +131,7 @@ LOOPBACK = [
 
 
 def _random_user() -> list[str]:
-    """Draw a user id for one run, as which a launcher of root's goes on: NPROC counts that run only."""
+    """Draw a user id for one run, under which a launcher of root's carries on: NPROC counts that run only."""
     user = str(20_000 + secrets.randbelow(40_000))
     return [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
 
@@ -193,7 +193,7 @@ def _by_unshare(unshare: list[str], drop: list[str], packages: Binds) -> list[st
 
 
 def unshare_as_root(packages: Binds = ()) -> list[str]:
-    """For root: build as root, and go on as a user id drawn for this run."""
+    """For root: build as root, and continue as a user id drawn for this run."""
     return _by_unshare([], _random_user(), packages)
 
 

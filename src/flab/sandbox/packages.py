@@ -45,7 +45,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a top-level module can be imported in flab's own environment; it is not imported for that."""
+    """Return whether a top-level module can be imported in flab's own environment; it is not imported for that."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

@@ -57,7 +57,7 @@ def form_of(tree: ast.Module, entry_point: str) -> Form:
 
 
 def looks_at(check: ast.AST | None, entry_point: str) -> bool:
-    """Whether a check reads attributes of the candidate, or asks the standard library what it is."""
+    """Return whether a check reads attributes of the candidate, or asks the standard library what it is."""
     names = {entry_point, *(one.arg for one in ast.walk(check or ast.Module([], [])) if isinstance(one, ast.arg))}
     for node in ast.walk(check) if check is not None else ():
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
@@ -82,7 +82,7 @@ def _is_guard(node: ast.stmt) -> bool:
 
 
 def _binds(node: ast.stmt, name: str) -> bool:
-    """Whether a statement of the top level gives a name a value."""
+    """Return whether a statement of the top level gives a name a value."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return any((alias.asname or alias.name) == name for alias in node.names)
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -115,12 +115,12 @@ def _num_required(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def _is_test(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether pytest would run a function of this name: no argument without a value, or marks that give some."""
+    """Return whether pytest would run a function of this name: no argument without a value, or marks that give some."""
     return _num_required(node) == 0 or any("parametrize" in ast.dump(one) for one in node.decorator_list)
 
 
 def _looks_like_tests(node: ast.stmt) -> bool:
-    """Whether a class holds methods that begin with test, or derives from something called a test case."""
+    """Return whether a class holds methods that begin with test, or derives from something called a test case."""
     if not isinstance(node, ast.ClassDef):
         return False
     methods = any(
@@ -130,7 +130,7 @@ def _looks_like_tests(node: ast.stmt) -> bool:
 
 
 def _calls(node: ast.stmt, names: set[str]) -> bool:
-    """Whether a statement asserts something or uses one of the names."""
+    """Return whether a statement asserts something or uses one of the names."""
     return any(
         isinstance(one, ast.Assert | ast.Raise) or (isinstance(one, ast.Name) and one.id in names)
         for one in ast.walk(node)

@@ -3,7 +3,7 @@
 The filter is a list of denials: the keyring, System V and POSIX message queues, System V shared memory and semaphores,
 io_uring, userfaultfd, bpf, perf, access to other processes' memory and descriptors, mounts, new namespaces, kernel
 modules, kexec, clocks, and every socket family but Unix and Internet. A denied call fails with an error number; the
-program goes on. It needs no library: a filter is an array of eight-byte instructions (linux/filter.h, linux/seccomp.h).
+program continues. It needs no library: a filter is an array of eight-byte instructions (linux/filter.h, linux/seccomp.h).
 
 ``harness`` installs the filter at every level, after the jail is built and before the program is loaded.
 """
@@ -153,7 +153,7 @@ def deny(number: int, action: int) -> bytes:
 
 @lru_cache(maxsize=2)
 def filter_program(allow_memfd: bool = False, machine: str = "") -> bytes:
-    """Assemble the filter for this machine's architecture; empty where the architecture is not known.
+    """Assemble the filter for this machine's architecture; empty if the architecture is not known.
 
     ``allow_memfd`` keeps files in memory, whose size nothing but a control group bounds.
     """

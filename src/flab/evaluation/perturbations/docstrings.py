@@ -1,7 +1,7 @@
 """Perturbations of the docstring: its format, and typing errors in its prose.
 
 Prose are lines of words outside doctests (``>>>`` and what follows, up to a blank line) that hold no code; only
-prose is wrapped anew or misspelt. Comment lines in the docstring's place count as one.
+prose is wrapped again or misspelt. Comment lines in the docstring's place count as one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def docstring_noise(problem: Problem, rng: Random) -> Problem | None:
 
 
 def _checked(program: Program, made: Problem | None) -> Problem | None:
-    """The problem if it differs and its code does not."""
+    """Return the problem if it differs and its code does not."""
     if made is None or made == program.problem:
         return None
     again = read_program(made)
@@ -68,7 +68,7 @@ def _checked(program: Program, made: Problem | None) -> Problem | None:
 
 
 def prose_lines(content: str) -> list[tuple[int, str]]:
-    """Lines of prose with their offsets in the content."""
+    """Return lines of prose with their offsets in the content."""
     found = []
     offset = 0
     in_doctest = False
@@ -95,7 +95,7 @@ def _to_comments(program: Program, docstring: Docstring, rng: Random) -> Problem
 
 
 def _to_docstring(program: Program) -> Problem | None:
-    """A string instead of the comment lines that open the body."""
+    """Return a string instead of the comment lines that open the body."""
     opening = re.compile(r"(?:[ \t]+#.*\n(?:[ \t]*\n)*(?=[ \t]+#)|[ \t]+#.*\n)+")
     header_end = program.text.find("\n", _signature_end(program)) + 1
     found = opening.match(program.text, header_end)
@@ -145,7 +145,7 @@ def _reflowed(program: Program, docstring: Docstring, rng: Random) -> Problem | 
 
 
 def _paragraphs(content: str) -> list[tuple[int, list[str]]]:
-    """Prose lines that follow one another at one indent (the first line's is its own), with their offsets."""
+    """Return prose lines that follow one another at one indent (the first line's is its own), with their offsets."""
     found: list[tuple[int, list[str]]] = []
     end = -1
     indent = ""
@@ -164,7 +164,7 @@ FORMATS: list[Callable[[Program, Docstring, Random], Problem | None]] = [_to_com
 
 
 def _misspellable(program: Program, docstring: Docstring) -> list[tuple[int, int]]:
-    """Offsets of words of prose that are no names of the program and not quoted."""
+    """Return offsets of words of prose that are not names of the program and not quoted."""
     code = program.text[: docstring.start] + program.text[docstring.end :]
     names = words_of(code)
     found = []
@@ -176,7 +176,7 @@ def _misspellable(program: Program, docstring: Docstring) -> list[tuple[int, int
 
 
 def _misspelt(word: str, rng: Random) -> str:
-    """One typing error; inner letters only, so that the word stays readable."""
+    """Return one typing error; inner letters only, so that the word stays readable."""
     at = rng.randrange(1, len(word) - 2)
     kind = rng.choice(("swap", "drop", "double", "case", "space"))
     if kind == "swap" and word[at] != word[at + 1]:

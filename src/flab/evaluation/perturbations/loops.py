@@ -31,7 +31,7 @@ class Rewrite:
 
 
 def rewrites(program: Program) -> Iterator[Rewrite]:
-    """All rewrites of the function's loops, in the order of the source; none where a builtin they use is taken."""
+    """Yield all rewrites of the function's loops, in the order of the source; none where a builtin they use is taken."""
     if bound_names(program.tree) & (USED | GATHERING):
         return
     for body in _bodies(program.function):
@@ -54,7 +54,7 @@ def _bodies(function: ast.AST) -> Iterator[Body]:
 
 
 def _header(program: Program, node: ast.For | ast.While, last: ast.expr) -> tuple[int, int, str, str] | None:
-    """Start and end of the lines of ``for ...:``, the indent, and the body's indent; None for a one-line loop."""
+    """Return the start and end of the lines of ``for ...:``, the indent, and the body's indent; None for a one-line loop."""
     start = program.span(node)[0]
     end = program.span(last)[1]
     line_end = program.text.find("\n", end) + 1
@@ -119,7 +119,7 @@ def _range_parts(program: Program, node: ast.expr) -> tuple[str, str, int] | Non
 
 
 def _may_change(node: ast.For) -> bool:
-    """Whether what is iterated over may not end, or may be changed by the body or the target."""
+    """Return whether what is iterated over may not end, or may be changed by the body or the target."""
     called = {
         one.func.id for one in ast.walk(node.iter) if isinstance(one, ast.Call) and isinstance(one.func, ast.Name)
     }
@@ -158,7 +158,7 @@ def _while_to_for(program: Program, body: Body, place: int, node: ast.stmt) -> R
 
 
 def _comprehension_to_loop(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
-    """A list that a statement builds by comprehension, built by a loop before the statement."""
+    """Return a list that a statement builds by comprehension, built by a loop before the statement."""
     found = _gathered(node)
     indent = program.indent_at(program.span(node)[0])
     if found is None or indent is None or not _is_local(program, found):
@@ -183,14 +183,14 @@ def _comprehension_to_loop(program: Program, body: Body, place: int, node: ast.s
 
 
 def _whole(program: Program, node: ast.expr) -> str:
-    """A node's text, in brackets where it spans lines or is a tuple without any."""
+    """Return a node's text, in brackets where it spans lines or is a tuple without any."""
     text = program.source(node)
     bare = isinstance(node, ast.Tuple) and not text.startswith("(")
     return f"({text})" if "\n" in text or bare else text
 
 
 def _gathered(node: ast.stmt) -> ast.ListComp | ast.GeneratorExp | None:
-    """The comprehension in ``name = [...]``, ``return [...]``, or as only argument of ``sum`` and its like."""
+    """Return the comprehension in ``name = [...]``, ``return [...]``, or as only argument of ``sum`` and its like."""
     if not isinstance(node, ast.Assign | ast.Return):
         return None
     value = node.value
@@ -244,7 +244,7 @@ def _is_empty_list(node: ast.stmt) -> bool:
 
 
 def _appended(node: ast.stmt, name: str) -> ast.expr | None:
-    """The value in ``name.append(value)``."""
+    """Return the value in ``name.append(value)``."""
     call = node.value if isinstance(node, ast.Expr) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "append":
         return None
@@ -254,7 +254,7 @@ def _appended(node: ast.stmt, name: str) -> ast.expr | None:
 
 
 def _used_in_loop_only(program: Program, loop: ast.For) -> bool:
-    """Whether the loop's variables occur nowhere else: a comprehension would not leave them behind."""
+    """Return whether the loop's variables occur nowhere else: a comprehension would not leave them behind."""
     targets = _names(loop.target)
     inside = [one.id for one in ast.walk(loop) if isinstance(one, ast.Name)]
     everywhere = [one.id for one in ast.walk(program.function) if isinstance(one, ast.Name)]

@@ -81,7 +81,7 @@ def _body_start(program: Program) -> tuple[int, str] | None:
 
 
 def _decorators(program: Program, node: ast.stmt) -> list[int]:
-    """Offsets of a definition's decorators, with their ``@``."""
+    """Return offsets of a definition's decorators, with their ``@``."""
     return [program.span(one)[0] - 1 for one in getattr(node, "decorator_list", [])]
 
 

@@ -1,6 +1,6 @@
 """A problem's prompt and reference as one Python program: where things are, and edits that keep the two apart.
 
-Perturbations are made of it. It never formats code anew: text that no edit touches stays as it was.
+Perturbations are made of it. It never reformats code: text that no edit touches stays as it was.
 """
 
 from __future__ import annotations
@@ -78,26 +78,26 @@ class Program:
         return start + len(whole.encode()[:column].decode())
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        """Offsets of a node's beginning and end."""
+        """Return offsets of a node's beginning and end."""
         place = [getattr(node, name) for name in ("lineno", "col_offset", "end_lineno", "end_col_offset")]
         return self.offset(place[0], place[1]), self.offset(place[2], place[3])
 
     def source(self, node: ast.AST) -> str:
-        """A node's text."""
+        """Return a node's text."""
         start, end = self.span(node)
         return self.text[start:end]
 
     def indent_at(self, offset: int) -> str | None:
-        """The white space before ``offset`` on its line, None if there is anything else."""
+        """Return the white space before ``offset`` on its line, None if there is anything else."""
         before = self.text[self.text.rfind("\n", 0, offset) + 1 : offset]
         return before if not before.strip() else None
 
     def tokens(self) -> list[tokenize.TokenInfo]:
-        """Python's own tokens of the text."""
+        """Return Python's own tokens of the text."""
         return list(tokenize.generate_tokens(io.StringIO(self.text).readline))
 
     def token_span(self, token: tokenize.TokenInfo) -> tuple[int, int]:
-        """Offsets of a token, whose column counts characters."""
+        """Return offsets of a token, whose column counts characters."""
         return (
             self.line_starts[token.start[0] - 1] + token.start[1],
             self.line_starts[token.end[0] - 1] + token.end[1],
@@ -138,7 +138,7 @@ def read_program(problem: Problem) -> Program | None:
 
 
 def find_docstring(program: Program) -> Docstring | None:
-    """The first triple-quoted string statement of the function that the prompt holds whole, on lines of its own."""
+    """Return the first triple-quoted string statement of the function that the prompt holds whole, on lines of its own."""
     for node in program.function.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             start, end = program.span(node)
@@ -153,7 +153,7 @@ def find_docstring(program: Program) -> Docstring | None:
 
 
 def same_code(first: ast.AST, second: ast.AST) -> bool:
-    """Whether two trees differ in string statements at most."""
+    """Return whether two trees differ in string statements at most."""
     return ast.dump(_Bare().visit(deepcopy(first))) == ast.dump(_Bare().visit(deepcopy(second)))
 
 
@@ -167,13 +167,13 @@ class _Bare(ast.NodeTransformer):
 
 
 def words_of(*texts: str | None) -> set[str]:
-    """Every word of the texts that could be a name, with Python's keywords and builtins: names to avoid."""
+    """Return every word of the texts that could be a name, with Python's keywords and builtins: names to avoid."""
     found = {word for text in texts for word in re.findall(r"[^\W\d]\w*", text or "")}
     return found | set(keyword.kwlist) | set(dir(builtins))
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Names that the program gives a meaning of its own, builtins among them."""
+    """Return names that the program gives a meaning of its own, builtins among them."""
     found = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)}
     found |= {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
     found |= {one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.ClassDef)}
@@ -181,7 +181,7 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 def fresh(name: str, taken: set[str]) -> str:
-    """The name, with a number if it is taken; the result is taken from then on."""
+    """Return the name, with a number if it is taken; the result is taken from then on."""
     candidates = [name, *(f"{name}_{number}" for number in range(2, 10_000))]
     chosen = next(one for one in candidates if one not in taken)
     taken.add(chosen)
@@ -189,7 +189,7 @@ def fresh(name: str, taken: set[str]) -> str:
 
 
 def logical_line_ends(program: Program) -> list[int]:
-    """Offsets after each statement line of the function that lies in the reference, in order."""
+    """Return offsets after each statement line of the function that lies in the reference, in order."""
     last = program.function.end_lineno or 0
     ends = [
         program.line_starts[token.end[0]]
@@ -203,7 +203,7 @@ def first_half_moved(problem: Problem, at_least: int = 0) -> Problem | None:
     """Move half of the reference's lines into the prompt, as ReCode's partial-code files do.
 
     ``at_least`` is an offset in prompt and reference that the new prompt must reach. At least one line stays in
-    the reference; None where that cannot be.
+    the reference; None if that cannot be.
     """
     program = read_program(problem)
     if program is None or problem.canonical_solution is None:

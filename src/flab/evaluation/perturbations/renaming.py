@@ -88,14 +88,14 @@ def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) ->
 
 
 def _inner(function: ast.FunctionDef) -> Iterator[str]:
-    """Names of functions defined inside: calls to them by keyword follow their arguments."""
+    """Yield names of functions defined inside: calls to them by keyword follow their arguments."""
     for node in ast.walk(function):
         if isinstance(node, ast.FunctionDef) and node is not function:
             yield node.name
 
 
 def _scope(root: ast.AST) -> Iterator[ast.AST]:
-    """Nodes in whose scope a rename happens: all of a module, or a function's arguments and body."""
+    """Yield nodes in whose scope a rename happens: all of a module, or a function's arguments and body."""
     if not isinstance(root, ast.FunctionDef):
         yield from ast.walk(root)
         return
@@ -105,7 +105,7 @@ def _scope(root: ast.AST) -> Iterator[ast.AST]:
 
 
 def _renamed(program: Program, root: ast.AST, names: Names, keywords_of: Iterable[str]) -> Problem | None:
-    """Rename in code, comments and docstring; None where the result is not the old tree with other names."""
+    """Rename in code, comments and docstring; None if the result is not the old tree with other names."""
     callees = set(keywords_of)
     wanted = deepcopy(program.tree)
     twin = root if root is program.tree else wanted.body[program.tree.body.index(program.function)]
@@ -156,7 +156,7 @@ def _calls(tree: ast.AST, callees: set[str]) -> Iterator[ast.keyword]:
 
 
 def _keywords(tree: ast.AST) -> set[str]:
-    """Names that any call passes by keyword."""
+    """Return names that any call passes by keyword."""
     return {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg is not None}
 
 
@@ -168,7 +168,7 @@ def _keyword_edits(program: Program, names: Names, callees: set[str]) -> Iterato
 
 
 def _code_edits(program: Program, root: ast.AST, names: Names) -> Iterator[Edit]:
-    """Edits of names in code; those inside f-strings by search in their braces, the tree has no place for them."""
+    """Yield edits of names in code; those inside f-strings by search in their braces, the tree has no place for them."""
     in_strings: set[int] = set()
     for node in _scope(root):
         if isinstance(node, ast.JoinedStr) and id(node) not in in_strings:
@@ -188,7 +188,7 @@ def _code_edits(program: Program, root: ast.AST, names: Names) -> Iterator[Edit]
 
 
 def _f_string_edits(program: Program, node: ast.JoinedStr, names: Names) -> Iterator[Edit]:
-    """Edits of names between braces; what this takes wrongly for a name the comparison of trees finds."""
+    """Yield edits of names between braces; what this takes wrongly for a name the comparison of trees finds."""
     start, end = program.span(node)
     depth = 0
     for part in re.finditer(r"\{\{|\}\}|[{}]|(?<![\w.'\"])[^\W\d]\w*", program.text[start:end]):
@@ -199,7 +199,7 @@ def _f_string_edits(program: Program, node: ast.JoinedStr, names: Names) -> Iter
 
 
 def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
-    """Edits of the docstring and of the comments from the function's first line on."""
+    """Yield edits of the docstring and of the comments from the function's first line on."""
     docstring = find_docstring(program)
     first = program.span(program.function)[0]
     places = [(docstring.content_start, docstring.content)] if docstring is not None else []
@@ -223,7 +223,7 @@ def _mention(name: str) -> re.Pattern[str]:
 
 
 def _parsed(text: str) -> Program | None:
-    """A text without a function of interest, as a program to edit."""
+    """Return a text without a function of interest, as a program to edit."""
     try:
         tree = ast.parse(text)
     except NOT_PYTHON:

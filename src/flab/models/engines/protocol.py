@@ -76,7 +76,7 @@ class Generator(Protocol):
 
 
 def batches(requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
-    """Indices of the requests in batches of like length, longest prompts first; the same on every run."""
+    """Return indices of the requests in batches of like length, longest prompts first; the same on every run."""
     order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt), index))
     return [order[at : at + decoding.batch_size] for at in range(0, len(order), decoding.batch_size)]
 
@@ -93,7 +93,7 @@ def generate_all(generator: Generator, requests: Sequence[Request], decoding: De
 class FakeGenerator:
     """Known answers: a mapping from prompt to answer, a function of the request, or a sequence.
 
-    A sequence answers the requests in the order in which they come, and goes on from batch to batch.
+    A sequence answers the requests in the order in which they come, and continues from batch to batch.
     """
 
     name = "fake"

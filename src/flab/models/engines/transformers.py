@@ -176,7 +176,7 @@ class StopWatch:
         self.windows = [max((len(text.encode()) for text in row.stop), default=0) + 4 for row in rows]
 
     def stopped(self, made: Sequence[tuple[int, list[int]]]) -> list[bool]:
-        """Whether the tail of each row's new tokens, given with the row's place, holds one of its stop strings."""
+        """Return whether the tail of each row's new tokens, given with the row's place, holds one of its stop strings."""
         tails = [ids[-self.windows[row] :] if self.stops[row] else [] for row, ids in made]
         texts = self.tokenizer.decode_batch(tails, skip_special_tokens=False)
         return [any(map(text.__contains__, self.stops[row])) for text, (row, _) in zip(texts, made, strict=True)]
@@ -191,7 +191,7 @@ def input_device(model: Any) -> Any:
 
 
 def context_of(config: Any) -> int | None:
-    """The number of positions a model has, or None where its config names none."""
+    """Return the number of positions a model has, or None if its config names none."""
     longest = getattr(config, "max_position_embeddings", None)
     return int(longest) if longest else None
 

@@ -61,7 +61,7 @@ def architecture_of(config: Any) -> str:
 
 
 def tensor_name(name: str) -> str:
-    """A tensor's name in GGUF, from its name in transformers.
+    """Return a tensor's name in GGUF, from its name in transformers.
 
     Raises:
         UnsupportedModelError: a tensor that llama.cpp has no place for.
@@ -77,7 +77,7 @@ def tensor_name(name: str) -> str:
 
 
 def heads_to_rotate(name: str, config: Any) -> int | None:
-    """How many heads of this tensor's rows must be reordered for llama.cpp; None where none must."""
+    """Return how many heads of this tensor's rows must be reordered for llama.cpp; None if none must."""
     if ARCHITECTURES[config.model_type] != "llama":
         return None
     module = name.rpartition(".")[0]
@@ -87,7 +87,7 @@ def heads_to_rotate(name: str, config: Any) -> int | None:
 
 
 def settings_of(config: Any) -> dict[str, int | float | str]:
-    """The settings of the architecture, by GGUF key without the architecture's name."""
+    """Return the settings of the architecture, by GGUF key without the architecture's name."""
     head = head_size(config)
     rope = rope_of(config)
     made: dict[str, int | float | str] = {
@@ -111,12 +111,12 @@ def settings_of(config: Any) -> dict[str, int | float | str]:
 
 
 def head_size(config: Any) -> int:
-    """Numbers in an attention head."""
+    """Return numbers in an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """The settings of the rotary embedding, wherever this version of the config keeps them."""
+    """Return the settings of the rotary embedding, wherever this version of the config keeps them."""
     rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
     rope.setdefault("rope_theta", getattr(config, "rope_theta", None) or 10000.0)
     rope.setdefault("rope_type", rope.get("type", "default"))
@@ -164,7 +164,7 @@ def rope_factors(config: Any) -> list[float] | None:
 
 
 def window_warnings(config: Any) -> list[str]:
-    """A warning where transformers attends to a window that llama.cpp does not know in this architecture."""
+    """Return a warning where transformers attends to a window that llama.cpp does not know in this architecture."""
     kinds = getattr(config, "layer_types", None) or []
     used = config.model_type in ("mistral", "starcoder2") or "sliding_attention" in kinds
     window = getattr(config, "sliding_window", None)

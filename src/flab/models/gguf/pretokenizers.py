@@ -81,7 +81,7 @@ def name_of(tokenizer: Any, tokenizer_json: Mapping[str, Any]) -> str | None:
 
 
 def name_in(folder: Path) -> str | None:
-    """The same for the tokenizer in a model's folder."""
+    """Return the same for the tokenizer in a model's folder."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -89,13 +89,13 @@ def name_in(folder: Path) -> str | None:
 
 
 def by_hash(tokenizer: Any) -> str | None:
-    """The name of a tokenizer that llama.cpp's converter knows by the ids of its check text."""
+    """Return the name of a tokenizer that llama.cpp's converter knows by the ids of its check text."""
     ids = tokenizer.encode(CHECK_TEXT).ids
     return HASHES.get(hashlib.sha256(str(ids).encode()).hexdigest())
 
 
 def by_rule(tokenizer_json: Mapping[str, Any]) -> str | None:
-    """The name of a tokenizer whose pre-tokenizer is one of :data:`RULES`, step by step."""
+    """Return the name of a tokenizer whose pre-tokenizer is one of :data:`RULES`, step by step."""
     steps = steps_of(tokenizer_json.get("pre_tokenizer"))
     whole_words = bool(tokenizer_json.get("model", {}).get("ignore_merges"))
     for rule, merged, whole in RULES:
@@ -105,7 +105,7 @@ def by_rule(tokenizer_json: Mapping[str, Any]) -> str | None:
 
 
 def steps_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[Step, ...]:
-    """The steps of a pre-tokenizer; one that stands in no rule keeps its type, so that it matches none."""
+    """Return the steps of a pre-tokenizer; one that stands in no rule keeps its type, so that it matches none."""
     if pre_tokenizer is None:
         return ()
     kind = pre_tokenizer.get("type")

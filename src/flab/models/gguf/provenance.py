@@ -23,7 +23,7 @@ LICENCES = (
 
 
 def provenance_of(folder: Path) -> dict[str, Any]:
-    """The general keys: ``general.name``, ``general.license``, the base model, and flab's own."""
+    """Return the general keys: ``general.name``, ``general.license``, the base model, and flab's own."""
     plan = _plan(folder)
     made: dict[str, Any] = {"general.name": folder.resolve().name, "general.type": "model", "flab.version": __version__}
     licence = licence_of(folder)
@@ -54,7 +54,7 @@ def recorded_pre_tokenizer(folder: Path) -> str | None:
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence's identifier: from the model card, or by how the text of the licence begins."""
+    """Return the licence's identifier: from the model card, or by how the text of the licence begins."""
     card = folder / "README.md"
     if card.is_file():
         parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
@@ -74,7 +74,7 @@ def licence_of(folder: Path) -> str | None:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """The chat template, from its own file or from the tokenizer's config; of several the one named default."""
+    """Return the chat template, from its own file or from the tokenizer's config; of several the one named default."""
     file = folder / "chat_template.jinja"
     config = folder / "tokenizer_config.json"
     if file.is_file():
@@ -86,7 +86,7 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def _plan(folder: Path) -> dict[str, Any] | None:
-    """The plan that the folder was made by, where it holds one."""
+    """Return the plan that the folder was made by, where it holds one."""
     file = folder / "plan.json"
     if not file.is_file():
         return None

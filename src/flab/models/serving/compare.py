@@ -41,7 +41,7 @@ Judge = Callable[[list[int], list[int]], tuple[str | None, int]]
 def run_engines(
     folder: Path, engines: Sequence[str], python: str | None = None, pre: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """What each engine made of the folder, beside transformers; see :func:`compare` for the fields.
+    """Return what each engine made of the folder, beside transformers; see :func:`compare` for the fields.
 
     ``python`` is the Python of the environment that has the engines, by default this one.
 
@@ -95,7 +95,7 @@ class Reference:
 
     @torch.no_grad()
     def judge(self, prompt: list[int], answer: list[int]) -> tuple[str | None, int]:
-        """What is wrong with an answer, or None, and at how many places it took the other side of a tie.
+        """Return what is wrong with an answer, or None, and at how many places it took the other side of a tie.
 
         Every token must have the largest logit (up to :data:`TIE`) after the prompt and the tokens before it, so an answer
         without ties is the greedy one. A short answer must end where the reference would end it too.
@@ -143,14 +143,14 @@ def ask(
 
 
 def _environment(work: str) -> dict[str, str]:
-    """The environment of an engine: no downloads, and its caches in the folder that is removed afterwards."""
+    """Return the environment of an engine: no downloads, and its caches in the folder that is removed afterwards."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CACHE_ROOT": work, "NO_COLOR": "1"}
 
 
 def compare(
     made: dict[str, Any], texts: list[str], tokens: list[list[int]], prompts: list[list[int]], judge: Judge
 ) -> dict[str, Any]:
-    """The verdict on one engine.
+    """Return the verdict on one engine.
 
     ``ran`` is false where it is not installed; then nothing else is known. ``ok`` is whether all texts have the reference's
     ids and no answer has a fault; an answer that takes the other side of a tie is right, and counted in ``ties``.

@@ -102,7 +102,7 @@ ENGINES = {"llama.cpp": llama_cpp, "ctranslate2": ctranslate2, "vllm": vllm}
 
 
 def answer(engine: str, path: str, asked: Json) -> Json:
-    """What the engine says; an engine that is not installed is ``missing``, any other failure is its ``error``."""
+    """Return what the engine says; an engine that is not installed is ``missing``, any other failure is its ``error``."""
     try:
         return ENGINES[engine](path, asked)
     except ModuleNotFoundError as error:

@@ -4,7 +4,7 @@ The block of the output projection is exact: it is the Gram matrix of the featur
 projection is taken as a Kronecker product, the Gram matrix of the inputs times one number for each neuron (Martens & Grosse,
 Optimizing Neural Networks with Kronecker-factored Approximate Curvature, 2015).
 
-Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
+Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, if there is one, as one more column.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class KroneckerBlocks:
         self.weight += float(weight.sum())
 
     def damped(self, damping: float, out: torch.Tensor) -> Preconditioner:
-        """The blocks with ``damping`` times the mean of their diagonal added, ready to be solved.
+        """Return the blocks with ``damping`` times the mean of their diagonal added, ready to be solved.
 
         Args:
             damping: relative to the mean of each block's diagonal.

@@ -9,7 +9,7 @@ over theta = (W_gate, W_up, W_out). Each step linearises a_t and solves the norm
 gradients, matrix-free (Nocedal & Wright, Numerical Optimization, 2006, 7.1 and 10.3). Held-out rows end it. There are no
 labels, no backward pass through the model and no learning rate; one layer at a time, shapes stay standard.
 
-Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
+Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, if there is one, as one more column.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FfnProblem:
         self.tokens = tokens
 
     def slopes(self, theta: Theta, tokens: Tokens) -> Slopes:
-        """The neurons' activations and their slopes by each input projection's output."""
+        """Return the neurons' activations and their slopes by each input projection's output."""
         # With z = W_gate x and u = W_up x the features are a = act(z) u, so da/dz = act'(z) u and da/du = act(z). Without
         # an up projection a = act(z). The derivative act' is one forward-mode product with ones.
         inputs = extended(tokens.inputs, theta[0].shape[1])
@@ -85,7 +85,7 @@ class Linearised:
     """A problem linearised at ``theta``: its error and J^T (target - output) in full precision, and products with J^T J.
 
     The products only lead the conjugate gradients, so they are made in bfloat16 where the machine does that natively; what
-    a step is worth is measured in full. What is N x F large is kept where it is small, else made anew for each product.
+    a step is worth is measured in full. What is N x F large is kept where it is small, else made again for each product.
     """
 
     def __init__(self, problem: FfnProblem, theta: Theta) -> None:
@@ -190,7 +190,7 @@ def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
 
 
 def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, float]:
-    """One damped Gauss-Newton step by preconditioned conjugate gradients from zero, and the error before it."""
+    """Return one damped Gauss-Newton step by preconditioned conjugate gradients from zero, and the error before it."""
     linear = Linearised(problem, theta)
     trim()
     # Solve (J^T J + D) step = J^T (target - output) - D (theta - theta_0), with D the damping, one number for each matrix.

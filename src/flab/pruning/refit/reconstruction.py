@@ -1,6 +1,6 @@
 """Reconstruction: all weights of one kept layer together, its attention and norms too, towards the original's stream.
 
-The Newton refit moves the FFN alone. This goes on from there with the whole layer f, on all calibration tokens:
+The Newton refit moves the FFN alone. This continues from there with the whole layer f, on all calibration tokens:
 
     minimise  sum_t w_t ||s_t - f(h)_t||^2
 
@@ -43,7 +43,7 @@ class Rows:
     held_out: torch.Tensor  # 0 where nothing is judged
 
     def split(self, tokens: int) -> Iterator[Rows]:
-        """The same rows in micro-batches of about so many tokens, padding counted."""
+        """Return the same rows in micro-batches of about so many tokens, padding counted."""
         parts = (
             torch.split(x, max(1, tokens // x.shape[1]))
             for x in (self.inputs, self.targets, self.fitted, self.held_out)

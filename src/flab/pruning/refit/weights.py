@@ -28,7 +28,7 @@ class TokenWeights:
     scaling: str
 
     def typical(self, streams: Sequence[torch.Tensor]) -> float:
-        """The median over the tokens of the root mean square of their streams, one (B, T, D) for each batch."""
+        """Return the median over the tokens of the root mean square of their streams, one (B, T, D) for each batch."""
         fitted = zip(streams, self.batches, strict=False)
         sizes = [_size(stream[batch.valid.to(stream.device)]).cpu() for stream, batch in fitted]
         return float(torch.cat(sizes).median())
@@ -46,7 +46,7 @@ class TokenWeights:
     def parts(
         self, batch: Batch, stream: torch.Tensor, typical: float
     ) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
-        """The real tokens of a batch, those of held-out rows apart; a part without any is left out.
+        """Yield the real tokens of a batch, those of held-out rows apart; a part without any is left out.
 
         Args:
             batch: B rows of T positions.
@@ -65,5 +65,5 @@ class TokenWeights:
 
 
 def _size(stream_ND: torch.Tensor) -> torch.Tensor:
-    """The root mean square of each token's stream, (N, 1)."""
+    """Return the root mean square of each token's stream, (N, 1)."""
     return stream_ND.float().pow(2).mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).sqrt()

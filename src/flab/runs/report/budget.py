@@ -67,7 +67,7 @@ def _sweep(sweep: Json | None) -> list[dict[str, Any]] | None:
 
 
 def section(report: Json) -> Section:
-    """Retention and KL over what was removed."""
+    """Return retention and KL over what was removed."""
     made = Section("budget", "The budget curve")
     found = report["budget"]
     if found is None:
@@ -86,7 +86,7 @@ def section(report: Json) -> Section:
 
 
 def _kept_chart(found: Json) -> Chart:
-    """Scores over the original's; of the sweep also the calibration's tests, for it may have no scores."""
+    """Return scores over the original's; of the sweep also the calibration's tests, for it may have no scores."""
     known = [one for one in found["points"] if one["retention"] is not None]
     swept = found["sweep"] or []
     scored = [one for one in swept if one["retention"] is not None]

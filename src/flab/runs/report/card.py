@@ -36,7 +36,7 @@ LICENCES = (
 
 
 def card(report: Json, name: str, licence: str = "") -> str:
-    """The text of ``README.md`` for one of the report's smaller models; ``licence`` is the text of its licence file."""
+    """Return the text of ``README.md`` for one of the report's smaller models; ``licence`` is the text of its licence file."""
     shown = each_text(report, visible)
     row = next(row for row in shown["models"] if row["name"] == name)
     parts = [
@@ -59,7 +59,7 @@ def card(report: Json, name: str, licence: str = "") -> str:
 
 
 def metadata(report: Json, name: str, licence: str) -> str:
-    """The YAML head: base model, licence, tags, and pass@1 of each task."""
+    """Return the YAML head: base model, licence, tags, and pass@1 of each task."""
     from huggingface_hub import EvalResult, ModelCardData
 
     model = " ".join(report["provenance"]["model"].split())
@@ -80,7 +80,7 @@ def metadata(report: Json, name: str, licence: str) -> str:
 
 
 def licence_of(text: str) -> str:
-    """The hub's word for a licence's text; ``other`` for what is not recognised, or where there is none."""
+    """Return the hub's word for a licence's text; ``other`` for what is not recognised, or if there is none."""
     flat = " ".join(text.split())
     return next((name for name, marks in LICENCES if all(mark in flat for mark in marks)), "other")
 
@@ -94,7 +94,7 @@ def _title(report: Json, row: Json) -> str:
 
 
 def _what(report: Json, row: Json) -> list[str]:
-    """What it is and how it was made."""
+    """Return what it is and how it was made."""
     cuts = report["cuts"]
     training = report["recovery"]
     sizes = ", ".join(f"{what} {count(cuts[part]['before'])} → {count(cuts[part]['after'])}" for part, what in PARTS)
@@ -119,7 +119,7 @@ PARTS = (("vocabulary", "vocabulary"), ("layers", "layers"), ("width", "FFN widt
 
 
 def _kept(report: Json, row: Json) -> list[str]:
-    """Scores beside the original's, and size."""
+    """Return scores beside the original's, and size."""
     lines = []
     for task in report["tasks"] or []:
         found = {one["name"]: one for one in task["models"]}
@@ -145,7 +145,7 @@ def _kept(report: Json, row: Json) -> list[str]:
 
 
 def _load(report: Json, name: str) -> list[str]:
-    """A snippet with the tokenizer's class that the check found to be right."""
+    """Return a snippet with the tokenizer's class that the check found to be right."""
     tokenizer = report["provenance"]["tokenizers"].get(name)
     used = tokenizer or "AutoTokenizer"
     snippet = (
@@ -160,7 +160,7 @@ def _load(report: Json, name: str) -> list[str]:
 
 
 def _limits(report: Json, row: Json) -> list[str]:
-    """What is known to be worse, and what nobody measured."""
+    """Return what is known to be worse, and what nobody measured."""
     lines = ["It was measured on the tasks above and on nothing else; what was not in its data is at risk first."]
     first = report["models"][0]["bits_per_byte"]
     if first is not None and row["bits_per_byte"] is not None:

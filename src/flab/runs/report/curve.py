@@ -28,7 +28,7 @@ def write_curve(report: Json, folder: Path) -> list[str]:
 
 
 def _alone(name: str, label: str, data: Json) -> str:
-    """A drawing as a file of its own, light and dark."""
+    """Return a drawing as a file of its own, light and dark."""
     svg = drawing("lines", name, label, data)
     style = files("flab.runs.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     colours = style[: style.index("* {")]  # the variables alone
@@ -74,7 +74,7 @@ def _series(label: str, style: str, points: list[tuple[float, float]], line: boo
 
 
 def _table(rows: list[Json]) -> str:
-    """The budgets in Markdown."""
+    """Return the budgets in Markdown."""
     tasks = list(dict.fromkeys(name for row in rows for name in row.get("scores") or {}))
     head = ["budget", "removed", "parameters", "vocabulary", "layers x width", "KL", "tests", *tasks, "best"]
     note = (

@@ -18,7 +18,7 @@ SPLIT_FIELDS = (
 
 
 def cuts(inputs: Inputs) -> dict[str, Any]:
-    """Sizes before and after, the layers by the original's index, the candidates and the path of the layer search."""
+    """Return sizes before and after, the layers by the original's index, the candidates and the path of the layer search."""
     plan = inputs.plan
     if plan is None:
         raise AbsentError(
@@ -37,7 +37,7 @@ def cuts(inputs: Inputs) -> dict[str, Any]:
 
 
 def section(report: Json) -> Section:
-    """The cuts drawn, then how their split was found."""
+    """Return the cuts drawn, then how their split was found."""
     made = Section("cuts", "The three cuts")
     found = report["cuts"]
     if found is None:

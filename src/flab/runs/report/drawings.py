@@ -29,13 +29,13 @@ LONGEST = 26  # characters of a label
 
 
 def drawing(kind: str, name: str, label: str, data: Json) -> str:
-    """The ``<svg>`` of one chart."""
+    """Return the ``<svg>`` of one chart."""
     height, paint = KINDS[kind]
     return draw(name, label, WIDTH, height(data), lambda figure: paint(figure, data))
 
 
 def clipped(text: str) -> str:
-    """A label that fits."""
+    """Return a label that fits."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
@@ -72,7 +72,7 @@ def _lines(figure: Figure, data: Json) -> None:
 
 
 def _with_numbers(data: Json) -> dict[str, Any]:
-    """The same without the points that have no number."""
+    """Return the same without the points that have no number."""
     kept = [one | {"points": [p for p in one["points"] if p["y"] is not None]} for one in map(dict, data["series"])]
     return {**data, "series": kept}
 

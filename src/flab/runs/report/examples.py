@@ -29,7 +29,7 @@ LONGEST = 2000  # characters of a prompt or an answer; a page is no place for mo
 
 
 def examples(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """The first problems of each outcome in the main task, with prompt and both answers."""
+    """Return the first problems of each outcome in the main task, with prompt and both answers."""
     chosen = main_task(tasks)
     smaller = inputs.results.get(inputs.smaller)
     original = inputs.results.get(ORIGINAL)
@@ -59,7 +59,7 @@ def _task(run: Json, name: str) -> Json | None:
 
 
 def _chosen(one: Json, two: Json) -> list[tuple[str, Json, Json]]:
-    """Rows of both models, by outcome; of several samples the first."""
+    """Return rows of both models, by outcome; of several samples the first."""
     theirs = {row["task_id"]: row for row in two["rows"] if row["sample"] == 0}
     found: dict[str, list[tuple[str, Json, Json]]] = {outcome: [] for outcome in WANTED}
     for row in one["rows"]:
@@ -86,7 +86,7 @@ def _short(text: str, longest: int = LONGEST) -> str:
 
 
 def _prompts(task: Json) -> tuple[dict[str, str], str | None]:
-    """What was asked, from the task's own file where it is still the same; else why it cannot be shown."""
+    """Return what was asked, from the task's own file where it is still the same; else why it cannot be shown."""
     source = Path(task["source"])
     name = name_of(task["source"])
     if not source.is_file():
@@ -109,7 +109,7 @@ def _texts(task: TaskFile) -> dict[str, str]:
 
 
 def section(report: Json) -> Section:
-    """The problems under the heading of their outcome."""
+    """Return the problems under the heading of their outcome."""
     made = Section("examples", "Side by side")
     found = report["examples"]
     if found is None:

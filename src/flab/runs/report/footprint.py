@@ -27,7 +27,7 @@ def footprint(inputs: Inputs) -> dict[str, Any]:
 
 
 def energy_reason(found: Json | None) -> str | None:
-    """Why the stages have no energy; None where each has a number."""
+    """Why the stages have no energy; None if each has a number."""
     gaps = [row["energy"] for row in (found or {"stages": []})["stages"] if not has_value(row["energy"])]
     if not gaps:
         return None
@@ -36,7 +36,7 @@ def energy_reason(found: Json | None) -> str | None:
 
 
 def section(report: Json) -> Section:
-    """The stages drawn and listed, then the payback."""
+    """Return the stages drawn and listed, then the payback."""
     made = Section("footprint", "What it cost to make")
     found = report["footprint"]
     if found is None:

@@ -78,7 +78,7 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
 
 
 def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with the user's own folder as ``~``; prompts and answers stay as they were made."""
+    """Return the report with the user's own folder as ``~``; prompts and answers stay as they were made."""
     made: dict[str, Any] = each_text(report, without_home)
     problems = (report["examples"] or {"problems": []})["problems"]
     for number, problem in enumerate(problems):
@@ -90,13 +90,13 @@ def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def malformed(run: Path, files: str, error: Exception) -> DataError:
-    """What to say of files whose values are not what they should be."""
+    """Return what to say of files whose values are not what they should be."""
     found = f"{type(error).__name__}: {error}".replace("\n", " ")
     return DataError(f"{run}: {files} are not as flab writes them ({found}); run the command that made them again")
 
 
 def _smaller_gaps(inputs: Inputs, made: dict[str, Any]) -> dict[str, str]:
-    """What is missing inside parts that are there."""
+    """Return what is missing inside parts that are there."""
     gaps = {
         "energy": speed.energy_reason(made["measured"]),
         "stage_energy": footprint.energy_reason(made["footprint"]),

@@ -22,7 +22,7 @@ CARD = "README.md"
 def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
     """Write ``report.html``, ``report.md``, ``report.json`` and the model cards; returns what ``report.json`` holds.
 
-    ``sweep`` is the folder of a sweep, else ``RUN/sweep`` where there is one. A README.md that flab did not write stays.
+    ``sweep`` is the folder of a sweep, else ``RUN/sweep`` if there is one. A README.md that flab did not write stays.
 
     Raises:
         DataError: no run, a damaged file, or a folder that cannot be written.
@@ -47,7 +47,7 @@ def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
 
 
 def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str]]:
-    """What goes into each file, and which cards are left alone."""
+    """Return what goes into each file, and which cards are left alone."""
     texts = {run / HTML: to_html(report), run / MARKDOWN: to_markdown(report)}
     warnings = []
     for name in MODELS[1:]:
@@ -62,7 +62,7 @@ def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a card is there that somebody else wrote; one that cannot be read is."""
+    """Return whether a card is there that somebody else wrote; one that cannot be read is."""
     if not path.exists():
         return False
     try:
@@ -72,7 +72,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _licence(folder: Path) -> str:
-    """The text of the folder's licence file, empty where there is none."""
+    """Return the text of the folder's licence file, empty if there is none."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE"):
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="utf-8", errors="replace")

@@ -15,7 +15,7 @@ NO_BREAK = "&#8203;"  # a space of no width: what it stands in is no address
 
 
 def parts_of(text: str) -> list[tuple[bool, str]]:
-    """Pieces of a text, each with whether it is code."""
+    """Return pieces of a text, each with whether it is code."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return [(False, text)]
@@ -23,7 +23,7 @@ def parts_of(text: str) -> list[tuple[bool, str]]:
 
 
 def html(text: str) -> Markup:
-    """Text for a page, code between backticks marked as such; a number and its percent sign stay on one line."""
+    """Return text for a page, code between backticks marked as such; a number and its percent sign stay on one line."""
     text = re.sub(r"(?<=\d) %", "\u00a0%", text)
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if is_code else escape(piece) for is_code, piece in parts_of(text)
@@ -31,13 +31,13 @@ def html(text: str) -> Markup:
 
 
 def markdown(text: str) -> str:
-    """Text for a paragraph or a cell of a Markdown table, on one line."""
+    """Return text for a paragraph or a cell of a Markdown table, on one line."""
     flat = " ".join(text.split())
     return "".join(code_span(piece) if is_code else plain(piece) for is_code, piece in parts_of(flat))
 
 
 def plain(text: str) -> str:
-    """Text on one line in which every sign that Markdown or HTML would read is taken literally."""
+    """Return text on one line in which every sign that Markdown or HTML would read is taken literally."""
     text = re.sub(r"\s+", " ", text)  # a line break would begin a heading, a list or code
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = MARKDOWN.sub(lambda found: f"\\{found[0]}" if not found[0].isdigit() else f"{found[0]}{NO_BREAK}", text)
@@ -53,7 +53,7 @@ def code_span(text: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code whose fence is longer than any run of backticks in it."""
+    """Return a block of code whose fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     body = text if text.endswith("\n") else text + "\n"
@@ -61,7 +61,7 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """A Markdown table; columns of figures are set to the right."""
+    """Return a Markdown table; columns of figures are set to the right."""
     rules = [":--" if number in words else "--:" for number in range(len(columns))]
     lines = [columns, rules, *rows]
     cells = [[one if line is rules else markdown(one) for one in line] for line in lines]

@@ -37,13 +37,13 @@ SECTIONS: tuple[Callable[[Json], Section], ...] = (
 
 
 def sections(report: Json) -> list[Section]:
-    """The parts of the page, in order; foreign text in them is visible text."""
+    """Return the parts of the page, in order; foreign text in them is visible text."""
     shown = each_text(report, visible)
     return [make(shown) for make in SECTIONS]
 
 
 def title(report: Json) -> str:
-    """What the page is about."""
+    """Return what the page is about."""
     models = report["models"] or []
     model = report["provenance"]["model"]
     share = f", {percent(models[-1]['removed_fraction'])} smaller" if len(models) > 1 else ""
@@ -51,7 +51,7 @@ def title(report: Json) -> str:
 
 
 def to_html(report: Json) -> str:
-    """One page that needs no other file, runs no script and asks no network."""
+    """Return one page that needs no other file, runs no script and asks no network."""
     shown = each_text(report["verdict"], visible)
     page = _environment().get_template("report.html.j2")
     tiles = [Tile(**tile) for tile in shown["tiles"]]
@@ -71,12 +71,12 @@ def _environment() -> Environment:
 
 
 def _drawn(chart: Chart) -> Markup:
-    """The chart as an element; its texts were escaped where it was written."""
+    """Return the chart as an element; its texts were escaped where it was written."""
     return Markup(drawing(chart.drawing, chart.name, f"{chart.title}. {chart.note}", chart.data))
 
 
 def to_markdown(report: Json) -> str:
-    """The same in Markdown, charts as the tables of their numbers."""
+    """Return the same in Markdown, charts as the tables of their numbers."""
     shown = each_text(report["verdict"], visible)
     tiles = [[tile["label"], tile["value"], tile["note"]] for tile in shown["tiles"]]
     lines = [
@@ -92,7 +92,7 @@ def to_markdown(report: Json) -> str:
 
 
 def in_markdown(block: Block) -> list[str]:
-    """One block as paragraphs of Markdown."""
+    """Return one block as paragraphs of Markdown."""
     return MARKDOWN[type(block)](block)
 
 
@@ -102,7 +102,7 @@ def _table(table: Table) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    """A chart's table, or its bars' values where it has none."""
+    """Return a chart's table, or its bars' values where it has none."""
     if chart.table is not None:
         return _table(chart.table)
     rows = [[row["label"], row["text"]] for row in chart.data["rows"]]

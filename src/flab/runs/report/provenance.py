@@ -18,7 +18,7 @@ TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # what flab check can
 
 
 def provenance(inputs: Inputs) -> dict[str, Any]:
-    """All that says which files, programs and settings these figures are of."""
+    """Return all that says which files, programs and settings these figures are of."""
     summary = inputs.summary or {}
     plan = inputs.plan or {}
     first = inputs.results.get(ORIGINAL) or next(iter(inputs.results.values()), {})
@@ -42,7 +42,7 @@ def provenance(inputs: Inputs) -> dict[str, Any]:
 
 
 def _digests(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """What was read and made, and its SHA-256."""
+    """Yield what was read and made, and its SHA-256."""
     if inputs.plan is not None and inputs.plan["model"].get("sha256"):
         yield "original, config, weights and tokenizer", inputs.plan["model"]["sha256"]
     for name, results in inputs.results.items():
@@ -57,19 +57,19 @@ def _digests(inputs: Inputs) -> Iterator[tuple[str, str]]:
 
 
 def _model(inputs: Inputs) -> str:
-    """The original's path or hub id, as the recipe or else the plan names it."""
+    """Return the original's path or hub id, as the recipe or else the plan names it."""
     planned = ((inputs.plan or {}).get("model") or {}).get("path")
     return str((inputs.summary or {}).get("model") or planned or "MODEL")
 
 
 def _model_name(path: str) -> str:
-    """What to call it; the model that comes with flab lies in a folder whose own name says nothing."""
+    """Return what to call it; the model that comes with flab lies in a folder whose own name says nothing."""
     bundled = path == "bundled" or path.endswith("flab/assets/model")
     return "flab-bundled" if bundled else name_of(path)
 
 
 def _tokenizers(inputs: Inputs) -> dict[str, str]:
-    """The class that each smaller model's check said to load its tokenizer with, where the run has kept that."""
+    """Return the class that each smaller model's check said to load its tokenizer with, where the run has kept that."""
     found = {}
     for stage, name in (("prune", "pruned"), ("recover", "recovered")):
         loads = inputs.run["stages"].get(stage, {}).get("loads_in") or {}
@@ -80,7 +80,7 @@ def _tokenizers(inputs: Inputs) -> dict[str, str]:
 
 
 def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
-    """The commands that make the run, its measurements and this report again; ``show`` writes a path down."""
+    """Return the commands that make the run, its measurements and this report again; ``show`` writes a path down."""
     run = show(str(inputs.folder))
     model = show(_model(inputs))
     lines = [f"flab run {show(str((inputs.summary or {}).get('recipe') or 'RECIPE'))} -o {run}"]
@@ -96,7 +96,7 @@ def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
 
 
 def _measuring(measure: Json | None) -> str:
-    """The options under which the run was measured. Its file is another one: the run's own also holds the payback."""
+    """Return the options under which the run was measured. Its file is another one: the run's own also holds the payback."""
     settings = dict((measure or {}).get("settings") or {}) | {"device": (measure or {}).get("device")}
     known = {name: settings[name] for name in MEASURING if settings.get(name) is not None}
     return "".join(f" --{name.replace('_', '-')} {_value(value)}" for name, value in known.items())
@@ -107,7 +107,7 @@ def _value(value: Any) -> str:
 
 
 def _path(path: str) -> str:
-    """A path for the shell, the user's own folder as ``~``."""
+    """Return a path for the shell, the user's own folder as ``~``."""
     short = without_home(path)
     return f"~/{shlex.quote(short[2:])}" if short.startswith("~/") else shlex.quote(short)
 
@@ -139,7 +139,7 @@ def section(report: Json) -> Section:
 
 
 def _settings(found: Json) -> Iterator[list[str]]:
-    """One line for each group of settings that is known."""
+    """Yield one line for each group of settings that is known."""
     for name in ("versions", "hardware", "identity", "evaluation", "calibration", "training"):
         values = found[name]
         if values:

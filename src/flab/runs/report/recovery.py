@@ -44,7 +44,7 @@ def _data(meta: Json | None) -> dict[str, Any] | None:
 
 
 def section(report: Json) -> Section:
-    """The held-out curve, the terms before and after, and what it took."""
+    """Return the held-out curve, the terms before and after, and what it took."""
     made = Section("recovery", "Recovery")
     found = report["recovery"]
     if found is None:
@@ -94,7 +94,7 @@ NAMES = {"loss": "Loss", "kl": "KL from the original", "cross_entropy": "Cross e
 
 
 def _cost(found: Json) -> Table:
-    """Settings and cost as recovery.json has them; what it lacks is left out."""
+    """Return settings and cost as recovery.json has them; what it lacks is left out."""
     memory = found["peak_memory"] or {}
     examples = found["examples"] or {}
     early = ", stopped early" if found["stopped_early"] else ""

@@ -17,7 +17,7 @@ CHANCE = 0.05  # below it McNemar's p is called more than chance
 
 
 def tasks(inputs: Inputs) -> list[dict[str, Any]]:
-    """Every task that is not perturbed, each with one entry for each model that was measured on it."""
+    """Return every task that is not perturbed, each with one entry for each model that was measured on it."""
     if not inputs.results:
         raise AbsentError(
             inputs.earlier(*map(results_of, MODELS))
@@ -51,7 +51,7 @@ def _paired(pair: Json | None, task: str) -> dict[str, Any] | None:
 
 
 def main_task(tasks: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """The task that the verdict is about: the first of kind code, else the first."""
+    """Return the task that the verdict is about: the first of kind code, else the first."""
     tasks = tasks or []
     return next((task for task in tasks if task["kind"] == "code"), tasks[0] if tasks else None)
 
@@ -68,7 +68,7 @@ def judged(paired: Json | None) -> str | None:
 
 
 def robustness(inputs: Inputs) -> list[dict[str, Any]]:
-    """What each perturbation costs each model, on the problems that both files hold."""
+    """Return what each perturbation costs each model, on the problems that both files hold."""
     names = ("shared", "pass@1_clean", "pass@1_perturbed", "drop", "relative_drop", "only_clean", "only_perturbed",
              "mcnemar_p")  # fmt: skip
     made: dict[tuple[str, str], dict[str, Any]] = {}
@@ -86,7 +86,7 @@ def robustness(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def overlaps(inputs: Inputs) -> list[dict[str, str]]:
-    """Warnings of problems that share text with what the models have read: ``task``, ``data``, ``warning``."""
+    """Return warnings of problems that share text with what the models have read: ``task``, ``data``, ``warning``."""
     found = [row for results in inputs.results.values() for row in results.get("contamination") or []]
     rows = dict.fromkeys((row["task"], name_of(row["data"]), row["warning"]) for row in found if row["warning"])
     return [dict(zip(("task", "data", "warning"), row, strict=True)) for row in rows]
@@ -117,7 +117,7 @@ OVERLAP = ("task", "data", "flab eval warns")
 
 
 def each(found: list[Json]) -> Iterator[tuple[Json, Json]]:
-    """Every model of every task."""
+    """Return every model of every task."""
     return ((task, model) for task in found for model in task["models"])
 
 
@@ -145,7 +145,7 @@ def _more(one: Json) -> str:
 
 
 def _kept(found: list[Json]) -> list[Chart]:
-    """Retention of each smaller model in each task, where the runs were compared."""
+    """Return the retention of each smaller model in each task, where the runs were compared."""
     paired = [(task, one, one["paired"]) for task, one in each(found) if one["paired"]]
     rows = [{"group": task["name"], "label": one["name"], "value": pair["retention"]["ratio"],
              "low": pair["retention"]["low"], "high": pair["retention"]["high"], "style": STYLES.get(one["name"], "ink"),

@@ -13,7 +13,7 @@ Json = Mapping[str, Any]
 
 
 def models(inputs: Inputs) -> list[dict[str, Any]]:
-    """One row for each model: its parts, its size, what the plan and the run measured on it."""
+    """Return one row for each model: its parts, its size, what the plan and the run measured on it."""
     if inputs.plan is None:
         raise AbsentError(
             inputs.earlier(PLAN)
@@ -47,7 +47,7 @@ def _bytes(inputs: Inputs, name: str) -> int | None:
 
 
 def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
-    """The run measures it where the cut is made, and after training only where the record says so."""
+    """Return the run measures it where the cut is made, and after training only where the record says so."""
     field = {ORIGINAL: "bits_per_byte_before"}.get(name, "bits_per_byte_after")
     stage = "recover" if name == "recovered" else "prune"
     found = inputs.run["stages"].get(stage, {}).get("generality") or {}
@@ -55,7 +55,7 @@ def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
 
 
 def section(report: Json) -> Section:
-    """The table of all models, the figures as rows."""
+    """Return the table of all models, the figures as rows."""
     rows = report["models"]
     made = Section("size", "Before and after")
     if rows is None:

@@ -45,7 +45,7 @@ NO_MEASURE = (
 
 
 def measured(inputs: Inputs) -> dict[str, Any]:
-    """The figures of both models, the gains beside their predictions, and on what machine."""
+    """Return the figures of both models, the gains beside their predictions, and on what machine."""
     found = inputs.measure
     if found is None:
         raise AbsentError(inputs.earlier(MEASURE) or NO_MEASURE.format(name=inputs.smaller))
@@ -60,7 +60,7 @@ def measured(inputs: Inputs) -> dict[str, Any]:
 
 
 def energy_reason(found: Json | None) -> str | None:
-    """Why the smaller model's energy has no number; None where it has one."""
+    """Why the smaller model's energy has no number; None if it has one."""
     if not found or not found["models"]:
         return None
     value = found["models"][-1]["figures"].get("energy_per_1000_tokens")
@@ -111,7 +111,7 @@ def _bars(name: str, found: Json) -> Chart:
 
 
 def _throughput(found: Json) -> Iterator[Chart]:
-    """Tokens per second over the batch, where more than one batch was measured."""
+    """Yield tokens per second over the batch, where more than one batch was measured."""
     series = []
     rows = []
     how = ""
@@ -134,7 +134,7 @@ def _throughput(found: Json) -> Iterator[Chart]:
 
 
 def _gains(gains: Json) -> list[Block]:
-    """How many times better the smaller model is, beside what was predicted."""
+    """Return how many times better the smaller model is, beside what was predicted."""
     rows = []
     for name, one in gains.items():
         spread = f"{one['low']:.2f} to {one['high']:.2f}" if one.get("low") is not None else NONE
@@ -147,7 +147,7 @@ def _gains(gains: Json) -> list[Block]:
 
 
 def _figures(found: Json) -> Table:
-    """Every figure of every model, known names in their order, then the others."""
+    """Return every figure of every model, known names in their order, then the others."""
     models = found["models"]
     names = dict.fromkeys(name for model in models for name in model["figures"])
     ordered = [*(name for name in LABELS if name in names), *(name for name in names if name not in LABELS)]

@@ -56,7 +56,7 @@ SETTINGS = {
 
 
 def draw(name: str, label: str, width: float, height: float, paint: Callable[[Figure], None]) -> str:
-    """An ``<svg>`` element of a figure that ``paint`` fills, ``width`` by ``height`` pixels."""
+    """Return an ``<svg>`` element of a figure that ``paint`` fills, ``width`` by ``height`` pixels."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def draw(name: str, label: str, width: float, height: float, paint: Callable[[Fi
 
 
 def cleaned(svg: str, name: str, label: str) -> str:
-    """The bare element: what belongs to a file of its own is taken off, and colours become the page's."""
+    """Return the bare element: what belongs to a file of its own is taken off, and colours become the page's."""
     view = re.search(r'viewBox="([^"]+)"', svg)
     assert view is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
@@ -96,7 +96,7 @@ def _without_family(font: re.Match[str]) -> str:
 
 
 def _own_ids(body: str, name: str) -> str:
-    """Ids of the drawing's own definitions, numbered under its name, so that drawings on one page do not meet."""
+    """Return ids of the drawing's own definitions, numbered under its name, so that drawings on one page do not meet."""
     for number, found in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', body))):
         new = f"{name}-{number}"
         body = body.replace(f'id="{found}"', f'id="{new}"').replace(f'"#{found}"', f'"#{new}"')

@@ -74,23 +74,23 @@ def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
 
 
 def _is_met(inputs: Inputs, stage: str, of: str | None = None, made: str | None = None) -> bool:
-    """Whether this run did a stage, and where both are known, on the model that it made."""
+    """Return whether this run did a stage, and where both are known, on the model that it made."""
     done = inputs.run.get("met") is None or stage in inputs.run["stages"]
     return done and (of is None or made is None or of == made)
 
 
 def _section(inputs: Inputs, stage: str) -> str:
-    """The section of the recipe without which there is no such stage; empty where it is met or always there."""
+    """Return the section of the recipe without which there is no such stage; empty if it is met or always there."""
     return "" if stage in (inputs.run.get("met") or ()) else SECTIONS.get(stage, "")
 
 
 def _prints(stages: Json | None) -> dict[str, Any] | None:
-    """What each stage read, as its fingerprint."""
+    """Return what each stage read, as its fingerprint."""
     return None if stages is None else {name: one.get("fingerprint") for name, one in stages.items()}
 
 
 def _is_of_results(inputs: Inputs, name: str, left: Json) -> bool:
-    """Whether a comparison is of the two results that lie there, both of this run."""
+    """Return whether a comparison is of the two results that lie there, both of this run."""
     for side, model in (("a", ORIGINAL), ("b", name)):
         results = inputs.results.get(model)
         if results is None or results_of(model) in left:

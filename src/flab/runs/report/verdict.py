@@ -45,13 +45,13 @@ def verdict(report: Json) -> dict[str, Any]:
 
 
 def _outcome(report: Json) -> str | None:
-    """What the main task says of the smaller model: ``worse``, ``better``, ``open``, or None if it was not compared."""
+    """Return what the main task says of the smaller model: ``worse``, ``better``, ``open``, or None if it was not compared."""
     smaller = _main(report)[2]
     return judged(smaller["paired"]) if smaller else None
 
 
 def _headline(report: Json) -> str:
-    """One line of a few words: how much smaller, whether it is worse, how fast."""
+    """Return one line of a few words: how much smaller, whether it is worse, how fast."""
     models = report["models"] or []
     if len(models) < 2:
         return "Nothing has been cut yet."
@@ -72,7 +72,7 @@ def _size(report: Json) -> str:
 
 
 def _main(report: Json) -> tuple[Json, Json | None, Json | None]:
-    """The main task, and the original's and the smaller model's entry in it."""
+    """Return the main task, and the original's and the smaller model's entry in it."""
     task = main_task(report["tasks"]) or {"models": []}
     found = {one["name"]: one for one in task["models"]}
     smaller = (report["models"] or [{"name": None}])[-1]["name"]
@@ -101,7 +101,7 @@ def _kept(report: Json) -> str:
 
 
 def _is_matched(task: Json) -> bool:
-    """Whether answers are compared with a known one; else tests are run on them."""
+    """Return whether answers are compared with a known one; else tests are run on them."""
     return task["kind"] in MATCHED
 
 
@@ -128,7 +128,7 @@ def _gain(report: Json, name: str) -> Json | None:
 
 
 def _ratio(report: Json, name: str) -> float | None:
-    """A figure of the smaller model over the original's."""
+    """Return a figure of the smaller model over the original's."""
     models = (report["measured"] or {}).get("models") or []
     values = [model["figures"].get(name) for model in models]
     if len(values) < 2 or not all(has_value(one) for one in values) or not values[0]["value"]:
@@ -137,7 +137,7 @@ def _ratio(report: Json, name: str) -> float | None:
 
 
 def _remarks(report: Json) -> Iterator[str]:
-    """What the sentence alone would hide: chance, losses elsewhere, and what is not known."""
+    """Yield what the sentence alone would hide: chance, losses elsewhere, and what is not known."""
     task, _, smaller = _main(report)
     outcome = judged(smaller["paired"]) if smaller else None
     if smaller and outcome:
@@ -255,6 +255,6 @@ def _change_tile(report: Json, name: str, label: str) -> Tile:
 
 
 def _has_reason(report: Json, name: str) -> bool:
-    """Whether measure.json says why there is no number."""
+    """Return whether measure.json says why there is no number."""
     models = (report["measured"] or {}).get("models") or []
     return any((model["figures"].get(name) or {}).get("reason") for model in models)

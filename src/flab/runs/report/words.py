@@ -28,12 +28,12 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode's categories of w
 
 
 def count(value: float | None) -> str:
-    """A whole number with separators: ``4,060,160``."""
+    """Return a whole number with separators: ``4,060,160``."""
     return NONE if value is None else f"{value:,.0f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share as a percentage, ``40.3 %``; a minus is a real one."""
+    """Return a share as a percentage, ``40.3 %``; a minus is a real one."""
     return NONE if share is None else f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
@@ -50,12 +50,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """The nearest number of so many significant digits."""
+    """Return the nearest number of so many significant digits."""
     return float(f"{value:.{digits - 1}e}")
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A number with its unit, scaled where the unit has prefixes: ``4.86 MB``, ``12.3 ms``, ``1.60 ×``."""
+    """Return a number with its unit, scaled where the unit has prefixes: ``4.86 MB``, ``12.3 ms``, ``1.60 ×``."""
     if value is None:
         return NONE
     if unit == "x":
@@ -65,7 +65,7 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def scaled(value: float, unit: str) -> tuple[float, str]:
-    """What to divide by, and what the unit is called then, so that the number is easy to read."""
+    """Return what to divide by, and what the unit is called then, so that the number is easy to read."""
     value = rounded(value)  # as it will be shown: 0.9997 s is 1 s, not 1,000 ms
     head, slash, rest = unit.partition("/")
     if unit == "s":
@@ -77,7 +77,7 @@ def scaled(value: float, unit: str) -> tuple[float, str]:
 
 
 def figure(value: Figure | None) -> str:
-    """A figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash where it has no number."""
+    """Return a figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash where it has no number."""
     if value is None or value.get("value") is None:
         return NONE
     unit = value.get("unit") or ""
@@ -91,7 +91,7 @@ def figure(value: Figure | None) -> str:
 
 
 def figures(values: Sequence[Figure | None]) -> list[str]:
-    """Figures that stand in one row or column, in one unit and with equally many decimals."""
+    """Return figures that stand in one row or column, in one unit and with equally many decimals."""
     known = [value for value in values if value is not None and value.get("value") is not None]
     if not known or len({value.get("unit") for value in known}) > 1:
         return [figure(value) for value in values]
@@ -125,12 +125,12 @@ def _decimals(value: float, digits: int) -> int:
 
 
 def points(difference: float) -> str:
-    """A difference of two rates in percentage points, ``−26.7 points``; the sign is always there."""
+    """Return a difference of two rates in percentage points, ``−26.7 points``; the sign is always there."""
     return f"{100 * difference:+.1f} points".replace("-", "−")
 
 
 def method(value: Figure | None) -> str:
-    """How a figure came about, or why it has no number."""
+    """Return how a figure came about, or why it has no number."""
     if value is None:
         return NONE
     if value.get("value") is None:
@@ -139,35 +139,35 @@ def method(value: Figure | None) -> str:
 
 
 def has_value(value: Figure | None) -> bool:
-    """Whether a figure holds a number."""
+    """Return whether a figure holds a number."""
     return value is not None and value.get("value") is not None
 
 
 def rate(value: float | None) -> str:
-    """A score between 0 and 1."""
+    """Return a score between 0 and 1."""
     return NONE if value is None else f"{value:.3f}"
 
 
 def between(pair: Any, digits: int = 3) -> str:
-    """An interval's ends, ``0.950 to 0.992``."""
+    """Return an interval's ends, ``0.950 to 0.992``."""
     return NONE if pair is None else f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}"
 
 
 def probability(value: float | None) -> str:
-    """A p-value; what is below a thousandth is said to be."""
+    """Return a p-value; what is below a thousandth is said to be."""
     if value is None:
         return NONE
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def name_of(path: str) -> str:
-    """What is left of a path without the folders that hold it; a hub id stays as it is."""
+    """Return what is left of a path without the folders that hold it; a hub id stays as it is."""
     is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path
     return Path(path.replace("\\", "/")).name or path if is_path else path
 
 
 def each_text(value: Any, change: Any) -> Any:
-    """The same value with every text in it, keys included, passed through ``change``."""
+    """Return the same value with every text in it, keys included, passed through ``change``."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -178,7 +178,7 @@ def each_text(value: Any, change: Any) -> Any:
 
 
 def visible(text: str) -> str:
-    """Text whose control, format and bidi characters are shown as symbols, so that none of them acts."""
+    """Return text whose control, format and bidi characters are shown as symbols, so that none of them acts."""
     text = text.replace("\r\n", "\n")
     return "".join(_shown(char) if _is_hidden(char) else char for char in text)
 
@@ -196,7 +196,7 @@ def _shown(char: str) -> str:
 
 
 def without_home(text: str) -> str:
-    """Text in which the user's own folder is ``~``: it says who ran this, not what was run."""
+    """Return text in which the user's own folder is ``~``: it says who ran this, not what was run."""
     try:
         home = Path.home()
     except RuntimeError:  # neither HOME nor an entry for this user
