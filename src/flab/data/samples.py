@@ -172,7 +172,7 @@ def calibration_samples(path: Path | None) -> tuple[list[Sample], Source]:
 
 
 def general_samples() -> tuple[list[Sample], Source]:
-    """Return the running Python's standard library, less the modules kept apart to measure on."""
+    """Return the running Python's standard library without the modules that are reserved for measuring."""
     files = assets.train_stdlib()
     samples = [
         Sample("", text, task_id=p.name)

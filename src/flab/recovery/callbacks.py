@@ -61,7 +61,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.start = time.monotonic()
 
     def seconds(self) -> float:
-        """Return seconds so far."""
+        """Return the seconds spent so far."""
         return self.spent + time.monotonic() - self.start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

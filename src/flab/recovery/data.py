@@ -189,7 +189,7 @@ def decontaminate(asked: list[Instruction], problems: Sequence[tuple[str, str]])
 
 
 def own_rows(written: list[dict[str, Any]], problems: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], int]:
-    """Return what the original wrote, less what holds an evaluation problem that it remembered."""
+    """Return what the original wrote, without rows that contain an evaluation problem it remembered."""
     found = holding(problems, [row["prompt"] + row["completion"] for row in written])
     return [row for at, row in enumerate(written) if at not in found], len(found)
 

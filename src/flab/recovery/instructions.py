@@ -84,7 +84,7 @@ class Instruction:
         return Job(program, self.test, self.entry_point) if program.strip() else None
 
     def _prediction_job(self, answer: str) -> Job | None:
-        """Return the given code is run; of the answer only a literal's value is used, never the text itself."""
+        """Return a job that runs the given code; of the answer only a literal's value is used, never the text."""
         predicted = prediction_of(answer)
         if read_literal(predicted) is None:
             return None
@@ -143,7 +143,7 @@ def instruction_of(row: Row, where: str, task_id: str, render: Render | None) ->
 
 
 def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """Return a conversation: the last message, if the assistant's, is the reference."""
+    """Read a conversation: the last message, if the assistant's, is the reference."""
     turns = [(one["role"], check_text(spoken(one), "content", where, blank=True)) for one in chat_of(row, where)]
     reference = turns.pop()[1] if turns[-1][0] == "assistant" else None
     return _rendered(turns, reference, row, where, task_id, render)
@@ -193,7 +193,7 @@ def _test(row: Row, where: str) -> tuple[str | None, str]:
 
 
 def _task(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """Return a row of a task file."""
+    """Read a row of a task file."""
     item = READERS[kinds_of(row)[0]](row, where)
     if isinstance(item, Problem):
         return Instruction(task_id, "code", item.prompt, item.canonical_solution, item.test, item.entry_point)

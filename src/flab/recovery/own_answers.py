@@ -73,7 +73,7 @@ def answer(
 
 
 def _key(one: Instruction, sample: int) -> Key:
-    """Return an answer is that of a prompt and its stop strings: a row that changes is asked again."""
+    """Return the key of an answer: it names the prompt and its stop strings, so a row that changes is asked again."""
     digest = hashlib.sha256("\0".join((one.prompt, *one.stop)).encode("utf-8", "surrogatepass")).hexdigest()
     return TASK, f"{one.task_id}-{digest[:12]}", sample
 

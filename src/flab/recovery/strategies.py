@@ -57,7 +57,7 @@ def verified_self(known: Known) -> list[Answer]:
 
 
 def reference(known: Known) -> list[Answer]:
-    """Return the data set's answers only, less those that fail their tests."""
+    """Return the data set's answers only, without those that fail their tests."""
     return known.given()
 
 

@@ -103,12 +103,12 @@ def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
 
 
 def _problems(samples: Sequence[Sample], recipe: Recipe) -> int:
-    """Return problems with tests that no fit sees: about one in five windows only compares."""
+    """Return the number of problems with tests that no fit sees: about one window in five is only compared on."""
     return min(recipe.judge_problems, sum(bool(s.test and s.entry_point) for s in samples) // 5)
 
 
 def _text_bytes(texts: Texts) -> int:
-    """Return text that is split into tokens: once to count them, and once into windows."""
+    """Return the characters that are split into tokens: once to count tokens, and once into windows."""
     return (
         sum(map(len, texts.task_texts())) + sum(map(len, texts.general_texts())) + sum(len(s.text) for s in texts.task)
     )
@@ -153,7 +153,7 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
 
 
 def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: str | None = None) -> Work:
-    """Return one split built: with the cheap refit and without elimination where it is only compared."""
+    """Return the work of building one split; one that is only compared gets the cheap refit and no elimination."""
     recipe = plan.recipe
     compared = refit is None
     kind = refit or ("residual" if recipe.refit != "none" else "none")
@@ -166,7 +166,7 @@ def stage_of(name: str, amount: Work, speed: Speed, memory: int, disk: int = 0, 
 
 
 def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
-    """Return the model as it is opened to be cut: layers that are stored in 16 bits stay so where they can."""
+    """Return the bytes of the model opened to be cut; layers stored in 16 bits stay so if they can."""
     precision = cutting_dtype(facts.path, options)
     narrow = precision == MIXED or (precision in ("float32", "auto") and facts.stored != "float32")
     body = NUMBER_BYTES[facts.stored] if narrow else NUMBER_BYTES.get(precision, 4)

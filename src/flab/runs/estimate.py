@@ -90,7 +90,7 @@ def times(amounts: Work, factor: float) -> Work:
 
 
 def total(parts: Iterable[Work]) -> Work:
-    """Return all of the work."""
+    """Return the sum of all the work."""
     found = Work()
     for part in parts:
         found.update(part)
@@ -120,7 +120,7 @@ def ffn_share(shape: Shape) -> float:
 def walk_work(
     shape: Shape, cut: Size, fit: int, compare: int, refit: str, output_projection: bool = True, eliminate: bool = False
 ) -> Work:
-    """Return one walk over the kept layers, with its refit (:class:`flab.pruning.refit.walk.Walk`), and the KL at its end.
+    """Return the work of one walk over the kept layers, its refit (:class:`flab.pruning.refit.walk.Walk`) and its final KL.
 
     The original's stream passes every layer, the pruned one every kept layer; the statistics of the FFN need its features once
     more. ``eliminate`` says that neurons are chosen by elimination.
@@ -157,14 +157,14 @@ def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
 
 
 def gram_work(features: int, targets: int, tokens: int) -> Work:
-    """Return the lower triangle of X^T X and Y^T X, added up in float64 after every micro-batch."""
+    """Return the work of the lower triangle of X^T X and of Y^T X, added up in float64 after every micro-batch."""
     batches = tokens / Options.batch_tokens
     triangle = features * (features + min(features, BLOCK_ROWS))  # by blocks of rows, each up to its diagonal
     return work(gram=(triangle + 2 * features * targets) * tokens, memory=14 * features * features * batches)
 
 
 def solving(features: int, targets: int) -> Work:
-    """Return one least-squares problem: every ridge that is tried is factored, solved and judged; the last in float64."""
+    """Return the work of one least-squares problem: each ridge tried is factored, solved and judged; the last in float64."""
     once = features**3 / 3 + 2 * targets * features**2
     tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
     if features > FAST_FEATURES:
@@ -174,7 +174,7 @@ def solving(features: int, targets: int) -> Work:
 
 
 def elimination(features: int, width: int, targets: int) -> Work:
-    """Return the inverse of one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
+    """Return the work of inverting one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
     rounds = FAST_ROUNDS if features > FAST_FEATURES else ELIMINATION_ROUNDS
     gone = (features - width) / rounds
     downdates = 2 * (features**3 - width**3) / 3 + 2 * gone * gone * features * rounds
@@ -225,7 +225,7 @@ def candidates_built(shape: Shape, splits: int, is_pinned: bool) -> int:
 
 
 def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
-    """Return the greedy layer search: each removal runs the model from each kept layer on, raced."""
+    """Return the work of the greedy layer search: each removal runs the model from each kept layer on, raced."""
     passes = removals * RACED * shape.layers**2 / 2 + shape.layers
     return work(
         layer=passes * tokens, head=2 * 2 * shape.hidden * shape.vocabulary * tokens * removals * shape.layers * RACED
@@ -240,7 +240,7 @@ def probe_work(shape: Shape, cut: Size) -> Work:
 
 
 def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
-    """Return a model opened to be cut: its layers with ``body`` bytes a number, all else with ``rest``."""
+    """Return the bytes of a model opened to be cut: its layers with ``body`` bytes a number, all else with ``rest``."""
     return (
         size.layers * (shape.per_layer + size.width * shape.per_neuron) * body
         + (size.vocabulary * shape.per_token + shape.fixed) * rest
@@ -248,7 +248,7 @@ def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
 
 
 def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> int:
-    """Return the peak of one walk beside its model.
+    """Return the peak bytes of one walk beside its model.
 
     Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
     FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
@@ -275,7 +275,7 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
 
 
 def answering_work(shape: Shape, size: Size, prompts: int, prompt_tokens: int, new_tokens: int, batch: int) -> Work:
-    """Return answers of at most ``new_tokens``: the prompts are read once, then each batch makes a token a step.
+    """Return the work of answers of at most ``new_tokens``: the prompts are read once, then each batch makes a token a step.
 
     On average half of a batch still runs, because rows that are finished leave it.
     """

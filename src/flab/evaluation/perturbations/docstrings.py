@@ -176,7 +176,7 @@ def _misspellable(program: Program, docstring: Docstring) -> list[tuple[int, int
 
 
 def _misspelt(word: str, rng: Random) -> str:
-    """Return one typing error; inner letters only, so that the word stays readable."""
+    """Return the word with one typing error among its inner letters, so that it stays readable."""
     at = rng.randrange(1, len(word) - 2)
     kind = rng.choice(("swap", "drop", "double", "case", "space"))
     if kind == "swap" and word[at] != word[at + 1]:

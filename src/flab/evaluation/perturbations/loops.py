@@ -158,7 +158,7 @@ def _while_to_for(program: Program, body: Body, place: int, node: ast.stmt) -> R
 
 
 def _comprehension_to_loop(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
-    """Return a list that a statement builds by comprehension, built by a loop before the statement."""
+    """Build the list of a statement's comprehension by a loop before the statement."""
     found = _gathered(node)
     indent = program.indent_at(program.span(node)[0])
     if found is None or indent is None or not _is_local(program, found):

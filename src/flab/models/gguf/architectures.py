@@ -111,7 +111,7 @@ def settings_of(config: Any) -> dict[str, int | float | str]:
 
 
 def head_size(config: Any) -> int:
-    """Return numbers in an attention head."""
+    """Return the size of an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 

@@ -47,7 +47,7 @@ def _bytes(inputs: Inputs, name: str) -> int | None:
 
 
 def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
-    """Return the run measures it where the cut is made, and after training only where the record says so."""
+    """Return what the run measured after the cut, or after training if its record has that."""
     field = {ORIGINAL: "bits_per_byte_before"}.get(name, "bits_per_byte_after")
     stage = "recover" if name == "recovered" else "prune"
     found = inputs.run["stages"].get(stage, {}).get("generality") or {}
