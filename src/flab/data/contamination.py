@@ -118,9 +118,11 @@ class _Index:
         self.ids = [task_id for task_id, _ in problems]
         self.num_texts = 0
         self.numbers: dict[str, int] = {}
+        # Words become numbers, so that an n-gram is a tuple of small integers; words that no problem has become -1.
         split = [tokens_of(text) for _, text in problems]
         self.whole = [tuple(self.numbers.setdefault(token, len(self.numbers)) for token in tokens) for tokens in split]
         self.is_word = {number for token, number in self.numbers.items() if token[0].isalpha()}
+        # The problems that each n-gram is in, then the n-grams that are distinctive enough to give a problem away.
         self.owners: dict[Gram, list[int]] = defaultdict(list)
         for place, tokens in enumerate(self.whole):
             for gram in set(_grams(tokens, n)):
@@ -128,6 +130,7 @@ class _Index:
         distinctive = [gram for gram, places in self.owners.items() if self._is_distinctive(gram, places)]
         self.distinctive = set(distinctive)
         self.total = Counter(place for gram in distinctive for place in self.owners[gram])
+        # Problems of fewer than n tokens have no n-gram; they count as found only if they are the whole text.
         self.short: dict[Gram, list[int]] = defaultdict(list)
         for place, tokens in enumerate(self.whole):
             if 0 < len(tokens) < n:
@@ -142,6 +145,7 @@ class _Index:
         """Look one text up; returns the problems that this text alone gives away."""
         self.num_texts += 1
         tokens = tuple(self.numbers.get(token, -1) for token in tokens_of(text))
+        # Any shared n-gram makes a problem a candidate for a whole match; only distinctive ones are counted.
         found = {gram for gram in _grams(tokens, self.n) if gram in self.owners}
         here: dict[int, set[Gram]] = {place: set() for gram in found for place in self.owners[gram]}
         for gram in found & self.distinctive:
@@ -150,6 +154,7 @@ class _Index:
         whole = {place for place in here if _contains(tokens, self.whole[place])} | set(self.short.get(tokens, []))
         for place in whole | {place for place, grams in here.items() if grams}:
             self._note(place, number, here.get(place, set()), place in whole)
+        # This text alone gives a problem away if it holds it whole or enough of its distinctive n-grams.
         given = whole | {p for p, grams in here.items() if grams and len(grams) >= MIN_SHARE * self.total[p]}
         return [self.ids[place] for place in sorted(given)]
 

@@ -64,6 +64,7 @@ def attended(config: Any, layers: int, context: int) -> int:
 
 def bytes_per_step(model: Any, family: Family, context: int) -> float:
     """Return bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
+    # An embedding that is not the head is looked up, not multiplied: one row is read, which is next to nothing.
     embedding = 0 if is_tied(model, family) else model.get_input_embeddings().weight.nbytes
     element = head_of(model, family).weight.element_size()
     layers = len(layers_of(model, family))
@@ -74,6 +75,7 @@ def bytes_per_step(model: Any, family: Family, context: int) -> float:
 def answer_flops(config: Any, shape: Shape, prompt: int, new: int) -> int:
     """Return operations of a whole answer: the prompt, then every token after the first, each with its own context."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
+    # The context grows by one token a step; a layer with a sliding window sees no more than its window.
     seen = sum(attended(config, shape.layers, prompt + step) for step in range(1, new))
     steps = (new - 1) * shape.flops_per_token(*sizes) + 4 * seen * shape.attention
     return shape.flops_of_prompt(*sizes, tokens=prompt) + steps

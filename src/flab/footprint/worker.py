@@ -93,6 +93,7 @@ class Workbench:
             torch.cuda.empty_cache()  # what the last size took is free for the other model too
         self.batch = batch
         chooser = random.Random(0)
+        # Random ids from a fixed seed. No end token is looked for, so every answer has its full length.
         rows = [
             Encoded([chooser.randrange(self.model.config.vocab_size) for _ in range(self.prompt)], self.new, (), 0)
             for _ in range(batch)
@@ -100,6 +101,7 @@ class Workbench:
         with torch.inference_mode():
             work = Batch(self.model, rows, pad_id=0)
             everyone = list(range(batch))
+            # The clock stops only when the device is idle. The peaks of the two phases are told apart by a reset between.
             reset_peak(device)
             self._wait()
             start = time.perf_counter()
@@ -132,6 +134,7 @@ class Workbench:
         with metered(self.options.device, self.estimate) as energy:
             tokens = 0
             start = time.perf_counter()
+            # Whole answers are repeated until the window is long enough for the counter to move evenly.
             while not tokens or time.perf_counter() - start < seconds:
                 self.time(batch)
                 tokens += batch * self.new

@@ -45,14 +45,17 @@ def make_examples(
     """
     asked = [sample for sample in samples if sample.prompt]
     prefix = special_prefix(tokenizer)
+    # Answers are never cut: an example that does not fit a row whole, or has no answer token left, is not used.
     whole = windows_of(asked, tokenizer, 1 << 30, eos, prefix)
     fitting = [w for w in whole if len(w.ids) <= length and w.answer_from < len(w.ids)]
     text = windows_of([sample for sample in samples if not sample.prompt], tokenizer, length, None, prefix)
     parts: dict[bool, list[Window]] = {False: [], True: []}
+    # The split goes by a hash of the prompt, so that all answers to one prompt lie on the same side and a rerun repeats it.
     ranks = {w.sample: _rank(asked[w.sample].prompt) for w in fitting}
     limit = _limit(sorted(set(ranks.values())), share)
     for window in fitting:
         parts[ranks[window.sample] < limit].append(window)
+    # Plain text has no prompt: every token is a target, and none is held out.
     parts[False] += [Window(w.ids, 0, w.sample) for w in text]
     if not parts[True] or not parts[False]:
         raise DataError(
@@ -119,6 +122,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     width = max(len(row["input_ids"]) for row in rows)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "position_ids": [], "within": []}
     for row in rows:
+        # Padding is one more example of its own, whose positions start at 0, so that no real token attends to it.
         pad = width - len(row["input_ids"])
         lengths = [*row["seq_lengths"], *([pad] if pad else [])]
         batch["input_ids"].append([*row["input_ids"], *[0] * pad])

@@ -128,10 +128,12 @@ def walk_work(
     tokens = fit + compare
     kept = cut.layers
     steps = REFITS[refit]
+    # The two streams, and at the end the logits of both models for the tokens that compare: 2 D V each.
     parts = [
         work(layer=shape.layers * tokens + kept * tokens * layer_share(shape, cut.width)),
         work(head=2 * 2 * shape.hidden * cut.vocabulary * compare),
     ]
+    # What every kept layer costs besides: the statistics and the solution of its projections, then the refit's own steps.
     each = []
     if steps.target is not None:
         each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), solving(cut.width, shape.hidden)]
@@ -141,6 +143,7 @@ def walk_work(
         each.append(elimination(shape.width, cut.width, shape.hidden))
     neurons = cut.width * shape.products_per_neuron
     if steps.ffn == "descent":
+        # The second target of the same statistics is the FFN's own output, so the uncut projection is computed once more.
         own_output = work(gram=2 * shape.hidden * shape.width * fit)
         each += [descent_work(neurons, shape.hidden * cut.width, fit), own_output]
     if steps.ffn == "newton":
@@ -159,12 +162,14 @@ def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
 def gram_work(features: int, targets: int, tokens: int) -> Work:
     """Return the work of the lower triangle of X^T X and of Y^T X, added up in float64 after every micro-batch."""
     batches = tokens / Options.batch_tokens
+    # Each product is two operations. After every micro-batch the F x F sums are updated: 14 bytes each.
     triangle = features * (features + min(features, BLOCK_ROWS))  # by blocks of rows, each up to its diagonal
     return work(gram=(triangle + 2 * features * targets) * tokens, memory=14 * features * features * batches)
 
 
 def solving(features: int, targets: int) -> Work:
     """Return the work of one least-squares problem: each ridge tried is factored, solved and judged; the last in float64."""
+    # A Cholesky factor takes F^3 / 3 operations, two triangular solves 2 F^2 for each target, judging a solution the same again.
     once = features**3 / 3 + 2 * targets * features**2
     tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
     if features > FAST_FEATURES:
@@ -175,6 +180,7 @@ def solving(features: int, targets: int) -> Work:
 
 def elimination(features: int, width: int, targets: int) -> Work:
     """Return the work of inverting one Gram matrix, and its downdates until ``width`` features are left, all in float64."""
+    # The inverse takes F^3. Removing g of n features downdates n^2 numbers by g products, and n falls evenly from F to F'.
     rounds = FAST_ROUNDS if features > FAST_FEATURES else ELIMINATION_ROUNDS
     gone = (features - width) / rounds
     downdates = 2 * (features**3 - width**3) / 3 + 2 * gone * gone * features * rounds
@@ -186,6 +192,8 @@ def descent_work(neurons: int, outputs: int, fit: int) -> Work:
 
     Only the output projection, ``outputs`` of the weights, hands gradients on to what enters it.
     """
+    # A weight costs 2 operations forward, 2 for its own gradient and, in the output projection, 2 to pass gradients on.
+    # Held-out tokens are judged before and after, forward only.
     fitted = fit * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
     steps = descent.EPOCHS * fitted / descent.STEP_TOKENS
     judged = 2 * (fit - fitted)
@@ -197,6 +205,8 @@ def descent_work(neurons: int, outputs: int, fit: int) -> Work:
 
 def newton_work(hidden: int, width: int, neurons: int, fit: int) -> Work:
     """Gauss-Newton steps by conjugate gradients: each iteration is some five products with every weight for every token."""
+    # Linearising is a forward and a backward pass with the Gram matrices of the preconditioner; an iteration is J d and J^T J d.
+    # Each step also judges about three candidates: halved steps on the fitted tokens, and the held-out ones.
     tokens = min(fit, NEWTON_TOKENS) * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
     linearised = 6 * neurons * tokens + 2 * tokens * (hidden**2 + width**2)
     iteration = 6 * neurons * tokens * 16 / 18 * 2
@@ -226,6 +236,7 @@ def candidates_built(shape: Shape, splits: int, is_pinned: bool) -> int:
 
 def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
     """Return the work of the greedy layer search: each removal runs the model from each kept layer on, raced."""
+    # A removal runs half of the L^2 layers on average, since candidate i starts at layer i + 1; the race drops part of them.
     passes = removals * RACED * shape.layers**2 / 2 + shape.layers
     return work(
         layer=passes * tokens, head=2 * 2 * shape.hidden * shape.vocabulary * tokens * removals * shape.layers * RACED
@@ -253,14 +264,18 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
     Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
     FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
     """
+    # Five streams at the peak: original, pruned, both before the FFN, and the attention's output.
     streams = 5 * 4 * (fit + compare) * shape.hidden
     steps = REFITS[refit]
     if steps.target is None:
         return streams
     targets = 2 * shape.hidden if steps.ffn == "descent" else shape.hidden
     single = 4 * cut.width**2 if cut.width > FAST_FEATURES else 0
+    # The Gram matrix, its factor and a work copy, F x F in float64, with the cross matrices of the targets beside them.
     statistics = 3 * 8 * shape.width**2 + 3 * 8 * targets * shape.width + single
     neurons = cut.width * shape.products_per_neuron
+    # Descent keeps three streams in bfloat16, twice while they are joined, a target in float32, and six copies of the weights.
+    # Newton keeps one linearisation and the vectors of the conjugate gradients.
     moved = 0
     if steps.ffn == "descent":
         moved = fit * shape.hidden * (2 * 3 * 2 + 4) + 6 * 4 * neurons
@@ -304,6 +319,8 @@ def training_work(
 
     ``held_out`` tokens are measured ``evaluations`` times. ``recompute`` is gradient checkpointing.
     """
+    # A training pass costs three forward passes, or four if activations are recomputed. The teacher's states are cached, so it
+    # reads each token once, whatever the number of epochs.
     share = layer_share(shape, student.width)
     passes = 4 if recompute else 3
     trained = tokens * student.layers * share * passes

@@ -229,6 +229,7 @@ def run_tests(
         raise SyntaxError(f"the tests are not Python: {tests['problem']}")
     candidate = forms.find_candidate(names, tests["entry_point"])
     lies.mocks = "mock" in tests["source"]
+    # The tests were compiled with marks for the builtins and helpers that they use; here the marks become the real objects.
     code = with_helpers(tests["code"], {**pristine.real_builtins(), **lies.helpers, "module": borrow})
     form = tests["form"]
     if form["guarded"]:
@@ -237,6 +238,7 @@ def run_tests(
     if "threading" in sys.modules:  # the tests may call the program in threads of their own
         sys.modules["threading"].setprofile(calls)
     exec(code, names)
+    # What the tests bound is remembered before their functions run, to be compared with what is bound afterwards.
     form["values"] = {name: names.get(name) for name in form["bound"]}
     form["methods"] = {name: pristine.methods(names.get(name)) for name in form["bound"]}
     forms.run_form(names, form, candidate)
@@ -256,6 +258,8 @@ def verdict(
         candidate = run_tests(names, tests, lies, calls, borrow)
     except BaseException as error:
         return outcome_of(error), describe(error, tests["source"])
+    # A pass has to survive four questions: did an object lie, was a failed assert swallowed, was anything patched, and did the
+    # tests call the program at all?
     lies.look_at_pending()
     if lies.swallowed:
         line = tests["source"].splitlines()[lies.swallowed[0] - 1].strip()
@@ -279,6 +283,7 @@ def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
     os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's memory grows with its threads; os.environ stays empty
     sys.path[:] = [folder for folder in sys.path if folder] + ([job["packages"]] if job["packages"] else [])
     sys.argv[:] = ["candidate"]
+    # Limits come before anything of the program is seen; the CPU limit follows once start-up, which does not count, is over.
     limit = job["limits"].pop("RLIMIT_CPU")
     set_limits(job["limits"])
     if job["own_network"]:
@@ -288,6 +293,7 @@ def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
     snapshot = pristine.Pristine(pristine.preload(job["modules"]))
     began = cpu_seconds()
     set_limits({"RLIMIT_CPU": limit + GRACE_S + round(began)})
+    # At the CPU limit the interpreter leaves a trace in the report, from which the line of the tests is named.
     faulthandler.register(_signal.SIGXCPU, report_fd, all_threads=False, chain=True)
     reporter = Reporter(report_fd, began)
     try:

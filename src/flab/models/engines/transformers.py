@@ -62,6 +62,7 @@ class TransformersGenerator:
         watch = StopWatch(self.tokenizer, rows)
         made: list[list[int]] = [[] for _ in rows]
         logits_BV = batch.read_prompts()
+        # One step a token: choose for all running rows, drop those that ended, read the tokens of the others.
         while True:
             tokens_B = choose(logits_BV, batch.running)
             for row, token in zip(batch.running, tokens_B.tolist(), strict=True):
@@ -87,6 +88,7 @@ class Batch:
         self.model = model
         self.running = list(range(len(rows)))
         self.cache = DynamicCache(config=model.config)
+        # Padding on the left, so that the last column holds the last prompt token of every row.
         width = max(len(row.ids) for row in rows)
         padding = [width - len(row.ids) for row in rows]
         device = input_device(model)
@@ -97,6 +99,7 @@ class Batch:
 
     def read_prompts(self) -> Any:
         """Fill the cache with the prompts; returns the logits of the first new tokens."""
+        # A row's positions count its real tokens alone; padding gets position 0 and is masked.
         positions_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
         self.next_B1 = positions_BT[:, -1:] + 1
         return self._forward(self.ids_BT, positions_BT)
@@ -106,6 +109,7 @@ class Batch:
         import torch
 
         tokens_B = tokens_B.to(self.mask_BT.device)
+        # Rows that ended leave the cache too, so that a step costs only what still runs.
         if len(kept) < len(self.running):
             at = torch.tensor(kept)  # on the CPU it selects on every device that the layers may be on
             self.cache.batch_select_indices(at)
@@ -148,6 +152,7 @@ class Chooser:
 
         if self.temperature == 0:
             return logits_BV.argmax(dim=-1)
+        # The running sum over the ids is the distribution function; the token is where it passes the row's random number.
         logits_BV = logits_BV.float() / self.temperature
         mass_BV = self._nucleus(logits_BV.softmax(dim=-1)).cumsum(dim=-1, dtype=torch.float64)
         draws = [self.randoms[row].random() for row in running]
@@ -159,6 +164,7 @@ class Chooser:
         """Zero all but the fewest likeliest tokens that hold ``top_p`` of the mass."""
         if self.top_p == 1:
             return shares_BV
+        # A token stays if the more likely ones together hold less than top_p, so the first one always does.
         sorted_BV, order_BV = shares_BV.sort(dim=-1, descending=True, stable=True)
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
         return shares_BV.scatter(1, order_BV, sorted_BV.masked_fill(before_BV >= self.top_p, 0.0))
