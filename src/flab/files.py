@@ -35,15 +35,18 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 OWN_FILES = ("plan.json", "kept_tokens.json", "proof.json", "recovery.json")
 OWN_MARKS = ("plan.json", "proof.json")  # a folder without them was not written by flab
-CARD, CARD_MARK = "README.md", "<!-- written by flab report"
+CARD = "README.md"
+CARD_MARK = "<!-- written by flab report"
 CONFIGS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-RENAME_EXCHANGE, AT_FDCWD = 2, -100  # of renameat2(2)
+# Constants of renameat2(2).
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
 NOT_KNOWN_HERE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file; reading a pipe or a device would wait for ever, or never end.
+    """Return the content of a regular file; reading a pipe or a device would wait forever, or never end.
 
     Raises:
         OSError: not there, not readable, or no regular file; ``strerror`` says which.
@@ -60,7 +63,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def check_file(path: Path, overwrite: bool = False, inputs: Iterable[PathLike] = ()) -> None:
-    """Fail before the work where a file must not, or cannot, be written at ``path``.
+    """Fail before the work if a file must not, or cannot, be written at ``path``.
 
     Raises:
         OptionError: a folder is there, or none to hold it; it is read, or lies in what is read or in a model's folder; or it
@@ -82,7 +85,7 @@ def check_result(path: Path, overwrite: bool = False, inputs: Iterable[PathLike]
 
 
 def is_result(path: Path) -> bool:
-    """Whether the file holds a JSON object that names the version of flab that wrote it."""
+    """Return whether the file holds a JSON object that names the version of flab that wrote it."""
     try:
         value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
@@ -92,7 +95,7 @@ def is_result(path: Path) -> bool:
 
 
 def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
-    """Fail before the work where a model's folder must not, or cannot, be written at ``path``.
+    """Fail before the work if a model's folder must not, or cannot, be written at ``path``.
 
     Raises:
         OptionError: it is read, lies in what is read or holds it, or lies in a model's folder; it exists and ``overwrite``
@@ -110,7 +113,7 @@ def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -
 
 
 def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
-    """OptionError where ``path`` is one of the inputs or lies in one, or lies in any model's folder."""
+    """Raise OptionError if ``path`` is one of the inputs or lies in one, or lies in any model's folder."""
     target = path.resolve()
     for source in _existing(inputs):
         is_model = (source / "config.json").exists()
@@ -125,13 +128,13 @@ def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """OptionError where a file or folder is there that was not to be replaced."""
+    """Raise OptionError if a file or folder is there that was not to be replaced."""
     if path.exists() and not overwrite:
         raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
 
 
 def check_space(path: Path, size_bytes: int) -> None:
-    """OutputError where the disk that is to hold ``path`` has less room than the output needs."""
+    """Raise OutputError if the disk that is to hold ``path`` has less room than the output needs."""
     holder = next(parent for parent in path.resolve().parents if parent.is_dir())
     free = shutil.disk_usage(holder).free
     if free < size_bytes:
@@ -142,14 +145,14 @@ def check_space(path: Path, size_bytes: int) -> None:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether the folder holds a model: a config and weights."""
+    """Return whether the folder holds a model: a config and weights."""
     if not (folder / "config.json").is_file():
         return False
     return any(path.suffix in (".safetensors", ".bin", ".gguf") for path in folder.iterdir())
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Names in a folder that flab did not write there; all of them where flab did not write the folder."""
+    """Return names in a folder that flab did not write there; all of them where flab did not write the folder."""
     names = sorted(path.name for path in folder.iterdir())
     if not all(mark in names for mark in OWN_MARKS):
         return names
@@ -157,7 +160,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether flab writes a file of this name into a model's folder."""
+    """Return whether flab writes a file of this name into a model's folder."""
     if path.name == CARD:
         return path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
     known = path.name in (*CONFIGS, *TOKENIZER_FILES, *TEMPLATES, *OWN_FILES)
@@ -165,7 +168,7 @@ def _is_own(path: Path) -> bool:
 
 
 def is_legal(name: str) -> bool:
-    """Whether a file is a licence, a notice or a policy, which travel with a model."""
+    """Return whether a file is a licence, a notice or a policy, which travel with a model."""
     return LEGAL.fullmatch(name) is not None and Path(name).suffix.lower() in LEGAL_SUFFIXES
 
 
@@ -181,14 +184,14 @@ def _check_own(path: Path, foreign: Callable[[Path], list[str]]) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """OptionError where the nearest folder that exists takes no new file."""
+    """Raise OptionError if the nearest folder that exists cannot take a new file."""
     holder = next(parent for parent in path.absolute().parents if parent.exists())
     if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
         raise OptionError(f"cannot write {path}: {holder} takes no new files. Choose another output.")
 
 
 def _existing(inputs: Iterable[PathLike]) -> list[Path]:
-    """The inputs that are here; hub ids are not."""
+    """Return the inputs that are here; hub ids are not."""
     return [path for path in (Path(one).expanduser() for one in inputs) if path.exists()]
 
 
@@ -196,7 +199,7 @@ def _existing(inputs: Iterable[PathLike]) -> list[Path]:
 
 
 def cannot_write(path: Path, error: OSError, kept: str = "") -> FlabError:
-    """The error of a disk, with the file and what to do about it."""
+    """Return the error of a disk, with the file and what to do about it."""
     reason = error.strerror or str(error) or type(error).__name__
     return OutputError(f"cannot write {path} ({reason}){kept}. Free space on its disk, or choose another output.")
 
@@ -218,7 +221,8 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the disk is full, or the place cannot be written.
     """
-    temporary, held = _temporary(path), -1
+    temporary = _temporary(path)
+    held = -1
     try:
         sweep(path)
         held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
@@ -247,7 +251,8 @@ def new_folder(
         OutputError: the disk is full.
     """
     check_free(path, overwrite)
-    temporary, held = _temporary(path), -1
+    temporary = _temporary(path)
+    held = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
@@ -347,18 +352,18 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether a library's own error (that of safetensors) means that the disk is full."""
+    """Return whether a library's own error (that of safetensors) means that the disk is full."""
     text = str(error).lower()
     return type(error).__name__ == "SafetensorError" and ("no space left" in text or "os error 28" in text)
 
 
 def as_path(value: str | os.PathLike[str]) -> Path:
-    """A path with ``~`` expanded."""
+    """Return a path with ``~`` expanded."""
     return Path(value).expanduser()
 
 
 def read_json(path: Path, otherwise: str = "give the folder of a finished run") -> dict[str, Any]:
-    """An object from a file; DataError where it is none, which ends with what to do otherwise."""
+    """Read a JSON object; the DataError of a file that holds none ends with ``otherwise``, what to do next."""
     try:
         value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:

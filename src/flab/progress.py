@@ -1,4 +1,4 @@
-"""Progress and tables on stderr: for each long loop a bar, or, where stderr is no terminal, a line every 30 seconds.
+"""Progress and tables on stderr: for each long loop a bar, or, where stderr is not a terminal, a line every 30 seconds.
 
 Standard output is never touched: it belongs to ``--json``.
 """
@@ -83,10 +83,11 @@ class Meter:
             self._bar.update(self._task, completed=done, description=escape(self.description))
 
     def line(self, now: float) -> str:
-        """What is done at a time, of how much, and how long the rest takes at the pace so far."""
+        """Return what is done at a time, of how much, and how long the rest takes at the pace so far."""
         of = f"/{self.total}" if self.total is not None else ""
         unit = f" {self.unit}" if self.unit else ""
-        spent, made = now - self.start, self.done - self.first
+        spent = now - self.start
+        made = self.done - self.first
         left = f"after {duration(spent)}"
         if self.total is not None and made:
             left = f"about {duration(spent / made * (self.total - self.done))} left"
@@ -108,7 +109,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
 
 
 def duration(seconds: float) -> str:
-    """Seconds below two minutes, minutes below two hours, else hours."""
+    """Return seconds as text: seconds below two minutes, minutes below two hours, else hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -131,7 +132,7 @@ def say_once(message: str) -> None:
 
 
 def table_of(title: str, columns: Sequence[str]) -> Table:
-    """An empty table whose first column is text and whose others are figures."""
+    """Return an empty table whose first column is text and whose others are figures."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")

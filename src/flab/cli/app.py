@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _line_of(error: BaseException) -> str:
-    """What to say of an error; one that is nobody's mistake but ours is raised again."""
+    """Return what to say of an error; one that is nobody's mistake but ours is raised again."""
     if isinstance(error, FlabError):
         return with_flags(str(error))
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _signals:  # a library may make another error of a signal

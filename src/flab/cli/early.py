@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_model(source: PathLike) -> None:
-    """CheckpointError if a local folder holds no model that can be loaded; a hub id is left to the download."""
+    """Raise CheckpointError if a local folder holds no model that can be loaded; a hub id is left to the download."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         _ = ModelFolder.open(source).stored

@@ -140,7 +140,7 @@ def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard
 
 
 def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report less its rows; with one task its figures stand at the top too."""
+    """Return the report without its rows; with one task its figures stand at the top too."""
     tasks = [{name: value for name, value in task.items() if name != "rows"} for task in report["tasks"]]
     top = tasks[0]["summary"] if len(tasks) == 1 else {}
     return {**top, **report, "tasks": tasks}
@@ -217,7 +217,7 @@ def _counts(failures: Mapping[str, int]) -> str:
 
 
 def _more(summary: Mapping[str, Any]) -> str:
-    """The figures that only this kind has."""
+    """Return the figures that only this kind has."""
     names = [
         n for n in summary if n in ("bleu_paper", "bleu_default", "em_paper", "em_literal") or n.startswith("pass@")
     ]

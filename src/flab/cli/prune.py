@@ -149,7 +149,8 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
         f"{report['removed_fraction']:.1%} (body {body:.1%})",
     )
     for name in ("vocabulary", "layers", "width"):
-        before, after = report[name]["before"], report[name]["after"]
+        before = report[name]["before"]
+        after = report[name]["after"]
         table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
     console.print(table)
     say(
@@ -165,7 +166,8 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
 
 def show_generality(generality: Mapping[str, Any]) -> None:
     """Bits per byte of other code, before and after."""
-    before, after = generality["bits_per_byte_before"], generality["bits_per_byte_after"]
+    before = generality["bits_per_byte_before"]
+    after = generality["bits_per_byte_after"]
     say(f"other code ({generality['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
 
 
@@ -200,8 +202,10 @@ def show_check(verdict: Mapping[str, Any]) -> None:
         outcome = {True: "ok", False: "FAILED", None: "not checked"}[line["ok"]]
         add(table, line["name"], outcome, line["detail"])
     console.print(table)
-    loads, table = verdict["loads_in"], table_of("Loads in", ["program", "", "how"])
-    transformers, sizes = loads["transformers"], loads["vllm"]["tensor_parallel_sizes"]
+    loads = verdict["loads_in"]
+    table = table_of("Loads in", ["program", "", "how"])
+    transformers = loads["transformers"]
+    sizes = loads["vllm"]["tensor_parallel_sizes"]
     how = f"{transformers['how']}; {transformers['tokenizer']}"
     add(table, "transformers", "yes" if transformers["ok"] else "no", how)
     add(table, "vLLM", f"tensor parallel {', '.join(map(str, sizes))}", loads["vllm"]["how"])
@@ -238,7 +242,7 @@ def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _fallback(found: Mapping[str, Any]) -> str:
-    """How many matrices a quantised format cannot take, and what that costs, beside the original's."""
+    """Return how many matrices a quantised format cannot take, and what that costs, beside the original's."""
     original = found.get("original")
     what = (
         f"falls back to {found['to']}: {found['falls_back']} of {found['of']} tensors, {found['more_bytes']:+.1%} bytes"

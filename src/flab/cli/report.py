@@ -193,7 +193,7 @@ def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> N
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
-    """The value with its unit, its extremes at the same scale."""
+    """Return the value with its unit, its extremes at the same scale."""
     if figure is None or figure["value"] is None:
         return "-"
     factor, unit = _scale(figure["value"], figure["unit"])
@@ -203,7 +203,7 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 
 
 def _scale(value: float, unit: str) -> tuple[float, str]:
-    """The factor that leaves a readable number, and the unit with its prefix: ``8.12 MB``, ``3.74 ms``."""
+    """Return the factor that leaves a readable number, and the unit with its prefix: ``8.12 MB``, ``3.74 ms``."""
     if unit in PLAIN or value == 0 or (not unit and abs(value) < 1000):
         return 1.0, unit
     factor, prefix = next(((f, p) for f, p in PREFIXES if abs(value) >= f), PREFIXES[-1])

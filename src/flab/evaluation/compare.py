@@ -35,12 +35,13 @@ def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * 
 
     Raises:
         DataError: a run that is missing or unfinished, or two that share no task.
-        OptionError: a margin that is no number of points.
+        OptionError: a margin that is not a number of points.
     """
     if not 0 < margin_points < 100:
         raise OptionError(f"--margin: got {margin_points:g}, allowed are points between 0 and 100; 2 is usual.")
     margin = margin_points / 100
-    a, b = read_run(as_path(run_a)), read_run(as_path(run_b))
+    a = read_run(as_path(run_a))
+    b = read_run(as_path(run_b))
     ours = {(task["kind"], task["sha256"]): task for task in b["tasks"]}
     shared = [
         (task, ours[task["kind"], task["sha256"]]) for task in a["tasks"] if (task["kind"], task["sha256"]) in ours
@@ -60,7 +61,7 @@ def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * 
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """The results of a run's folder, or of a file of results."""
+    """Return the results of a run's folder, or of a file of results."""
     file = run / RESULTS if run.is_dir() else run
     if not file.is_file():
         hint = "run flab eval again to finish it" if (run / RUN).is_file() else "give the folder of a run"
@@ -79,14 +80,16 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, An
     """Settings, generator, precision and versions in which two runs differ: the models are then not all that does."""
     pairs = [("generator", a.get("generator"), b.get("generator"))]
     for part in ("settings", "identity", "versions"):
-        old, new = a.get(part) or {}, b.get(part) or {}
+        old = a.get(part) or {}
+        new = b.get(part) or {}
         names = MUST_AGREE.get(part) or dict.fromkeys([*old, *new])
         pairs += [(f"{part}.{name}", old.get(name), new.get(name)) for name in names]
     return [{"field": name, "a": one, "b": two} for name, one, two in pairs if one != two]
 
 
 def _prompt_differences(a: Task, b: Task) -> list[dict[str, Any]]:
-    one, two = a["prompts_sha256"], b["prompts_sha256"]
+    one = a["prompts_sha256"]
+    two = b["prompts_sha256"]
     return [] if one == two else [{"field": f"prompts of {a['name']}", "a": one[:12], "b": two[:12]}]
 
 
@@ -116,9 +119,12 @@ def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | 
     pairs = [(a, b) for a, b in pairs if a["kind"] != "cot" and not a.get("perturbation")]
     if len(pairs) < 2:
         return None
-    rates_a, rates_b, clusters = list[float](), list[float](), list[Hashable]()
+    rates_a = list[float]()
+    rates_b = list[float]()
+    clusters = list[Hashable]()
     for a, b in pairs:
-        first, second = by_item(a["rows"], "passed"), by_item(b["rows"], "passed")
+        first = by_item(a["rows"], "passed")
+        second = by_item(b["rows"], "passed")
         rates_a += rates(first)
         rates_b += rates(second)
         clusters += cluster_names(list(first), a.get("clusters"))
@@ -138,10 +144,12 @@ def compare_passes(
     margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Compare a field of the rows: paired counts, p, both rates, their difference and ratio, and what they decide."""
-    a, b = by_item(rows_a, name), by_item(rows_b, name)
+    a = by_item(rows_a, name)
+    b = by_item(rows_b, name)
     assert list(a) == list(b), "the same items in the same order: their digest is the same"
     counts = paired_counts([one[0] for one in a.values()], [one[0] for one in b.values()])
-    rates_a, rates_b = rates(a), rates(b)
+    rates_a = rates(a)
+    rates_b = rates(b)
     names = cluster_names(list(a), clusters)
     kept = retention(rates_a, rates_b, names)
     return {
@@ -161,7 +169,7 @@ def rates(found: Mapping[str, Sequence[bool]]) -> list[float]:
 
 
 def by_item(rows: Rows, name: str) -> dict[str, list[bool]]:
-    """A field of each item's samples."""
+    """Return a field of each item's samples."""
     found: dict[str, list[bool]] = {}
     for row in rows:
         found.setdefault(row["task_id"], []).append(bool(row[name]))
@@ -177,7 +185,7 @@ def _compare_cot(a: Task, b: Task) -> dict[str, Any]:
 
 
 def _bleu_counts(rows: Rows) -> list[list[float]]:
-    """Each item's counts, as the mean of its samples, so that runs with other numbers of them can be paired."""
+    """Return each item's counts, as the mean of its samples, so that runs with other numbers of them can be paired."""
     found: dict[str, list[list[float]]] = {}
     for row in rows:
         found.setdefault(row["task_id"], []).append(row["bleu_counts"])
@@ -185,7 +193,7 @@ def _bleu_counts(rows: Rows) -> list[list[float]]:
 
 
 def _compare_output(a: Task, b: Task) -> dict[str, Any]:
-    """The same figures for each of the two comparisons."""
+    """Return the same figures for each of the two comparisons."""
     return {name: compare_passes(a["rows"], b["rows"], name) for name in ("em_paper", "em_literal")}
 
 

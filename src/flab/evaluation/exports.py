@@ -66,7 +66,7 @@ filter_list:
 
 
 def evalplus_samples(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> list[dict[str, str]]:
-    """Rows of ``samples.jsonl``, whole programs; MBPP ids in EvalPlus' spelling (``Mbpp/11``).
+    """Return rows of ``samples.jsonl``, whole programs; MBPP ids in EvalPlus' spelling (``Mbpp/11``).
 
     EvalPlus wants every problem of its own set to be there. Raises OptionError for a task whose functions have
     other names or that is not code.
@@ -89,10 +89,11 @@ def evalplus_samples(task: TaskFile, generations: Sequence[Sequence[Generation]]
 def lm_eval_task(task: TaskFile, folder: Path, max_new_tokens: int = 256) -> Path:
     """Write ``NAME.yaml``, ``NAME.jsonl`` and, for code, a metric; return the YAML's path.
 
-    Prompts and stop strings are those of the preset ``completion``, greedy. Raises OptionError where the files exist.
+    Prompts and stop strings are those of the preset ``completion``, greedy. Raises OptionError if the files exist.
     """
     name = re.sub(r"[^\w.-]", "_", task.name)
-    yaml, rows = folder / f"{name}.yaml", folder / f"{name}.jsonl"
+    yaml = folder / f"{name}.yaml"
+    rows = folder / f"{name}.jsonl"
     if yaml.exists() or rows.exists():
         raise OptionError(f"{yaml} or {rows.name} exists already; give another folder or remove them")
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def lm_eval_task(task: TaskFile, folder: Path, max_new_tokens: int = 256) -> Pat
 
 
 def _doc(item: Item, prompt: str) -> dict[str, str]:
-    """One row: what is asked, and the target that the metric takes."""
+    """Return one row: what is asked, and the target that the metric takes."""
     if isinstance(item, Problem):
         call = f"\ncheck({item.entry_point})\n" if re.search(r"^def check\(", item.test, re.MULTILINE) else ""
         target = item.test + call
@@ -119,7 +120,7 @@ def _doc(item: Item, prompt: str) -> dict[str, str]:
 
 
 def _yaml(name: str, kind: str, rows: Path, stop: Sequence[str], max_new_tokens: int) -> str:
-    """The task's YAML; text and target are field names, because a template's ``[1, 2]`` would be read as a list."""
+    """Return the task's YAML; text and target are field names, because a template's ``[1, 2]`` would be read as a list."""
     until = "".join(f"    - {json.dumps(one)}\n" for one in stop)
     return (
         f"task: {json.dumps(name)}\n"

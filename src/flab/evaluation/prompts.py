@@ -69,17 +69,17 @@ class Preset:
 
 
 def complete_code(item: Problem, render: Render | None) -> Asked:
-    """The prompt as it is; the answer is the body."""
+    """Return the prompt as it is; the answer is the body."""
     return Asked(item.prompt, COMPLETION_STOP)
 
 
 def complete_steps(item: Explanation, render: Render | None) -> Asked:
-    """The prompt as it is: where the file's prompts end with a cue, its references begin after it."""
+    """Return the prompt as it is: where the file's prompts end with a cue, its references begin after it."""
     return Asked(item.prompt, STEPS_STOP)
 
 
 def complete_output(item: Prediction, render: Render | None) -> Asked:
-    """The code and the left side of an assertion; no space at the end, because tokens begin with theirs."""
+    """Return the code and the left side of an assertion; no space at the end, because tokens begin with theirs."""
     return Asked(f"{item.code}\n\nassert {item.entry_point}({item.input}) ==", LINE_STOP)
 
 
@@ -121,12 +121,12 @@ def _ask(render: Render | None, question: str, opening: str, stop: tuple[str, ..
 
 
 def paper_text(item: Problem | Explanation, render: Render | None) -> Asked:
-    """The stripped prompt, and the scripts' stop strings."""
+    """Return the stripped prompt, and the scripts' stop strings."""
     return Asked(item.prompt.strip(), PAPER_STOP)
 
 
 def paper_output(item: Prediction, render: Render | None) -> Asked:
-    """The assertion as ``completion`` asks for it (the scripts' own wording is not known), stripped."""
+    """Return the assertion as ``completion`` asks for it (the scripts' own wording is not known), stripped."""
     return Asked(complete_output(item, render).prompt.strip(), ("\n", *PAPER_STOP))
 
 
@@ -149,7 +149,7 @@ PRESETS: dict[str, Preset] = {
 def requests_for(
     task: TaskFile, preset: str, samples: int = 1, seed: int = 0, render: Render | None = None
 ) -> list[tuple[Key, Request]]:
-    """Every sample of every item, items in the file's order: its key in the store, and what to generate.
+    """Return every sample of every item, items in the file's order: its key in the store, and what to generate.
 
     Raises:
         OptionError: an unknown preset, samples below 1, or ``chat`` for a model without a chat template.
@@ -181,12 +181,12 @@ def requests_for(
 
 
 def sample_seed(seed: int, task: str, task_id: str, sample: int) -> int:
-    """The seed of one sample, 63 bits: the same on every machine, and for the item whatever else is in the file."""
+    """Return the seed of one sample, 63 bits: the same on every machine, and for the item whatever else is in the file."""
     text = "\0".join((str(seed), task, task_id, str(sample)))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
 def answer_for(preset: str, made: Generation) -> Generation:
-    """What scoring takes instead of the stored generation under this preset."""
+    """Return what scoring takes instead of the stored generation under this preset."""
     postprocess = PRESETS[preset].postprocess
     return made if postprocess is None else replace(made, text=postprocess(made.text))

@@ -132,7 +132,7 @@ def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = 
 
 
 def _clusters(rows: Sequence[tuple[str, Row]], items: Sequence[Item]) -> dict[str, str]:
-    """Name what each item shares with others; nothing where all are alike or all apart."""
+    """Name what each item shares with others; nothing if all are alike or all apart."""
     for name in CLUSTER_FIELDS:
         values = [row.get(name) for _, row in rows]
         if all(isinstance(value, str | int) for value in values) and 1 < len(set(values)) < len(values):
@@ -141,7 +141,7 @@ def _clusters(rows: Sequence[tuple[str, Row]], items: Sequence[Item]) -> dict[st
 
 
 def kinds_of(row: Row) -> list[Kind]:
-    """Kinds whose fields the row has, in the order of ``KINDS``."""
+    """Return kinds whose fields the row has, in the order of ``KINDS``."""
     found = {kind for kind, names in FIELDS.items() if all(row.get(name) is not None for name in names)}
     return [kind for kind in KINDS if kind in found or (kind == "code" and is_mbpp(row))]
 
@@ -157,7 +157,7 @@ def _choose_kind(source: str, kind: Kind | None, fitting: list[Kind], first: tup
 
 
 def _name_of(source: str, split: str, kind: Kind, fitting: list[Kind]) -> str:
-    """The file's stem, or the hub id's last part; the kind is added where the file holds several."""
+    """Return the file's stem, or the hub id's last part; the kind is added where the file holds several."""
     if Path(source).exists() or not is_hub_id(source):
         name = Path(source).stem if Path(source).is_file() else Path(source).name
     else:
@@ -170,7 +170,8 @@ def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
     items: list[Item] = []
     seen: dict[str, str] = {}
     for where, row in rows:
-        item, given = READERS[kind](row, where), _given_id(row, where)
+        item = READERS[kind](row, where)
+        given = _given_id(row, where)
         if given in seen:
             first = seen[given].removeprefix(where.rpartition(":")[0] + ":")
             raise DataError(f"{where}: task_id {given!r} is on line {first} too; ids are unique")
@@ -181,7 +182,7 @@ def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
 
 
 def _given_id(row: Row, where: str) -> str | None:
-    """The row's ``task_id`` or ``id``, None where it is missing or blank."""
+    """Return the row's ``task_id`` or ``id``, None if it is missing or blank."""
     value = next((row[name] for name in ID_FIELDS if row.get(name) is not None), None)
     if isinstance(value, bool) or not isinstance(value, int | str | None):
         raise DataError(f"{where}: task_id is {type(value).__name__}; allowed are text and whole numbers")
@@ -191,7 +192,7 @@ def _given_id(row: Row, where: str) -> str | None:
 
 
 def _hash_id(item: Item, kind: Kind, taken: Container[str]) -> str:
-    """Twelve hex digits of the item's content, the same on every run."""
+    """Return twelve hex digits of the item's content, the same on every run."""
     content = "\0".join(getattr(item, name) for name in FIELDS[kind])
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     numbered = (f"{name}-{number}" for number in count(2))
@@ -211,7 +212,7 @@ def check_text(value: object, name: str, where: str, blank: bool = False) -> str
 
 
 def _problem(row: Row, where: str) -> Problem:
-    """A problem in HumanEval's or MBPP's form; a blank reference is none."""
+    """Return a problem in HumanEval's or MBPP's form; a blank reference is none."""
     if "entry_point" not in row and is_mbpp(row):
         row = problem_fields(row, where)
     prompt, entry_point, test = (check_text(row.get(name), name, where) for name in FIELDS["code"])
@@ -228,7 +229,7 @@ def _explanation(row: Row, where: str) -> Explanation:
 
 
 def _prediction(row: Row, where: str) -> Prediction:
-    """A call's input and output; without ``entry_point`` it is the last function that the code defines."""
+    """Return a call's input and output; without ``entry_point`` it is the last function that the code defines."""
     code, output = (check_text(row.get(name), name, where) for name in ("code", "output"))
     arguments = check_text(row.get("input") or "", "input", where, blank=True)
     entry_point = row.get("entry_point")

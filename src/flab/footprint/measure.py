@@ -42,7 +42,7 @@ def measure(
     results: PathLike | None = None,
     against_results: PathLike | None = None,
 ) -> dict[str, Any]:
-    """What a model costs to run and, with ``against`` (the original), how much less that is.
+    """Return what a model costs to run and, with ``against`` (the original), how much less that is.
 
     ``results`` and ``against_results`` are runs of ``flab eval``: with them, energy is given for each solved problem too.
 
@@ -50,7 +50,8 @@ def measure(
         OptionError: a setting or a country that is none, or more tokens than the model reads.
         CheckpointError, UnsupportedModelError, DataError
     """
-    settings, options = settings or Measuring(), options or Options()
+    settings = settings or Measuring()
+    options = options or Options()
     grid = carbon_intensity(settings.grid) if settings.grid is not None else None
     named = [("original", against, against_results)] if against is not None else []
     named.append(("smaller" if named else "model", model, results))
@@ -94,7 +95,7 @@ def measure(
 
 
 def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, title: str) -> list[list[dict[str, Any]]]:
-    """Each model's timings, round by round, the models in turn; the first round only warms up."""
+    """Return each model's timings, round by round, the models in turn; the first round only warms up."""
     found: list[list[dict[str, Any]]] = [[] for _ in subjects]
     for number in track(range(settings.rounds + 1), title):
         for place, subject in enumerate(subjects):
@@ -124,7 +125,7 @@ def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[
 
 
 def throughput(size: int, timings: Sequence[Mapping[str, float]], settings: Measuring) -> dict[str, Any]:
-    """Tokens per second and peak memory at one batch size."""
+    """Return tokens per second and peak memory at one batch size."""
     speeds = [size * settings.new_tokens / (t["first"] + t["rest"]) for t in timings]
     how = f"generated tokens over seconds, reading {settings.prompt_tokens} tokens each included"
     return {
@@ -144,7 +145,7 @@ def _is_saturated(rows: Sequence[Mapping[str, Any]]) -> bool:
 def meter(
     subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[list[dict[str, Any]]]:
-    """Windows of metered answers at each model's best batch size, in turn; where nothing meters, the reason alone."""
+    """Return windows of metered answers at each model's best batch size, in turn; where nothing meters, the reason alone."""
     found: list[list[dict[str, Any]]] = [[] for _ in subjects]
     if why := subjects[0].facts["no_meter"]:
         return [[{"energy": unknown("J", why).to_json(), "tokens": 0}] for _ in subjects]
@@ -155,7 +156,7 @@ def meter(
 
 
 def machine(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The hardware and the versions that figures of time are worth nothing without."""
+    """Return the hardware and the versions that figures of time are worth nothing without."""
     return {
         "processor": _processor(),
         "cpus": os.cpu_count(),

@@ -64,7 +64,9 @@ class RaplMeter:
         return [int((d / "energy_uj").read_text()) for d in self.domains]
 
     def start(self) -> None:
-        self.last, self.joules, self.ended = self._read(), 0.0, threading.Event()
+        self.last = self._read()
+        self.joules = 0.0
+        self.ended = threading.Event()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
 
@@ -85,7 +87,8 @@ class RaplMeter:
     def _poll(self) -> None:
         now = self._read()
         gone = [(n - b) % (r + 1) for n, b, r in zip(now, self.last, self.ranges, strict=True)]
-        self.joules, self.last = self.joules + sum(gone) / 1e6, now
+        self.joules = self.joules + sum(gone) / 1e6
+        self.last = now
 
 
 class EstimateMeter:
@@ -141,7 +144,8 @@ def metered(device: str, estimate: bool) -> Iterator[Energy]:
     try:
         yield energy
     finally:
-        joules, still = meter.stop(), "the counter did not move, or could not be read all the time"
+        joules = meter.stop()
+        still = "the counter did not move, or could not be read all the time"
         energy.figure = Figure(joules, "J", meter.method) if joules > 0 else unknown("J", still)
 
 

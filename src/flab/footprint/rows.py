@@ -18,7 +18,7 @@ KWH_PER_JOULE = 1 / 3.6e6
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The batch size of the highest throughput."""
+    """Return the batch size of the highest throughput."""
     return max(rows, key=lambda row: row["tokens_per_second"].value)
 
 
@@ -30,9 +30,13 @@ def row_of(
     solved: Solving | None,
     grid: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """One model's figures."""
-    facts, prompt, new = subject.facts, subject.settings.prompt_tokens, subject.settings.new_tokens
-    top, text, clock = best(batches), facts["text"], f"prompt of {prompt} tokens, one answer at a time"
+    """Return one model's figures."""
+    facts = subject.facts
+    prompt = subject.settings.prompt_tokens
+    new = subject.settings.new_tokens
+    top = best(batches)
+    text = facts["text"]
+    clock = f"prompt of {prompt} tokens, one answer at a time"
     figures = {name: Figure(**given) for name, given in facts["figures"].items()}
     for name in ("flops_per_token", "flops_prefill"):
         figures[name] = checked(figures[name], facts["flops_counted"][name])
@@ -57,7 +61,7 @@ def row_of(
 
 
 def checked(figure: Figure, counted: int) -> Figure:
-    """The formula's figure, with torch's own count beside it."""
+    """Return the formula's figure, with torch's own count beside it."""
     assert figure.value is not None
     off = counted / figure.value - 1
     return replace(figure, method=f"{figure.method}; torch counts {counted:,} with eager attention ({off:+.2%})")
@@ -81,7 +85,7 @@ def memory_figures(
 def energy_figures(
     windows: Sequence[Mapping[str, Any]], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
 ) -> dict[str, Figure]:
-    """Joules and CO2 of 1,000 generated tokens and of each solved problem; no CO2 without joules and a grid."""
+    """Return joules and CO2 of 1,000 generated tokens and of each solved problem; no CO2 without joules and a grid."""
     reason = next((w["energy"]["reason"] for w in windows if w["energy"]["value"] is None), None)
     if reason is not None:
         names = ("energy_per_1000_tokens", "energy_per_solved_problem")
@@ -113,7 +117,7 @@ def _co2(joules: Figure, grid: Mapping[str, Any] | None) -> Figure:
 
 
 def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many times faster the second model is, beside what its bytes and its operations predict."""
+    """Return how many times faster the second model is, beside what its bytes and its operations predict."""
     old, new = (row["figures"] for row in rows)
     steps = [subject.facts["step_bytes"] for subject in subjects]
     work = [subject.facts["answer_flops"] for subject in subjects]
@@ -131,8 +135,9 @@ def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dic
 def _gain(
     old: Mapping[str, Any], new: Mapping[str, Any], name: str, power: int, predicted: float, prediction: str
 ) -> dict[str, Any]:
-    """The ratio of medians, its extremes from the extremes of both, and its share of the prediction."""
-    a, b = old[name], new[name]
+    """Return the ratio of medians, its extremes from the extremes of both, and its share of the prediction."""
+    a = old[name]
+    b = new[name]
     ends = sorted(((b["low"] / a["high"]) ** power, (b["high"] / a["low"]) ** power))
     value = (b["value"] / a["value"]) ** power
     return {

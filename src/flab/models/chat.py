@@ -19,7 +19,8 @@ from flab.errors import OptionError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN = "<think>"
+CLOSE = "</think>"
 PROBE = "flab-probe"
 
 
@@ -50,7 +51,7 @@ class ChatTemplate:
 
     @property
     def ending(self) -> str:
-        """Return what the template writes after an answer, such as ``<|im_end|>``; nothing where it cannot be told."""
+        """Return what the template writes after an answer, such as ``<|im_end|>``; nothing if it cannot be told."""
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": 2 * PROBE}]
         try:
             text = self._text(turns, False, add_generation_prompt=False)
@@ -92,7 +93,7 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def continued(prompt: str, answer: str) -> str:
-    """Return an answer as it goes on from a prompt: where that opened the thinking, the answer must close it once."""
+    """Return an answer as it continues from a prompt: where that opened the thinking, the answer must close it once."""
     if not prompt.rstrip().endswith(OPEN):
         return answer
     if CLOSE in answer:
@@ -109,12 +110,12 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 
 def _default_template(value: Any) -> str | None:
-    """A template, or the one named ``default`` of a list of named ones."""
+    """Return a template, or the one named ``default`` of a list of named ones."""
     if isinstance(value, list):
         return next((entry["template"] for entry in value if entry.get("name") == "default"), None)
     return value if isinstance(value, str) else None
 
 
 def _token_text(value: Any) -> str:
-    """A special token is text, or an object with its text as ``content``."""
+    """Return the text of a special token, given as text or as an object with ``content``."""
     return str(value.get("content", "")) if isinstance(value, dict) else str(value)

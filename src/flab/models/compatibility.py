@@ -9,7 +9,8 @@ from flab.models.folder import Stored
 from flab.models.shape import BLOCK, LARGE_BLOCK
 
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
-F16_BITS, Q5_0_BITS = 16.0, 5.5
+F16_BITS = 16.0
+Q5_0_BITS = 5.5
 # Bits per weight and the block of each format. llama.cpp stores a matrix whose rows are no whole number of blocks in the
 # format that it falls back to: F16, or for the k-quants Q5_0 where blocks of 32 fit.
 FORMATS = {"q8_0": (8.5, BLOCK), "q4_0": (4.5, BLOCK), "q4_k": (4.5, LARGE_BLOCK)}
@@ -23,7 +24,7 @@ def loads_in(
     stored: Mapping[str, Stored],
     original: tuple[Any, Mapping[str, Stored]] | None = None,
 ) -> dict[str, Any]:
-    """Which programs take the folder as it is, and what each needs.
+    """Return which programs take the folder as it is, and what each needs.
 
     ``stored`` are its tensors by name; ``original`` is the config and the tensors of the model it was made from.
     """
@@ -59,14 +60,16 @@ def loads_in(
 
 def tensor_parallel_sizes(config: Any) -> list[int]:
     """On how many devices vLLM can share the model evenly, of 1, 2, 4, 8 and 16."""
-    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads
+    width = config.intermediate_size
     return [
         t for t in TENSOR_PARALLEL if heads % t == 0 and width % t == 0 and (kv_heads % t == 0 or t % kv_heads == 0)
     ]
 
 
 def quantised(name: str, stored: Mapping[str, Stored], original: Mapping[str, Stored] | None = None) -> dict[str, Any]:
-    """How many matrices the format cannot take, how many bytes that costs, and the same of the original.
+    """Return how many matrices the format cannot take, how many bytes that costs, and the same of the original.
 
     ``more_bytes`` is relative to all matrices in the format. ``bytes_ratio`` is the pruned model's bytes over the original's
     in this format; ``parameters_ratio`` is what it would be if both were quantised whole.

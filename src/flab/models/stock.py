@@ -47,12 +47,12 @@ def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def full_layers(layer_types: list[str]) -> int:
-    """How many layers, from the first on, attend to everything: those before the first with a window."""
+    """Return how many layers, from the first on, attend to everything: those before the first with a window."""
     return next((place for place, kind in enumerate(layer_types) if kind != FULL), len(layer_types))
 
 
 def rewrite_tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer's config without code and stale ids, and with a class that transformers 4 knows too."""
+    """Return the tokenizer's config without code and stale ids, and with a class that transformers 4 knows too."""
     made = {name: value for name, value in config.items() if name not in ("auto_map", "added_tokens_decoder")}
     if made.get("tokenizer_class") == "TokenizersBackend":  # the name that transformers 5 gives it
         made["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -93,7 +93,7 @@ def _copy_tokenizer_config(source: Path, target: Path) -> None:
 
 
 def _travels(file: Path, source: Path, renumbered: bool) -> bool:
-    """Whether a file of the source is copied as it is."""
+    """Return whether a file of the source is copied as it is."""
     if is_legal(file.name):
         return is_inside(file, source)
     return file.name in TEMPLATES or (file.name in TOKENIZER_FILES and not renumbered)
@@ -121,7 +121,7 @@ def check_links(source: Path) -> list[str]:
 
 
 def is_inside(file: Path, source: Path) -> bool:
-    """Whether a file, its links followed, lies in the folder, or in the hub cache that the folder is a snapshot of."""
+    """Return whether a file, its links followed, lies in the folder, or in the hub cache that the folder is a snapshot of."""
     target = file.resolve()
     folder = source.resolve()
     cache = folder.parents[1] if folder.parent.name == "snapshots" else folder

@@ -48,7 +48,7 @@ def first_line(error: BaseException) -> str:
 
 
 def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
-    """The ground-truth tokenizer, the ids transformers gives a role, and what AutoTokenizer gets wrong."""
+    """Return the ground-truth tokenizer, the ids transformers gives a role, and what AutoTokenizer gets wrong."""
     file = path / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
@@ -73,7 +73,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
 
 
 def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
-    """One line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
+    """Return one line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
     differ = [
         p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids
     ]
@@ -86,7 +86,7 @@ def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
 
 
 def special_prefix(tokenizer: Tokenizer) -> list[int]:
-    """The ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
+    """Return the ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
@@ -94,7 +94,7 @@ def special_prefix(tokenizer: Tokenizer) -> list[int]:
 
 
 def end_of_text(model: Any, kept: list[int]) -> int | None:
-    """The (new) id that ends an answer: the first eos of the generation config, else of the config."""
+    """Return the (new) id that ends an answer: the first eos of the generation config, else of the config."""
     for config in (model.generation_config, model.config):
         eos = getattr(config, "eos_token_id", None)
         eos = eos[0] if isinstance(eos, list) and eos else eos
@@ -130,7 +130,7 @@ class TokenizerModel:
         self.text_of = {i: t for t, i in [*self.base.items(), *self.added.items()]}
 
     def alphabet(self) -> set[int]:
-        """Ids of the single symbols without which some byte string could not be encoded."""
+        """Return ids of the single symbols without which some byte string could not be encoded."""
         flat = json.dumps([self.data.get("pre_tokenizer"), self.data.get("decoder")])
         if '"ByteLevel"' in flat:
             symbols: Iterable[str] = pre_tokenizers.ByteLevel.alphabet()
@@ -141,7 +141,7 @@ class TokenizerModel:
         return {self.base[s] for s in symbols if s in self.base}
 
     def pieces(self, token_id: int) -> set[int]:
-        """The token and every intermediate piece by which the original merges build it from its symbols."""
+        """Return the token and every intermediate piece by which the original merges build it from its symbols."""
         token = self.text_of[token_id]
         if self.kind == "Unigram" or token in self.added or token not in self.base:
             return {token_id}
@@ -183,7 +183,7 @@ def rewrite_tokenizer(model: TokenizerModel, kept: list[int]) -> dict[str, Any]:
 
 
 def _renumber_processor(data: Any, new_of: Mapping[int, int]) -> Any:
-    """Ids inside a post-processor: template ``ids`` lists, and the (token, id) pairs of the Bert and Roberta kinds."""
+    """Return ids inside a post-processor: template ``ids`` lists, and the (token, id) pairs of the Bert and Roberta kinds."""
     if isinstance(data, dict):
         renumbered = {k: _renumber_processor(v, new_of) for k, v in data.items()}
         if isinstance(data.get("ids"), list):

@@ -41,13 +41,14 @@ class Texts:
     corpus_sources: list[Source]
 
     def task_texts(self) -> list[str]:
-        """The texts that must stay covered: prompts, answers, both joined, and the corpus."""
+        """Return the texts that must stay covered: prompts, answers, both joined, and the corpus."""
         parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
         return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
 
     def in_template(self, checkpoint: Checkpoint, choice: str) -> Texts:
         """Return the texts with every chat in the model's own template, unless ``choice`` is ``none``."""
-        folder, tokenizer = checkpoint.path, checkpoint.tokenizer
+        folder = checkpoint.path
+        tokenizer = checkpoint.tokenizer
         return replace(
             self,
             task=in_template(self.task, folder, tokenizer, choice),
@@ -55,7 +56,7 @@ class Texts:
         )
 
     def general_texts(self) -> list[str]:
-        """The texts that should not be lost where the budget allows."""
+        """Return the texts that should not be lost where the budget allows."""
         return [sample.text for sample in self.general]
 
 
@@ -159,7 +160,7 @@ def windows_of(
 
 
 def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, settings: dict[str, Any]) -> list[Window]:
-    """The windows of the calibration tokens, shuffled by seed; general text carries sample -1.
+    """Return the windows of the calibration tokens, shuffled by seed; general text carries sample -1.
 
     ``settings`` holds tokens, max_length, general, seed, and whether windows begin with the tokenizer's own prefix (BOS),
     which plans of flab 0.1 do not.
@@ -180,7 +181,7 @@ def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, set
 def _general_windows(
     samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any], prefix: list[int]
 ) -> list[Window]:
-    """Windows of whole general texts, taken in a seeded order until there are four times as many tokens as asked.
+    """Return windows of whole general texts, taken in a seeded order until there are four times as many tokens as asked.
 
     More than are used, so that the windows chosen from them come from many files.
     """
@@ -198,7 +199,7 @@ def _general_windows(
 
 
 def select_windows(task: list[Window], general: list[Window], tokens: int, share: float, seed: int) -> list[Window]:
-    """At most ``tokens`` tokens, of which ``share`` are general text, shuffled by seed."""
+    """Return at most ``tokens`` tokens, of which ``share`` are general text, shuffled by seed."""
     chosen = []
     available = sum(len(w.ids) for w in task)
     task_tokens = min(available, int(tokens * (1 - share))) if task else 0
@@ -239,7 +240,7 @@ def first_tokens(windows: list[Window], tokens: int, batch_tokens: int, prompt_w
 
 
 def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
-    """About so many of the tokens to fit on, by whole rows of all lengths, and nothing to compare on."""
+    """Return about that many of the tokens to fit on, by whole rows of all lengths, and nothing to compare on."""
     stride = max(1, data.num_fit_tokens // tokens)
     rows = sum(len(batch.ids) for batch in data.fit)
     chosen = torch.arange(min(stride, rows) // 2, rows, stride)

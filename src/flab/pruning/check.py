@@ -29,7 +29,7 @@ def check(
     engines: Sequence[str] = (),
     engines_python: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """The verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
+    """Return the verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
 
     ``against`` is the original model: with it (and the folder's plan.json) the kept rows and untouched tensors are
     compared bit for bit. ``oldest`` is the Python of an environment with the oldest transformers that is to load the folder
@@ -38,8 +38,8 @@ def check(
     ``engines`` too, see :func:`flab.models.serving.compare.run_engines`.
 
     Raises:
-        OptionError: ``oldest`` or ``engines_python`` is no program, or an engine is not known.
-        CheckpointError: the folder is no model folder, or the process ended without a verdict.
+        OptionError: ``oldest`` or ``engines_python`` is not a program, or an engine is not known.
+        CheckpointError: the folder is not a model folder, or the process ended without a verdict.
     """
     path = Path(folder)
     if not (path / "config.json").is_file():

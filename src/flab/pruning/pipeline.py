@@ -135,14 +135,14 @@ def compare_generality(model: str, folder: Path, options: Options) -> dict[str, 
 
 
 def inputs_of_plan(plan: Plan) -> list[str]:
-    """The files that a plan names: its model, and the data that it was made with."""
+    """Return the files that a plan names: its model, and the data that it was made with."""
     corpus = plan.calibration.get("corpus")
     sources = [*plan.calibration["sources"], *(corpus if isinstance(corpus, list) else [])]
     return [plan.model["path"], *(str(source["path"]) for source in sources if isinstance(source, dict))]
 
 
 def replay_cut(plan: Plan, kind: str) -> Cut:
-    """The cut that a plan describes, with every choice already made."""
+    """Return the cut that a plan describes, with every choice already made."""
     refit = plan.refit
     return Cut(
         plan.layers.kept, plan.width.after, kind, refit.output_projection, None,
@@ -152,7 +152,7 @@ def replay_cut(plan: Plan, kind: str) -> Cut:
 
 
 def _replay_data(plan: Plan, tokenizer: Any, checkpoint: Checkpoint) -> CalibrationSet:
-    """The calibration batches of the plan, from the data it names."""
+    """Return the calibration batches of the plan, from the data it names."""
     settings = plan.calibration
     path = settings["path"]
     names = ("general", "tokens", "max_length", "prompt_weight", "seed")

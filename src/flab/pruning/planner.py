@@ -186,7 +186,7 @@ class Planner:
         return checkpoint, family
 
     def _splits(self, checkpoint: Checkpoint, family: Family, recipe: Recipe) -> tuple[list[int], list[Split]]:
-        """The tokens to keep (new id -> old id), and the splits that meet the budget with them."""
+        """Return the tokens to keep (new id -> old id), and the splits that meet the budget with them."""
         shape = shape_of(checkpoint.model, family)
         pins = pins_of(recipe, shape)
         if self._counts is None:
@@ -195,7 +195,7 @@ class Planner:
         return kept, feasible_splits(shape, recipe.remove, len(kept), pins)
 
     def _material_for(self, checkpoint: Checkpoint, family: Family, kept: list[int], recipe: Recipe) -> Material:
-        """The material of these tokens: that of the budget before if it keeps the same ones."""
+        """Return the material of these tokens: that of the budget before if it keeps the same ones."""
         if self._material is None or self._material.kept != kept:
             self._material = None  # its memory is free before the next is made
             streams = Streams(SWEEP_BYTES if self.many else 0)
@@ -236,7 +236,7 @@ def prepare_material(
 
 
 def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
-    """The settings that decide which calibration windows come out, as a plan records them."""
+    """Return the settings that decide which calibration windows come out, as a plan records them."""
     longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
     return {
         "tokens": recipe.tokens,
@@ -308,7 +308,7 @@ class Bench:
             candidate.task_success = candidate.task_passed / candidate.task_total
 
     def record(self, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
-        """The decisions as a plan."""
+        """Return the decisions as a plan."""
         shape = self.shape
         split = winner.split
         recipe = self.recipe
@@ -349,7 +349,7 @@ class Bench:
 
 
 def model_facts(source: ModelFolder, family: Family, options: Options) -> dict[str, Any]:
-    """Which model the plan is for, the precision it was made in, and what llama.cpp calls its pre-tokenizer."""
+    """Return which model the plan is for, the precision it was made in, and what llama.cpp calls its pre-tokenizer."""
     return {
         "path": str(source.path.resolve()),
         "sha256": fingerprint(source),
@@ -361,7 +361,7 @@ def model_facts(source: ModelFolder, family: Family, options: Options) -> dict[s
 
 
 def calibration_facts(bench: Bench) -> dict[str, Any]:
-    """Which data was read, and what decides the windows that come out of it."""
+    """Return which data was read, and what decides the windows that come out of it."""
     path = bench.recipe.calibration
     return {
         "sources": [s.to_json() for s in bench.texts.sources],
@@ -376,7 +376,7 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
 
 
 def pins_of(recipe: Recipe, shape: Shape) -> Pins:
-    """The user's pins, checked; a list of layers to drop pins their number."""
+    """Return the user's pins, checked; a list of layers to drop pins their number."""
     pins = recipe.pins
     if recipe.drop_layers is not None:
         dropped = set(recipe.drop_layers)

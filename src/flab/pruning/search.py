@@ -50,7 +50,7 @@ class Candidate:
     removed: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, the split's sizes among them."""
+        """Return all fields, the split's sizes among them."""
         values = asdict(self)
         del values["split"]
         return {**self.split.to_json(), **values, "removed": list(self.removed)}
@@ -98,7 +98,7 @@ class Search:
         return self.recipe.neuron_criterion != "elimination" or not enough
 
     def score_neurons(self) -> None:
-        """Scores by the recipe's criterion, or None where elimination chooses during the walk.
+        """Scores by the recipe's criterion, or None if elimination chooses during the walk.
 
         Candidates are compared on few tokens. Where these are fewer than the neurons of a layer, the statistics cannot tell
         the neurons apart, and the candidates are compared with neurons chosen by activation; the winner has more tokens.
@@ -117,7 +117,7 @@ class Search:
             )
 
     def removals(self) -> Iterator[tuple[int, ...]]:
-        """The removed set for 0, 1, 2, ... layers."""
+        """Yield the removed set for 0, 1, 2, ... layers."""
         yield ()
         path = self.known.layer_path
         if self.recipe.layer_criterion != "kl":
@@ -127,7 +127,7 @@ class Search:
             yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
-        """The instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
+        """Return the instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
         # The dearer refits all begin with the residual one. Candidates are compared after that: what follows costs many
         # times as much, and what the search has to get right is the order.
         refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
@@ -155,7 +155,7 @@ class Search:
     def candidate(
         self, split: Split, removed: Sequence[int], kl: float = math.nan, kl_answer: float | None = None
     ) -> Candidate:
-        """A split with its sizes; one that is alone needs no KL before it is built as the winner."""
+        """Return a split with its sizes; one that is alone needs no KL before it is built as the winner."""
         return Candidate(
             split=split,
             kept_layers=[i for i in range(self.shape.layers) if i not in set(removed)],
@@ -280,13 +280,13 @@ def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candida
 
 
 def _by_layers(search: Search, splits: Sequence[Split]) -> dict[int, Split]:
-    """The splits by their number of layers, without those deeper than a smaller budget of the same sweep ended at."""
+    """Return the splits by their number of layers, without those deeper than a smaller budget of the same sweep ended at."""
     most = max(min(search.known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
     return {split.layers: split for split in splits if split.layers <= most}
 
 
 def lone_candidate(search: Search, splits: Sequence[Split]) -> Candidate | None:
-    """The only candidate if the user chose the layers to drop, or if only one split keeps all layers; else None."""
+    """Return the only candidate if the user chose the layers to drop, or if only one split keeps all layers; else None."""
     if search.recipe.drop_layers is not None:
         return search.candidate(_dropped_split(search, splits), search.recipe.drop_layers)
     by_layers = _by_layers(search, splits)
@@ -306,7 +306,7 @@ def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
 
 
 def _worsening(candidates: Sequence[Candidate], patience: int) -> bool:
-    """Whether each of the last ``patience`` candidates is worse than the best before them."""
+    """Return whether each of the last ``patience`` candidates is worse than the best before them."""
     if len(candidates) <= patience:
         return False
     best = min(c.kl_search for c in candidates[:-patience])

@@ -95,7 +95,7 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
 
 
 def _is_renumbered(plan: Plan) -> bool:
-    """Whether any token of the original is gone, and with it the ids of those after it."""
+    """Return whether any token of the original is gone, and with it the ids of those after it."""
     return plan.vocabulary.after < plan.vocabulary.before
 
 
@@ -107,7 +107,7 @@ def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
 
 
 def _ids(checkpoint: Checkpoint) -> tuple[bool, str]:
-    """Ids named in the configs and produced by the tokenizer on hostile text."""
+    """Return ids named in the configs and produced by the tokenizer on hostile text."""
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     configs = {"config": checkpoint.model.config, "generation_config": checkpoint.model.generation_config}
     wrong = [f"{n}.{key}={i}" for n, c in configs.items() for key, i in named_ids(c.to_dict()) if not 0 <= i < rows]
@@ -184,7 +184,7 @@ def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:
 
 
 def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Plan) -> list[Step]:
-    """The comparisons with the original, which is loaded here, once."""
+    """Return the comparisons with the original, which is loaded here, once."""
     original = load(against)
     if read_proof(folder).get("trained"):  # then none equals the original's
         weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
@@ -274,12 +274,12 @@ def _round_trips(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, st
 
 
 def _auto_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
-    """What AutoTokenizer gets wrong it gets wrong with the original as well."""
+    """Return what AutoTokenizer gets wrong it gets wrong with the original as well."""
     return bool(original.warnings) or not checkpoint.warnings, "; ".join(checkpoint.warnings)
 
 
 def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
-    """Every id of the original's generation config, renumbered, in the same place; same template files."""
+    """Check that every id of the original's generation config is in its place, renumbered, and that templates are equal."""
     new_of = {old: new for new, old in enumerate(plan.vocabulary.kept)}
     old_ids, ids = (list(named_ids(c.model.generation_config.to_dict())) for c in (original, checkpoint))
     same = ids == [(key, new_of.get(i)) for key, i in old_ids if i in new_of]

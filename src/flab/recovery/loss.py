@@ -69,7 +69,7 @@ def loss_terms(
     teacher_head: nn.Linear | None = None,
     temperature: float = 1.0,
 ) -> Terms:
-    """Both terms of the loss, with gradients to the states and the head.
+    """Return both terms of the loss, with gradients to the states and the head.
 
     Args:
         head: the student's output head.
@@ -79,10 +79,8 @@ def loss_terms(
         teacher_head: the teacher's output head, same vocabulary.
     """
     size = max(1, CHUNK_ELEMENTS // head.out_features)
-    cross_entropy, divergence = (
-        states_ND.new_zeros((), dtype=torch.float32),
-        states_ND.new_zeros((), dtype=torch.float32),
-    )
+    cross_entropy = states_ND.new_zeros((), dtype=torch.float32)
+    divergence = states_ND.new_zeros((), dtype=torch.float32)
     for start in range(0, len(states_ND), size):
         part = slice(start, start + size)
         teacher = None if teacher_ND is None else teacher_ND[part]
@@ -90,6 +88,7 @@ def loss_terms(
             chunk_terms, states_ND[part], head.weight, head.bias, targets_N[part], teacher, teacher_head, temperature,
             use_reentrant=False,
         )  # fmt: skip
-        cross_entropy, divergence = cross_entropy + ce, divergence + kl
+        cross_entropy = cross_entropy + ce
+        divergence = divergence + kl
     answers = int((targets_N != IGNORED).sum())
     return Terms(cross_entropy, answers, divergence, len(states_ND) if teacher_ND is not None else 0)

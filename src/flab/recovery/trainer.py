@@ -102,7 +102,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.bar: Progressing | None = None
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one step, and the tokens that both terms have in all of them, on all devices."""
+        """Return the micro-batches of one step, and the tokens that both terms have in all of them, on all devices."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         answers = sum(int((b["targets"] != IGNORED).sum()) for b in batches)
         tokens = sum(int(chosen_tokens(b["targets"], b["within"], self.objective).sum()) for b in batches)
@@ -115,7 +115,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         """The loss of one micro-batch, scaled so that the sum over micro-batches and the mean over devices is the step's."""
         states = self.teacher(inputs) if self.objective.alpha > 0 else None
         outputs = model(**inputs, teacher_states=states, counts=num_items_in_batch)
-        loss, mode = outputs["loss"], "train" if model.training else "eval"
+        loss = outputs["loss"]
+        mode = "train" if model.training else "eval"
         if not torch.isfinite(loss.detach()):
             raise TrainingError(f"the loss is {loss.item()} at step {self.state.global_step}")
         self.sums[mode].append(outputs["sums"])
@@ -124,11 +125,11 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """All held-out rows in every process: shared out, some would count twice to make the shares even."""
+        """Return all held-out rows in every process: shared out, some would count twice to make the shares even."""
         return DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=collate)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """The loss of a batch that only measures."""
+        """Return the loss of a batch that only measures."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
@@ -139,13 +140,14 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     def whole_state(self) -> dict[str, torch.Tensor]:
-        """The state of a sharded model, gathered: to be called by all processes, whole in the first."""
+        """Return the state of a sharded model, gathered: to be called by all processes, whole in the first."""
         state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
         return state
 
     def plan_steps(self, training: Training, steps: int, spent: float, resumed: bool) -> None:
         """Fix the number of steps, when to measure and save, and the time limit; ``spent`` are seconds of earlier starts."""
-        args, limit = self.args, training.minutes
+        args = self.args
+        limit = training.minutes
         args.max_steps = steps
         args.warmup_steps = round(training.warmup * steps)
         args.eval_steps = args.save_steps = max(1, math.ceil(steps / training.evaluations))
@@ -190,7 +192,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 def means(sums: list[float], objective: Objective, prefix: str = "") -> dict[str, float]:
     """Nats per token of both terms, and what is minimised; the KL is left out where none was taken."""
     cross_entropy, answers, divergence, tokens = sums
-    ce, kl = cross_entropy / max(1.0, answers), divergence / max(1.0, tokens)
+    ce = cross_entropy / max(1.0, answers)
+    kl = divergence / max(1.0, tokens)
     found = {"loss": (1 - objective.alpha) * ce + objective.alpha * kl, "cross_entropy": ce}
     return {prefix + name: value for name, value in (found | ({"kl": kl} if tokens else {})).items()}
 
@@ -204,7 +207,7 @@ def make_trainer(
     work: Path,
     options: Options,
 ) -> RecoveryTrainer:
-    """A trainer that is ready but for the number of steps; the student gets our loss, and adapters where asked.
+    """Return a trainer that is ready but for the number of steps; the student gets our loss, and adapters where asked.
 
     Raises:
         OptionError: a batch that the devices cannot share evenly.
@@ -241,7 +244,7 @@ def make_trainer(
 
 
 def _arguments(training: Training, parameters: int, work: Path, options: Options) -> TrainingArguments:
-    """What transformers is told; steps are set later, see :meth:`RecoveryTrainer.plan_steps`."""
+    """Return what transformers is told; steps are set later, see :meth:`RecoveryTrainer.plan_steps`."""
     cpu = options.device == "cpu"
     args = TrainingArguments(
         output_dir=str(work),
@@ -277,11 +280,12 @@ def _arguments(training: Training, parameters: int, work: Path, options: Options
 
 
 def seconds_per_step(trainer: RecoveryTrainer, steps: int = 3) -> float:
-    """The median time of forward and backward of one step; no weight is changed.
+    """Return the median time of forward and backward of one step; no weight is changed.
 
     With a time budget the number of steps has to be known before the first, because the learning rate falls with them.
     """
-    model, micro = trainer.model.to(trainer.args.device).train(), trainer.args.gradient_accumulation_steps
+    model = trainer.model.to(trainer.args.device).train()
+    micro = trainer.args.gradient_accumulation_steps
     batches = iter(DataLoader(trainer.train_dataset, trainer.args.per_device_train_batch_size, collate_fn=collate))
     taken = []
     for _ in range(steps):

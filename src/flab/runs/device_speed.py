@@ -24,11 +24,16 @@ from flab.models.tokenizer import quiet
 from flab.pruning.refit.curvature import product_dtype
 
 SECONDS_EACH = 0.6  # of repetitions, for each figure
-ROWS, LENGTH = 8, 512  # of the tokens that a layer reads
+# Rows, and tokens in each, of the batch that times a forward pass.
+ROWS = 8
+LENGTH = 512
 STEP_TOKENS = 1024
-ANSWERS, CONTEXT = 64, 256  # of the answers that a layer makes
+# Answers at a time, and tokens before each, of the batch that times generation.
+ANSWERS = 64
+CONTEXT = 256
 LARGEST = 2048  # features of the matrices that are factored
-COPIED_BYTES, DISK_BYTES = 2**27, 2**26
+COPIED_BYTES = 2**27
+DISK_BYTES = 2**26
 TESTS_A_SECOND = 8.0  # programs in the sandbox, measured on two cores
 SECONDS_TO_START = 6.0  # of a process that loads torch and transformers, measured on two cores
 
@@ -61,7 +66,7 @@ def measure_speed(
 
 
 def _seconds(once: Callable[[], object], place: torch.device) -> float:
-    """The shortest of the repetitions that fit into :data:`SECONDS_EACH`, at least one beside the first."""
+    """Return the shortest of the repetitions that fit into :data:`SECONDS_EACH`, at least one beside the first."""
     taken = []
     for _ in range(50):
         start = time.perf_counter()
@@ -75,7 +80,7 @@ def _seconds(once: Callable[[], object], place: torch.device) -> float:
 
 
 def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
-    """A model of one layer and few tokens, of the config's sizes, with random weights in this precision."""
+    """Return a model of one layer and few tokens, of the config's sizes, with random weights in this precision."""
     small = copy.deepcopy(config)
     small.num_hidden_layers = 1
     small.vocab_size = 64
@@ -90,7 +95,7 @@ def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
 
 
 def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) -> dict[str, float]:
-    """Tokens that a layer reads in a second, and steps for a whole batch of answers."""
+    """Return tokens that a layer reads in a second, and steps for a whole batch of answers."""
     model = one_layer(config, precision, place)
     length = min(LENGTH, int(getattr(config, "max_position_embeddings", None) or LENGTH))
     ids = torch.zeros(ROWS, length, dtype=torch.long, device=place)
@@ -146,14 +151,14 @@ def _learning_speed(shape: Shape, place: torch.device) -> float:
 
 
 def _memory_speed(place: torch.device) -> float:
-    """Bytes in a second that are read and written when a tensor larger than any cache is copied."""
+    """Return bytes in a second that are read and written when a tensor larger than any cache is copied."""
     source = torch.ones(COPIED_BYTES // 4, device=place)
     target = torch.empty_like(source)
     return 2 * COPIED_BYTES / _seconds(lambda: target.copy_(source), place)
 
 
 def _disk_speeds(folder: Path) -> dict[str, float]:
-    """Bytes in a second that are written through to the disk, read back past the system's cache, and hashed."""
+    """Return bytes in a second that are written through to the disk, read back past the system's cache, and hashed."""
     data = os.urandom(2**20) * (DISK_BYTES // 2**20)
     with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
         start = time.perf_counter()
@@ -173,7 +178,7 @@ def _disk_speeds(folder: Path) -> dict[str, float]:
 
 
 def _text_speed(tokenizer: Any) -> float:
-    """Bytes of Python that become tokens in a second."""
+    """Return bytes of Python that become tokens in a second."""
     text = Path(copy.__file__).read_text(encoding="utf-8")
     start = time.perf_counter()
     tokenizer.encode_batch([text] * 4, add_special_tokens=False)

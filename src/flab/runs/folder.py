@@ -23,7 +23,8 @@ from flab.progress import say
 from flab.runs.recipe_file import RecipeFile
 from flab.version import __version__
 
-RUN, SWEEP = "run.json", "sweep.json"
+RUN = "run.json"
+SWEEP = "sweep.json"
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Run:
         """Do the work; what it costs is added to what stopped tries of the same cost, and kept should this one stop too."""
         before = self.spent.get(name, {})
         before = before if before.get("fingerprint") == digest else {}
-        start, energy = time.perf_counter(), Energy()
+        start = time.perf_counter()
+        energy = Energy()
         try:
             with metered(self.recipe.options.device, self.estimate) as energy:
                 return work()
@@ -108,7 +110,7 @@ def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
 
 
 def check_limit(limit: int | None, tasks: Sequence[PathLike]) -> None:
-    """OptionError for a limit on the problems of no task."""
+    """Raise OptionError for a limit on the problems of no task."""
     if limit is not None and not tasks:
         raise OptionError("`limit` is of the problems of a `task`: give one, or leave it out.")
 
@@ -122,5 +124,5 @@ def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON gives it back, so that it can be digested."""
+    """Return the same as JSON gives it back, so that it can be digested."""
     return json.loads(json.dumps(value, default=str))

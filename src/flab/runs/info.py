@@ -22,14 +22,15 @@ BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def info(model: PathLike, options: Options | None = None) -> dict[str, Any]:
-    """What a model is, what each part of it weighs, which budgets can be reached, and what it needs to be worked on.
+    """Return what a model is, what each part of it weighs, which budgets can be reached, and what it needs to be worked on.
 
     Raises:
         CheckpointError, UnsupportedModelError: as when the model is loaded.
     """
     options = options or Options()
     facts = model_facts(model, options)
-    shape, config = facts.shape, facts.config
+    shape = facts.shape
+    config = facts.config
     return {
         "path": str(facts.path),
         "family": facts.family.model_type,
@@ -56,7 +57,7 @@ def info(model: PathLike, options: Options | None = None) -> dict[str, Any]:
 
 
 def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
-    """Parameters of each part, their share of all, and what one unit of it costs."""
+    """Return parameters of each part, their share of all, and what one unit of it costs."""
     shape = facts.shape
     rows = shape.vocabulary * shape.per_token
     name = "embedding, which is the head too" if facts.tied else "embedding and head"
@@ -71,7 +72,7 @@ def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
 
 
 def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
-    """What splits the text, and what goes around it."""
+    """Return what splits the text, and what goes around it."""
     model = json.loads(facts.tokenizer.to_str())["model"]
     byte_level = "ByteLevel" in json.dumps(json.loads(facts.tokenizer.to_str()).get("decoder") or {})
     start = facts.tokenizer.encode("", add_special_tokens=True).tokens
@@ -90,13 +91,14 @@ def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
 
 
 def reachable(shape: Shape, remove: float) -> dict[str, Any]:
-    """One budget: the deepest and the shallowest split that meet it, and what each part gives in the deepest."""
+    """Return one budget: the deepest and the shallowest split that meet it, and what each part gives in the deepest."""
     vocabulary = assumed_vocabulary(shape, remove)
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
     except BudgetError:
         return {"remove": remove, "reachable": False}
-    deepest, shallowest = splits[0], splits[-1]
+    deepest = splits[0]
+    shallowest = splits[-1]
     removed = shape.total - deepest.parameters
     tokens = (shape.vocabulary - deepest.vocabulary) * shape.per_token
     layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.width * shape.per_neuron)
@@ -114,7 +116,7 @@ def reachable(shape: Shape, remove: float) -> dict[str, Any]:
 
 
 def most_removable(shape: Shape) -> float:
-    """The largest fraction that can go: one layer of the narrowest width and the fewest tokens are left."""
+    """Return the largest fraction that can go: one layer of the narrowest width and the fewest tokens are left."""
     return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.width_multiple()) / shape.total
 
 

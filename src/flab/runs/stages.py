@@ -1,7 +1,7 @@
 """``flab run``: prune, make data, recover, evaluate, compare, measure; a stage is skipped while all that it reads is as it was.
 
 ``RUN/run.json`` records for each stage the fingerprint of all it read, when it ran and what it took. A stopped run
-goes on within its stage, as the stage's own command would.
+continues within its stage, as the stage's own command would.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from flab.runs.recipe_file import RecipeFile, check_inputs, read_recipe
 from flab.runs.report import make_report
 from flab.runs.summary import summarise
 
-SUMMARY, MEASURE = "summary.json", "measure.json"
+SUMMARY = "summary.json"
+MEASURE = "measure.json"
 
 
 def run(recipe: PathLike | RecipeFile, out: PathLike) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
 
 
 def check_lengths(recipe: RecipeFile, model: Path) -> None:
-    """OptionError where the answers that are timed do not fit the model."""
+    """Raise OptionError if the answers that are timed do not fit the model."""
     if recipe.measure is not None:
         config = read_config(model, recipe.options.trust_remote_code)
         check_context(config, recipe.measure.prompt_tokens + recipe.measure.new_tokens)
@@ -91,7 +92,8 @@ def check_lengths(recipe: RecipeFile, model: Path) -> None:
 
 def run_prune(run: Run, model: Path) -> None:
     """Plan, cut, refit and check."""
-    recipe, out = run.recipe.prune, run.folder / "pruned"
+    recipe = run.recipe.prune
+    out = run.folder / "pruned"
     data = [recipe.calibration] if recipe.calibration is not None else []
     reads = {
         "recipe": recipe.to_json(),
@@ -112,7 +114,8 @@ def run_prune(run: Run, model: Path) -> None:
 
 def run_data(run: Run, model: Path) -> None:
     """Make the training file."""
-    data, out = run.recipe.data, run.folder / "data.jsonl"
+    data = run.recipe.data
+    out = run.folder / "data.jsonl"
     assert data is not None
     reads = {
         "making": asdict(data.making),
@@ -131,7 +134,8 @@ def run_data(run: Run, model: Path) -> None:
 
 def run_recover(run: Run, model: Path) -> None:
     """Train the pruned model on the data."""
-    training, out = run.recipe.recover, run.folder / "recovered"
+    training = run.recipe.recover
+    out = run.folder / "recovered"
     assert training is not None
     reads = {
         "training": training.to_json(),
@@ -155,7 +159,8 @@ def run_recover(run: Run, model: Path) -> None:
 
 def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
     """Measure one model on all tasks, in the original's precision; the run's folder resumes by itself."""
-    chosen, out = run.recipe.evaluate, run.folder / "eval" / name
+    chosen = run.recipe.evaluate
+    out = run.folder / "eval" / name
     reads = {"evaluate": asdict(chosen), "model": model_fingerprint(model), "files": _hashes(chosen.tasks)}
 
     def work() -> dict[str, Any]:
@@ -176,7 +181,8 @@ def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
 
 def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> None:
     """What the last model costs to run, beside the original; the seconds and joules of making it come to it later."""
-    original, (name, smaller) = models["original"], list(models.items())[-1]
+    original = models["original"]
+    (name, smaller) = list(models.items())[-1]
     out = run.folder / MEASURE
     reads = {
         "measure": asdict(settings),
@@ -194,12 +200,13 @@ def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> No
         return {"gains": report["gains"]}
 
     run.stage("measure", reads, out, work)
-    made, report = {stage: run.stages[stage] for stage in run.met}, read_json(out)
+    made = {stage: run.stages[stage] for stage in run.met}
+    report = read_json(out)
     write_json(out, report | {"payback": payback(made, report, solving(runs[0]) if solvable else None)})
 
 
 def _hashes(paths: Iterable[str | Path]) -> list[str]:
-    """The content of files and folders that are here, with or without ``KIND:``; the name of what is not (a hub id)."""
+    """Return the content of files and folders that are here, with or without ``KIND:``; the name of what is not (a hub id)."""
     found = []
     for path in map(str, paths):
         local = Path(path) if Path(path).exists() else Path(parse_task_argument(path)[1])

@@ -1,4 +1,4 @@
-"""``generations.jsonl``: one line for each sample, only ever appended, so that a stopped run goes on where it was.
+"""``generations.jsonl``: one line for each sample, only ever appended, so that a stopped run continues where it was.
 
 A line is ``{"fingerprint", "task", "task_id", "sample", "text", "num_tokens", "finish_reason"}``; the text is as it
 was made. Lines of other fingerprints stay in the file and are never read as this run's. What a killed writer left of
@@ -62,7 +62,7 @@ class Shard:
         return path.with_name(f"{path.stem}.{self.number}-of-{self.count}{path.suffix}")
 
     def part(self, items: Sequence[T]) -> Sequence[T]:
-        """Every ``count``-th item, from the ``number``-th."""
+        """Return every ``count``-th item, from the ``number``-th."""
         return items[self.number - 1 :: self.count]
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Store:
         self._read_all()
 
     def get(self, task: str, task_id: str, sample: int) -> Generation | None:
-        """The stored generation of one sample, or None."""
+        """Return the stored generation of one sample, or None."""
         return self._rows.get((task, task_id, sample))
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class Store:
         self._rows.update(fresh)
 
     def lock(self) -> None:
-        """Become the file's only writer, and cut off a torn last line; nothing where this is so already.
+        """Become the file's only writer, and cut off a torn last line; nothing if this is so already.
 
         Raises:
             DataError: another process writes it, or it cannot be opened.
@@ -199,13 +199,13 @@ class Store:
 
 
 def _line(fingerprint: str, key: Key, made: Generation) -> bytes:
-    """One line, in ASCII: any text that a model makes can be written so, lone surrogates and line breaks included."""
+    """Return one line, in ASCII: any text that a model makes can be written so, lone surrogates and line breaks included."""
     values = (fingerprint, *key, made.text, made.num_tokens, made.finish_reason)
     return json.dumps(dict(zip(FIELDS, values, strict=True))).encode("ascii") + b"\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The row of a line, or None where it is not one."""
+    """Return the row of a line, or None if it is not one."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -252,7 +252,7 @@ def fill(
 
 
 def stored(store: Store, keys: Sequence[Key]) -> list[Generation]:
-    """The generations of the keys, all of which the store has."""
+    """Return the generations of the keys, all of which the store has."""
     found = [store.get(*key) for key in keys]
     assert all(one is not None for one in found), "not all is generated"
     return [one for one in found if one is not None]

@@ -46,7 +46,8 @@ def export_gguf(
         OptionError: a type, program or pre-tokenizer that is not known; the output exists.
         UnsupportedModelError: an architecture or tokenizer that flab does not write.
     """
-    folder, path = resolve(model), as_path(output)
+    folder = resolve(model)
+    path = as_path(output)
     check_file(path, overwrite, [folder])
     recipe = path.with_name(f"{path.stem}.Modelfile")
     if modelfile:
@@ -66,7 +67,7 @@ def export_gguf(
 
 
 def _program(kind: str, given: PathLike | None) -> str:
-    """The llama-quantize to run; OptionError where the type is not known or the program is not found."""
+    """Return the llama-quantize to run; OptionError if the type is not known or the program is not found."""
     if kind not in BY_LLAMA_QUANTIZE:
         raise OptionError(f"--type: got {kind!r}, allowed {', '.join((*TYPES, *BY_LLAMA_QUANTIZE))}.")
     found = shutil.which(str(as_path(given)) if given is not None else "llama-quantize")
@@ -88,12 +89,13 @@ def _quantised(folder: Path, path: Path, kind: str, pre: str | None, program: st
         if done.returncode or not temporary.stat().st_size:
             last = ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1]
             raise OutputError(f"{program} ended with exit code {done.returncode}: {last}")
-    written.path, written.type = path, kind
+    written.path = path
+    written.type = kind
     return written
 
 
 def modelfile_of(written: Written, folder: Path) -> str:
-    """A Modelfile for Ollama: the file, its context, where answers stop, and a template.
+    """Return a Modelfile for Ollama: the file, its context, where answers stop, and a template.
 
     Ollama's templates are written in a language of their own. A ChatML template is written as one; a model without a chat
     template gets the prompt as it is; for any other template Ollama's own detection is left to work.

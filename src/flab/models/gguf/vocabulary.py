@@ -18,7 +18,13 @@ from tokenizers import Tokenizer
 from flab.errors import OptionError, UnsupportedModelError
 from flab.models.gguf.pretokenizers import name_of
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of GGUF
+# Token types of GGUF.
+NORMAL = 1
+UNKNOWN = 2
+CONTROL = 3
+USER_DEFINED = 4
+UNUSED = 5
+BYTE = 6
 SPACE = "▁"
 UNMERGED = -1e9  # score of a token that no merge makes
 # The names under which models know the tokens of infill prompts, and the GGUF key of each.
@@ -51,7 +57,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, rows: int, pre: str | None = None, recorded: str | None = None) -> Vocabulary:
-    """The vocabulary of a model's folder, filled up to ``rows`` (those of the embedding).
+    """Return the vocabulary of a model's folder, filled up to ``rows`` (those of the embedding).
 
     ``pre`` is the user's name of the pre-tokenizer, ``recorded`` the one that the plan names.
 
@@ -86,7 +92,8 @@ def _unknown_rule() -> str:
 
 
 def _kind(data: Mapping[str, Any]) -> str:
-    model, text = data["model"], json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
+    model = data["model"]
+    text = json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
     if model.get("type") == "BPE" and '"ByteLevel"' in text:
         return "gpt2"
     if model.get("type") == "BPE" and model.get("byte_fallback"):
@@ -118,14 +125,14 @@ def _type(index: int, names: Mapping[int, str], added: Mapping[int, Any], model:
 
 
 def _merges(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The merges in order; a tokenizer.json writes them as pairs or as text."""
+    """Yield the merges in order; a tokenizer.json writes them as pairs or as text."""
     for merge in data["model"]["merges"]:
         first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
         yield first, second
 
 
 def _scores(data: Mapping[str, Any], tokens: list[str]) -> list[float]:
-    """A score for each token, the higher the earlier a merge makes it: llama.cpp merges by scores, not by a list."""
+    """Return a score for each token, the higher the earlier a merge makes it: llama.cpp merges by scores, not by a list."""
     rank: dict[str, int] = {}
     for number, pair in enumerate(_merges(data)):
         rank.setdefault("".join(pair), number)
@@ -133,7 +140,7 @@ def _scores(data: Mapping[str, Any], tokens: list[str]) -> list[float]:
 
 
 def _unscored(data: Mapping[str, Any]) -> list[str]:
-    """A warning where a pair makes a token and is no merge: llama.cpp merges every pair that makes a token."""
+    """Return a warning where a pair makes a token and is no merge: llama.cpp merges every pair that makes a token."""
     vocabulary = data["model"]["vocab"]
     merges = set(_merges(data))
     made = {"".join(pair) for pair in merges}
@@ -152,14 +159,14 @@ def _unscored(data: Mapping[str, Any]) -> list[str]:
 
 
 def _adds_space(data: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before a text."""
+    """Return whether the tokenizer puts a space before a text."""
     parts = [part for name in ("normalizer", "pre_tokenizer") for part in _parts(data.get(name))]
     prepends = any(part["type"] == "Prepend" for part in parts)
     return prepends or any(part["type"] == "Metaspace" and part.get("prepend_scheme") != "never" for part in parts)
 
 
 def _parts(value: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The members of a sequence of normalizers or pre-tokenizers, or the only one."""
+    """Yield the members of a sequence of normalizers or pre-tokenizers, or the only one."""
     if value is None:
         return
     if value.get("type") == "Sequence":
@@ -170,7 +177,7 @@ def _parts(value: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _special_ids(folder: Path, data: Mapping[str, Any], tokens: list[str]) -> dict[str, int]:
-    """Ids of the special tokens: by the tokenizer's config, else by the model's, and those of infill by their names."""
+    """Return ids of the special tokens: by the tokenizer's config, else by the model's, and those of infill by their names."""
     place = {token: index for index, token in enumerate(tokens)}
     roles = _read(folder / "tokenizer_config.json")
     config = _read(folder / "config.json") | _read(folder / "generation_config.json")
@@ -195,7 +202,7 @@ def _special_ids(folder: Path, data: Mapping[str, Any], tokens: list[str]) -> di
 
 
 def _first(value: Any) -> int | None:
-    """An id, or the first of a list of them."""
+    """Return an id, or the first of a list of them."""
     value = value[0] if isinstance(value, list) and value else value
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

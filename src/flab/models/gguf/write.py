@@ -48,7 +48,7 @@ class Written:
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of ``flab export --json``."""
+        """Return the fields of ``flab export --json``."""
         return {
             "output": str(self.path),
             "type": self.type,
@@ -65,7 +65,7 @@ class Written:
 
 
 def gguf_library() -> Any:
-    """The ``gguf`` package.
+    """Return the ``gguf`` package.
 
     Raises:
         OptionError: it is not installed; says how to get it.
@@ -155,7 +155,8 @@ def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: W
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", [len(factors)], np.dtype(np.float32), len(factors) * 4)
     for name in names:
-        shape, dtype = stored[name].shape, types[name]
+        shape = stored[name].shape
+        dtype = types[name]
         bytes_shape = gguf.quant_shape_to_byte_shape(shape, dtype)
         size = int(np.prod(bytes_shape))
         plain = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}.get(dtype)
@@ -177,7 +178,7 @@ def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: W
 
 
 def _storage(name: str, shape: tuple[int, ...], written: Written, gguf: Any) -> Any:
-    """How a tensor is stored: vectors in F32, and matrices whose rows are no whole blocks in F16."""
+    """Return how a tensor is stored: vectors in F32, and matrices whose rows are no whole blocks in F16."""
     types = gguf.GGMLQuantizationType
     if len(shape) == 1:
         return types.F32
@@ -188,7 +189,7 @@ def _storage(name: str, shape: tuple[int, ...], written: Written, gguf: Any) -> 
 
 
 def _tensors(folder: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named tensors of a folder, one at a time, in this order."""
+    """Yield the named tensors of a folder, one at a time, in this order."""
     place = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
@@ -199,7 +200,7 @@ def _tensors(folder: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor
 
 
 def _rotated(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (H * S, ...) of H heads with the halves of each head interleaved: first, S/2 + first, second, ..."""
+    """Return rows (H * S, ...) of H heads with the halves of each head interleaved: first, S/2 + first, second, ..."""
     size = rows.shape[0] // heads
     halves = rows.reshape(heads, 2, size // 2, *rows.shape[1:])
     return halves.transpose(1, 2).reshape(rows.shape)

@@ -10,7 +10,7 @@ ENGINES = ("llama.cpp", "ctranslate2", "vllm")
 
 
 def check_names(engines: Sequence[str]) -> None:
-    """OptionError where an engine is named that flab does not know."""
+    """Raise OptionError if an engine is named that flab does not know."""
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
         raise OptionError(f"--run: got {unknown[0]!r}, allowed {', '.join(ENGINES)}.")

@@ -88,7 +88,7 @@ def spread(count: int) -> list[int]:
 
 
 def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> list[int]:
-    """The places that do not trail the current best by more than the confidence bound."""
+    """Return the places that do not trail the current best by more than the confidence bound."""
     values = {place: torch.cat(batches_kl[place]) for place in racing}
     best = min(racing, key=lambda place: float(values[place].mean()))
     survivors = []
@@ -103,7 +103,7 @@ def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> li
 
 
 def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """The uncut model's final hidden states of the real tokens, one (N, D) per batch."""
+    """Return the uncut model's final hidden states of the real tokens, one (N, D) per batch."""
     out = []
     for batch in track(batches, "Reference distribution", unit="batches"):
         for hidden in runner.forward(batch, range(len(runner.layers))):
@@ -156,7 +156,7 @@ def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
 
 
 def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> list[float]:
-    """Mean cosine of the hidden states entering layer l and those entering layer l + distance, for each l."""
+    """Return the mean cosine of the hidden states entering layer l and those entering layer l + distance, for each l."""
     ends = search.num_layers - distance + 1
     total = [0.0] * ends
     count = 0
@@ -187,7 +187,7 @@ def by_last_token(search: LayerSearch) -> Iterator[tuple[int, ...]]:
 
 
 def by_angular(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """The contiguous block with the smallest angular distance of the last token (Gromov et al.); not nested."""
+    """Yield the contiguous block with the smallest angular distance of the last token (Gromov et al.); not nested."""
     for count in range(1, search.num_layers):
         cosines = _block_cosines(search, last_token=True, distance=count)
         # The angle between the streams at both ends of a block, as a fraction of a half turn.
@@ -198,7 +198,7 @@ def by_angular(search: LayerSearch) -> Iterator[tuple[int, ...]]:
 
 
 def by_random(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """A seeded shuffle: the baseline that any criterion must beat."""
+    """Yield a seeded shuffle: the baseline that any criterion must beat."""
     order = list(range(search.num_layers))
     random.Random(search.seed).shuffle(order)
     yield from _one_shot(search, [float(order.index(i)) for i in range(search.num_layers)])

@@ -93,7 +93,7 @@ def _score_gradient(
 def score_fisher(search: NeuronSearch) -> torch.Tensor:
     """(L, F): the KL's own second order, ``sum_t (a_tj * d log p(y) / d a_tj)^2`` with labels y drawn from the model.
 
-    The first order of a KL at the dense point is identically zero, so it is no criterion.
+    The first order of a KL at the dense point is identically zero, so it is not a criterion.
     """
     generator = torch.Generator().manual_seed(search.seed)
 
@@ -149,7 +149,7 @@ FFN_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
 
 
 def choose_neurons(scores_F: torch.Tensor, width: int) -> list[int]:
-    """The ``width`` neurons with the highest scores, ascending; ties go to the lower index."""
+    """Return the ``width`` neurons with the highest scores, ascending; ties go to the lower index."""
     # A stable sort keeps equal scores in the order of their index.
     order = torch.argsort(scores_F, descending=True, stable=True)
     return sorted(order[:width].tolist())

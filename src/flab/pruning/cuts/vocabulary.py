@@ -27,7 +27,7 @@ _ROLES = ("system", "user", "assistant", "tool", " system", " user", " assistant
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) -> Counter[int]:
-    """How often the original tokenizer emits each id on the texts."""
+    """Return how often the original tokenizer emits each id on the texts."""
     counts: Counter[int] = Counter()
     texts = list(texts)
     for start in track(range(0, len(texts), batch), "Counting tokens"):
@@ -37,7 +37,7 @@ def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) ->
 
 
 def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int]) -> set[int]:
-    """Ids that must stay whatever the corpus says: symbols, added tokens, and all that the folder's files name."""
+    """Return ids that must stay whatever the corpus says: symbols, added tokens, and all that the folder's files name."""
     model = TokenizerModel(tokenizer)
     # Without the alphabet some bytes could not be encoded; added tokens and roles are named in configs and templates.
     keep = model.alphabet() | set(model.added.values()) | set(role_ids)
@@ -58,7 +58,7 @@ def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int])
 
 
 def _template_literals(folder: Path) -> Iterator[str]:
-    """What a chat template can put around a message: its quoted strings, its plain text and the role names."""
+    """Yield what a chat template can put around a message: its quoted strings, its plain text and the role names."""
     files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
     text = "\n".join(f.read_text(encoding="utf-8") for f in files if f.is_file())
     if "{%" not in text and "{{" not in text:
@@ -94,14 +94,14 @@ def _strings(data: Any) -> Iterator[str]:
 
 
 def closed(model: TokenizerModel, ids: Iterable[int]) -> set[int]:
-    """The ids and all pieces that derive them."""
+    """Return the ids and all pieces that derive them."""
     return {piece for i in ids for piece in model.pieces(i)}
 
 
 def covered_tokens(
     model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], min_count: int = 1
 ) -> set[int]:
-    """The smallest closed set that segments the counted texts as before."""
+    """Return the smallest closed set that segments the counted texts as before."""
     seen = (i for i, n in counts.items() if n >= min_count and i in model.text_of)
     return closed(model, {*required, *seen})
 
@@ -109,7 +109,7 @@ def covered_tokens(
 def choose_vocabulary(
     model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], size: int
 ) -> list[int]:
-    """Exactly ``size`` ids where that is possible, closed, the most frequent first: new id -> old id.
+    """Return exactly ``size`` ids where that is possible, closed, the most frequent first: new id -> old id.
 
     Ties and unseen tokens go by original id, which in BPE is the order of training: the more general first.
 

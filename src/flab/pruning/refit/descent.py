@@ -14,7 +14,7 @@ refused the outcome in 15 of 30 layers, with this target in none.)
 
 There are no labels, nothing passes through more than one FFN, and held-out rows decide whether the outcome is taken.
 
-Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, where there is one, as one more column.
+Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, if there is one, as one more column.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Descent:
         self.correction = correction
 
     def output(self, theta: Theta, inputs_ND: torch.Tensor) -> torch.Tensor:
-        """What the FFN adds to the stream, (N, D)."""
+        """Return what the FFN adds to the stream, (N, D)."""
         device = theta[0].device.type
         products = product_dtype(theta[0])
         with torch.autocast(device, products, enabled=products != theta[0].dtype):
@@ -91,7 +91,7 @@ class Descent:
 
     @torch.no_grad()
     def error(self, theta: Theta) -> float:
-        """The weighted squared error of the held-out tokens."""
+        """Return the weighted squared error of the held-out tokens."""
         total = 0.0
         held = self.examples.held_out.nonzero().squeeze(1)
         for rows in torch.split(held, JUDGE_TOKENS):
@@ -112,7 +112,7 @@ class Descent:
         return target
 
     def own_size(self, rows: torch.Tensor) -> float:
-        """The mean squared size of the uncut FFN's weighted output over these tokens."""
+        """Return the mean squared size of the uncut FFN's weighted output over these tokens."""
         squares = [
             (self.examples.own[some].float() * self.examples.scale[some]).pow(2).sum(1)
             for some in torch.split(rows, JUDGE_TOKENS)
@@ -159,7 +159,7 @@ def descend(
         act: the activation function.
         examples: what enters and what should leave the FFN.
         correction: matrices like ``start``; their output is added to the uncut FFN's own, and the sum is the target.
-        replay: what a plan decided; without it the held-out tokens decide, and where there are none nothing moves.
+        replay: what a plan decided; without it the held-out tokens decide, and if there are none nothing moves.
     """
     if replay is False or (replay is None and not bool(examples.held_out.any())):
         return start, False

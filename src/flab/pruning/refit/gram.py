@@ -122,7 +122,7 @@ class Gram:
         return _ridge_at_last(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
 
     def _sketched(self, *matrices_DP: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The same few random combinations of the targets of each matrix, (SKETCH, P), where there are many features.
+        """Return the same few random combinations of the targets of each matrix, (SKETCH, P), where there are many features.
 
         Signs make the expected squared error that of all targets, and the same signs for every ridge make the comparison
         sharper than each estimate. The solves then cost a fraction of the factorisation.
@@ -135,7 +135,7 @@ class Gram:
         return tuple(signs @ matrix / SKETCH**0.5 for matrix in matrices_DP)
 
     def _scale(self, diagonal: torch.Tensor) -> torch.Tensor:
-        """What each feature is divided by: the root of its sum of squares, 1 for a feature that is always zero."""
+        """Return what each feature is divided by: the root of its sum of squares, 1 for a feature that is always zero."""
         if not bool(torch.isfinite(diagonal).all()):
             raise CheckpointError(
                 "the model's activations on the calibration text are NaN or infinite: try --dtype float32, or check the weights."
@@ -175,7 +175,8 @@ class Gram:
             # The cheapest columns go together. What they carried is spread over the rest (a Schur complement), exactly as if
             # the problem had been solved anew without them, so the next round's prices are right again.
             order = torch.argsort(scores, stable=True)
-            gone, stay = order[:count], order[count:].sort().values
+            gone = order[:count]
+            stay = order[count:].sort().values
             rows = inverse[gone]
             correction = torch.linalg.solve(rows[:, gone], rows[:, stay])
             weights = weights[:, stay] - weights[:, gone] @ correction
@@ -189,7 +190,7 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | None) -> float:
-    """The value of a grid with the lowest error, the larger one of equals.
+    """Return the value of a grid with the lowest error, the larger one of equals.
 
     Args:
         grid: ascending values.
@@ -213,7 +214,7 @@ def _divide(matrix: torch.Tensor, scale: torch.Tensor) -> None:
 
 
 def _column_major(like: torch.Tensor, size: int | None = None) -> torch.Tensor:
-    """An empty square matrix in the layout in which LAPACK factors in place."""
+    """Return an empty square matrix in the layout in which LAPACK factors in place."""
     size = size if size is not None else len(like)
     return like.new_empty(size, size).T
 
@@ -225,7 +226,8 @@ def _taken(
 
     A row moves up or stays where it is, so that none is overwritten before it is read.
     """
-    size, memory = len(stay), matrix.view(-1)
+    size = len(stay)
+    memory = matrix.view(-1)
     for rows in _blocks(size):
         old = matrix[stay[rows]]
         new = old[:, stay]

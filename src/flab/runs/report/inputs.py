@@ -16,8 +16,11 @@ Json = Mapping[str, Any]
 
 ORIGINAL = "original"
 MODELS = (ORIGINAL, "pruned", "recovered")
-SUMMARY, PLAN, RECOVERY = "summary.json", "pruned/plan.json", "recovered/recovery.json"
-DATA, MEASURE = "data.meta.json", "measure.json"
+SUMMARY = "summary.json"
+PLAN = "pruned/plan.json"
+RECOVERY = "recovered/recovery.json"
+DATA = "data.meta.json"
+MEASURE = "measure.json"
 FORMATS = {"run.json": 1, "measure.json": 1, "sweep.json": 1}
 NEEDED: dict[str, tuple[str, ...]] = {
     "run.json": ("stages",),
@@ -33,12 +36,12 @@ NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def results_of(name: str) -> str:
-    """The file of a model's scores, from the run's folder on."""
+    """Return the file of a model's scores, from the run's folder on."""
     return f"eval/{name}/{RESULTS}"
 
 
 def pair_of(name: str) -> str:
-    """The file that pairs a smaller model with the original."""
+    """Return the file that pairs a smaller model with the original."""
     return f"compare-{name}.json"
 
 
@@ -83,7 +86,7 @@ class Inputs:
         return self.names[-1] if len(self.names) > 1 else "pruned"
 
     def earlier(self, *files: str) -> str | None:
-        """Which of the files were left out, and what makes them anew; None where none was."""
+        """Return which of the files were left out, and what makes them again; None if none was."""
         found = [name for name in files if name in self.left]
         if not found:
             return None
@@ -121,7 +124,7 @@ def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
 
 
 def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
-    """A file's object, None where there is no file; DataError where it lacks what its layout has."""
+    """Return a file's object, None if there is no file; DataError if it lacks what its layout has."""
     if not path.is_file():
         return None
     value: dict[str, Any] = finite(read_json(path))
@@ -137,7 +140,7 @@ def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
 
 
 def finite(value: Any) -> Any:
-    """The same value, null for every number that is none: JSON has no word for it, and a page could not draw it."""
+    """Return the same value with null for NaN and infinity, which JSON cannot hold and a page cannot draw."""
     if isinstance(value, Mapping):
         return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -155,7 +158,7 @@ EMISSION_WORDS = ("co2", "carbon", "emission", "grams_per_kwh", "grid")
 
 
 def _without_unfounded(measure: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The measurement without any figure of emissions, unless its models have an energy that was measured."""
+    """Return the measurement without any figure of emissions, unless its models have an energy that was measured."""
     if measure is None:
         return None
     figures = [model.get("figures") or {} for model in measure["models"] if isinstance(model, Mapping)]
@@ -164,7 +167,7 @@ def _without_unfounded(measure: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def without_emissions(value: Any) -> Any:
-    """The same value without any field that is about emissions, at any depth."""
+    """Return the same value without any field that is about emissions, at any depth."""
     if isinstance(value, Mapping):
         return {n: without_emissions(v) for n, v in value.items() if not any(w in n.lower() for w in EMISSION_WORDS)}
     return [without_emissions(one) for one in value] if isinstance(value, list) else value
