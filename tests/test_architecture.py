@@ -88,7 +88,6 @@ HOUSE: dict[str, set[str]] = {
     "runs.recipe_file": NUMPY,
     "runs.folder": HEAVY,
     "runs.sweep": HEAVY,
-    "runs.summary": NUMPY,
     "runs.stages": HEAVY,
     "runs": HEAVY,
     "cli": LIGHT,

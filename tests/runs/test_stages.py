@@ -18,7 +18,7 @@ from flab import check
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, SandboxError
 from flab.models.checkpoint import fingerprint
 from flab.runs import folder as run_folder
-from flab.runs import stages, summary
+from flab.runs import stages
 from flab.runs.recipe_file import read_recipe
 from flab.runs.stages import run_recipe
 from support import pico
@@ -130,7 +130,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     monkeypatch.setattr(stages, "generality_of", lambda model, options, size_bytes: 1.5)
     for name in ("prune", "make_data", "recover", "evaluate", "measure", "make_report"):
         monkeypatch.setattr(stages, name, getattr(made, name))
-    monkeypatch.setattr(summary, "compare_runs", made.compare_runs)
+    monkeypatch.setattr(stages, "compare_runs", made.compare_runs)
     return made
 
 

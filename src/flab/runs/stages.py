@@ -15,6 +15,7 @@ from typing import Any
 from flab.data.samples import sha256_of
 from flab.errors import CheckpointError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
+from flab.evaluation.compare import compare_runs
 from flab.evaluation.evaluate import evaluate
 from flab.evaluation.record import RESULTS
 from flab.evaluation.tasks import parse_task_argument
@@ -32,7 +33,6 @@ from flab.recovery.train import recover
 from flab.runs.folder import Run, known_stages
 from flab.runs.recipe_file import RecipeFile, check_inputs, read_recipe
 from flab.runs.report import make_report
-from flab.runs.summary import summarise
 
 SUMMARY = "summary.json"
 MEASURE = "measure.json"
@@ -73,10 +73,16 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         run_measure(run, models, recipe.measure)
     run.save()  # with the stages of this recipe, should none have been done now
     done = {name: run.stages[name] for name in run.met}
-    summary = summarise(recipe, folder, models, done)
-    summary["seconds"] = {
-        "now": round(time.perf_counter() - started, 2),
-        **{name: run.stages[name]["seconds"] for name in run.met},
+    summary = {
+        "recipe": str(recipe.path),
+        "model": recipe.model,
+        "output": str(folder),
+        "models": [summary_of(folder, name, path) for name, path in models.items()],
+        "stages": done,
+        "seconds": {
+            "now": round(time.perf_counter() - started, 2),
+            **{name: stage["seconds"] for name, stage in done.items()},
+        },
     }
     write_json(folder / SUMMARY, summary)
     make_report(folder)
@@ -203,6 +209,32 @@ def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> No
     made = {stage: run.stages[stage] for stage in run.met}
     report = read_json(out)
     write_json(out, report | {"payback": payback(made, report, solving(runs[0]) if solvable else None)})
+
+
+def summary_of(folder: Path, name: str, model: Path) -> dict[str, Any]:
+    """Describe one model of a finished run: its size and scores, and for a smaller one what it kept of the original's.
+
+    Writes ``compare-NAME.json`` for a smaller model.
+    """
+    figures = ("pass@1", "passed", "total", "interval_95", "bleu_paper")
+    results = read_json(folder / "eval" / name / RESULTS)
+    tasks = {
+        task["name"]: {figure: task["summary"][figure] for figure in figures if figure in task["summary"]}
+        for task in results["tasks"]
+    }
+    if name != "original":
+        paired = compare_runs(folder / "eval" / "original", folder / "eval" / name)
+        write_json(folder / f"compare-{name}.json", paired)
+        for task in paired["tasks"]:
+            tasks[task["name"]] |= {n: task[n] for n in ("retention", "only_a", "only_b", "mcnemar_p")}
+    plan = read_json(folder / "pruned" / "plan.json")
+    return {
+        "name": name,
+        "path": str(model),
+        "bytes": sum(file.stat().st_size for file in model.glob("*.safetensors")),
+        "parameters": int(plan["parameters_before" if name == "original" else "parameters_after"]),
+        "tasks": tasks,
+    }
 
 
 def _hashes(paths: Iterable[str | Path]) -> list[str]:
