@@ -26,6 +26,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMANDS = (
     "demo",
     "info",
+    "families",
     "plan",
     "apply",
     "prune",

@@ -87,7 +87,8 @@ def test_flops_of_codeqwen_7b_at_full_size():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cache_bytes_are_those_of_the_cache(pico_folder, family):
-    model, row, shape = opened(pico_folder(family))
+    wide = {"sliding_window": 2 * PROMPT} if pico.FAMILY_SETTINGS[family].get("sliding_window") else {}
+    model, row, shape = opened(pico_folder(family, **wide))
     batch = Batch(model, [Encoded([1] * PROMPT, 1, (), 0)], pad_id=0)
     with torch.inference_mode():
         batch.read_prompts()

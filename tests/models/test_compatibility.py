@@ -11,7 +11,13 @@ from flab.models.folder import Stored
 
 
 def config(**changes):
-    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256, "intermediate_size": 512}
+    sizes = {
+        "model_type": "llama",
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+    }
     return SimpleNamespace(**sizes | changes)
 
 

@@ -14,6 +14,7 @@ import typer
 
 from flab.cli.evaluate import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli.export import EXPORT_EXAMPLE, export
+from flab.cli.families import FAMILIES_EXAMPLE, families
 from flab.cli.info import INFO_EXAMPLE, info
 from flab.cli.prune import APPLY_EXAMPLE, CHECK_EXAMPLE, PLAN_EXAMPLE, PRUNE_EXAMPLE, apply, check, plan, prune
 from flab.cli.recover import DATA_EXAMPLE, DEMO_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, demo, recover, run
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 app.command("demo", epilog=DEMO_EXAMPLE)(demo)
 app.command("info", epilog=INFO_EXAMPLE)(info)
+app.command("families", epilog=FAMILIES_EXAMPLE)(families)
 app.command("plan", epilog=PLAN_EXAMPLE)(plan)
 app.command("apply", epilog=APPLY_EXAMPLE)(apply)
 app.command("prune", epilog=PRUNE_EXAMPLE)(prune)

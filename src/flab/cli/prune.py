@@ -53,6 +53,13 @@ def apply(
     output: Output,
     options: Any,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Only cut; no calibration data is needed.")] = False,
+    sibling: Annotated[
+        bool,
+        typer.Option(
+            "--sibling",
+            help="Allow another model of the same architecture and tokens: keep the choices, refit its weights.",
+        ),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Carry out a plan and save the smaller model."""
@@ -63,7 +70,8 @@ def apply(
     check_model(model)
     from flab.pruning.pipeline import apply as carry_out
 
-    folder = carry_out(model, decided, output, options, refit=not no_refit)
+    folder = carry_out(model, decided, output, options, refit=not no_refit, sibling=sibling)
+    decided = Plan.read(folder / "plan.json")
     emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
 
 

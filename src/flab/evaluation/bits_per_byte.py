@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flab import assets
-from flab.errors import DataError, OptionError, UnsupportedModelError
+from flab.errors import DataError, OptionError
 from flab.models.checkpoint import Checkpoint, free, open_model
 from flab.models.engines.protocol import evaluation_mode, untruncated
 from flab.models.folder import weight_files
 from flab.models.options import Options
+from flab.models.scorer import scorer_of
 from flab.progress import track
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ EXCERPT_BYTES = 6_000
 GENERAL_TEXT = "held-out modules of Python's standard library"
 
 CHUNK = 256  # positions whose logits exist at once
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,6 @@ def bits_per_byte(
     windows = [w for text in texts for w in split_windows(start + list(tokenizer.encode(text).ids), window)]
     if not windows or not num_bytes:
         raise DataError("nothing to predict: the texts are empty or of one token; give longer texts")
-    check_plain_head(model)
     windows.sort(key=lambda one: -len(one.ids))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     with torch.inference_mode(), evaluation_mode(model):
@@ -96,15 +95,6 @@ def check_window(model: Any, window: int) -> None:
         raise OptionError(f"the window is {window} tokens; allowed are 2 to {context}, the model's context")
 
 
-def check_plain_head(model: Any) -> None:
-    """Refuse a model whose logits are more than its output matrix times its hidden states."""
-    changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) is not None]
-    if changed or model.get_output_embeddings() is None:
-        raise UnsupportedModelError(
-            f"bits per byte needs a plain output matrix, {model.config.model_type} has {changed or 'none'}"
-        )
-
-
 def _batch_nats(model: Any, batch: list[Window]) -> float:
     """Sum -ln p over what counts in one right-padded batch; hidden states in full, logits by chunks."""
     import torch
@@ -115,7 +105,7 @@ def _batch_nats(model: Any, batch: list[Window]) -> float:
     counts = torch.tensor([[w.first <= at < len(w.ids) for at in range(1, width)] for w in batch], device=model.device)
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     states_ND, targets_N = hidden[:, :-1][counts], ids[:, 1:][counts]
-    head = model.get_output_embeddings()
+    head = scorer_of(model)
     total = 0.0
     for at in range(0, len(targets_N), CHUNK):
         logits_NV = head(states_ND[at : at + CHUNK]).float()

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.models.folder import Stored
+from flab.models.gguf.architectures import ARCHITECTURES
 from flab.models.shape import BLOCK, LARGE_BLOCK
 
+PERIODIC = "counts on a repeating pattern of layers: keep all layers for it"
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 F16_BITS = 16.0
 Q5_0_BITS = 5.5
@@ -23,10 +25,12 @@ def loads_in(
     renumbered: bool,
     stored: Mapping[str, Stored],
     original: tuple[Any, Mapping[str, Stored]] | None = None,
+    broken_pattern: bool = False,
 ) -> dict[str, Any]:
     """Return which programs take the folder as it is, and what each needs.
 
     ``stored`` are its tensors by name; ``original`` is the config and the tensors of the model it was made from.
+    ``broken_pattern`` is whether layers are gone from a pattern that repeats.
     """
     rows = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
     odd = [f"{name} {size}" for name, size in rows.items() if size % LARGE_BLOCK]
@@ -42,10 +46,7 @@ def loads_in(
             "how": "by its divisibility rules, not run",
         },
         "llama.cpp": {
-            "needs": "flab export gguf, or the base model's pre-tokenizer named when converting: the stock converter "
-            "recognises BPE by a hash over ids, which are new"
-            if renumbered
-            else "nothing that the original does not need: the ids are its own",
+            "needs": _needs(config, renumbered, broken_pattern),
             "how": "by its converter's rules, not run",
         },
         "k-quants": {
@@ -104,3 +105,16 @@ def _fallbacks(name: str, stored: Mapping[str, Stored]) -> dict[str, Any]:
 
 def _fallback_bits(row: int, block: int) -> float:
     return Q5_0_BITS if block == LARGE_BLOCK and row % BLOCK == 0 else F16_BITS
+
+
+def _needs(config: Any, renumbered: bool, broken_pattern: bool) -> str:
+    """What llama.cpp needs to take the folder."""
+    if broken_pattern:
+        return f"another cut: it {PERIODIC}"
+    if renumbered:
+        export = "flab export gguf, or " if getattr(config, "model_type", None) in ARCHITECTURES else ""
+        return (
+            f"{export}the base model's pre-tokenizer named when converting: the stock converter recognises BPE by a hash over "
+            "ids, which are new"
+        )
+    return "nothing that the original does not need: the ids are its own"

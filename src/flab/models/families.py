@@ -1,7 +1,7 @@
 """Where each architecture keeps its layers, FFN, embeddings: one row of data per family.
 
-All families here are sequential pre-norm decoders: ``h += attention(norm(h)); h += ffn(norm(h))``. Anything else is
-refused with what is missing. It does not cut anything.
+All families here are sequential decoders: ``h += attention(h)``, then ``h += ffn(h)``, each with a norm before it, after it,
+or both. Anything else is refused with what is missing. It does not cut anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from flab.models.shape import Shape
 
 @dataclass(frozen=True)
 class Family:
-    """Paths of the parts inside a transformers model (``x.y`` from the model, the rest from a layer)."""
+    """Paths of the parts inside a transformers model (the first four from the model, the rest from a layer).
+
+    An empty path means that the family has no such part.
+    """
 
     model_type: str
     layers: str = "model.layers"
@@ -33,30 +36,80 @@ class Family:
     ffn: str = "mlp"
     ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     ffn_out: str = "mlp.down_proj"
-    layer_lists: tuple[str, ...] = ()  # config entries with one item per layer
+    fused: bool = False  # the one matrix in ffn_in holds the gate's rows, then those that the gate multiplies
+    activation: str = "act_fn"  # the FFN's attribute
+    attention_norm_after: str = ""  # between the attention's output projection and the stream
+    ffn_norm_after: str = ""
+    residual_factor: str = ""  # the layer's attribute by which both are multiplied before they join the stream
+    layer_lists: tuple[str, ...] = ("layer_types",)  # config entries with one item per layer
     depth_limits: tuple[str, ...] = ()  # config entries that may not exceed the number of layers
+    periodic: bool = False  # its kinds of layers repeat, and llama.cpp counts on it
+    since: str = "4.57"  # the transformers that its folders are tested with, and those after it
 
 
-_QWEN_LISTS = {"layer_lists": ("layer_types",), "depth_limits": ("max_window_layers",)}
+_QWEN_LIMITS = ("max_window_layers",)
+_FUSED: dict[str, Any] = {"ffn_in": ("mlp.gate_up_proj",), "fused": True, "activation": "activation_fn"}
+_AFTER = {"attention_norm_after": "post_attention_layernorm", "ffn_norm_after": "post_feedforward_layernorm"}
+_NORMS_AFTER: dict[str, Any] = {**_AFTER, "input_norm": "", "ffn_norm": ""}
+_NORMS_AROUND: dict[str, Any] = {**_AFTER, "ffn_norm": "pre_feedforward_layernorm"}
 FAMILIES = {
     family.model_type: family
     for family in (
         Family("llama"),
         Family("mistral"),
-        Family("qwen2", **_QWEN_LISTS),  # type: ignore[arg-type]
-        Family("qwen3", **_QWEN_LISTS),  # type: ignore[arg-type]
-        Family("starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj"),
+        Family("qwen2", depth_limits=_QWEN_LIMITS),
+        Family("qwen3", depth_limits=_QWEN_LIMITS),
+        Family("seed_oss"),
+        Family("ministral3", since="5"),
+        Family("iquestcoder", since="5"),
+        Family("smollm3", layer_lists=("layer_types", "no_rope_layers"), periodic=True),
+        Family("hunyuan_v1_dense"),
+        Family("ernie4_5"),
+        Family("helium"),
+        Family("gemma"),
+        Family("granite", residual_factor="residual_multiplier"),
+        Family("phi3", **_FUSED),
+        Family("glm", **_FUSED),
+        Family("glm4", **_FUSED, attention_norm_after="post_self_attn_layernorm", ffn_norm_after="post_mlp_layernorm"),
+        Family("olmo2", **_NORMS_AFTER),
+        Family("olmo3", **_NORMS_AFTER, periodic=True),
+        Family("exaone4", **_NORMS_AFTER, periodic=True),
+        Family("gemma2", **_NORMS_AROUND, periodic=True),
+        Family("gemma3_text", **_NORMS_AROUND, periodic=True),
+        Family("starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj", activation="act"),
     )
 }
 
+_EXPERTS = "mixture-of-experts layers (routing and per-expert widths)"
+_LINEAR = "linear-attention layers, which differ in size from the others"
+_SIDE_BY_SIDE = "layers with attention and FFN side by side, h += attention(norm(h)) + ffn(norm(h))"
+_TRANSPOSED = "transposed projections (Conv1D)"
+_NESTED = "multimodal models (the text part is nested)"
+# What is missing for a model_type, where its config does not tell.
+REFUSED = {
+    "cohere": _SIDE_BY_SIDE,
+    "cohere2": _SIDE_BY_SIDE,
+    "codegen": _SIDE_BY_SIDE,
+    "falcon": _SIDE_BY_SIDE,
+    "gemma3": _NESTED,
+    "gpt2": _TRANSPOSED,
+    "gpt_bigcode": "sizes under config names of its own (n_inner)",
+    "gpt_neox": _SIDE_BY_SIDE,
+    "gpt_oss": _EXPERTS,
+    "mistral3": _NESTED,
+    "phi": _SIDE_BY_SIDE,
+    "qwen3_5": _LINEAR,
+    "qwen3_5_text": _LINEAR,
+}
+# What is missing for a model whose config has such an entry.
 _MISSING = {
-    "num_experts": "mixture-of-experts layers (routing and per-expert widths)",
-    "num_local_experts": "mixture-of-experts layers (routing and per-expert widths)",
-    "n_routed_experts": "mixture-of-experts layers (routing and per-expert widths)",
-    "linear_num_value_heads": "linear-attention layers",
+    "num_experts": _EXPERTS,
+    "num_local_experts": _EXPERTS,
+    "n_routed_experts": _EXPERTS,
+    "linear_num_value_heads": _LINEAR,
     "mamba_d_state": "state-space (mamba) layers",
     "is_encoder_decoder": "encoder-decoder models",
-    "vision_config": "multimodal models (the text part is nested)",
+    "vision_config": _NESTED,
 }
 
 
@@ -69,7 +122,7 @@ def family_of(config: Any) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is not None:
         return family
-    reason = next(
+    reason = REFUSED.get(config.model_type) or next(
         (what for key, what in _MISSING.items() if getattr(config, key, None)),
         "a family row and its contract test",
     )
@@ -121,15 +174,21 @@ def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
 
 
+def norm_at(layer: nn.Module, path: str) -> nn.Module:
+    """The norm at ``path``, or one that changes nothing if the family has none there."""
+    return layer.get_submodule(path) if path else nn.Identity()
+
+
 def activation_of(layer: nn.Module, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
     """The FFN's activation function."""
-    ffn = layer.get_submodule(family.ffn)
-    return ffn.act_fn if len(family.ffn_in) == 2 else ffn.act  # type: ignore[return-value]
+    return getattr(layer.get_submodule(family.ffn), family.activation)  # type: ignore[no-any-return]
 
 
 def ffn_inputs(layer: nn.Module, family: Family, neurons: Sequence[int] | None = None) -> list[torch.Tensor]:
     """The FFN's input projections, (F, D) each or (F, D + 1) with a bias: all neurons or the given ones."""
     matrices = [with_bias(linear(layer, path)) for path in family.ffn_in]
+    if family.fused:
+        matrices = list(matrices[0].chunk(2))
     return matrices if neurons is None else [m[torch.tensor(neurons, device=m.device)] for m in matrices]
 
 
@@ -140,7 +199,7 @@ def ffn_activations(
 
     ``inputs`` stand in for the layer's own input projections.
     """
-    hidden = layer.get_submodule(family.ffn_norm)(mid)
+    hidden = norm_at(layer, family.ffn_norm)(mid)
     matrices = ffn_inputs(layer, family) if inputs is None else inputs
     parts = [nn.functional.linear(extended(hidden, m.shape[1]), m) for m in matrices]
     first = activation_of(layer, family)(parts[0])
@@ -171,7 +230,7 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
         )
     hidden = embedding.embedding_dim
     width = widths.pop()
-    ffn_in = [linear(layers[0], path) for path in family.ffn_in]
+    ffn_in = [linear(layers[0], path) for path in family.ffn_in] * (2 if family.fused else 1)
     per_neuron = hidden + sum(hidden + (m.bias is not None) for m in ffn_in)
     per_token = hidden if is_tied(model, family) else 2 * hidden
     per_token += head.bias is not None

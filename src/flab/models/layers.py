@@ -14,7 +14,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear
+from flab.models.branch import Branch
+from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear, norm_at
 
 MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
 ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
@@ -85,14 +86,13 @@ class LayerRunner:
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
-        """Hidden states entering the first layer, (B, T, D)."""
-        embedding = embedding_of(self.model, self.family)
-        hidden: torch.Tensor = embedding(batch.ids.to(embedding.weight.device))
+        """Hidden states entering the first layer, (B, T, D), with whatever the model does to its embeddings."""
+        hidden, _ = self._record(batch.ids)[0]
         return hidden
 
     @torch.no_grad()
-    def _record(self, ids: torch.Tensor) -> list[dict[str, Any]]:
-        """Masks and positions of every layer; only the shape of the ids decides them."""
+    def _record(self, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+        """What every layer would be called with: the embeddings, and its mask and positions."""
         owner_path, _, name = self.family.layers.rpartition(".")
         owner = self.model.get_submodule(owner_path)
         calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
@@ -102,7 +102,23 @@ class LayerRunner:
             owner(input_ids=ids.to(embedding_of(self.model, self.family).weight.device), use_cache=False)
         finally:
             setattr(owner, name, original)
-        return [kwargs for _, kwargs in calls]
+        return calls
+
+    def attention_branch(self, index: int) -> Branch:
+        """How the attention's output projection of layer ``index`` adds to the stream."""
+        return self._branch(index, self.family.attention_out, self.family.attention_norm_after)
+
+    def ffn_branch(self, index: int) -> Branch:
+        """How the FFN's output projection of layer ``index`` adds to the stream."""
+        return self._branch(index, self.family.ffn_out, self.family.ffn_norm_after)
+
+    def _branch(self, index: int, projection: str, norm: str) -> Branch:
+        layer, factor = self.layers[index], self.family.residual_factor
+        return Branch(
+            linear(layer, projection),
+            layer.get_submodule(norm) if norm else None,
+            float(getattr(layer, factor)) if factor else 1.0,
+        )
 
     def device(self, index: int) -> torch.device:
         """Where layer ``index`` computes."""
@@ -147,7 +163,8 @@ class LayerRunner:
     def _call(self, index: int, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
         if shape not in self._kwargs:
-            self._kwargs[shape] = self._record(torch.zeros(shape, dtype=torch.long))
+            # Only the shape of the ids decides masks and positions.
+            self._kwargs[shape] = [kwargs for _, kwargs in self._record(torch.zeros(shape, dtype=torch.long))]
         return hidden_BTD.to(self.device(index)), send_to_device(self._kwargs[shape][index], self.device(index))
 
     @torch.no_grad()
@@ -172,7 +189,7 @@ class LayerRunner:
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
             with self.at_work(index) as layer, self.products():
-                normed = layer.get_submodule(self.family.input_norm)(hidden)
+                normed = norm_at(layer, self.family.input_norm)(hidden)
                 layer.get_submodule(self.family.attention)(hidden_states=normed, **kwargs)
         finally:
             handle.remove()
@@ -195,12 +212,13 @@ class LayerRunner:
         """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
         with self.at_work(index) as layer:
             own = linear(layer, self.family.ffn_out)
+            branch = self.ffn_branch(index)
             parts = []
             weight, bias = (own.weight, own.bias) if output is None else (output, None)
             for mid in by_rows(mid_BTD.to(weight.device).flatten(0, -2), own.in_features):
                 features = extended(self.ffn_features(index, mid, inputs), weight.shape[1])
                 with self.products():
-                    parts.append(mid + nn.functional.linear(features, weight, bias))
+                    parts.append(mid + branch(nn.functional.linear(features, weight, bias)))
         return torch.cat(parts).view(mid_BTD.shape)
 
     @torch.no_grad()

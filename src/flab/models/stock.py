@@ -18,6 +18,7 @@ from flab.files import TEMPLATES, TOKENIZER_FILES, is_legal
 from flab.models.folder import read_object
 
 FULL = "full_attention"
+WINDOW = "sliding_attention"
 
 
 def rewrite_config(folder: Path, tied: bool) -> None:
@@ -36,13 +37,25 @@ def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     if "dtype" in made:
         made["torch_dtype"] = made["dtype"]
     rope = made.get("rope_parameters")
+    if isinstance(rope, Mapping) and isinstance(rope.get(FULL), Mapping):  # one set for each kind of attention
+        window = rope.get(WINDOW)
+        if isinstance(window, Mapping) and "rope_theta" in window:
+            made["rope_local_base_freq"] = window["rope_theta"]
+        rope = rope[FULL]
     if isinstance(rope, Mapping) and "rope_theta" in rope:
-        made["rope_theta"] = rope["rope_theta"]
-        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-        made["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+        made |= _older_rope(rope)
     layers = made.get("layer_types")
     if isinstance(layers, list) and made.get("max_window_layers") is not None:
         made["max_window_layers"] = full_layers(layers)
+    return made
+
+
+def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """One set of rotary parameters as transformers 4 has them."""
+    apart = ("rope_theta", "partial_rotary_factor")
+    made: dict[str, Any] = {name: rope[name] for name in apart if name in rope}
+    scaling = {name: value for name, value in rope.items() if name not in apart}
+    made["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
     return made
 
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from flab.models.scorer import Scorer
+
 CHUNK_ELEMENTS = 2**23  # float32 logits held at once: 32 MiB
 
 
-def _chunk(head: nn.Linear) -> int:
+def _chunk(head: nn.Linear | Scorer) -> int:
     return max(1, CHUNK_ELEMENTS // head.out_features)
 
 
 @torch.no_grad()
-def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+def kl_divergence(head: nn.Linear | Scorer, reference_ND: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
     """Return KL(p_0 || p) of every token in nats, shape (N,), float32.
 
     Args:
-        head: the output head of both models.
+        head: what makes logits of both models' hidden states (:func:`flab.models.scorer.scorer_of`).
         reference_ND: the original's hidden states after the final norm.
         hidden_ND: the pruned model's, same tokens.
     """
@@ -39,7 +41,7 @@ def kl_divergence(head: nn.Linear, reference_ND: torch.Tensor, hidden_ND: torch.
 
 
 @torch.no_grad()
-def cut_mass_kl(head: nn.Linear, hidden_ND: torch.Tensor, kept: list[int]) -> torch.Tensor:
+def cut_mass_kl(head: nn.Linear | Scorer, hidden_ND: torch.Tensor, kept: list[int]) -> torch.Tensor:
     """Return the exact KL of keeping only some tokens, ``-log(sum of p_0 over the kept)``, in nats, shape (N,)."""
     index = torch.tensor(kept, device=head.weight.device)
     out = []
@@ -51,9 +53,9 @@ def cut_mass_kl(head: nn.Linear, hidden_ND: torch.Tensor, kept: list[int]) -> to
     return torch.cat(out) if out else torch.zeros(0)
 
 
-def _logits(head: nn.Linear, hidden_ND: torch.Tensor) -> torch.Tensor:
-    return nn.functional.linear(hidden_ND.to(head.weight), head.weight, head.bias).float()
+def _logits(head: nn.Linear | Scorer, hidden_ND: torch.Tensor) -> torch.Tensor:
+    return head(hidden_ND.to(head.weight)).float()  # type: ignore[no-any-return]
 
 
-def _log_probabilities(head: nn.Linear, hidden_ND: torch.Tensor) -> torch.Tensor:
+def _log_probabilities(head: nn.Linear | Scorer, hidden_ND: torch.Tensor) -> torch.Tensor:
     return _logits(head, hidden_ND).log_softmax(-1)

@@ -17,8 +17,10 @@ from flab.files import PathLike, as_path, check_folder, check_space, new_folder
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save
 from flab.models.folder import resolve
 from flab.models.options import Options
+from flab.models.scorer import scorer_of
 from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, new_tokenizer
+from flab.progress import say
 from flab.pruning.calibration import CalibrationSet, calibration_set, calibration_windows, read_texts, verify_sources
 from flab.pruning.check import check, write_proof
 from flab.pruning.cuts.vocabulary import cut_vocabulary
@@ -26,6 +28,7 @@ from flab.pruning.plan import Plan
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.walk import Cut
+from flab.pruning.sibling import adopted, check_sibling
 from flab.pruning.surgeon import carve
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
@@ -43,11 +46,17 @@ def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None 
 
 
 def apply(
-    model: PathLike, plan: Plan | PathLike, out: PathLike, options: Options | None = None, refit: bool = True
+    model: PathLike,
+    plan: Plan | PathLike,
+    out: PathLike,
+    options: Options | None = None,
+    refit: bool = True,
+    sibling: bool = False,
 ) -> Path:
     """Carry a plan out: cut, refit from the data that the plan names, and save a stock folder at ``out``.
 
     ``refit=False`` is the cut alone, which needs no data. The same plan gives byte-identical folders on one machine.
+    ``sibling`` allows another model than the plan's, of the same architecture and tokens: choices are replayed, weights refitted.
 
     Raises:
         PlanError: the model or the calibration data is not what the plan was made for.
@@ -60,18 +69,28 @@ def apply(
     source = ModelFolder.open(model)
     check_folder(out, options.overwrite, [source.path, *given, *inputs_of_plan(plan)])
     check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
-    if fingerprint(source) != plan.model["sha256"]:
+    replayed = fingerprint(source) != plan.model["sha256"]
+    if replayed and not sibling:
         raise PlanError(
-            f"the plan was made for another model ({plan.model['path']}): {source.path} has other files. Plan again."
+            f"the plan was made for another model ({plan.model['path']}): {source.path} has other files. Plan again, or pass "
+            "--sibling for the same architecture with other weights."
         )
-    checkpoint, family = open_to_cut(source, options, plan.model["compute_dtype"])
+    checkpoint, family = open_to_cut(source, options, None if replayed else plan.model["compute_dtype"])
+    warnings = check_sibling(checkpoint, family, plan) if replayed else []
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, plan.vocabulary.kept)
     kind = plan.refit.kind if refit else "none"
     data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])
     cut_vocabulary(checkpoint.model, family, plan.vocabulary.kept)
+    kl = None
     if any(cut.after < cut.before for name, cut in plan.cuts.items() if name != "vocabulary"):
-        carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, [])
+        compare = data.compare if replayed else []
+        _, walk = carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, compare)
+        kl = walk.divergence(scorer_of(checkpoint.model))[0] if compare else None
+    if replayed:
+        plan = adopted(plan, source, family, options, kl, warnings)
+        for warning in plan.warnings[-1 - len(warnings) :]:
+            say(warning)
     return _save(checkpoint, tokenizer_json, plan, kind, out, options)
 
 

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer
 from flab.errors import OptionError
 from flab.evaluation.tasks import Problem
 from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, open_to_cut
-from flab.models.families import Family, head_of, shape_of
+from flab.models.families import Family, shape_of
 from flab.models.gguf.pretokenizers import name_in
 from flab.models.options import Options
+from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder, ModelSource
 from flab.models.tokenizer import end_of_text, new_tokenizer
@@ -274,7 +275,7 @@ class Bench:
         cut_vocabulary(built.model, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
-        candidate.kl, kl_answer = walk.divergence(head_of(built.model, self.family))
+        candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
         if math.isnan(candidate.kl_search):
             candidate.kl_search = candidate.kl

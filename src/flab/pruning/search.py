@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from flab.errors import BudgetError
-from flab.models.families import Family, head_of
+from flab.models.families import Family
 from flab.models.layers import LayerRunner
+from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.progress import say, track
 from flab.pruning.budget import Split
@@ -149,7 +150,7 @@ class Search:
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
         for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers, unit="layers"):
             pass
-        kl, kl_answer = walk.divergence(head_of(self.model, self.family))
+        kl, kl_answer = walk.divergence(scorer_of(self.model))
         return self.candidate(split, removed, kl, _number(kl_answer))
 
     def candidate(
@@ -190,7 +191,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     walk = Walk(runner, cut, few.fit, few.fit)
     for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers, unit="layers"):
         pass
-    narrow, _ = walk.divergence(head_of(search.model, search.family))
+    narrow, _ = walk.divergence(scorer_of(search.model))
     # The cheapest single removal from the same model on the same tokens.
     layers = LayerSearch(runner, few.fit, search.recipe.seed)
     removed = next(by_kl(layers))

@@ -90,6 +90,7 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
             plan is not None and _is_renumbered(plan),
             headers(folder),
             (read_config(against), headers(against)) if against is not None else None,
+            plan is not None and _breaks_pattern(checkpoint, plan),
         ),
     }
 
@@ -97,6 +98,11 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
 def _is_renumbered(plan: Plan) -> bool:
     """Return whether any token of the original is gone, and with it the ids of those after it."""
     return plan.vocabulary.after < plan.vocabulary.before
+
+
+def _breaks_pattern(checkpoint: Checkpoint, plan: Plan) -> bool:
+    """Whether layers are gone from a family whose kinds of layers repeat."""
+    return family_of(checkpoint.model.config).periodic and plan.layers.after < plan.layers.before
 
 
 def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:

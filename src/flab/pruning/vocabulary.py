@@ -10,8 +10,9 @@ import torch
 from tokenizers import Tokenizer
 
 from flab.models.checkpoint import Checkpoint
-from flab.models.families import Family, head_of, shape_of
+from flab.models.families import Family, shape_of
 from flab.models.layers import LayerRunner
+from flab.models.scorer import scorer_of
 from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, vocabulary_for
@@ -66,7 +67,7 @@ def _round_up(value: int) -> int:
 
 def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:
     """Mean over the comparison tokens of ``-log`` of the probability mass that stays; 0 where all tokens stay."""
-    head = head_of(checkpoint.model, family)
+    head = scorer_of(checkpoint.model)
     if len(kept) == head.out_features:
         return 0.0
     runner = LayerRunner(checkpoint.model, family)

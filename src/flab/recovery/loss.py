@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from flab.models.scorer import Scorer
+
 CHUNK_ELEMENTS = 2**25  # float32 logits held at once: 128 MiB
 IGNORED = -100  # the label of a token that is no target
 
@@ -42,15 +44,14 @@ class Terms:
 
 def chunk_terms(
     states_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-    bias_V: torch.Tensor | None,
+    head: nn.Linear | Scorer,
     targets_N: torch.Tensor,
     teacher_ND: torch.Tensor | None,
-    teacher_head: nn.Linear | None,
+    teacher_head: nn.Linear | Scorer | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross entropy (tokens whose target is not ``IGNORED``) and summed KL (all tokens) of one chunk."""
-    logits_NV = nn.functional.linear(states_ND, weight_VD, bias_V).float()
+    logits_NV = head(states_ND).float()
     cross_entropy = nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
     if teacher_ND is None or teacher_head is None:
         return cross_entropy, cross_entropy.new_zeros(())
@@ -62,21 +63,21 @@ def chunk_terms(
 
 
 def loss_terms(
-    head: nn.Linear,
+    head: nn.Linear | Scorer,
     states_ND: torch.Tensor,
     targets_N: torch.Tensor,
     teacher_ND: torch.Tensor | None = None,
-    teacher_head: nn.Linear | None = None,
+    teacher_head: nn.Linear | Scorer | None = None,
     temperature: float = 1.0,
 ) -> Terms:
     """Return both terms of the loss, with gradients to the states and the head.
 
     Args:
-        head: the student's output head.
+        head: what makes logits of the student's states (:func:`flab.models.scorer.scorer_of`).
         states_ND: the student's hidden states after the final norm, before the tokens to predict.
         targets_N: the tokens to predict, ``IGNORED`` where only the KL counts.
         teacher_ND: the teacher's hidden states of the same tokens; None leaves the KL out (0).
-        teacher_head: the teacher's output head, same vocabulary.
+        teacher_head: the same of the teacher, same vocabulary.
     """
     size = max(1, CHUNK_ELEMENTS // head.out_features)
     cross_entropy = states_ND.new_zeros((), dtype=torch.float32)
@@ -85,7 +86,7 @@ def loss_terms(
         part = slice(start, start + size)
         teacher = None if teacher_ND is None else teacher_ND[part]
         ce, kl = checkpoint(
-            chunk_terms, states_ND[part], head.weight, head.bias, targets_N[part], teacher, teacher_head, temperature,
+            chunk_terms, states_ND[part], head, targets_N[part], teacher, teacher_head, temperature,
             use_reentrant=False,
         )  # fmt: skip
         cross_entropy = cross_entropy + ce

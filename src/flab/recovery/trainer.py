@@ -29,6 +29,7 @@ from transformers import (
 from flab.errors import OptionError, TrainingError
 from flab.models.checkpoint import Checkpoint
 from flab.models.options import Options
+from flab.models.scorer import scorer_of
 from flab.progress import track
 from flab.recovery.callbacks import Clock, Progressing
 from flab.recovery.examples import Examples, collate
@@ -69,9 +70,7 @@ def distilled_forward(
     states = final_states(student, input_ids, position_ids)
     used = chosen_tokens(targets, within, objective)
     taught = teacher_states if objective.alpha > 0 else None
-    terms = loss_terms(
-        student.get_output_embeddings(), states[used], targets[used], taught, teacher_head, objective.temperature
-    )
+    terms = loss_terms(scorer_of(student), states[used], targets[used], taught, teacher_head, objective.temperature)
     answers, tokens = (terms.answers, terms.tokens) if counts is None else counts.unbind()
     loss = (1 - objective.alpha) * terms.cross_entropy / _least_one(answers)
     loss = loss + objective.alpha * terms.divergence / _least_one(tokens)
@@ -216,7 +215,7 @@ def make_trainer(
     objective = Objective(training.alpha, training.temperature, training.kl_on)
     args = _arguments(training, parameters, work, options)
     model = student.model.requires_grad_(True)
-    install_loss(model, teacher.model.get_output_embeddings(), objective)
+    install_loss(model, scorer_of(teacher.model), objective)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if training.method_for(parameters) == "lora":

@@ -18,7 +18,6 @@ from flab.pruning.plan import Plan
 from flab.pruning.refit import reconstruction
 from flab.pruning.refit.reconstruction import Rows, reconstruct
 from flab.pruning.verify import verify
-from support import pico
 
 
 def attention(dtype=torch.float32, seed=0):
@@ -128,7 +127,7 @@ def test_a_replay_gives_the_same_bits_without_held_out_rows():
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("family", sorted(pico.FAMILY_SETTINGS))
+@pytest.mark.parametrize("family", ["llama", "qwen2", "starcoder2", "granite", "gemma2"])
 def test_apply_repeats_it_and_check_knows_what_it_touches(family, pico_folder, recipe, tmp_path, monkeypatch):
     """Held-out rows are made to agree: a random model has nothing that they would."""
     falling = itertools.count(0, -1)

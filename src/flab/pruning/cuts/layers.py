@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from flab.models.families import Family, head_of, layers_of
+from flab.models.families import Family, layers_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.memory import trim
+from flab.models.scorer import scorer_of
 from flab.progress import track
 from flab.pruning.objective import kl_divergence
 
@@ -49,7 +50,7 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
     Removing layer i leaves all before it untouched, so candidate i starts at the hidden states entering the next layer.
     Candidates that trail by :data:`RACE_Z` standard errors of the paired difference per token are dropped: they have no score.
     """
-    head = head_of(search.runner.model, search.runner.family)
+    head = scorer_of(search.runner.model)
     racing = list(range(len(kept)))
     batches_kl: list[list[torch.Tensor]] = [[] for _ in kept]  # of each place, one (N,) for each batch so far
     for done, number in enumerate(track(spread(len(search.batches)), f"Scoring {len(kept)} layers", unit="batches"), 1):
@@ -142,14 +143,14 @@ def _one_shot(search: LayerSearch, scores: Sequence[float]) -> Iterator[tuple[in
 def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     """One-shot: cross entropy of the calibration text with only that layer removed (Shortened-LLaMA)."""
     runner = search.runner
-    head = head_of(runner.model, runner.family)
+    head = scorer_of(runner.model)
     total = [0.0] * search.num_layers
     kept = range(search.num_layers)
     for batch in track(search.batches, "Perplexity without each layer", unit="batches"):
         # The state at position t predicts token t + 1, so states lose the last position and labels the first.
         target = batch.valid[:, 1:]
         for place, final in _without_each(runner, batch, kept, kept):
-            logits = nn.functional.linear(final[:, :-1][target].to(head.weight), head.weight, head.bias).float()
+            logits = head(final[:, :-1][target].to(head.weight)).float()
             labels = batch.ids[:, 1:][target].to(logits.device)
             total[place] += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
     yield from _one_shot(search, total)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flab.models.families import Family, embedding_of, layers_of, linear
+from flab.models.families import Family, embedding_of, ffn_inputs, layers_of, linear
 from flab.models.layers import Batch, LayerRunner
 from flab.progress import track
 
@@ -121,8 +121,8 @@ def score_magnitude(search: NeuronSearch) -> torch.Tensor:
     # For an input of norm 1 the neuron adds at most this to the stream, because |act(z)| <= |z|.
     for layer, out in zip(layers_of(search.runner.model, family), search.outputs, strict=True):
         score = out.weight.double().norm(dim=0)
-        for path in family.ffn_in:
-            score = score * linear(layer, path).weight.double().norm(dim=1)
+        for matrix in ffn_inputs(layer, family):
+            score = score * matrix[:, : out.out_features].double().norm(dim=1)
         scores.append(score.cpu())
     return torch.stack(scores)
 
@@ -158,13 +158,15 @@ def choose_neurons(scores_F: torch.Tensor, width: int) -> list[int]:
 def cut_ffn(layer: nn.Module, family: Family, neurons: Sequence[int]) -> None:
     """Keep only these neurons of one layer, in place."""
     # A neuron is a row of each input projection, with its bias, and a column of the output projection, whose bias stays.
+    width = linear(layer, family.ffn_out).in_features
+    rows = [*neurons, *(width + neuron for neuron in neurons)] if family.fused else neurons
     for path in family.ffn_in:
         module = linear(layer, path)
-        index = torch.tensor(neurons, device=module.weight.device)
+        index = torch.tensor(rows, device=module.weight.device)
         module.weight = nn.Parameter(module.weight.data[index].clone(), requires_grad=False)
         if module.bias is not None:
             module.bias = nn.Parameter(module.bias.data[index].clone(), requires_grad=False)
-        module.out_features = len(neurons)
+        module.out_features = len(rows)
     out = linear(layer, family.ffn_out)
     index = torch.tensor(neurons, device=out.weight.device)
     out.weight = nn.Parameter(out.weight.data[:, index].clone(), requires_grad=False)

@@ -37,7 +37,8 @@ def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
         layer.load_state_dict(new.state)
         return
     _copy(out, new.ffn_out)
-    for path, weights in zip(family.ffn_in, new.ffn_in or (), strict=False):
+    inputs = [torch.cat(new.ffn_in)] if family.fused and new.ffn_in else new.ffn_in
+    for path, weights in zip(family.ffn_in, inputs or (), strict=False):
         _copy(linear(layer, path), weights)
     if new.attention_out is not None:
         _copy(linear(layer, family.attention_out), new.attention_out)

@@ -3,8 +3,9 @@
 At kept layer i, whose next kept layer is j, the FFN's output projection is fitted to the *original's* residual stream where
 it enters layer j, so the contribution of removed layers is part of the target; the attention's output projection to the
 original's stream before the FFN of layer i. Only Gram and cross matrices are held, of one layer at a time, in float64.
-No bias appears where there was none, shapes stay standard. The dearer refits (:mod:`flab.pruning.refit.newton`,
-:mod:`flab.pruning.refit.reconstruction`) go on from there, layer by layer in the same walk.
+No bias appears where there was none, shapes stay standard. Weights are fitted in units of the stream
+(:mod:`flab.models.branch`): a family's multiplier, or a norm behind the projection, is part of the problem. The dearer
+refits (:mod:`flab.pruning.refit.newton`, :mod:`flab.pruning.refit.reconstruction`) go on from there, layer by layer.
 
 Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, one more where the layer has a bias).
 """
@@ -18,9 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from flab.models.families import activation_of, extended, ffn_inputs, linear, with_bias
+from flab.models.families import activation_of, extended, ffn_inputs, linear, norm_at, with_bias
 from flab.models.layers import Batch, LayerRunner, by_rows
 from flab.models.memory import trim
+from flab.models.scorer import Scorer
 from flab.pruning.cuts.neurons import choose_neurons
 from flab.pruning.objective import kl_divergence
 from flab.pruning.refit.curvature import product_dtype
@@ -144,6 +146,7 @@ class Walk:
             move = {"newton": self._newton, "descent": self._descent}[self.steps.ffn]
             new = move(place, new, mid, solution)
         del solution
+        new = replace(new, ffn_out=self.runner.ffn_branch(index).own(new.ffn_out))
         if self.steps.layer:
             new = self._reconstructed(place, new)
         if new.state is None:
@@ -156,7 +159,7 @@ class Walk:
     def _mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """The stream before the FFN, with the attention as it is."""
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        added: torch.Tensor = projection(self.runner.attention_features(index, hidden))
+        added = self.runner.attention_branch(index)(projection(self.runner.attention_features(index, hidden)))
         return hidden.to(added.device) + added
 
     def _attention(
@@ -168,7 +171,8 @@ class Walk:
         if not self.cut.output_projection or not self.steps.attention:
             return None, [self._mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        old = with_bias(projection)
+        branch = self.runner.attention_branch(index)
+        old = branch.weights()
         caught = []
         gram = Gram(old, self.cut.scaling)
         typical = self.weights.typical(original_mid)
@@ -181,12 +185,14 @@ class Walk:
                 before = original_mid[n].to(features.device)
                 missing = before - self.pruned[n].to(features.device)
                 for held_out, rows, weight in self.weights.parts(batch, before, typical):
-                    gram.add(features[rows] * weight.to(features.dtype), missing[rows] * weight, held_out)
+                    scaled, target, _ = branch.problem(features[rows], missing[rows])
+                    gram.add(scaled * weight.to(scaled.dtype), target * weight, held_out)
         weights, ridge = gram.solve(
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
         )
+        weights = branch.own(weights)
         new = weights.to(projection.weight.dtype)
-        mid = [self.pruned[n].to(f.device) + nn.functional.linear(f, new) for n, f in enumerate(caught)]
+        mid = [self.pruned[n].to(f.device) + branch(nn.functional.linear(f, new)) for n, f in enumerate(caught)]
         return weights, mid, ridge
 
     def _ffn_refit(
@@ -206,7 +212,8 @@ class Walk:
 
         The descent refit gets the tokens themselves as well: what enters the FFN and what it puts out before it is cut.
         """
-        old = with_bias(self._ffn(index))
+        branch = self.runner.ffn_branch(index)
+        old = branch.weights()
         targets = old.shape[0]
         descent = self.steps.ffn == "descent"
         decided = (
@@ -220,7 +227,7 @@ class Walk:
         # lacks before this FFN. So it holds the removed neurons' work, that of removed layers, and the error so far.
         # The descent refit needs the solution for the layer's own output as well: the same sums, twice the targets.
         gram = Gram(torch.cat([old, old]) if descent else old, self.cut.scaling, targets)
-        norm = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm)
+        norm = norm_at(self.runner.layers[index], self.runner.family.ffn_norm)
         typical = self.weights.typical(self.original)
         examples: list[Example] = []
         for n, batch in enumerate(self.batches[: self.num_fit]):
@@ -230,14 +237,15 @@ class Walk:
                 features = [self.runner.ffn_features(index, some) for some in by_rows(hidden, old.shape[1])]
                 features_NP = extended(torch.cat(features), old.shape[1])
                 del features
-                if original_mid is None:
-                    target = self.original[n].to(rows.device)[rows] - hidden
-                else:
+                missing = self.original[n].to(rows.device)[rows] - hidden
+                features_NP, target, size = branch.problem(features_NP, missing)
+                if original_mid is not None:
                     target = nn.functional.linear(features_NP, old.to(features_NP.dtype))
                 if descent:
                     inputs = norm(hidden).to(product_dtype(weight))
                     own = nn.functional.linear(features_NP, old.to(features_NP.dtype))
-                    examples.append(Example(inputs, own, target.to(own.dtype), weight, held_out))
+                    example = Example(inputs, own, target.to(own.dtype), weight, held_out)
+                    examples.append(example if size is None else example.unscaled(size))
                     target = torch.cat([target, own], dim=1)
                 gram.add(features_NP.mul_(weight.to(features_NP.dtype)), target * weight, held_out)
                 del features_NP, target
@@ -258,7 +266,7 @@ class Walk:
         self, place: int, index: int, neurons: list[int], gram: Gram | None
     ) -> tuple[torch.Tensor, float, torch.Tensor | None]:
         """Solve for the kept columns; returns the weights, the ridge, and the part that makes up for earlier cuts."""
-        old = with_bias(self._ffn(index))
+        old = self.runner.ffn_branch(index).weights()
         width = self._ffn(index).in_features
         columns = [*neurons, *range(width, old.shape[1])]
         if gram is None or self.steps.target is None:
@@ -330,7 +338,8 @@ class Walk:
 
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool, width: int) -> list[Tokens]:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
-        norm, found = self.runner.layers[index].get_submodule(self.runner.family.ffn_norm), []
+        norm, found = norm_at(self.runner.layers[index], self.runner.family.ffn_norm), []
+        branch = self.runner.ffn_branch(index)
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
         typical = self.weights.typical(self.original)
         stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
@@ -339,7 +348,13 @@ class Walk:
             for part, rows, weight in self.weights.parts(batch, self.original[n].to(mid[n].device), typical):
                 if part == held_out:
                     here, wanted = mid[n][rows], self.original[n].to(mid[n].device)[rows]
-                    tokens_of = (norm(here).float(), (wanted - here).float(), weight)
+                    missing = (wanted - here).float()
+                    if branch.norm is not None:
+                        _, missing, size = branch.problem(self.runner.ffn_features(index, here), missing)
+                        assert size is not None
+                        missing = missing * size
+                        weight = weight / size
+                    tokens_of = (norm(here).float(), missing, weight)
                     found += [Tokens(*some) for some in zip(*(by_rows(x, width) for x in tokens_of), strict=True)]
         return found
 
@@ -353,7 +368,7 @@ class Walk:
             self.pruned[n] = self.runner.after_ffn(new.index, hidden, into, out)
 
     @torch.no_grad()
-    def divergence(self, head: nn.Linear) -> tuple[float, float]:
+    def divergence(self, head: nn.Linear | Scorer) -> tuple[float, float]:
         """KL in nats per token over the comparison batches: over all tokens, and over answer tokens (nan without any)."""
         kls, answers = [], []
         for n in range(self.num_fit, len(self.batches)):

@@ -1,0 +1,99 @@
+"""How an output projection joins the residual stream: ``h += factor * norm(W a)``, as far as a family has norm and factor.
+
+The refit solves linear least squares. With a norm behind it a projection is not linear, so the problem is put as one: an
+RMS norm divides each token's output by its size and multiplies each row by a gain. Taken with the size that the *uncut*
+projection's output has, the norm is linear, and exactly so where the output stays what it was:
+
+    factor * norm(W a) = W' a / size,   W' = gain * W
+
+W' are the *weights in units of the stream*. A projection without a norm and with a factor of 1 is its own W'.
+
+Legend: N tokens, D hidden size, P features (one more where the projection has a bias).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flab.models.families import extended, with_bias
+
+PROBE = 1e4  # so large that the norm's epsilon does not count
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One output projection, what norms its output, and by what it is multiplied."""
+
+    projection: nn.Linear
+    norm: nn.Module | None
+    factor: float
+
+    @property
+    def plain(self) -> bool:
+        """Whether the projection's output is what joins the stream."""
+        return self.norm is None and self.factor == 1.0
+
+    def __call__(self, output: torch.Tensor) -> torch.Tensor:
+        """What joins the stream, of the shape of the projection's output."""
+        normed = output if self.norm is None else self.norm(output)
+        return normed if self.factor == 1.0 else normed * self.factor
+
+    def weights(self) -> torch.Tensor:
+        """The projection in units of the stream, (D, P)."""
+        own = with_bias(self.projection)
+        return own if self.plain else own.double() * self._floored()[:, None]
+
+    def own(self, weights_DP: torch.Tensor) -> torch.Tensor:
+        """The projection whose weights in units of the stream these are, (D, P)."""
+        return weights_DP if self.plain else weights_DP / self._floored()[:, None]
+
+    def problem(
+        self, features_NP: torch.Tensor, missing_ND: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The least squares whose solution W' makes ``missing`` join the stream; unchanged without a norm.
+
+        Args:
+            features_NP: what enters the uncut projection.
+            missing_ND: what should join the stream.
+
+        Returns:
+            What W' meets (N, P), what it should give (N, D), and by which size of each token both were divided, (N, 1).
+        """
+        if self.norm is None:
+            return features_NP, missing_ND, None
+        weights = with_bias(self.projection)
+        features = extended(features_NP, weights.shape[1])
+        output = nn.functional.linear(features, weights.to(features.dtype)).float()
+        size = self._size(output)
+        # Where the gain was raised, only the change of what joins the stream is divided by more, not what joined it before.
+        raised = (self._floored() - self._gain()).float()
+        return features_NP / size.to(features_NP.dtype), missing_ND + raised * (output / size), size
+
+    def _gain(self) -> torch.Tensor:
+        """By what each row is multiplied, (D,), in float64."""
+        rows = self.projection.out_features
+        if self.norm is None:
+            return torch.full((rows,), self.factor, dtype=torch.float64, device=self.projection.weight.device)
+        # Equal numbers are all of the size that the norm divides by, so what comes out is the gain.
+        probe = torch.full((rows,), PROBE, device=self.projection.weight.device)
+        gain: torch.Tensor = self.norm(probe).double() * self.factor
+        return gain
+
+    def _floored(self) -> torch.Tensor:
+        """The gains, none smaller than half of their root mean square.
+
+        To add much through a small gain, the output must be large there, and its size would make all the rest small.
+        """
+        gain = self._gain()
+        if self.norm is None:
+            return gain
+        sign = torch.where(gain < 0, -1.0, 1.0).double()
+        return sign * gain.abs().clamp_min(float(gain.pow(2).mean().sqrt()) / 2)
+
+    def _size(self, output_ND: torch.Tensor) -> torch.Tensor:
+        """By what the norm divides each token's output, (N, 1)."""
+        epsilon = float(getattr(self.norm, "variance_epsilon", None) or getattr(self.norm, "eps", None) or 0.0)
+        return (output_ND.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()

@@ -1,0 +1,84 @@
+"""A plan on a sibling: the same architecture and tokens with other weights, as an instruct model is of its base.
+
+What stays is replayed from the plan; the weights are refitted on the sibling itself. It makes no choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flab.errors import CheckpointError, PlanError
+from flab.models.checkpoint import Checkpoint
+from flab.models.families import Family, shape_of
+from flab.models.folder import read_object, resolve
+from flab.models.options import Options
+from flab.models.source import ModelFolder
+from flab.models.tokenizer import TokenizerModel
+from flab.pruning.cuts.vocabulary import required_tokens
+from flab.pruning.plan import Plan
+from flab.pruning.planner import model_facts
+
+
+def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[str]:
+    """Demand the architecture and the tokens that the plan was made for; returns a warning for what is only worse.
+
+    Raises:
+        PlanError: names what differs, and what to do.
+    """
+    path, shape = checkpoint.path, shape_of(checkpoint.model, family)
+    names = ("model_type", "vocabulary", "layers", "width", "parameters")
+    got = (family.model_type, shape.vocabulary, shape.layers, shape.width, shape.total)
+    planned = (
+        plan.model.get("model_type"), plan.vocabulary.before, plan.layers.before, plan.width.before, plan.parameters_before,
+    )  # fmt: skip
+    differ = [f"{n} {g} (plan: {p})" for n, g, p in zip(names, got, planned, strict=True) if g != p]
+    if differ:
+        raise PlanError(f"{path} is no sibling of the plan's model: {', '.join(differ)}. Plan for this model itself.")
+    _check_texts(checkpoint, plan)
+    return _check_needed(checkpoint, plan)
+
+
+def _check_texts(checkpoint: Checkpoint, plan: Plan) -> None:
+    """The plan's ids mean the same tokens; compared only if the model that it was made for is still there."""
+    try:
+        file = resolve(plan.model["path"]) / "tokenizer.json"
+        old = read_object(file)["model"]["vocab"]
+    except (CheckpointError, KeyError):
+        return
+    new = TokenizerModel(checkpoint.tokenizer).data["model"]["vocab"]
+    if old != new:
+        raise PlanError(
+            f"{checkpoint.path} is no sibling of the plan's model: its tokens are not those of {file}. Plan for this model "
+            "itself."
+        )
+
+
+def _check_needed(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Every token that this model has a role for stays; pieces of its chat template may go, which is said."""
+    kept = set(plan.vocabulary.kept)
+    roles = set(TokenizerModel(checkpoint.tokenizer).added.values()) | checkpoint.named_ids
+    if gone := sorted(roles - kept):
+        names = ", ".join(repr(checkpoint.tokenizer.id_to_token(i)) for i in gone[:5])
+        raise PlanError(
+            f"the plan cuts tokens that {checkpoint.path} has a role for ({names}): plan for this model itself, and apply that "
+            "plan to the other."
+        )
+    needed = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids) - kept
+    return [f"{len(needed)} tokens of this model's chat template are cut and spelt by smaller ones"] if needed else []
+
+
+def adopted(
+    plan: Plan, source: ModelFolder, family: Family, options: Options, kl: float | None, warnings: list[str]
+) -> Plan:
+    """The plan as the sibling's own: its files, the KL measured on it, and where the choices come from.
+
+    ``kl`` is None where nothing was measured, as without a refit.
+    """
+    measured = "" if kl is not None else ", and so was its KL"
+    origin = f"replayed on a sibling: layers, neurons and tokens were chosen on {plan.model['path']}{measured}"
+    return replace(
+        plan,
+        model=model_facts(source, family, options),
+        kl_nats_per_token=plan.kl_nats_per_token if kl is None else kl,
+        warnings=[*plan.warnings, origin, *warnings],
+    )
