@@ -30,10 +30,23 @@ FAMILY_SETTINGS: dict[str, dict[str, object]] = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16},
     "seed_oss": {"attention_bias": True, "head_dim": 16},
-    "ministral3": {"head_dim": 16},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1000000.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.1,  # queries grow with their position, in steps of the 8 above
+        },
+    },
     "iquestcoder": {"head_dim": 16},
     "smollm3": {"tie_word_embeddings": True, "no_rope_layer_interval": 2},
-    "hunyuan_v1_dense": {"head_dim": 16, "tie_word_embeddings": True},
+    "hunyuan_v1_dense": {
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 1000.0},
+    },
     "ernie4_5": {"head_dim": 16, "tie_word_embeddings": True, "use_bias": True},
     "helium": {"head_dim": 8},
     "gemma": {"head_dim": 16, "tie_word_embeddings": True},
@@ -44,11 +57,33 @@ FAMILY_SETTINGS: dict[str, dict[str, object]] = {
         "logits_scaling": 8.0,
         "attention_multiplier": 0.15,
     },
-    "phi3": {"sliding_window": 2047},
+    "phi3": {
+        "tie_word_embeddings": True,
+        "original_max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.2],
+            "long_factor": [1.0, 2.0, 4.0],
+        },
+    },
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
     "olmo2": {},
-    "olmo3": {"sliding_window": 8},
+    "olmo3": {
+        "sliding_window": 8,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 16,
+                "attention_factor": 1.2,
+            },
+        },
+    },
     "exaone4": {"sliding_window": 8, "sliding_window_pattern": 4},
     "gemma2": {"head_dim": 16, "tie_word_embeddings": True, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "gemma3_text": {
