@@ -55,7 +55,12 @@ def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     apart = ("rope_theta", "partial_rotary_factor")
     made: dict[str, Any] = {name: rope[name] for name in apart if name in rope}
     scaling = {name: value for name, value in rope.items() if name not in apart}
-    made["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    kind = scaling.get("rope_type", "default")
+    if kind == "longrope":  # there Phi-3 demands these three fields and no other
+        if "original_max_position_embeddings" in rope:
+            made["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+        scaling = {"type": kind} | {name: rope[name] for name in ("short_factor", "long_factor")}
+    made["rope_scaling"] = None if kind == "default" else scaling
     return made
 
 
