@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -153,7 +154,7 @@ def build(family: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.f
     end, pad = tokenizer().token_to_id(SPECIAL[2]), tokenizer().token_to_id(SPECIAL[0])
     ids = {"eos_token_id": end, "pad_token_id": pad, "bos_token_id": None}
     sizes = {"vocab_size": vocabulary, **SIZES, **FAMILY_SETTINGS[family], **ids, **settings}
-    config = AutoConfig.for_model(family, **sizes)
+    config = AutoConfig.for_model(family, **copy.deepcopy(sizes))  # a config adds entries to the dicts it is given
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
