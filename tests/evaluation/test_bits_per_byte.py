@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flab.errors import DataError, OptionError, UnsupportedModelError
 from flab.evaluation import bits_per_byte as text_module
 from flab.evaluation.bits_per_byte import bits_per_byte, split_windows
+from flab.models.checkpoint import load
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "é" * 20 + "\n# class Thing:\n" * 4, "x", ""]
 
@@ -79,9 +80,17 @@ def test_refuses_what_it_cannot_count(model, tokenizer):
         bits_per_byte(model, tokenizer, ["", "x"], window=64)
     with pytest.raises(OptionError, match="allowed are 2 to 256"):
         bits_per_byte(model, tokenizer, TEXTS, window=512)
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
+    model.get_output_embeddings = lambda: None
+    with pytest.raises(UnsupportedModelError, match="output matrix"):
         bits_per_byte(model, tokenizer, TEXTS, window=64)
+
+
+@pytest.mark.parametrize("family", ["granite", "gemma2"])  # one divides its logits, the other bounds them
+def test_a_familys_own_logits_count(family, pico_folder):
+    opened = load(pico_folder(family))
+    expected = sum(naive_bits(opened.model, opened.tokenizer.encode(text).ids, 64) for text in TEXTS)
+    found = bits_per_byte(opened.model, opened.tokenizer, TEXTS, window=64)
+    assert found == pytest.approx(expected / sum(len(text.encode()) for text in TEXTS), rel=1e-5)
 
 
 def test_the_models_mode_comes_back(model, tokenizer):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flab.errors import UnsupportedModelError
+
 
 class Scorer(nn.Module):
     """A head whose logits are multiplied by a factor, then bounded by ``cap * tanh(logits / cap)``; may be used like the head."""
@@ -38,9 +40,17 @@ class Scorer(nn.Module):
 
 
 def scorer_of(model: Any) -> nn.Linear | Scorer:
-    """The model's output head, with what the model does to its logits; the head itself if that is nothing."""
+    """The model's output head, with what the model does to its logits; the head itself if that is nothing.
+
+    Raises:
+        UnsupportedModelError: the model has no output matrix.
+    """
     config = model.config
+    head: nn.Linear | None = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(
+            f"{config.model_type} has no output matrix, so no distribution over tokens can be made"
+        )
     factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
-    head: nn.Linear = model.get_output_embeddings()
     return head if factor == 1.0 and cap is None else Scorer(head, factor, cap)
