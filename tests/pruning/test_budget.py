@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 
 from flab.errors import BudgetError, OptionError
 from flab.models.shape import Shape
-from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, allowed_parameters, feasible_splits, vocabulary_for, widest
+from flab.pruning.budget import (
+    VOCABULARY_MULTIPLE,
+    Pins,
+    allowed_parameters,
+    feasible_splits,
+    spare_tokens,
+    vocabulary_for,
+    widest,
+)
 
 PRODUCTS = {"products_per_layer": 190, "products_per_neuron": 24, "attention": 8}
 SMALL = Shape(
@@ -49,7 +58,7 @@ def test_allowed_is_the_largest_number_that_removes_enough(shape, remove):
 def test_every_split_meets_the_budget_and_is_the_widest(shape, remove, data):
     vocabulary = data.draw(st.integers(1, shape.vocabulary))
     allowed, multiple = allowed_parameters(shape, remove), shape.width_multiple()
-    given_away = shape.width // 32 if shape.width >= 512 else 0
+    given_away = shape.width // 64 if shape.width >= 512 else 0
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
     except BudgetError:
@@ -169,18 +178,19 @@ def test_widths_are_chosen_in_blocks_where_the_model_has_16_of_them(width, multi
     ("width", "affordable", "rounded"),
     [
         (640, 330, 320),  # the bundled model at 40 %
-        (640, 500, 480),  # and at 22 %: 496 is no whole number of blocks, and 448 would give away 32 of 20 neurons
-        (1536, 1000, 960),
+        (640, 500, 480),  # and at 22 %: 496 is no whole number of blocks, and 448 would give away 32 of 10 neurons
+        (1536, 1000, 992),  # 960 would give away 32 of 24 neurons
+        (1536, 1056, 1056),  # SmolLM2-135M at 30 %
         (1536, 1040, 1024),
         (4096, 3000, 2944),  # a multiple of 128
-        (4096, 3140, 3072),  # a multiple of 256, which gives away 64 of 128 neurons
+        (4096, 3140, 3072),  # a multiple of 256, which gives away 64 of 64 neurons
         (8960, 7000, 6912),
         (13440, 9999, 9984),
         (4096, 31, 0),
         (64, 33, 32),
     ],
 )
-def test_the_coarsest_multiple_is_taken_that_costs_no_more_than_a_32nd(width, affordable, rounded):
+def test_the_coarsest_multiple_is_taken_that_costs_no_more_than_a_64th(width, affordable, rounded):
     assert of_width(width).rounded_width(affordable) == rounded
 
 
@@ -208,3 +218,21 @@ def test_a_given_multiple_is_kept(shape, remove, multiple):
 def test_a_multiple_beyond_the_width_is_refused():
     with pytest.raises(OptionError, match=r"`width_multiple` .*got 65, allowed 1 to 64"):
         Pins(width_multiple=65).check(SMALL)
+
+
+@given(shapes(), fractions, st.data())
+def test_what_a_coarse_width_leaves_is_spent_on_tokens_and_no_more(shape, remove, data):
+    vocabulary = data.draw(st.integers(1, shape.vocabulary))
+    allowed = allowed_parameters(shape, remove)
+    width = widest(shape, vocabulary, shape.layers, allowed)
+    more = spare_tokens(shape, remove, vocabulary, Pins())
+    if not width:
+        assert more == 0
+        return
+    assert shape.parameters(vocabulary + more, shape.layers, width) <= allowed
+    assert shape.parameters(vocabulary + more + VOCABULARY_MULTIPLE, shape.layers, width) > allowed
+
+
+def test_a_pinned_vocabulary_gets_no_more_tokens():
+    shape = replace(SMALL, width=8192, per_neuron=2)
+    assert spare_tokens(shape, 0.2, 90, Pins(vocabulary=90)) == 0

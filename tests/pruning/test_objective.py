@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flab.pruning import objective
-from flab.pruning.objective import cut_mass_kl, kl_divergence
+from flab.pruning.objective import cut_mass_kl, expected_counts, kl_divergence
 
 D, V, N = 12, 50, 23
 
@@ -80,3 +80,11 @@ def test_cut_mass_is_the_kl_of_the_renormalised_distribution(head, states):
 
 def test_keeping_all_tokens_costs_nothing(head, states):
     assert float(cut_mass_kl(head, states[0], list(range(V))).abs().max()) == 0.0
+
+
+def test_expected_counts_are_the_sum_of_the_probabilities():
+    head = torch.nn.Linear(8, 30)
+    states = torch.randn(11, 8)
+    counts = expected_counts(head, states)
+    torch.testing.assert_close(counts, head(states).softmax(-1).sum(0).double(), atol=1e-5, rtol=1e-5)
+    assert float(counts.sum()) == pytest.approx(11, abs=1e-4)

@@ -91,7 +91,7 @@ class Shape:
     def rounded_width(self, width: int) -> int:
         """Return the width to choose where at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
 
-        The coarsest of them is taken that gives away no more than a 32nd of the model's width, because more formats quantise
+        The coarsest of them is taken that gives away no more than a 64th of the model's width, because more formats quantise
         it and more devices share it evenly. A model too narrow for blocks of 32 is cut in finer steps.
         """
         step = self.width_multiple()
@@ -99,4 +99,4 @@ class Shape:
         if step < BLOCK:
             return finest
         coarser = (width // multiple * multiple for multiple in WIDTH_MULTIPLES if multiple > step)
-        return next((made for made in coarser if made > 0 and finest - made <= self.width // 32), finest)
+        return next((made for made in coarser if made > 0 and finest - made <= self.width // 64), finest)

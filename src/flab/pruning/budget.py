@@ -80,6 +80,17 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
     return max(floor, min(affordable // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE, shape.vocabulary))
 
 
+def spare_tokens(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> int:
+    """How many more tokens the budget affords at full depth, because widths go in coarse steps; 0 for a pinned size."""
+    layers = pins.layers or shape.layers
+    allowed = allowed_parameters(shape, remove)
+    width = pins.width or widest(shape, vocabulary, layers, allowed, pins.width_multiple)
+    left = (allowed - shape.parameters(vocabulary, layers, width)) // shape.per_token
+    if pins.vocabulary is not None or width == 0 or left < VOCABULARY_MULTIPLE:
+        return 0
+    return left // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
+
+
 def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: int | None = None) -> int:
     """Return the widest FFN at this depth that stays within ``allowed`` parameters; 0 if none does.
 

@@ -53,6 +53,15 @@ def cut_mass_kl(head: nn.Linear | Scorer, hidden_ND: torch.Tensor, kept: list[in
     return torch.cat(out) if out else torch.zeros(0)
 
 
+@torch.no_grad()
+def expected_counts(head: nn.Linear | Scorer, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """Return how often the model itself would write each token here: the sum over the positions of ``p(token)``, (V,)."""
+    total = torch.zeros(head.out_features, dtype=torch.float64, device=head.weight.device)
+    for start in range(0, hidden_ND.shape[0], _chunk(head)):
+        total += _logits(head, hidden_ND[start : start + _chunk(head)]).softmax(-1).sum(0).double()
+    return total
+
+
 def _logits(head: nn.Linear | Scorer, hidden_ND: torch.Tensor) -> torch.Tensor:
     return head(hidden_ND.to(head.weight)).float()  # type: ignore[no-any-return]
 

@@ -45,9 +45,11 @@ from flab.pruning.refit.new_layer import NewLayer
 from flab.pruning.refit.streams import SWEEP_BYTES, Streams
 from flab.pruning.search import Candidate, Known, Search, decide, search_splits
 from flab.pruning.surgeon import carve
-from flab.pruning.vocabulary import Counts, plan_vocabulary, vocabulary_kl
+from flab.pruning.vocabulary import Counts, model_counts, plan_vocabulary, vocabulary_kl
 from flab.sandbox import Sandbox
 from flab.version import __version__
+
+EXPECTED_TOKENS = 8_192  # places at which the uncut model is asked what it would write
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Planner:
         self.texts = read_texts(recipe)
         self._in_template = False
         self._counts: Counts | None = None
+        self._expected: dict[int, float] | None = None
         self._material: Material | None = None
 
     def check_budgets(self, budgets: Iterable[float]) -> None:
@@ -192,8 +195,24 @@ class Planner:
         pins = pins_of(recipe, shape)
         if self._counts is None:
             self._counts = Counts.of(checkpoint.tokenizer, self.texts.task_texts(), self.texts.general_texts())
-        kept = plan_vocabulary(checkpoint, family, recipe, pins, self._counts)
+
+        def expected() -> dict[int, float]:
+            if self._expected is None:
+                self._expected = self._model_counts(checkpoint, family, recipe)
+            return self._expected
+
+        kept = plan_vocabulary(checkpoint, family, recipe, pins, self._counts, expected)
         return kept, feasible_splits(shape, recipe.remove, len(kept), pins)
+
+    def _model_counts(self, checkpoint: Checkpoint, family: Family, recipe: Recipe) -> dict[int, float]:
+        """How often the uncut model would write each token in the places of some task text and as much general text."""
+        settings = window_settings(recipe, checkpoint.model)
+        settings |= {"tokens": min(settings["tokens"], EXPECTED_TOKENS), "general": 0.5 if recipe.general > 0 else 0.0}
+        everything = list(range(checkpoint.model.get_input_embeddings().num_embeddings))
+        end = end_of_text(checkpoint.model, everything)
+        windows = calibration_windows(self.texts, checkpoint.tokenizer, end, settings)
+        data = calibration_set(windows, self.options.batch_tokens)
+        return model_counts(checkpoint, family, [*data.fit, *data.compare])
 
     def _material_for(self, checkpoint: Checkpoint, family: Family, kept: list[int], recipe: Recipe) -> Material:
         """Return the material of these tokens: that of the budget before if it keeps the same ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 
 from flab.models.checkpoint import Checkpoint
 from flab.models.families import Family, shape_of
-from flab.models.layers import LayerRunner
+from flab.models.layers import Batch, LayerRunner
 from flab.models.scorer import scorer_of
 from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
-from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, vocabulary_for
+from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, spare_tokens, vocabulary_for
 from flab.pruning.calibration import CalibrationSet
 from flab.pruning.cuts.vocabulary import (
     choose_vocabulary,
@@ -23,8 +23,12 @@ from flab.pruning.cuts.vocabulary import (
     covered_tokens,
     required_tokens,
 )
-from flab.pruning.objective import cut_mass_kl
+from flab.pruning.objective import cut_mass_kl, expected_counts
 from flab.pruning.recipe import Recipe
+
+LARGE_VOCABULARY = 32_768  # above so many tokens no calibration text holds all that other text of its kind needs
+RANK_WEIGHT = 0.003  # of the order of ids, as a fraction of all counts
+RANK_OFFSET = 300  # ids; the first are bytes, and their neighbours are all frequent
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,18 @@ class Counts:
         return cls(count_tokens(tokenizer, task), count_tokens(tokenizer, general))
 
 
-def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins: Pins, found: Counts) -> list[int]:
+def plan_vocabulary(
+    checkpoint: Checkpoint,
+    family: Family,
+    recipe: Recipe,
+    pins: Pins,
+    found: Counts,
+    expected: Callable[[], Mapping[int, float]] = dict,
+) -> list[int]:
     """New id -> old id of the tokens to keep: all that the task's text is covered by, and more where they are affordable.
 
     Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does.
+    A large vocabulary is also chosen by what the model expects: ``expected`` gives how often it would write each token.
     """
     shape = shape_of(checkpoint.model, family)
     if vocabulary_for(shape, recipe.remove, 0, pins) >= shape.vocabulary:
@@ -58,7 +70,33 @@ def plan_vocabulary(checkpoint: Checkpoint, family: Family, recipe: Recipe, pins
     affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
     wanted = max(_round_up(len(covered)), _round_up(affordable))
     size = min(vocabulary_for(shape, recipe.remove, wanted, pins), len(model.text_of))
-    return choose_vocabulary(model, counts, covered if len(covered) <= size else required, size)
+    if shape.vocabulary <= LARGE_VOCABULARY:
+        return choose_vocabulary(model, counts, covered if len(covered) <= size else required, size)
+    # Of a large vocabulary the text at hand holds a small part, and words that other prompts need would go: each of them is
+    # then spelled in pieces, which costs answers. What the model would have written in the same places stands for them.
+    size = min(size + spare_tokens(shape, recipe.remove, size, pins), len(model.text_of))
+    likely = _likely(counts, expected(), model.text_of)
+    return choose_vocabulary(model, likely, covered if len(covered) <= size else required, size)
+
+
+def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Iterable[int]) -> dict[int, float]:
+    """How often each token is expected in new text: as often as counted, and as often again as the model would write it.
+
+    The order of ids, by which a tokenizer's training found them more or less frequent, decides where both say nothing.
+    """
+    total = sum(counts.values())
+    scale = total / (sum(expected.values()) or 1.0)
+    return {i: counts.get(i, 0) + scale * expected.get(i, 0.0) + RANK_WEIGHT * total / (i + RANK_OFFSET) for i in ids}
+
+
+def model_counts(checkpoint: Checkpoint, family: Family, batches: Sequence[Batch]) -> dict[int, float]:
+    """How often the uncut model would write each token at the places of a text, by its own distribution."""
+    runner = LayerRunner(checkpoint.model, family)
+    head = scorer_of(checkpoint.model)
+    total = torch.zeros(head.out_features, dtype=torch.float64)
+    for batch in track(batches, "Expected tokens", unit="batches"):
+        total += expected_counts(head, _final(runner, batch)).cpu()
+    return dict(enumerate(total.tolist()))
 
 
 def _round_up(value: int) -> int:
@@ -75,11 +113,16 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     total = 0.0
     count = 0
     for batch in track(data.compare, "Mass of the cut tokens", unit="batches"):
-        last = None
-        for hidden in runner.forward(replace(batch, ids=old_of[batch.ids]), range(len(runner.layers))):
-            last = hidden
-        assert last is not None
-        kl = cut_mass_kl(head, runner.finish(last)[batch.valid], kept)
+        kl = cut_mass_kl(head, _final(runner, replace(batch, ids=old_of[batch.ids])), kept)
         total += float(kl.double().sum())
         count += len(kl)
     return max(0.0, total / count)
+
+
+def _final(runner: LayerRunner, batch: Batch) -> torch.Tensor:
+    """What enters the head at the real tokens of a batch, (N, D)."""
+    last = None
+    for hidden in runner.forward(batch, range(len(runner.layers))):
+        last = hidden
+    assert last is not None
+    return runner.finish(last)[batch.valid]

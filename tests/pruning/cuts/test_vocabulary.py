@@ -293,6 +293,21 @@ def test_a_pin_below_the_floor_is_refused_with_the_floor(pico_folder, recipe):
     assert len(kept) == floor
 
 
+def test_a_large_vocabulary_keeps_what_the_model_expects(pico_folder, recipe, monkeypatch):
+    """A token that no text holds stays if the model would write it; with little room it replaces one that was seen once."""
+    checkpoint, counts = bench(pico_folder("qwen2"))
+    family = family_of(checkpoint.model.config)
+    asked = recipe(remove=0.5)
+    by_text = plan_vocabulary(checkpoint, family, asked, asked.pins, counts)
+    unseen = max(set(TokenizerModel(checkpoint.tokenizer).text_of) - set(by_text))
+    before = plan_vocabulary(checkpoint, family, asked, asked.pins, counts, lambda: {unseen: 10.0})
+    assert unseen not in before  # a vocabulary of this size is chosen by its text alone
+    monkeypatch.setattr("flab.pruning.vocabulary.LARGE_VOCABULARY", 100)
+    kept = plan_vocabulary(checkpoint, family, asked, asked.pins, counts, lambda: {unseen: 10.0})
+    assert unseen in kept
+    assert Cut(checkpoint.tokenizer, CORPUS).counted <= set(kept)
+
+
 def test_frequent_tokens_come_before_rare_ones():
     model = TokenizerModel(byte_level())
     derived = [i for i, t in model.text_of.items() if len(t) == 2 and i not in model.alphabet()]

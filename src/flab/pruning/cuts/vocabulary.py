@@ -107,7 +107,7 @@ def covered_tokens(
 
 
 def choose_vocabulary(
-    model: TokenizerModel, counts: Mapping[int, int], required: Iterable[int], size: int
+    model: TokenizerModel, counts: Mapping[int, float], required: Iterable[int], size: int
 ) -> list[int]:
     """Return exactly ``size`` ids where that is possible, closed, the most frequent first: new id -> old id.
 
