@@ -178,6 +178,20 @@ def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, set
     return windows
 
 
+def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
+    """Return the settings that decide which calibration windows come out, as a plan records them."""
+    longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
+    return {
+        "tokens": recipe.tokens,
+        "max_length": min(recipe.max_length, longest),
+        "general": recipe.general,
+        "seed": recipe.seed,
+        "prompt_weight": recipe.prompt_weight,
+        "special_tokens": True,
+        "template": recipe.template,
+    }
+
+
 def _general_windows(
     samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any], prefix: list[int]
 ) -> list[Window]:

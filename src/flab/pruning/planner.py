@@ -36,6 +36,7 @@ from flab.pruning.calibration import (
     calibration_windows,
     first_tokens,
     read_texts,
+    window_settings,
 )
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.finalists import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
@@ -48,8 +49,6 @@ from flab.pruning.surgeon import carve
 from flab.pruning.vocabulary import Counts, model_counts, plan_vocabulary, vocabulary_kl
 from flab.sandbox import Sandbox
 from flab.version import __version__
-
-EXPECTED_TOKENS = 8_192  # places at which the uncut model is asked what it would write
 
 
 @dataclass
@@ -198,21 +197,11 @@ class Planner:
 
         def expected() -> dict[int, float]:
             if self._expected is None:
-                self._expected = self._model_counts(checkpoint, family, recipe)
+                self._expected = model_counts(checkpoint, family, self.texts, recipe, self.options.batch_tokens)
             return self._expected
 
         kept = plan_vocabulary(checkpoint, family, recipe, pins, self._counts, expected)
         return kept, feasible_splits(shape, recipe.remove, len(kept), pins)
-
-    def _model_counts(self, checkpoint: Checkpoint, family: Family, recipe: Recipe) -> dict[int, float]:
-        """How often the uncut model would write each token in the places of some task text and as much general text."""
-        settings = window_settings(recipe, checkpoint.model)
-        settings |= {"tokens": min(settings["tokens"], EXPECTED_TOKENS), "general": 0.5 if recipe.general > 0 else 0.0}
-        everything = list(range(checkpoint.model.get_input_embeddings().num_embeddings))
-        end = end_of_text(checkpoint.model, everything)
-        windows = calibration_windows(self.texts, checkpoint.tokenizer, end, settings)
-        data = calibration_set(windows, self.options.batch_tokens)
-        return model_counts(checkpoint, family, [*data.fit, *data.compare])
 
     def _material_for(self, checkpoint: Checkpoint, family: Family, kept: list[int], recipe: Recipe) -> Material:
         """Return the material of these tokens: that of the budget before if it keeps the same ones."""
@@ -253,20 +242,6 @@ def prepare_material(
         kl_vocabulary=vocabulary_kl(checkpoint, family, kept, data),
         streams=streams,
     )
-
-
-def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
-    """Return the settings that decide which calibration windows come out, as a plan records them."""
-    longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
-    return {
-        "tokens": recipe.tokens,
-        "max_length": min(recipe.max_length, longest),
-        "general": recipe.general,
-        "seed": recipe.seed,
-        "prompt_weight": recipe.prompt_weight,
-        "special_tokens": True,
-        "template": recipe.template,
-    }
 
 
 @dataclass

@@ -13,10 +13,16 @@ from flab.models.checkpoint import Checkpoint
 from flab.models.families import Family, shape_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.scorer import scorer_of
-from flab.models.tokenizer import TokenizerModel
+from flab.models.tokenizer import TokenizerModel, end_of_text
 from flab.progress import track
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, spare_tokens, vocabulary_for
-from flab.pruning.calibration import CalibrationSet
+from flab.pruning.calibration import (
+    CalibrationSet,
+    Texts,
+    calibration_set,
+    calibration_windows,
+    window_settings,
+)
 from flab.pruning.cuts.vocabulary import (
     choose_vocabulary,
     count_tokens,
@@ -27,6 +33,7 @@ from flab.pruning.objective import cut_mass_kl, expected_counts
 from flab.pruning.recipe import Recipe
 
 LARGE_VOCABULARY = 32_768  # above so many tokens no calibration text holds all that other text of its kind needs
+EXPECTED_TOKENS = 8_192  # places at which the uncut model is asked what it would write
 RANK_WEIGHT = 0.003  # of the order of ids, as a fraction of all counts
 RANK_OFFSET = 300  # ids; the first are bytes, and their neighbours are all frequent
 
@@ -89,12 +96,19 @@ def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Itera
     return {i: counts.get(i, 0) + scale * expected.get(i, 0.0) + RANK_WEIGHT * total / (i + RANK_OFFSET) for i in ids}
 
 
-def model_counts(checkpoint: Checkpoint, family: Family, batches: Sequence[Batch]) -> dict[int, float]:
-    """How often the uncut model would write each token at the places of a text, by its own distribution."""
-    runner = LayerRunner(checkpoint.model, family)
+def model_counts(
+    checkpoint: Checkpoint, family: Family, texts: Texts, recipe: Recipe, batch_tokens: int
+) -> dict[int, float]:
+    """How often the uncut model would write each token in the places of some task text and as much general text."""
+    settings = window_settings(recipe, checkpoint.model)
+    settings |= {"tokens": min(settings["tokens"], EXPECTED_TOKENS), "general": 0.5 if recipe.general > 0 else 0.0}
     head = scorer_of(checkpoint.model)
+    end = end_of_text(checkpoint.model, list(range(head.out_features)))
+    windows = calibration_windows(texts, checkpoint.tokenizer, end, settings)
+    data = calibration_set(windows, batch_tokens)
+    runner = LayerRunner(checkpoint.model, family)
     total = torch.zeros(head.out_features, dtype=torch.float64)
-    for batch in track(batches, "Expected tokens", unit="batches"):
+    for batch in track([*data.fit, *data.compare], "Expected tokens", unit="batches"):
         total += expected_counts(head, _final(runner, batch)).cpu()
     return dict(enumerate(total.tolist()))
 
