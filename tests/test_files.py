@@ -59,13 +59,13 @@ def test_nothing_is_written_onto_or_into_what_is_read(model, tmp_path):
     (tmp_path / "link.jsonl").symlink_to(rows)
     os.link(rows, tmp_path / "hard.jsonl")
     for output in (rows, tmp_path / "link.jsonl", tmp_path / "hard.jsonl", tmp_path / "x" / ".." / "rows.jsonl"):
-        with pytest.raises(OptionError, match=r"one of the files that are read|no folder"):
+        with pytest.raises(OptionError, match=r"is one of the inputs|no folder"):
             check_file(output, True, [rows])
     for output in (model / "model.safetensors", model / "new.json"):
         with pytest.raises(OptionError, match="is in the source model, which flab never changes"):
             check_file(output, True, [str(model)])
     (tmp_path / "data").mkdir()
-    with pytest.raises(OptionError, match="which is read"):
+    with pytest.raises(OptionError, match="which is an input"):
         check_file(tmp_path / "data" / "plan.json", True, [tmp_path / "data"])
     with pytest.raises(OptionError, match="is in the source model"):
         check_folder(model, True, [model])
@@ -83,7 +83,7 @@ def test_nothing_is_written_into_any_models_folder(model, tmp_path):
 
 def test_a_folder_that_holds_what_is_read_is_not_replaced(own, model):
     shutil.move(model, own / "additional_chat_templates")
-    with pytest.raises(OptionError, match=r"holds .*additional_chat_templates, which is read"):
+    with pytest.raises(OptionError, match=r"holds .*additional_chat_templates, which is an input"):
         check_folder(own, True, [own / "additional_chat_templates"])
 
 
@@ -142,7 +142,7 @@ def test_overwrite_replaces_what_flab_wrote_and_lists_what_it_did_not(own, model
 def test_a_folder_that_takes_no_files_is_found_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     for check in (check_file, lambda path: check_folder(path / "a" / "b", False)):
-        with pytest.raises(OptionError, match="takes no new files"):
+        with pytest.raises(OptionError, match="no new files can be created"):
             check(tmp_path / "out")
 
 

@@ -105,7 +105,7 @@ def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -
     check_place(path, inputs)
     for source in _existing(inputs):
         if path.resolve() in source.resolve().parents:
-            raise OptionError(f"the output {path} holds {source}, which is read: choose another.")
+            raise OptionError(f"the output {path} holds {source}, which is an input: choose another.")
     check_free(path, overwrite)
     if path.exists():
         _check_own(path, foreign_files)
@@ -117,11 +117,11 @@ def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
     target = path.resolve()
     for source in _existing(inputs):
         is_model = (source / "config.json").exists()
-        name = "the source model, which flab never changes" if is_model else f"{source}, which is read"
+        name = "the source model, which flab never changes" if is_model else f"{source}, which is an input"
         if source.resolve() in target.parents or (is_model and source.resolve() == target):
             raise OptionError(f"the output {path} is in {name}: choose another.")
         if source.resolve() == target or (path.exists() and path.samefile(source)):
-            raise OptionError(f"the output {path} is one of the files that are read: choose another.")
+            raise OptionError(f"the output {path} is one of the inputs: choose another.")
     for folder in target.parents:
         if is_model_folder(folder):
             raise OptionError(f"the output {path} is in the folder of a model ({folder}): choose another place.")
@@ -187,7 +187,7 @@ def _check_writable(path: Path) -> None:
     """Raise OptionError if the nearest folder that exists cannot take a new file."""
     holder = next(parent for parent in path.absolute().parents if parent.exists())
     if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
-        raise OptionError(f"cannot write {path}: {holder} takes no new files. Choose another output.")
+        raise OptionError(f"cannot write {path}: no new files can be created in {holder}. Choose another output.")
 
 
 def _existing(inputs: Iterable[PathLike]) -> list[Path]:

@@ -742,7 +742,7 @@ def test_a_file_that_is_read_is_never_the_output(make, tmp_path, role):
     before, given = source.read_bytes(), {} if role == "instructions" else {role: [source]}
     rows = {"files": [source]} if role == "instructions" else ROWS
     for out in ("source.jsonl", "link.jsonl"):
-        with pytest.raises(OptionError, match="is one of the files that are read"):
+        with pytest.raises(OptionError, match="is one of the inputs"):
             make(rows, TOLD, out=out, overwrite=True, **given)
     assert source.read_bytes() == before
 

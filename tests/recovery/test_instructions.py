@@ -184,10 +184,10 @@ BAD = {
         {"prompt": PROMPT, "completion": BODY, "test": TEST, "entry_point": ""},
         "entry_point is blank",
     ),
-    "text for the messages": ({"messages": "Add."}, "messages is no list of objects with role and content"),
-    "a message without content": ({"messages": [{"role": "user"}]}, "messages is no list of objects"),
-    "a message that is text": ({"messages": ["Add."]}, "messages is no list of objects"),
-    "content that is no text": ({"messages": [USER | {"content": None}]}, "content is missing"),
+    "text for the messages": ({"messages": "Add."}, "messages is not a list of objects with role and content"),
+    "a message without content": ({"messages": [{"role": "user"}]}, "messages is not a list of objects"),
+    "a message that is text": ({"messages": ["Add."]}, "messages is not a list of objects"),
+    "content that is no text": ({"messages": [USER | {"content": None}]}, "a message without content"),
     "content in parts": ({"messages": [USER | {"content": [{"type": "text"}]}]}, "holds content that is not text"),
     "no message": ({"messages": []}, "messages holds no question"),
     "an answer alone": ({"messages": [ANSWER]}, "messages holds no question"),
@@ -221,7 +221,7 @@ def test_a_bad_row_is_one_line_that_names_file_and_line(name, tmp_path):
 def test_a_chat_needs_a_template(row, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    with pytest.raises(OptionError, match=r"rows\.jsonl:1: a chat, and the model has no chat template"):
+    with pytest.raises(OptionError, match=r"rows\.jsonl:1: this is a chat, but the model has no chat template"):
         read_instructions([file], None)
 
 

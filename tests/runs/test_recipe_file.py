@@ -392,16 +392,16 @@ NO_RECIPE = {
     "no instructions": (MINIMAL + "data:\nrecover:\n", "data: instructions missing"),
     "a list": ("- model\n- evaluate\n", "got ['model', 'evaluate'], expected names with values."),
     "a word": ("recipe\n", "got 'recipe', expected names with values."),
-    "not YAML": ("model: [bundled\n", "not YAML that can be read"),
-    "not YAML, a tab": ("model: bundled\n\tevaluate: x\n", "not YAML that can be read"),
-    "two documents": (MINIMAL + "---\n" + MINIMAL, "not YAML that can be read", "single document"),
-    "not UTF-8": (b"model: \xff\xfe\n", "not YAML that can be read", "utf-8"),
-    "a zero byte": (b"model: a\0b\n", "not YAML that can be read", "#x0000"),
-    "no such date": (MINIMAL + "prune: {remove: 2024-99-99}\n", "not YAML that can be read", "month"),
+    "not YAML": ("model: [bundled\n", "cannot be read as YAML"),
+    "not YAML, a tab": ("model: bundled\n\tevaluate: x\n", "cannot be read as YAML"),
+    "two documents": (MINIMAL + "---\n" + MINIMAL, "cannot be read as YAML", "single document"),
+    "not UTF-8": (b"model: \xff\xfe\n", "cannot be read as YAML", "utf-8"),
+    "a zero byte": (b"model: a\0b\n", "cannot be read as YAML", "#x0000"),
+    "no such date": (MINIMAL + "prune: {remove: 2024-99-99}\n", "cannot be read as YAML", "month"),
     "too deep": (
         "model: " + "[" * 5000 + "]" * 5000,
     ),  # by the parser, or where the recursion limit was raised, as no text
-    "a loop": ("model: bundled\nevaluate: &x {tasks: *x}\n", "an alias (*name) is not read"),
+    "a loop": ("model: bundled\nevaluate: &x {tasks: *x}\n", "aliases (*name) are not supported"),
     "key twice": (MINIMAL + "model: other\n", "key 'model' is given twice", "line 3"),
     "key twice, inside": (section("recover", "{alpha: 1, length: 64, alpha: 0}"), "key 'alpha' is given twice"),
     "key twice, in quotes": (section("recover", "{alpha: 1, 'alpha': 0}"), "key 'alpha' is given twice"),
@@ -418,7 +418,7 @@ def test_what_is_no_recipe_is_refused(refused, kind):
     "tag", ["python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"]
 )
 def test_yaml_that_names_python_is_refused_and_not_run(refused, place, tag):
-    refused(f"model: !!{tag} ['touch {place}/made']\nevaluate: {{tasks: bundled}}\n", "not YAML that can be read", tag)
+    refused(f"model: !!{tag} ['touch {place}/made']\nevaluate: {{tasks: bundled}}\n", "cannot be read as YAML", tag)
     assert [path.name for path in place.iterdir()] == ["r.yml"]
 
 

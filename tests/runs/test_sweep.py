@@ -157,7 +157,7 @@ def test_a_sweep_killed_in_its_first_write_starts_clean(tmp_path, trained_folder
 def test_what_only_the_measuring_reads_is_missed_before_the_planning(tmp_path, trained_folder, recipe):
     with pytest.raises(DataError, match="nothere"):
         sweep(trained_folder, [0.1], tmp_path / "out", recipe(), tasks=["output:nothere.jsonl"])
-    with pytest.raises(OptionError, match="`limit` is of the problems of a `task`"):
+    with pytest.raises(OptionError, match="`limit` limits the problems of a `task`"):
         sweep(trained_folder, [0.1], tmp_path / "out", recipe(), limit=3)
     with pytest.raises(OptionError, match="is in the source model"):
         sweep(trained_folder, [0.1], trained_folder / "out", recipe())

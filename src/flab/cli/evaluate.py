@@ -291,7 +291,7 @@ def decision_line(found: Mapping[str, Any]) -> str:
     clusters = f" from {found['num_clusters']} sources" if found["num_clusters"] < found["num_items"] else ""
     return (
         f"{verdict}: B - A is {points['difference']:+.1f} points ({points['low']:+.1f} to {points['high']:+.1f}); "
-        f"{found['num_items']} problems{clusters} find differences from {points['detectable']:.1f} points on"
+        f"{found['num_items']} problems{clusters} find differences of {points['detectable']:.1f} points or more"
     )
 
 

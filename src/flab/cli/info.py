@@ -90,7 +90,7 @@ def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
         add(table, stage["name"], bound + duration(stage["seconds"]), f"{stage['memory_bytes'] / 1e9:.2f}", disk)
     console.print(table)
     say(
-        f"in all {duration(report['seconds'])}, {report['memory_bytes'] / 1e9:.2f} GB at the peak, "
+        f"in total {duration(report['seconds'])}, {report['memory_bytes'] / 1e9:.2f} GB at the peak, "
         f"{report['disk_bytes'] / 1e6:,.1f} MB on disk"
     )
     assumed = "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in report["assumed"].items())

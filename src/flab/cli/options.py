@@ -45,7 +45,7 @@ def say_shard(report: Mapping[str, Any]) -> None:
     from flab.progress import say
 
     left = report["wanted"] - report["generated"]
-    rest = f"{left} of other shards are missing" if left else "none is missing: repeat without --shard to go on"
+    rest = f"{left} of other shards are missing" if left else "none is missing: repeat without --shard to continue"
     say(f"shard {report['shard']} is done: {report['generated']} of {report['wanted']} answers; {rest}")
     say(f"its answers are in {report['file']}")
 

@@ -51,13 +51,13 @@ def chat_of(row: Mapping[str, Any], where: str) -> list[Message]:
         answer = row.get("completion")
         turns = turns + (answer if isinstance(answer, list) else [] if answer is None else [_answer(answer, where)])
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise DataError(f"{where}: {name} is no list of objects with role and content")
+        raise DataError(f"{where}: {name} is not a list of objects with role and content")
     messages = [_message(turn, f"{where}: {name}") for turn in turns]
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     if not any(message["role"] != "assistant" for message in messages):
-        raise DataError(f"{where}: {name} holds no question; give at least one turn of the user")
+        raise DataError(f"{where}: {name} holds no question; give at least one turn by the user")
     return messages
 
 
@@ -73,10 +73,10 @@ def _message(turn: Mapping[str, Any], where: str) -> Message:
     """Return one message with its text, and the fields beside it that a template may read."""
     role = turn.get("role", turn.get("from"))
     if not isinstance(role, str) or not role.strip() or not ({"content", "value", "tool_calls"} & set(turn)):
-        raise DataError(f"{where} is no list of objects with role and content; got {', '.join(map(str, turn))}")
+        raise DataError(f"{where} is not a list of objects with role and content; got {', '.join(map(str, turn))}")
     content = turn.get("content", turn.get("value"))
     if content is None and not turn.get("tool_calls"):
-        raise DataError(f"{where} holds a message whose content is missing; give text, or take the message out")
+        raise DataError(f"{where} holds a message without content; give it text, or remove the message")
     content = text_of_parts(content, where)
     kept = {name: turn[name] for name in KEPT_FIELDS if turn.get(name)}
     return {"role": ROLES.get(role.strip().lower(), role.strip()), "content": content, **kept}
@@ -92,7 +92,7 @@ def text_of_parts(content: Any, where: str) -> str:
     if not all(isinstance(part, str) for part in parts):
         kinds = sorted({str(part.get("type")) for part in content if isinstance(part, Mapping)} - {"text"})
         raise DataError(
-            f"{where} holds content that is not text ({', '.join(kinds) or 'no type'}); flab reads text alone"
+            f"{where} holds content that is not text ({', '.join(kinds) or 'no type'}); flab reads only text"
         )
     return "".join(map(str, parts))
 

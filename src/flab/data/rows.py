@@ -66,7 +66,7 @@ def read_file(path: Path) -> Rows | str:
         return iter(())
     if suffix in ROW_SUFFIXES:
         raise DataError(f"{path}:{_first_line(text)}: not JSON: it looks like plain text; {HOW}.")
-    raise DataError(f"{path}: looks like plain text, and its name does not say of which kind; {HOW} (.py, .txt, ...).")
+    raise DataError(f"{path}: looks like plain text, and its name does not say what kind; {HOW} (.py, .txt, ...).")
 
 
 def read_rows(source: str, split: str, limit: int | None) -> list[tuple[str, Row]]:
@@ -79,7 +79,9 @@ def read_rows(source: str, split: str, limit: int | None) -> list[tuple[str, Row
     if path.exists() and not path.is_dir():
         found = read_file(path)
         if isinstance(found, str):
-            raise DataError(f"{path}: holds source code or plain text, no rows; give JSON lines, JSON, CSV or Parquet.")
+            raise DataError(
+                f"{path}: holds source code or plain text, not rows; give JSON lines, JSON, CSV or Parquet."
+            )
         rows = found
     elif source.strip() and (path.is_dir() or is_hub_id(source)):
         rows = _hub_rows(source, split, limit)
@@ -130,10 +132,12 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{line or error.lineno}: not JSON ({error.msg}); each line is one object") from None
+        raise DataError(
+            f"{path}:{line or error.lineno}: not JSON ({error.msg}); each line must be one object"
+        ) from None
     except (ValueError, RecursionError):
         raise DataError(
-            f"{path}:{line or 1}: not JSON (nested too deeply, or a number too long); each line is one object"
+            f"{path}:{line or 1}: not JSON (nested too deeply, or a number too long); each line must be one object"
         ) from None
 
 
@@ -161,7 +165,7 @@ def _object_rows(path: Path, text: str) -> Rows:
         try:
             value, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); each line is one object") from None
+            raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); each line must be one object") from None
         except (ValueError, RecursionError):
             raise DataError(f"{path}:{number}: not JSON (nested too deeply, or a number too long)") from None
         row = _object(value, f"{path}:{number}")
@@ -172,7 +176,7 @@ def _object_rows(path: Path, text: str) -> Rows:
 
 def _object(value: Any, where: str) -> tuple[str, Row]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: got {type(value).__name__}, not an object; each row is one object")
+        raise DataError(f"{where}: got {type(value).__name__}, not an object; each row must be one object")
     return where, value
 
 
@@ -185,7 +189,7 @@ def _refuse_container(path: Path, row: Row, rest: list[str]) -> None:
     lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         raise DataError(
-            f"{path}: is one object, whose rows seem to lie under {lists[0]!r}: save that list alone, as JSON lines or array."
+            f"{path}: is a single object whose rows seem to be under {lists[0]!r}: save only that list, as JSON lines or array."
         )
 
 
@@ -236,7 +240,7 @@ def _table_records(path: Path, reader: Any, kind: str) -> Rows:
 def _check_header(header: list[str], where: str) -> None:
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{where}: the header names {', '.join(twice)} twice; each column has a name of its own")
+        raise DataError(f"{where}: the header names {', '.join(twice)} twice; each column needs its own name")
 
 
 def _parquet_rows(path: Path, data: bytes) -> Rows:
@@ -253,7 +257,7 @@ def _parquet_rows(path: Path, data: bytes) -> Rows:
                 yield f"{path}:row {number}", row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: is no whole Parquet file ({reason:.200}); fetch or write it again.") from None
+        raise DataError(f"{path}: is not a complete Parquet file ({reason:.200}); fetch or write it again.") from None
 
 
 def _hub_rows(source: str, split: str, limit: int | None) -> Rows:

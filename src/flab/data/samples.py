@@ -92,7 +92,7 @@ def files_under(path: Path) -> list[Path]:
         raise DataError(f"{path} holds no rows and no source files (*.jsonl, *.py, *.js, ...): give another folder.")
     if left_out:
         names = ", ".join(sorted(str(p.relative_to(path)) for p in left_out)[:3])
-        say_once(f"{path}: {len(left_out)} files hold no rows that mean something and are left out: {names}")
+        say_once(f"{path}: {len(left_out)} files hold no usable rows and are left out: {names}")
     return found
 
 

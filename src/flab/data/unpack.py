@@ -56,7 +56,7 @@ def _unzip(path: Path, data: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
             found = packed.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is damaged or cut off ({error}); pack or fetch it again.") from None
+        raise DataError(f"{path}: is damaged or truncated ({error}); pack or fetch it again.") from None
     if len(found) > limit:
         raise DataError(f"{path}: unpacks to more than {limit >> 20} MiB; unpack it first if it is what you want.")
     return found

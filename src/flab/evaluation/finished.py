@@ -25,7 +25,7 @@ from flab.version import __version__
 
 ASKED = "asked_sha256"
 ANSWERED = "results_sha256"
-FINISHED = "{} is finished: these are its results; nothing was done again"
+FINISHED = "{} is finished: these are its results; nothing was run again"
 MAKERS = ("torch", "transformers", "tokenizers", "vllm")
 GPU = Path("/dev/nvidia0")  # what --device auto takes may have come or gone
 SAYS_DATA = (("plan.json", ("calibration", "path")), ("recovery.json", ("data",)))  # what a model was fitted to

@@ -33,7 +33,7 @@ def open_run(folder: Path, facts: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror}); give another folder.") from None
+        raise DataError(f"{folder}: cannot be created ({error.strerror}); give another folder.") from None
     before = read_json(folder / RUN) if (folder / RUN).is_file() else None
     if before is not None and before.get("fingerprint") != facts["fingerprint"]:
         changed = ", ".join(changes(before, facts)) or "the tasks"

@@ -174,7 +174,7 @@ def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
         given = _given_id(row, where)
         if given in seen:
             first = seen[given].removeprefix(where.rpartition(":")[0] + ":")
-            raise DataError(f"{where}: task_id {given!r} is on line {first} too; ids are unique")
+            raise DataError(f"{where}: task_id {given!r} is on line {first} too; ids must be unique")
         name = given or _hash_id(item, kind, seen)
         seen[name] = where
         items.append(replace(item, task_id=name))
@@ -207,7 +207,7 @@ def check_text(value: object, name: str, where: str, blank: bool = False) -> str
     if not blank and not value.strip():
         raise DataError(f"{where}: {name} is blank; give text")
     if any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(f"{where}: {name} holds half of a surrogate pair, which is no character; repair the file")
+        raise DataError(f"{where}: {name} holds half of a surrogate pair, which is not a character; repair the file")
     return value
 
 

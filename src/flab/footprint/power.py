@@ -145,7 +145,7 @@ def metered(device: str, estimate: bool) -> Iterator[Energy]:
         yield energy
     finally:
         joules = meter.stop()
-        still = "the counter did not move, or could not be read all the time"
+        still = "the counter did not move, or could not be read throughout"
         energy.figure = Figure(joules, "J", meter.method) if joules > 0 else unknown("J", still)
 
 

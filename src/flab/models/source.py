@@ -150,7 +150,7 @@ def _check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
     count = max(labels if isinstance(labels, int) else 0, len(table) if isinstance(table, Mapping) else 0)
     if count > MOST_LABELS:
         raise CheckpointError(
-            f"{path}/config.json: num_labels is {count}, at most {MOST_LABELS} are read: take it out, a code model has none."
+            f"{path}/config.json: num_labels is {count}, at most {MOST_LABELS} are read: remove it, a code model has none."
         )
 
 

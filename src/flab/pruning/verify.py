@@ -156,7 +156,7 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
     truth = [checkpoint.tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
     differ = sum(one != other for one, other in zip(made["tokens"], truth, strict=True))
     found = [f"transformers {made['version']}: {detail}", *(f"without {name}" for name in made["lost"][:3])]
-    found += [f"{differ} of {len(PROBES)} probe texts split otherwise"] if differ else []
+    found += [f"{differ} of {len(PROBES)} probe texts are split differently"] if differ else []
     return same and not made["lost"] and (not differ or bool(checkpoint.warnings)), "; ".join(found)
 
 

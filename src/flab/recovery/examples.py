@@ -59,7 +59,7 @@ def make_examples(
     parts[False] += [Window(w.ids, 0, w.sample) for w in text]
     if not parts[True] or not parts[False]:
         raise DataError(
-            f"{len(fitting)} examples of at most {length} tokens are too few to train on and to measure with: "
+            f"{len(fitting)} examples of at most {length} tokens are too few to train and validate on: "
             "give more rows, or a larger `length`."
         )
     counts = {

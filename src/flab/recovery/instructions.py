@@ -162,7 +162,7 @@ def _rendered(
 ) -> Instruction:
     if render is None:
         raise OptionError(
-            f"{where}: a chat, and the model has no chat template; add chat_template.jinja, or give prompt + completion."
+            f"{where}: this is a chat, but the model has no chat template; add chat_template.jinja, or give prompt + completion."
         )
     messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
     test, entry = _test(row, where)

@@ -48,7 +48,7 @@ def check_same_ids(teacher: Checkpoint, student: Checkpoint) -> None:
     if ours != theirs:
         wrong = sorted({token for token, i in (ours.items() ^ theirs.items())})[:3]
         raise CheckpointError(
-            f"teacher and student number tokens otherwise ({', '.join(map(repr, wrong))}): prune again."
+            f"teacher and student number tokens differently ({', '.join(map(repr, wrong))}): prune again."
         )
 
 

@@ -143,8 +143,8 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
     changed = [n for n, v in bench.identity.items() if before is not None and before["identity"].get(n) != v]
     if changed and not overwrite:
         raise TrainingError(
-            f"{bench.work} holds a stopped training that differs in {', '.join(changed)}: repeat that command to go on, "
-            "pass `overwrite` to start anew, or choose another output."
+            f"{bench.work} holds a stopped training that differs in {', '.join(changed)}: repeat that command to continue, "
+            "pass `overwrite` to start over, or choose another output."
         )
     if bench.work.exists() and before is None and any(bench.work.iterdir()):
         raise TrainingError(f"{bench.work} is a folder but holds no training: choose another output.")
@@ -236,7 +236,7 @@ def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
     if not best["eval_loss"] < measured[0]["eval_loss"]:
         rate = bench.facts["learning_rate"]
         raise TrainingError(
-            f"no step was better than none: the held-out loss went from {measured[0]['eval_loss']:.4f} to "
+            f"training did not help: the held-out loss went from {measured[0]['eval_loss']:.4f} to "
             f"{best['eval_loss']:.4f} at best. Lower `learning_rate` (it was {rate:g}), or give more rows."
         )
     _, seconds = last_whole(bench.work)

@@ -112,7 +112,7 @@ def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
 def check_limit(limit: int | None, tasks: Sequence[PathLike]) -> None:
     """Raise OptionError for a limit on the problems of no task."""
     if limit is not None and not tasks:
-        raise OptionError("`limit` is of the problems of a `task`: give one, or leave it out.")
+        raise OptionError("`limit` limits the problems of a `task`: give a task, or leave it out.")
 
 
 def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

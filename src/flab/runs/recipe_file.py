@@ -112,7 +112,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read: write the value out", mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported: write the value out", mark
+            )
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -196,7 +198,7 @@ def _load(path: Path) -> Any:
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such date
         text = " ".join(str(error).split()).replace('in "<unicode string>", ', "")
-        raise OptionError(f"{path}: not YAML that can be read ({text})") from None
+        raise OptionError(f"{path}: cannot be read as YAML ({text})") from None
 
 
 def _model(value: Any, path: Path) -> str:
@@ -277,7 +279,7 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
     found = value if isinstance(value, list) else [] if value is None else [value]
     for one in found:
         if not isinstance(one, str) or not one.strip():
-            raise OptionError(f"{where}: got {one!r}, expected text or a list of it.")
+            raise OptionError(f"{where}: got {one!r}, expected text or a list of texts.")
     return tuple(found)
 
 

@@ -32,7 +32,7 @@ def test_a_text_that_is_split_otherwise_is_named():
     verdict = judged(tokens=[[1], [2, 4]])
     assert not verdict["ok"]
     assert verdict["same_texts"] == 1
-    assert verdict["first_difference"].startswith("'b' is split otherwise from token 1 on")
+    assert verdict["first_difference"].startswith("'b' is split differently from token 1 on")
 
 
 def test_an_answer_with_ties_is_right_and_counted_once():

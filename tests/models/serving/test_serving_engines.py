@@ -130,7 +130,7 @@ def test_a_swapped_id_is_found(run, smaller, tmp_path, monkeypatch):
     verdict = run("llama.cpp", smaller("qwen2"))
     assert not verdict["ok"]
     assert verdict["same_texts"] < NUM_TEXTS
-    assert "is split otherwise" in verdict["first_difference"]
+    assert "is split differently" in verdict["first_difference"]
 
 
 def test_swapped_rows_are_found_by_every_engine(run, smaller, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_swapped_rows_are_found_by_every_engine(run, smaller, tmp_path, monkeypa
 def test_a_wrong_pre_tokenizer_is_found(run, smaller):
     verdict = run("llama.cpp", smaller("qwen2"), pre="gpt-2")
     assert not verdict["ok"]
-    assert "is split otherwise" in verdict["first_difference"]
+    assert "is split differently" in verdict["first_difference"]
 
 
 def test_the_command_prints_how_many_are_the_same(smaller, python, flab):

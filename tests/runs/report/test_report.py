@@ -198,7 +198,7 @@ def test_a_run_without_training_is_about_the_cut_model(run):
     assert "the original solves 2 and the smaller model 1, 50.0 % of that" in report["verdict"]["sentence"]
     assert report["verdict"]["remarks"][0].startswith("The loss is significant")
     assert "measure RUN/pruned" in report["missing"]["measured"]
-    assert "problems: worse than the original, by more than chance." in (run / "pruned/README.md").read_text()
+    assert "problems: significantly worse than the original." in (run / "pruned/README.md").read_text()
 
 
 def test_a_format_of_the_future_is_refused(changed):

@@ -181,7 +181,7 @@ def test_hostile_text_is_inert_in_markdown(hostile, name):
     kinds = {token.type for token in tokens}
     assert not kinds & {"link_open", "image", "html_inline"}
     assert [t.content.strip() for t in tokens if t.type == "html_block"] == (
-        ["<!-- written by flab report, which replaces this file; take this line out to keep changes of yours -->"]
+        ["<!-- written by flab report, which replaces this file; remove this line to keep your own changes -->"]
         if name.endswith("README.md") else []
     )  # fmt: skip
     assert "heading" not in [t.content for t in tokens if t.type == "inline"]

@@ -14,7 +14,7 @@ from support import made_run
 
 CUT = ["prune", "evaluate original", "evaluate pruned"]
 TRAINED = ["prune", "data", "recover", "evaluate original", "evaluate pruned", "evaluate recovered"]
-AGAIN = "of an earlier run; `flab run RECIPE -o RUN` makes it anew"
+AGAIN = "from an earlier run; `flab run RECIPE -o RUN` makes it again"
 
 
 def edit(run, name, by):
@@ -77,15 +77,15 @@ def test_what_an_earlier_recipe_trained_and_measured_is_left_out(last):
     assert [model["name"] for model in report["tasks"][0]["models"]] == ["original", "pruned"]
     assert report["recovery"] is None
     assert report["measured"] is None
-    assert report["missing"]["recovery"] == f"recovered/recovery.json is {AGAIN} where the recipe has `recover:`"
-    assert report["missing"]["measured"] == f"measure.json is {AGAIN} where the recipe has `measure:`"
-    assert "eval/recovered/results.json is of an earlier run" in report["missing"]["results"]
+    assert report["missing"]["recovery"] == f"recovered/recovery.json is {AGAIN} if the recipe has `recover:`"
+    assert report["missing"]["measured"] == f"measure.json is {AGAIN} if the recipe has `measure:`"
+    assert "eval/recovered/results.json is from an earlier run" in report["missing"]["results"]
     assert "20.0 % of the parameters were removed" in report["verdict"]["sentence"]
     assert "the smaller model 1" in report["verdict"]["sentence"]
     assert "recovered/README.md" not in report["files"]
     assert (run / "recovered/README.md").read_bytes() == card
     assert report["warnings"] == []
-    assert "measure.json is of an earlier run" in (run / "report.md").read_text()
+    assert "measure.json is from an earlier run" in (run / "report.md").read_text()
     assert f"{run}/recovered" not in " ".join(report["provenance"]["commands"])
 
 
@@ -93,12 +93,12 @@ def test_what_an_earlier_recipe_trained_and_measured_is_left_out(last):
 def test_scores_that_this_recipe_did_not_ask_for_are_left_out(last, name):
     run = last(*(stage for stage in TRAINED if stage != f"evaluate {name}"))
     report = gather(run)
-    assert f"eval/{name}/results.json is of an earlier run" in report["missing"]["results"]
+    assert f"eval/{name}/results.json is from an earlier run" in report["missing"]["results"]
     assert name not in [model["name"] for model in report["tasks"][0]["models"]]
     pairs = {model["name"]: model["paired"] for model in report["tasks"][0]["models"]}
     if name == "original":
         assert list(pairs.values()) == [None, None]
-        assert "compare-pruned.json and compare-recovered.json are of an earlier run" in report["missing"]["paired"]
+        assert "compare-pruned.json and compare-recovered.json are from an earlier run" in report["missing"]["paired"]
         assert report["provenance"]["hardware"] is None
 
 
@@ -187,8 +187,8 @@ def test_training_rows_of_an_earlier_recipe_are_left_out(last):
     run = last(*(stage for stage in TRAINED if stage != "data"))
     report = make_report(run)
     assert report["recovery"]["data"] is None
-    assert report["missing"]["data"] == f"data.meta.json is {AGAIN} where the recipe has `data:`"
-    assert "data.meta.json is of an earlier run" in (run / "report.md").read_text()
+    assert report["missing"]["data"] == f"data.meta.json is {AGAIN} if the recipe has `data:`"
+    assert "data.meta.json is from an earlier run" in (run / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Store:
         except OSError as error:
             os.ftruncate(self._file, end)
             raise DataError(
-                f"{self.path}: cannot be written ({error.strerror}); what it holds is whole: make room and run again."
+                f"{self.path}: cannot be written ({error.strerror}); its content is intact: free space and run again."
             ) from None
         self._rows.update(fresh)
 

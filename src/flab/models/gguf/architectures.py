@@ -121,7 +121,7 @@ def rope_of(config: Any) -> dict[str, Any]:
     rope.setdefault("rope_theta", getattr(config, "rope_theta", None) or 10000.0)
     rope.setdefault("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModelError("a partial rotary embedding is not written as GGUF by flab yet.")
+        raise UnsupportedModelError("flab cannot write a partial rotary embedding as GGUF yet.")
     return rope
 
 
@@ -171,6 +171,6 @@ def window_warnings(config: Any) -> list[str]:
     if not used or window is None or window >= config.max_position_embeddings:
         return []
     return [
-        f"the model attends to the last {window} tokens alone; llama.cpp attends to all of them, so prompts longer than that "
+        f"the model attends to the last {window} tokens only; llama.cpp attends to all of them, so prompts longer than that "
         "give other answers."
     ]

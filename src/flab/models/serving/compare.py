@@ -188,4 +188,4 @@ def _text_difference(text: str, right: list[int], got: list[int]) -> str | None:
     if got == right:
         return None
     place = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
-    return f"{text[:40]!r} is split otherwise from token {place} on: {got[place : place + 4]}, not {right[place : place + 4]}"
+    return f"{text[:40]!r} is split differently from token {place} on: {got[place : place + 4]}, not {right[place : place + 4]}"

@@ -27,7 +27,7 @@ from flab.runs.report.words import (
 
 Json = Mapping[str, Any]
 
-MARK = "<!-- written by flab report, which replaces this file; take this line out to keep changes of yours -->"
+MARK = "<!-- written by flab report, which replaces this file; remove this line to keep your own changes -->"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LICENCES = (
     ("apache-2.0", ("Apache License", "Version 2.0")),
@@ -167,7 +167,7 @@ def _limits(report: Json, row: Json) -> list[str]:
         lines.append(f"Bits per byte of other code: {number(first, 4)} → {number(row['bits_per_byte'], 4)}.")
     for task in report["tasks"] or []:
         if any(one["name"] == row["name"] and judged(one["paired"]) == "worse" for one in task["models"]):
-            lines.append(f"{task['name']}: worse than the original, by more than chance.")
+            lines.append(f"{task['name']}: significantly worse than the original.")
     if report["robustness"] is None:
         lines.append("Robustness under perturbed prompts was not measured.")
     lines += [f"{one['task']} and {one['data']}: {one['warning']}." for one in report["overlaps"] or []]

@@ -32,7 +32,9 @@ def energy_reason(found: Json | None) -> str | None:
     if not gaps:
         return None
     said = next((gap["reason"] for gap in gaps if gap and gap.get("reason")), None)
-    return f"the energy of the stages is not known: {said or 'run.json holds none; a run made with this flab may'}"
+    return (
+        f"the energy of the stages is not known: {said or 'run.json holds none; a run with this version of flab may'}"
+    )
 
 
 def section(report: Json) -> Section:

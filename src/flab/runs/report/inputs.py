@@ -92,8 +92,8 @@ class Inputs:
             return None
         sections = " and ".join(dict.fromkeys(f"`{self.left[name]}:`" for name in found if self.left[name]))
         be, them = ("is", "it") if len(found) == 1 else ("are", "them")
-        where = f" where the recipe has {sections}" if sections else ""
-        return f"{' and '.join(found)} {be} of an earlier run; `flab run RECIPE -o RUN` makes {them} anew{where}"
+        where = f" if the recipe has {sections}" if sections else ""
+        return f"{' and '.join(found)} {be} from an earlier run; `flab run RECIPE -o RUN` makes {them} again{where}"
 
 
 def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
@@ -103,7 +103,7 @@ def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
         DataError: no run, or a file that is damaged or of another layout.
     """
     if not (folder / "run.json").is_file():
-        raise DataError(f"{folder}: holds no run.json, so it is no run; give the folder that flab run wrote")
+        raise DataError(f"{folder}: holds no run.json, so it is not a run; give the folder that flab run wrote")
     if sweep is not None and not (sweep / "sweep.json").is_file():
         raise DataError(f"{sweep}: holds no sweep.json; give the folder that flab sweep wrote, or leave --sweep out")
     results = {name: _read(folder / results_of(name)) for name in MODELS}
@@ -132,10 +132,10 @@ def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
     if layout == "plan.json" and isinstance(value.get("cuts"), dict):
         value |= value["cuts"]  # format 2; in format 1 they lie beside the other fields
     if missing := [name for name in NEEDED.get(layout, ()) if name not in value]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; make it anew with this version of flab")
+        raise DataError(f"{path}: lacks {', '.join(missing)}; make it again with this version of flab")
     known = FORMATS.get(layout)
     if known is not None and value.get("format", known) != known:
-        raise DataError(f"{path}: is of format {value['format']}, this flab reads {known}; make it anew")
+        raise DataError(f"{path}: has format {value['format']}, this flab reads {known}; make it again")
     return value
 
 

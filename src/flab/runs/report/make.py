@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError
-from flab.files import PathLike, as_path, write_json, write_text
+from flab.files import CARD, CARD_MARK, PathLike, as_path, write_json, write_text
 from flab.progress import say
-from flab.runs.report.card import MARK, card
+from flab.runs.report.card import card
 from flab.runs.report.gather import MALFORMED, gather, malformed
 from flab.runs.report.inputs import MODELS
 from flab.runs.report.pages import to_html, to_markdown
@@ -16,7 +16,6 @@ from flab.runs.report.pages import to_html, to_markdown
 HTML = "report.html"
 MARKDOWN = "report.md"
 JSON = "report.json"
-CARD = "README.md"
 
 
 def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
             write_text(path, text)
         write_json(run / JSON, report)
     except OSError as error:
-        raise DataError(f"{run}: cannot be written ({error.strerror}); make room or give a folder of yours") from None
+        raise DataError(f"{run}: cannot be written ({error.strerror}); free space, or give another folder") from None
     for warning in warnings:
         say(f"warning: {warning}")
     return report
@@ -55,7 +54,9 @@ def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str
         if not folder.is_dir() or not any(row["name"] == name for row in report["models"] or []):
             continue
         if _is_foreign(folder / CARD):
-            warnings.append(f"{name}/{CARD} was not written by flab report and stays as it is; move it away for a card")
+            warnings.append(
+                f"{name}/{CARD} was not written by flab report and stays as it is; move it away to get a card"
+            )
         else:
             texts[folder / CARD] = card(report, name, _licence(folder))
     return texts, warnings
@@ -66,7 +67,7 @@ def _is_foreign(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        return MARK not in path.read_text(encoding="utf-8")
+        return CARD_MARK not in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return True
 

@@ -72,7 +72,7 @@ def _chart(found: Json, term: str, label: str, style: str) -> Chart:
         {"label": "held-out rows", "style": style, "line": True, "points": held_out},
         {"label": "", "style": style, "line": False, "points": chosen},
     ]
-    note = "recovery.json: nats per token; held-out rows are those of prompts that no training row has."
+    note = "recovery.json: nats per token; held-out rows have prompts that no training row has."
     table = Table(f"Held-out {label}", ["step", label], [[str(p["x"]), number(p["y"], 4)] for p in held_out], note)
     data = {"x": "steps", "y": f"{label}, nats per token", "series": series}
     return Chart(f"recovery-{term}", "lines", f"{label[0].upper()}{label[1:]} over the training", data, note, table)
@@ -118,5 +118,5 @@ def _steps(data: Json) -> Table:
     for step in data["steps"]:
         found = ", ".join(f"{name} {count(n)}" for name, n in step.items() if name not in ("step", "left"))
         rows.append([step["step"], count(step["left"]), found])
-    note = f"data.meta.json: {count(data['rows'])} rows are left; contaminated are those that overlap with a measured problem."
+    note = f"data.meta.json: {count(data['rows'])} rows are left; contaminated rows overlap with a measured problem."
     return Table("Where the training rows come from", ["step", "left", "found"], rows, note, words=(0, 2))
