@@ -15,7 +15,7 @@ from flab.models.families import embedding_of, head_of, is_tied, layers_of
 from flab.models.layers import LayerRunner, by_rows
 from flab.pruning.calibration import CalibrationSet, calibration_set, windows_of
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch
-from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.refit.walk import Cut, Walk
 from flab.pruning.surgeon import carve
 from support import pico
@@ -87,10 +87,10 @@ def test_layers_are_judged_alike(criterion, both, data):
     assert searches[0].path == searches[1].path
 
 
-@pytest.mark.parametrize("criterion", sorted(FFN_CRITERIA))
+@pytest.mark.parametrize("criterion", sorted(NEURON_CRITERIA))
 def test_neurons_are_scored_alike(criterion, both, data):
     *models, family = both
-    scores = [FFN_CRITERIA[criterion](NeuronSearch(LayerRunner(model, family), data.fit)) for model in models]
+    scores = [NEURON_CRITERIA[criterion](NeuronSearch(LayerRunner(model, family), data.fit)) for model in models]
     assert torch.equal(*scores)
 
 

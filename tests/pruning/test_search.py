@@ -10,7 +10,7 @@ import torch
 from flab.models.families import shape_of
 from flab.models.layers import LayerRunner
 from flab.pruning.budget import Pins, feasible_splits
-from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.walk import Cut, Walk
 from flab.pruning.search import Search, search_splits
@@ -50,6 +50,6 @@ def test_with_fewer_tokens_than_neurons_a_split_without_a_rival_is_scored_by_act
     search = Search(model, family, shape, Recipe(remove=0.1), few, winner_tokens=few.num_fit_tokens)
     search_splits(search, splits)
     torch.testing.assert_close(
-        search.scores, FFN_CRITERIA["activation"](NeuronSearch(LayerRunner(model, family), few.fit))
+        search.scores, NEURON_CRITERIA["activation"](NeuronSearch(LayerRunner(model, family), few.fit))
     )
     assert "chosen by activation" in search.warnings[0]

@@ -21,7 +21,7 @@ from flab.progress import say, track
 from flab.pruning.budget import Split
 from flab.pruning.calibration import CalibrationSet, thinned
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
-from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Cut, Walk
@@ -110,7 +110,7 @@ class Search:
             criterion = "activation"
         if criterion != "elimination":
             runner = LayerRunner(self.model, self.family)
-            self.scores = FFN_CRITERIA[criterion](NeuronSearch(runner, self.data.fit, self.recipe.seed))
+            self.scores = NEURON_CRITERIA[criterion](NeuronSearch(runner, self.data.fit, self.recipe.seed))
         if self.winner_tokens is not None and self.winner_tokens < self.shape.width and self.scores is not None:
             self.warnings.append(
                 f"{self.winner_tokens} calibration tokens are fewer than the {self.shape.width} neurons of a layer: "
@@ -187,7 +187,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     # The deepest split, cut without a refit.
     cut = replace(search.cut_for(deepest, (), compared=True), kind="none", scores=search.scores)
     if cut.scores is None:
-        cut = replace(cut, scores=FFN_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
+        cut = replace(cut, scores=NEURON_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
     walk = Walk(runner, cut, few.fit, few.fit)
     for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers, unit="layers"):
         pass

@@ -10,7 +10,7 @@ import torch
 from flab.models.families import layers_of, linear
 from flab.models.layers import LayerRunner
 from flab.pruning.cuts.layers import LAYER_CRITERIA
-from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch, choose_neurons, score_activation
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch, choose_neurons, score_activation
 from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES
 from flab.pruning.refit.walk import Cut, Walk
 from flab.pruning.surgeon import carve
@@ -19,7 +19,7 @@ from support.calibrated import data_for, fresh
 
 def test_every_named_criterion_exists():
     assert set(LAYER_CRITERIA) == set(LAYER_CRITERION_NAMES)
-    assert set(FFN_CRITERIA) | {"elimination"} == set(NEURON_CRITERION_NAMES)
+    assert set(NEURON_CRITERIA) | {"elimination"} == set(NEURON_CRITERION_NAMES)
 
 
 DEAD = [3, 17, 40, 41]
@@ -34,7 +34,7 @@ def kill_neurons(model, family) -> None:
 def decisions_for(model, family, data, criterion: str, width: int, kind: str = "none"):
     scores = None
     if criterion != "elimination":
-        scores = FFN_CRITERIA[criterion](NeuronSearch(LayerRunner(model, family), data.fit))
+        scores = NEURON_CRITERIA[criterion](NeuronSearch(LayerRunner(model, family), data.fit))
     cut = Cut(range(len(layers_of(model, family))), width, kind, scores=scores)
     return cut, list(Walk(LayerRunner(model, family), cut, data.fit, data.compare))
 
@@ -62,14 +62,14 @@ def test_choose_neurons_is_ascending_and_ties_go_to_the_lower_index():
 def test_first_random_and_magnitude(pico_folder, data):
     model, family = fresh(pico_folder("llama"))
     search = NeuronSearch(LayerRunner(model, family), data.fit, seed=4)
-    assert choose_neurons(FFN_CRITERIA["first"](search)[2], 10) == list(range(10))
-    noise = FFN_CRITERIA["random"](search)
+    assert choose_neurons(NEURON_CRITERIA["first"](search)[2], 10) == list(range(10))
+    noise = NEURON_CRITERIA["random"](search)
     assert noise.shape == (5, 64)
-    assert torch.equal(noise, FFN_CRITERIA["random"](search))
-    assert not torch.equal(noise, FFN_CRITERIA["random"](replace(search, seed=5)))
+    assert torch.equal(noise, NEURON_CRITERIA["random"](search))
+    assert not torch.equal(noise, NEURON_CRITERIA["random"](replace(search, seed=5)))
     mlp = model.model.layers[1].mlp
     expected = mlp.down_proj.weight[:, 7].norm() * mlp.gate_proj.weight[7].norm() * mlp.up_proj.weight[7].norm()
-    torch.testing.assert_close(FFN_CRITERIA["magnitude"](search)[1, 7].float(), expected)
+    torch.testing.assert_close(NEURON_CRITERIA["magnitude"](search)[1, 7].float(), expected)
 
 
 @pytest.mark.parametrize("family_name", ["qwen2", "starcoder2"])
@@ -108,7 +108,7 @@ def test_entropy_equals_its_definition(pico_folder):
     def entropy(logits, row, t):
         return torch.distributions.Categorical(logits=logits).entropy()
 
-    got = FFN_CRITERIA["entropy"](NeuronSearch(LayerRunner(model, family), [batch]))
+    got = NEURON_CRITERIA["entropy"](NeuronSearch(LayerRunner(model, family), [batch]))
     torch.testing.assert_close(got, by_tokens(model, family, batch, entropy, 1), rtol=1e-3, atol=1e-7)
     assert float(got.min()) > 0
 
@@ -125,6 +125,6 @@ def test_fisher_equals_its_definition(pico_folder):
     def log_likelihood(logits, row, t):
         return logits.log_softmax(-1)[labels[row, t]]
 
-    got = FFN_CRITERIA["fisher"](NeuronSearch(LayerRunner(model, family), [batch], seed=9))
+    got = NEURON_CRITERIA["fisher"](NeuronSearch(LayerRunner(model, family), [batch], seed=9))
     torch.testing.assert_close(got, by_tokens(model, family, batch, log_likelihood, 2), rtol=1e-3, atol=1e-9)
     assert float(got.min()) > 0

@@ -12,7 +12,7 @@ from flab.models.families import family_of, head_of, layers_of, linear
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
 from flab.pruning.calibration import CalibrationSet
-from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.objective import kl_divergence
 from flab.pruning.pipeline import plan
 from flab.pruning.refit.walk import Cut, Walk
@@ -24,7 +24,7 @@ from support.calibrated import data_for, fresh
 
 def kl_of(folder, data, kept, width, kind, projection=True, criterion=None):
     model, family = fresh(folder)
-    scores = FFN_CRITERIA[criterion](NeuronSearch(LayerRunner(model, family), data.fit)) if criterion else None
+    scores = NEURON_CRITERIA[criterion](NeuronSearch(LayerRunner(model, family), data.fit)) if criterion else None
     cut = Cut(kept, width, kind, projection, scores)
     _, walk = carve(model, family, cut, data.fit, data.compare)
     return walk.divergence(head_of(model, family))[0], model

@@ -138,7 +138,7 @@ def score_first(search: NeuronSearch) -> torch.Tensor:
     return -torch.arange(search.width, dtype=torch.float64).expand(len(search.outputs), -1)
 
 
-FFN_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
+NEURON_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
     "activation": score_activation,
     "fisher": score_fisher,
     "entropy": score_entropy,
