@@ -6,7 +6,8 @@ model wrote runs in this process. ``docs/sandbox.md`` is the promise: what is st
 It knows nothing of models, tasks or scores; it imports ``errors`` and ``progress`` only.
 """
 
+from flab.sandbox.limits import CPU_SECONDS
 from flab.sandbox.packages import missing, packages_needed
-from flab.sandbox.runner import CPU_SECONDS, OUTCOMES, Job, Outcome, Sandbox, Verdict, probe
+from flab.sandbox.runner import OUTCOMES, Job, Outcome, Sandbox, Verdict, probe
 
 __all__ = ["CPU_SECONDS", "OUTCOMES", "Job", "Outcome", "Sandbox", "Verdict", "missing", "packages_needed", "probe"]

@@ -23,9 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from flab.sandbox.limits import SLACK_BYTES
 from flab.sandbox.mounts import mount_table
 
-SLACK_BYTES = 96 * 2**20  # the interpreter's own pages, its pipes, and the files of the run in /tmp
 LIMIT_FILES = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 ENTER = 'group=$1; shift; echo 0 > "$group/cgroup.procs" && exec "$@"'
 # How often, and how many seconds apart, to look whether killed processes are gone.

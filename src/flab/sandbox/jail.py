@@ -21,13 +21,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from flab.sandbox.limits import SHM_INODES, SHM_SIZE, TMP_INODES, TMP_SIZE
 from flab.sandbox.mounts import mount_table
 from flab.sandbox.packages import INSIDE
 
-TMP_SIZE = "32m"
-SHM_SIZE = "16m"
-TMP_INODES = 4096
-SHM_INODES = 256
 LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
 LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"  # else each thread takes 64 MiB of the address space that is allowed
 DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]

@@ -10,7 +10,6 @@ or printed text never counts. ``docs/sandbox.md`` says what is promised at each 
 from __future__ import annotations
 
 import marshal
-import math
 import os
 import re
 import secrets
@@ -23,9 +22,10 @@ from typing import Any, Literal, cast, get_args
 
 from flab.errors import SandboxError
 from flab.progress import track
-from flab.sandbox import jail
+from flab.sandbox import jail, limits
 from flab.sandbox.cgroup import Groups
 from flab.sandbox.harness import GRACE_S
+from flab.sandbox.limits import CPU_SECONDS, MEMORY_BYTES, WALL_FACTOR
 from flab.sandbox.packages import INSIDE, entries, folder_of, is_installed
 from flab.sandbox.process import Raw, Stop, execute
 from flab.sandbox.rewrite import Tests, prepare
@@ -45,7 +45,6 @@ Outcome = Literal[
     "uncalled",
 ]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
-CPU_SECONDS = 5.0
 SECRET_CHARS = 32
 ALONE = 1.2  # wall seconds for a CPU second, below which a program had a core to itself
 REFUSAL = (
@@ -80,8 +79,8 @@ class Sandbox:
 
     level: jail.Level
     launcher: jail.Launcher
-    memory_bytes: int = 2**30
-    wall_factor: float = 4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
+    memory_bytes: int = MEMORY_BYTES
+    wall_factor: float = WALL_FACTOR
     workers: int = 0  # 0: one for each core this process may use
 
     @classmethod
@@ -134,27 +133,27 @@ class Sandbox:
         """Return the verdict of one run, and whether it is a time-out of a program that had no core to itself."""
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
-        limits = _limits(self.memory_bytes, cpu_seconds)
+        bounds = limits.of_one_process(self.memory_bytes, cpu_seconds)
         keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
         tests = prepare(job.test, job.entry_point.strip())  # MBPP has names with a blank at the end
         packages = tuple(name for name in (*tests.packages, *job.packages) if is_installed(name))
         inside: dict[str, Any] = {
             "program": job.program,
-            "limits": limits,
+            "limits": bounds,
             "modules": list(tests.modules),
             "packages": self._folder(packages),
             "own_network": self.level != "rlimits",
             "keys": keys,
         }
-        own_seconds = limits["RLIMIT_CPU"] + GRACE_S
+        own_seconds = bounds["RLIMIT_CPU"] + GRACE_S
         wall_seconds = self.wall_factor * own_seconds + 1.0
         with groups.lend() as group:
             inside["filter"] = filter_program(allow_memfd=group.path is not None)
             command = self.launcher(entries(packages) if packages else ())
             raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, group, stop)
             overran = group.overran()
-        verdict = _judge(raw, keys[1] + secret, limits["RLIMIT_CPU"], wall_seconds, overran, job.test)
+        verdict = _judge(raw, keys[1] + secret, bounds["RLIMIT_CPU"], wall_seconds, overran, job.test)
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
         return verdict, verdict.outcome == "timeout" and not alone
 
@@ -202,18 +201,6 @@ def probe(sandbox: Sandbox) -> str | None:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _limits(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
-    """Resource limits of one process: 128 threads and processes, 256 descriptors and 16 MiB files suffice for tests."""
-    return {
-        "RLIMIT_AS": memory_bytes,
-        "RLIMIT_CPU": max(1, math.ceil(cpu_seconds)),
-        "RLIMIT_FSIZE": 16 * 2**20,
-        "RLIMIT_NPROC": 128,
-        "RLIMIT_NOFILE": 256,
-        "RLIMIT_CORE": 0,
-    }
 
 
 def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overran: bool, test: str) -> Verdict:

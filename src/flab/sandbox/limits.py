@@ -1,0 +1,37 @@
+"""The limits of a run, all in one place; ``docs/sandbox.md`` lists them for users.
+
+``runner`` passes them on, ``harness`` sets those of each process inside (with :data:`flab.sandbox.harness.GRACE_S` on top of
+the CPU time), ``jail`` mounts ``/tmp`` and ``/dev/shm``, ``cgroup`` bounds the memory of all processes together. Which system
+calls are refused is in ``seccomp``.
+"""
+
+from __future__ import annotations
+
+import math
+
+CPU_SECONDS = 5.0  # of each process, after the start
+WALL_FACTOR = 4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
+MEMORY_BYTES = 2**30  # address space of each process
+SLACK_BYTES = (
+    96 * 2**20
+)  # for all processes together: the interpreter's own pages, its pipes, and the files of the run in /tmp
+# Of the private file systems: sizes as mount reads them, and how many files they hold.
+TMP_SIZE = "32m"
+TMP_INODES = 4096
+SHM_SIZE = "16m"
+SHM_INODES = 256
+
+
+def of_one_process(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
+    """Return the resource limits of one process, by their names in the module ``resource``.
+
+    128 threads and processes, 256 descriptors and files of 16 MiB suffice for tests.
+    """
+    return {
+        "RLIMIT_AS": memory_bytes,
+        "RLIMIT_CPU": max(1, math.ceil(cpu_seconds)),
+        "RLIMIT_FSIZE": 16 * 2**20,
+        "RLIMIT_NPROC": 128,
+        "RLIMIT_NOFILE": 256,
+        "RLIMIT_CORE": 0,
+    }
