@@ -33,7 +33,7 @@ def families(json_: Json = False) -> None:
 
 
 def family_rows() -> list[dict[str, Any]]:
-    """One row for each family, by name."""
+    """Return one row for each family, by name."""
     from flab.models.compatibility import PERIODIC
     from flab.models.families import FAMILIES
     from flab.models.gguf.architectures import ARCHITECTURES
@@ -50,7 +50,7 @@ def family_rows() -> list[dict[str, Any]]:
 
 
 def refused_rows() -> list[dict[str, str]]:
-    """What is missing for families that people ask for, by name."""
+    """Return what is missing for families that people ask for, by name."""
     from flab.models.families import REFUSED
 
     return [{"model_type": name, "missing": missing} for name, missing in sorted(REFUSED.items())]

@@ -104,7 +104,8 @@ def _batch_nats(model: Any, batch: list[Window]) -> float:
     mask = torch.tensor([[1] * len(w.ids) + [0] * (width - len(w.ids)) for w in batch], device=model.device)
     counts = torch.tensor([[w.first <= at < len(w.ids) for at in range(1, width)] for w in batch], device=model.device)
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    states_ND, targets_N = hidden[:, :-1][counts], ids[:, 1:][counts]
+    states_ND = hidden[:, :-1][counts]
+    targets_N = ids[:, 1:][counts]
     head = scorer_of(model)
     total = 0.0
     for at in range(0, len(targets_N), CHUNK):
@@ -129,8 +130,9 @@ def general_size(original: Path) -> int:
 
 
 def general_texts(size_bytes: int = GENERAL_BYTES) -> list[str]:
-    """The head of each held-out module, about so many bytes in all, in a stable order."""
-    texts, used = [], 0
+    """Return the head of each held-out module, about so many bytes in all, in a stable order."""
+    texts = []
+    used = 0
     for path in assets.held_out_stdlib():
         text = path.read_text(encoding="utf-8", errors="replace")[:EXCERPT_BYTES]
         if text.strip() and used < size_bytes:

@@ -37,23 +37,23 @@ class Branch:
         return self.norm is None and self.factor == 1.0
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
-        """What joins the stream, of the shape of the projection's output."""
+        """Return what joins the stream, of the shape of the projection's output."""
         normed = output if self.norm is None else self.norm(output)
         return normed if self.factor == 1.0 else normed * self.factor
 
     def weights(self) -> torch.Tensor:
-        """The projection in units of the stream, (D, P)."""
+        """Return the projection in units of the stream, (D, P)."""
         own = with_bias(self.projection)
         return own if self.plain else own.double() * self._floored()[:, None]
 
     def own(self, weights_DP: torch.Tensor) -> torch.Tensor:
-        """The projection whose weights in units of the stream these are, (D, P)."""
+        """Return the projection whose weights in units of the stream these are, (D, P)."""
         return weights_DP if self.plain else weights_DP / self._floored()[:, None]
 
     def problem(
         self, features_NP: torch.Tensor, missing_ND: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The least squares whose solution W' makes ``missing`` join the stream; unchanged without a norm.
+        """Return the least squares whose solution W' makes ``missing`` join the stream; unchanged without a norm.
 
         Args:
             features_NP: what enters the uncut projection.
@@ -83,7 +83,7 @@ class Branch:
         return gain
 
     def _floored(self) -> torch.Tensor:
-        """The gains, none smaller than half of their root mean square.
+        """Return the gains, none smaller than half of their root mean square.
 
         To add much through a small gain, the output must be large there, and its size would make all the rest small.
         """

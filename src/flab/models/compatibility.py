@@ -108,7 +108,7 @@ def _fallback_bits(row: int, block: int) -> float:
 
 
 def _needs(config: Any, renumbered: bool, broken_pattern: bool) -> str:
-    """What llama.cpp needs to take the folder."""
+    """Return what llama.cpp needs to take the folder."""
     if broken_pattern:
         return f"another cut: it {PERIODIC}"
     if renumbered:

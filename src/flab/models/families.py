@@ -114,7 +114,7 @@ _MISSING = {
 
 
 def family_of(config: Any) -> Family:
-    """The family row of a transformers config.
+    """Return the family row of a transformers config.
 
     Raises:
         UnsupportedModelError: names the architecture, what is missing for it, and what is supported.
@@ -132,60 +132,60 @@ def family_of(config: Any) -> Family:
 
 
 def layers_of(model: nn.Module, family: Family) -> nn.ModuleList:
-    """The list of decoder layers."""
+    """Return the list of decoder layers."""
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def linear(module: nn.Module, path: str) -> nn.Linear:
-    """The linear layer at ``path``."""
+    """Return the linear layer at ``path``."""
     found = module.get_submodule(path)
     assert isinstance(found, nn.Linear), f"{path} is {type(found).__name__}"
     return found
 
 
 def head_of(model: nn.Module, family: Family) -> nn.Linear:
-    """The output head."""
+    """Return the output head."""
     return linear(model, family.head)
 
 
 def embedding_of(model: nn.Module, family: Family) -> nn.Embedding:
-    """The input embedding."""
+    """Return the input embedding."""
     found = model.get_submodule(family.embedding)
     assert isinstance(found, nn.Embedding)
     return found
 
 
 def is_tied(model: nn.Module, family: Family) -> bool:
-    """Whether embedding and head are one parameter."""
+    """Return whether embedding and head are one parameter."""
     return head_of(model, family).weight is embedding_of(model, family).weight
 
 
 def with_bias(module: nn.Linear) -> torch.Tensor:
-    """The weight (outputs, inputs), the bias as one more column where there is one."""
+    """Return the weight (outputs, inputs), the bias as one more column if there is one."""
     return module.weight if module.bias is None else torch.cat([module.weight, module.bias[:, None]], dim=1)
 
 
 def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
-    """The features (..., inputs), with a column of ones where the weights that meet them hold a bias."""
+    """Return the features (..., inputs), with a column of ones where the weights that meet them hold a bias."""
     if features.shape[-1] == columns:
         return features
     return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
 
 
 def norm_at(layer: nn.Module, path: str) -> nn.Module:
-    """The norm at ``path``, or one that changes nothing if the family has none there."""
+    """Return the norm at ``path``, or one that changes nothing if the family has none there."""
     return layer.get_submodule(path) if path else nn.Identity()
 
 
 def activation_of(layer: nn.Module, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The FFN's activation function."""
+    """Return the FFN's activation function."""
     return getattr(layer.get_submodule(family.ffn), family.activation)  # type: ignore[no-any-return]
 
 
 def ffn_inputs(layer: nn.Module, family: Family, neurons: Sequence[int] | None = None) -> list[torch.Tensor]:
-    """The FFN's input projections, (F, D) each or (F, D + 1) with a bias: all neurons or the given ones."""
+    """Return the FFN's input projections, (F, D) each or (F, D + 1) with a bias: all neurons or the given ones."""
     matrices = [with_bias(linear(layer, path)) for path in family.ffn_in]
     if family.fused:
         matrices = list(matrices[0].chunk(2))
@@ -207,14 +207,14 @@ def ffn_activations(
 
 
 def kv_width(config: Any) -> int:
-    """Numbers that one layer keeps as keys for each token (and again as values)."""
+    """Return how many numbers one layer keeps as keys for each token (and again as values)."""
     heads = int(config.num_attention_heads)
     head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
 
 
 def shape_of(model: nn.Module, family: Family) -> Shape:
-    """Sizes and unit costs of a model, read from its tensors (meta tensors do).
+    """Return sizes and unit costs of a model, read from its tensors (meta tensors do).
 
     Raises:
         UnsupportedModelError: when its layers are not all of one shape.

@@ -37,7 +37,7 @@ class Batch:
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether a device ("cpu", "cuda", "cuda:1") has instructions for bfloat16 products."""
+    """Return whether a device ("cpu", "cuda", "cuda:1") has instructions for bfloat16 products."""
     if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
@@ -64,7 +64,7 @@ class _Recorder(nn.Module):
 
 
 def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
-    """The rows of a tensor, so many at a time that ``width`` values for each stay small."""
+    """Return the rows of a tensor, so many at a time that ``width`` values for each stay small."""
     return torch.split(states_ND, max(1, ROW_ELEMENTS // width))
 
 
@@ -86,13 +86,13 @@ class LayerRunner:
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
-        """Hidden states entering the first layer, (B, T, D), with whatever the model does to its embeddings."""
+        """Return hidden states entering the first layer, (B, T, D), with whatever the model does to its embeddings."""
         hidden, _ = self._record(batch.ids)[0]
         return hidden
 
     @torch.no_grad()
     def _record(self, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-        """What every layer would be called with: the embeddings, and its mask and positions."""
+        """Return what every layer would be called with: the embeddings, and its mask and positions."""
         owner_path, _, name = self.family.layers.rpartition(".")
         owner = self.model.get_submodule(owner_path)
         calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
@@ -105,15 +105,16 @@ class LayerRunner:
         return calls
 
     def attention_branch(self, index: int) -> Branch:
-        """How the attention's output projection of layer ``index`` adds to the stream."""
+        """Return how the attention's output projection of layer ``index`` adds to the stream."""
         return self._branch(index, self.family.attention_out, self.family.attention_norm_after)
 
     def ffn_branch(self, index: int) -> Branch:
-        """How the FFN's output projection of layer ``index`` adds to the stream."""
+        """Return how the FFN's output projection of layer ``index`` adds to the stream."""
         return self._branch(index, self.family.ffn_out, self.family.ffn_norm_after)
 
     def _branch(self, index: int, projection: str, norm: str) -> Branch:
-        layer, factor = self.layers[index], self.family.residual_factor
+        layer = self.layers[index]
+        factor = self.family.residual_factor
         return Branch(
             linear(layer, projection),
             layer.get_submodule(norm) if norm else None,
@@ -141,7 +142,7 @@ class LayerRunner:
                 setattr(module, name, parameter)
 
     def products(self) -> contextlib.AbstractContextManager[None]:
-        """The precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
+        """Return the precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
         if not self.mixed:
             return contextlib.nullcontext()
         weight = linear(self.layers[0], self.family.ffn_out).weight
@@ -169,12 +170,12 @@ class LayerRunner:
 
     @torch.no_grad()
     def layer(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """The output of layer ``index``, (B, T, D)."""
+        """Return the output of layer ``index``, (B, T, D)."""
         with self.at_work(index) as layer:
             return self.run(index, hidden_BTD, layer)
 
     def run(self, index: int, hidden_BTD: torch.Tensor, module: nn.Module) -> torch.Tensor:
-        """The output of ``module`` standing in for layer ``index``, (B, T, D); gradients are not turned off."""
+        """Return the output of ``module`` standing in for layer ``index``, (B, T, D); gradients are not turned off."""
         hidden, kwargs = self._call(index, hidden_BTD)
         with self.products():
             output = module(hidden, **kwargs)
@@ -182,7 +183,7 @@ class LayerRunner:
 
     @torch.no_grad()
     def attention_features(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """What enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
+        """Return what enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
         hidden, kwargs = self._call(index, hidden_BTD)
         caught: list[torch.Tensor] = []
         projection = linear(self.layers[index], self.family.attention_out)
@@ -223,12 +224,12 @@ class LayerRunner:
 
     @torch.no_grad()
     def finish(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the final norm."""
+        """Return hidden states after the final norm."""
         norm = self.model.get_submodule(self.family.final_norm)
         return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
 
     def forward(self, batch: Batch, kept: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The hidden states entering each kept layer in turn, and last those leaving the last."""
+        """Yield the hidden states entering each kept layer in turn, and last those leaving the last."""
         hidden = self.embed(batch)
         yield hidden
         for index in kept:

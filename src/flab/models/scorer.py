@@ -34,13 +34,13 @@ class Scorer(nn.Module):
         return self.head.out_features
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
+        """Return logits (..., V) of hidden states (..., D)."""
         logits: torch.Tensor = self.head(hidden) * self.factor
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 def scorer_of(model: Any) -> nn.Linear | Scorer:
-    """The model's output head, with what the model does to its logits; the head itself if that is nothing.
+    """Return the model's output head, with what the model does to its logits; the head itself if that is nothing.
 
     Raises:
         UnsupportedModelError: the model has no output matrix.

@@ -51,7 +51,7 @@ def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """One set of rotary parameters as transformers 4 has them."""
+    """Return one set of rotary parameters as transformers 4 has them."""
     apart = ("rope_theta", "partial_rotary_factor")
     made: dict[str, Any] = {name: rope[name] for name in apart if name in rope}
     scaling = {name: value for name, value in rope.items() if name not in apart}

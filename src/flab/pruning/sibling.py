@@ -25,7 +25,8 @@ def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[st
     Raises:
         PlanError: names what differs, and what to do.
     """
-    path, shape = checkpoint.path, shape_of(checkpoint.model, family)
+    path = checkpoint.path
+    shape = shape_of(checkpoint.model, family)
     names = ("model_type", "vocabulary", "layers", "width", "parameters")
     got = (family.model_type, shape.vocabulary, shape.layers, shape.width, shape.total)
     planned = (
@@ -54,7 +55,7 @@ def _check_texts(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _check_needed(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    """Every token that this model has a role for stays; pieces of its chat template may go, which is said."""
+    """Refuse a plan that cuts a token this model has a role for; warn if pieces of its chat template go."""
     kept = set(plan.vocabulary.kept)
     roles = set(TokenizerModel(checkpoint.tokenizer).added.values()) | checkpoint.named_ids
     if gone := sorted(roles - kept):
@@ -70,9 +71,9 @@ def _check_needed(checkpoint: Checkpoint, plan: Plan) -> list[str]:
 def adopted(
     plan: Plan, source: ModelFolder, family: Family, options: Options, kl: float | None, warnings: list[str]
 ) -> Plan:
-    """The plan as the sibling's own: its files, the KL measured on it, and where the choices come from.
+    """Return the plan as the sibling's own: its files, the KL measured on it, and where the choices come from.
 
-    ``kl`` is None where nothing was measured, as without a refit.
+    ``kl`` is None if nothing was measured, as without a refit.
     """
     measured = "" if kl is not None else ", and so was its KL"
     origin = f"replayed on a sibling: layers, neurons and tokens were chosen on {plan.model['path']}{measured}"

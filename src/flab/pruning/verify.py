@@ -101,7 +101,7 @@ def _is_renumbered(plan: Plan) -> bool:
 
 
 def _breaks_pattern(checkpoint: Checkpoint, plan: Plan) -> bool:
-    """Whether layers are gone from a family whose kinds of layers repeat."""
+    """Return whether layers are gone from a family whose kinds of layers repeat."""
     return family_of(checkpoint.model.config).periodic and plan.layers.after < plan.layers.before
 
 

@@ -118,7 +118,7 @@ def _round_up(value: int) -> int:
 
 
 def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:
-    """Mean over the comparison tokens of ``-log`` of the probability mass that stays; 0 where all tokens stay."""
+    """Return the mean over the comparison tokens of ``-log`` of the probability mass that stays; 0 if all tokens stay."""
     head = scorer_of(checkpoint.model)
     if len(kept) == head.out_features:
         return 0.0

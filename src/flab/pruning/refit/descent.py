@@ -50,7 +50,7 @@ class Example(NamedTuple):
     held_out: bool
 
     def unscaled(self, size_N1: torch.Tensor) -> Example:
-        """The same tokens, where what leaves the FFN was divided by a size of each token."""
+        """Return the same tokens, where what leaves the FFN was divided by a size of each token."""
         size = size_N1.to(self.own.dtype)
         return self._replace(own=self.own * size, wanted=self.wanted * size, scale=self.scale / size_N1)
 

@@ -5,7 +5,7 @@ it enters layer j, so the contribution of removed layers is part of the target; 
 original's stream before the FFN of layer i. Only Gram and cross matrices are held, of one layer at a time, in float64.
 No bias appears where there was none, shapes stay standard. Weights are fitted in units of the stream
 (:mod:`flab.models.branch`): a family's multiplier, or a norm behind the projection, is part of the problem. The dearer
-refits (:mod:`flab.pruning.refit.newton`, :mod:`flab.pruning.refit.reconstruction`) go on from there, layer by layer.
+refits (:mod:`flab.pruning.refit.newton`, :mod:`flab.pruning.refit.reconstruction`) continue from there, layer by layer.
 
 Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, one more where the layer has a bias).
 """
@@ -112,7 +112,7 @@ class Walk:
             yield new
 
     def _original_mid(self, index: int) -> list[torch.Tensor]:
-        """The original's stream before the FFN of a layer."""
+        """Return the original's stream before the FFN of a layer."""
         return self.streams.get((index, "before FFN"), lambda: [self._mid(index, h) for h in self.original])
 
     def _advance_original(self, index: int, mid: list[torch.Tensor]) -> None:
@@ -157,7 +157,7 @@ class Walk:
         return linear(self.runner.layers[index], self.runner.family.ffn_out)
 
     def _mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The stream before the FFN, with the attention as it is."""
+        """Return the stream before the FFN, with the attention as it is."""
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         added = self.runner.attention_branch(index)(projection(self.runner.attention_features(index, hidden)))
         return hidden.to(added.device) + added
@@ -308,7 +308,8 @@ class Walk:
 
     def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
         """Move all weights of the layer, and the pruned stream past it; ``new`` as it is where that is refused."""
-        old, rates = self.runner.layers[new.index], self.cut.reconstruction_rates
+        old = self.runner.layers[new.index]
+        rates = self.cut.reconstruction_rates
         if rates and not rates[place]:
             return new
         start = copy.deepcopy(old)
@@ -327,7 +328,7 @@ class Walk:
         return replace(new, state=made.state_dict(), reconstruction_rate=rate)
 
     def _rows(self, index: int) -> Iterator[Rows]:
-        """What enters and what should leave the layer: the two streams, which are at its ends."""
+        """Yield what enters and what should leave the layer: the two streams, which are at its ends."""
         typical = self.weights.typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             inputs = self.pruned[n].to(self.runner.device(index)).float()
@@ -338,7 +339,8 @@ class Walk:
 
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool, width: int) -> list[Tokens]:
         """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
-        norm, found = norm_at(self.runner.layers[index], self.runner.family.ffn_norm), []
+        norm = norm_at(self.runner.layers[index], self.runner.family.ffn_norm)
+        found = []
         branch = self.runner.ffn_branch(index)
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
         typical = self.weights.typical(self.original)
@@ -347,7 +349,8 @@ class Walk:
             batch = self.batches[n]
             for part, rows, weight in self.weights.parts(batch, self.original[n].to(mid[n].device), typical):
                 if part == held_out:
-                    here, wanted = mid[n][rows], self.original[n].to(mid[n].device)[rows]
+                    here = mid[n][rows]
+                    wanted = self.original[n].to(mid[n].device)[rows]
                     missing = (wanted - here).float()
                     if branch.norm is not None:
                         _, missing, size = branch.problem(self.runner.ffn_features(index, here), missing)
@@ -370,7 +373,8 @@ class Walk:
     @torch.no_grad()
     def divergence(self, head: nn.Linear | Scorer) -> tuple[float, float]:
         """KL in nats per token over the comparison batches: over all tokens, and over answer tokens (nan without any)."""
-        kls, answers = [], []
+        kls = []
+        answers = []
         for n in range(self.num_fit, len(self.batches)):
             valid = self.batches[n].valid
             reference, hidden = (self.runner.finish(stream[n])[valid] for stream in (self.original, self.pruned))
