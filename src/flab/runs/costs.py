@@ -47,9 +47,7 @@ from flab.runs.estimate import (
 from flab.runs.facts import ModelFacts, assumed_vocabulary
 
 SAMPLED = 64  # texts that are tokenised to learn how many characters a token has
-# Assumed tokens of a prompt and of an answer, if none are known.
-SEQUENCE = 512
-ANSWER = 256
+SEQUENCE = 512  # assumed tokens of a prompt, if none are known
 PROGRAM_BYTES = 500_000_000  # of a process that has loaded torch and transformers
 
 

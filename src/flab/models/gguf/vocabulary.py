@@ -25,7 +25,6 @@ CONTROL = 3
 USER_DEFINED = 4
 UNUSED = 5
 BYTE = 6
-SPACE = "▁"
 UNMERGED = -1e9  # score of a token that no merge makes
 # The names under which models know the tokens of infill prompts, and the GGUF key of each.
 INFILL = {
