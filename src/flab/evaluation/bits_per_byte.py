@@ -80,7 +80,7 @@ def bits_per_byte(
     start = [] if start_id is None else [start_id]
     windows = [w for text in texts for w in split_windows(start + list(tokenizer.encode(text).ids), window)]
     if not windows or not num_bytes:
-        raise DataError("nothing to predict: the texts are empty or of one token; give longer texts")
+        raise DataError("nothing to predict: the texts are empty or hold a single token; give longer texts")
     windows.sort(key=lambda one: -len(one.ids))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     with torch.inference_mode(), evaluation_mode(model):

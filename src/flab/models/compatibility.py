@@ -117,4 +117,4 @@ def _needs(config: Any, renumbered: bool, broken_pattern: bool) -> str:
             f"{export}the base model's pre-tokenizer named when converting: the stock converter recognises BPE by a hash over "
             "ids, which are new"
         )
-    return "nothing that the original does not need: the ids are its own"
+    return "nothing beyond what the original needs: the ids are its own"

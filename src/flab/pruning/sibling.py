@@ -34,7 +34,9 @@ def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[st
     )  # fmt: skip
     differ = [f"{n} {g} (plan: {p})" for n, g, p in zip(names, got, planned, strict=True) if g != p]
     if differ:
-        raise PlanError(f"{path} is no sibling of the plan's model: {', '.join(differ)}. Plan for this model itself.")
+        raise PlanError(
+            f"{path} is not a sibling of the plan's model: {', '.join(differ)}. Plan for this model itself."
+        )
     _check_texts(checkpoint, plan)
     return _check_needed(checkpoint, plan)
 
@@ -49,7 +51,7 @@ def _check_texts(checkpoint: Checkpoint, plan: Plan) -> None:
     new = TokenizerModel(checkpoint.tokenizer).data["model"]["vocab"]
     if old != new:
         raise PlanError(
-            f"{checkpoint.path} is no sibling of the plan's model: its tokens are not those of {file}. Plan for this model "
+            f"{checkpoint.path} is not a sibling of the plan's model: its tokens are not those of {file}. Plan for this model "
             "itself."
         )
 

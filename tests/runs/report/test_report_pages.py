@@ -96,7 +96,7 @@ def test_missing_parts_say_why_on_the_page(run):
     (run / "measure.json").unlink()
     text, _ = pages(run)
     assert (
-        "were not measured: measure: in the recipe does, and flab measure RUN/recovered --against MODEL"
+        "were not measured: measure: in the recipe measures them, and flab measure RUN/recovered --against MODEL"
         in Page(text).text
     )
 

@@ -167,10 +167,10 @@ def _sweep_table(rows: list[Json]) -> Table:
         "KL",
         "tests",
         "kept",
-        "no other better",
+        "best",
     ]
     note = (
-        "sweep.json: each budget planned, built and measured, not trained; no other better: none has fewer parameters and "
+        "sweep.json: each budget planned, built and measured, not trained; best: no other has fewer parameters and "
         "keeps more."
     )
     return Table("Other budgets", columns, lines, note)

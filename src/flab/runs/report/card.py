@@ -161,7 +161,9 @@ def _load(report: Json, name: str) -> list[str]:
 
 def _limits(report: Json, row: Json) -> list[str]:
     """Return what is known to be worse, and what nobody measured."""
-    lines = ["It was measured on the tasks above and on nothing else; what was not in its data is at risk first."]
+    lines = [
+        "It was evaluated only on the tasks above; whatever its calibration and training data lack is most at risk."
+    ]
     first = report["models"][0]["bits_per_byte"]
     if first is not None and row["bits_per_byte"] is not None:
         lines.append(f"Bits per byte of other code: {number(first, 4)} → {number(row['bits_per_byte'], 4)}.")

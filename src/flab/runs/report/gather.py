@@ -116,7 +116,8 @@ def _unpaired(inputs: Inputs) -> str | None:
         return None
     reason = inputs.earlier(*map(pair_of, gaps))
     return (
-        reason or f"{' and '.join(gaps)} was not paired with the original: `flab run RECIPE -o RUN` does so at its end"
+        reason
+        or f"{' and '.join(gaps)} was not paired with the original: `flab run RECIPE -o RUN` pairs them at its end"
     )
 
 

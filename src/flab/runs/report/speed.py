@@ -39,7 +39,7 @@ DRAWN = (
 )  # fmt: skip
 MORE_IS_BETTER = {"throughput"}
 NO_MEASURE = (
-    "speed, memory and energy were not measured: `measure:` in the recipe does, and "
+    "speed, memory and energy were not measured: `measure:` in the recipe measures them, and "
     "`flab measure RUN/{name} --against MODEL` shows them without the run"
 )
 

@@ -15,7 +15,7 @@ Json = Mapping[str, Any]
 
 NOT_MEASURED = "not measured"
 NOT_PAIRED = "not paired with the original"
-OF_NONE = "of 0 nothing can be kept"
+OF_NONE = "there is nothing to keep"
 MATCHED = ("cot", "output")  # kinds whose pass is an exact match
 OUTCOMES = {
     "worse": "significantly worse",
