@@ -27,6 +27,7 @@ COMMANDS = (
     "demo",
     "info",
     "families",
+    "text",
     "plan",
     "apply",
     "prune",

@@ -58,6 +58,7 @@ HOUSE: dict[str, set[str]] = {
     "models.tokenizer": HEAVY,
     "models.chat": LIGHT,
     "models.checkpoint": HEAVY,
+    "models.text_part": HEAVY,
     "models.gguf.architectures": LIGHT,
     "models.compatibility": LIGHT,
     "models.probes": LIGHT,

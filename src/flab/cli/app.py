@@ -19,6 +19,7 @@ from flab.cli.info import INFO_EXAMPLE, info
 from flab.cli.prune import APPLY_EXAMPLE, CHECK_EXAMPLE, PLAN_EXAMPLE, PRUNE_EXAMPLE, apply, check, plan, prune
 from flab.cli.recover import DATA_EXAMPLE, DEMO_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, demo, recover, run
 from flab.cli.report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
+from flab.cli.text import TEXT_EXAMPLE, text
 from flab.errors import FlabError, plain
 from flab.version import __version__
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo", epilog=DEMO_EXAMPLE)(demo)
 app.command("info", epilog=INFO_EXAMPLE)(info)
 app.command("families", epilog=FAMILIES_EXAMPLE)(families)
+app.command("text", epilog=TEXT_EXAMPLE)(text)
 app.command("plan", epilog=PLAN_EXAMPLE)(plan)
 app.command("apply", epilog=APPLY_EXAMPLE)(apply)
 app.command("prune", epilog=PRUNE_EXAMPLE)(prune)

@@ -6,7 +6,7 @@ or both. Anything else is refused with what is missing. It does not cut anything
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ _EXPERTS = "mixture-of-experts layers (routing and per-expert widths)"
 _LINEAR = "linear-attention layers, which differ in size from the others"
 _SIDE_BY_SIDE = "layers with attention and FFN side by side, h += attention(norm(h)) + ffn(norm(h))"
 _TRANSPOSED = "transposed projections (Conv1D)"
-_NESTED = "multimodal models (the text part is nested)"
+_NESTED = "multimodal models; flab text takes the text model out, which can be cut"
 # What is missing for a model_type, where its config does not tell.
 REFUSED = {
     "cohere": _SIDE_BY_SIDE,
@@ -109,7 +109,7 @@ _MISSING = {
     "linear_num_value_heads": _LINEAR,
     "mamba_d_state": "state-space (mamba) layers",
     "is_encoder_decoder": "encoder-decoder models",
-    "vision_config": _NESTED,
+    "vision_config": "multimodal models (this text model included)",
 }
 
 
@@ -122,6 +122,11 @@ def family_of(config: Any) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is not None:
         return family
+    if text_type(config) in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r} is multimodal: flab cuts its text model alone. Take that out with flab text MODEL "
+            "-o TEXT, and cut the result."
+        )
     reason = REFUSED.get(config.model_type) or next(
         (what for key, what in _MISSING.items() if getattr(config, key, None)),
         "a family row and its contract test",
@@ -129,6 +134,12 @@ def family_of(config: Any) -> Family:
     raise UnsupportedModelError(
         f"model_type {config.model_type!r} cannot be cut: flab lacks {reason}. Supported: {', '.join(FAMILIES)}."
     )
+
+
+def text_type(config: Any) -> str | None:
+    """Return the model_type of the text model inside a multimodal model's config, raw or opened; None if there is none."""
+    text = getattr(config, "text_config", None)
+    return text.get("model_type") if isinstance(text, Mapping) else getattr(text, "model_type", None)
 
 
 def layers_of(model: nn.Module, family: Family) -> nn.ModuleList:
