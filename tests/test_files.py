@@ -307,6 +307,7 @@ COMMANDS = {
     "measure": lambda m, d, o: ("measure", m, "-o", o, "--overwrite"),
     "data": lambda m, d, o: ("data", m, "--instructions", d, "--strategy", "reference", "-o", o, "--overwrite"),
     "sweep": lambda m, d, o: ("sweep", m, "--remove", "0.2", "--calibration", d, "-o", o),
+    "text": lambda m, d, o: ("text", m, "-o", o),
     "demo": lambda m, d, o: ("demo", "-o", o),
 }
 

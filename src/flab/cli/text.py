@@ -5,6 +5,7 @@ from __future__ import annotations
 from flab.cli.early import check_model
 from flab.cli.options import Json, Model, Output, emit
 from flab.files import as_path, check_folder
+from flab.models.source import ModelFolder, text_config
 
 TEXT_EXAMPLE = "Example: flab text MULTIMODAL -o TEXT"
 
@@ -17,6 +18,8 @@ def text(model: Model, output: Output, json_: Json = False) -> None:
     out = as_path(output)
     check_folder(out, False, [model])
     check_model(model)
+    if as_path(model).is_dir():
+        text_config(ModelFolder.open(model))
     from flab.models.text_part import write_text_part
     from flab.progress import say
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flab.errors import CheckpointError
+from flab.errors import CheckpointError, UnsupportedModelError
 from flab.models.folder import DTYPES, Stored, check_entries, header_of, read_object, resolve, weight_files
 
 SIZES = (
@@ -94,6 +94,20 @@ def check_source(path: Path) -> dict[str, Any]:
     if (path / "generation_config.json").exists():
         read_object(path / "generation_config.json")
     return raw
+
+
+def text_config(folder: ModelFolder) -> Mapping[str, Any]:
+    """Return the raw config of the text model inside a multimodal one.
+
+    Raises:
+        UnsupportedModelError: the model is not multimodal.
+    """
+    text = folder.raw.get("text_config")
+    if not isinstance(text, Mapping):
+        raise UnsupportedModelError(
+            f"{folder.path} is not multimodal (its config has no text_config): prune it as it is."
+        )
+    return text
 
 
 def check_weights(folder: ModelFolder) -> None:

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import safe_open, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flab.errors import CheckpointError, UnsupportedModelError
+from flab.errors import CheckpointError
 from flab.files import check_folder, check_space, new_folder
 from flab.models.families import family_of
 from flab.models.folder import INDEX, WHOLE, Stored, header_of
-from flab.models.source import ModelFolder, ModelSource, check_weights
+from flab.models.source import ModelFolder, ModelSource, check_weights, text_config
 from flab.models.stock import copy_sidecars, rewrite_config
 from flab.models.tokenizer import first_line, quiet
 
@@ -90,11 +90,7 @@ def write_text_part(source: ModelSource, out: Path) -> TextPart:
 
 def _text_config(opened: ModelFolder) -> Any:
     """Return the config of the text model, with what only the outer config says."""
-    raw = opened.raw.get("text_config")
-    if not isinstance(raw, Mapping):
-        raise UnsupportedModelError(
-            f"{opened.path} is not multimodal (its config has no text_config): prune it as it is."
-        )
+    raw = text_config(opened)
     if "auto_map" in opened.raw or "auto_map" in raw:
         raise CheckpointError(
             f"{opened.path} asks to run its own code (auto_map): give a model that transformers knows."
