@@ -32,6 +32,7 @@ MISTAKES = {  # what is typed, and words of the answer
     "text, no model": (["text", "./none", "-o", "new"], "no model folder"),
     "text, not multimodal": (["text", MODEL, "-o", "new"], "is not multimodal"),
     "text, output exists": (["text", MODEL, "-o", "there"], "exists"),
+    "info, no text": (["info", MODEL, "--calibration", "none.jsonl"], "does not exist"),
     "apply, no plan": (["apply", MODEL, "none.json", "-o", "new"], "cannot read the plan"),
     "check, no folder": (["check", "./none"], "no model folder"),
     "check, no original": (["check", MODEL, "--against", "./none"], "no model folder"),

@@ -9,11 +9,15 @@ import torch
 
 from flab import assets
 from flab.models.checkpoint import load
+from flab.models.options import Options
+from flab.pruning.budget import Pins
+from flab.pruning.planner import Planner
 from flab.runs import device_speed
+from flab.runs.costs import counted_vocabulary, counts_of
 from flab.runs.dry_run import estimate_run
 from flab.runs.estimate import Size
 from flab.runs.facts import model_facts
-from flab.runs.info import info
+from flab.runs.info import info, reachable
 from flab.runs.recipe_file import read_recipe
 from support import pico
 from support.command import assert_refused
@@ -59,6 +63,19 @@ def test_info_says_what_each_part_weighs_and_what_a_budget_leaves():
     assert found["tokenizer"]["tokens"] == 4096
     assert found["tokenizer"]["chat_template"]
     assert found["memory"]["weights"] == 8_120_320 < found["memory"]["recover"]
+
+
+def test_with_a_text_the_tokens_are_those_that_planning_keeps(pico_folder, recipe, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "def f(x):", "completion": " return x + 1"}) + "\n" * 4, encoding="utf-8")
+    folder = pico_folder("qwen2")
+    asked = recipe(remove=0.5, calibration=rows)
+    planner = Planner(folder, asked, Options())
+    kept, splits = planner._splits(*planner._open(), asked)
+    facts = model_facts(folder)
+    counts = counts_of(facts, planner.texts)
+    assert counted_vocabulary(facts, asked, Pins(), counts) == len(kept)
+    assert reachable(facts, 0.5, counts)["deepest"] == [splits[0].layers, splits[0].width]
 
 
 def test_the_command_shows_it(flab, pico_folder):

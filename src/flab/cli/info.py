@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flab.cli.early import check_model
+from flab.cli.early import check_planning
 from flab.cli.options import Json, Model, emit, takes
 from flab.models.options import Options
 from flab.progress import add, console, duration, say, table_of
+from flab.pruning.recipe import Recipe
 
-INFO_EXAMPLE = "Example: flab info MODEL"
+INFO_EXAMPLE = "Example: flab info MODEL --calibration rows.jsonl"
+Calibration = Annotated[
+    Path | None, typer.Option("--calibration", help="Text to prune for: count the tokens that it needs.")
+]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate the time, memory and disk of each stage.")]
 
 
 @takes(options=Options, without=("device", "dtype", "overwrite", "unsandboxed"))
-def info(model: Model, options: Any, json_: Json = False) -> None:
+def info(model: Model, options: Any, calibration: Calibration = None, json_: Json = False) -> None:
     """Show a model's parts and the budgets it can reach.
 
     Also shows its family, and the memory that each command needs.
     """
-    check_model(model)
+    check_planning(model, Recipe(calibration=calibration))
     from flab.runs.info import info as describe
 
-    found = describe(model, options)
-    emit(found) if json_ else show_info(found)
+    found = describe(model, options, calibration)
+    emit(found) if json_ else show_info(found, calibration is not None)
 
 
-def show_info(found: Mapping[str, Any]) -> None:
+def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     """Sizes, parts, budgets, memory."""
     sizes = found["sizes"]
     tokenizer = found["tokenizer"]
@@ -49,7 +54,11 @@ def show_info(found: Mapping[str, Any]) -> None:
         add(table, part["name"], f"{part['parameters']:,}", f"{part['share']:.1%}")
     console.print(table)
     show_budgets(found["budgets"])
-    say(f"at most {found['most_removable']:.0%} can go. A text that needs more tokens leaves fewer neurons.")
+    say(f"at most {found['most_removable']:.0%} can go.")
+    if not counted:
+        say(
+            "tokens: the most that planning keeps. A text that needs fewer leaves more neurons: give --calibration FILE."
+        )
     table = table_of("Loads in", ["program", "how"])
     loads = found["loads_in"]
     add(table, "transformers", loads["transformers"]["tokenizer"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -13,6 +14,7 @@ from flab.models.checkpoint import Checkpoint
 from flab.models.families import Family, shape_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.scorer import scorer_of
+from flab.models.shape import Shape
 from flab.models.tokenizer import TokenizerModel, end_of_text
 from flab.progress import track
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, spare_tokens, vocabulary_for
@@ -51,6 +53,47 @@ class Counts:
         return cls(count_tokens(tokenizer, task), count_tokens(tokenizer, general))
 
 
+@dataclass(frozen=True)
+class Needed:
+    """What the text needs of a tokenizer's vocabulary, and how many tokens a budget keeps of it."""
+
+    model: TokenizerModel
+    counts: Counter[int]
+    floor: set[int]  # the tokens that stay in any case
+    size: int
+
+
+def needed_tokens(
+    folder: Path, tokenizer: Tokenizer, named_ids: set[int], shape: Shape, recipe: Recipe, pins: Pins, found: Counts
+) -> Needed:
+    """Work out how many tokens to keep: all that the task's text is covered by, and more where they are affordable.
+
+    Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does. What a
+    coarse step of the width leaves of the budget goes to further tokens of a large vocabulary.
+
+    Args:
+        folder: the model's, whose files name tokens that must stay.
+        tokenizer: the uncut one.
+        named_ids: ids that the model's own settings name.
+        shape: the uncut model's.
+        recipe: the budget, and how tokens are counted.
+        pins: sizes that are fixed.
+        found: how often each token occurs.
+    """
+    model = TokenizerModel(tokenizer)
+    task = Counter({i: n for i, n in found.task.items() if n >= recipe.min_count})
+    counts = task + found.general
+    required = required_tokens(folder, tokenizer, named_ids)
+    covered = covered_tokens(model, task, required)
+    affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
+    wanted = max(_round_up(len(covered)), _round_up(affordable))
+    size = vocabulary_for(shape, recipe.remove, wanted, pins)
+    if shape.vocabulary > LARGE_VOCABULARY:
+        size += spare_tokens(shape, recipe.remove, size, pins)
+    size = min(size, len(model.text_of))
+    return Needed(model, counts, covered if len(covered) <= size else required, size)
+
+
 def plan_vocabulary(
     checkpoint: Checkpoint,
     family: Family,
@@ -59,31 +102,24 @@ def plan_vocabulary(
     found: Counts,
     expected: Callable[[], Mapping[int, float]] = dict,
 ) -> list[int]:
-    """New id -> old id of the tokens to keep: all that the task's text is covered by, and more where they are affordable.
+    """New id -> old id of the tokens to keep: as many as :func:`needed_tokens` says, the most likely first.
 
-    Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does.
     A large vocabulary is also chosen by what the model expects: ``expected`` gives how often it would write each token.
     """
     shape = shape_of(checkpoint.model, family)
     if vocabulary_for(shape, recipe.remove, 0, pins) >= shape.vocabulary:
         return list(range(shape.vocabulary))
-    model = TokenizerModel(checkpoint.tokenizer)
-    task = Counter({i: n for i, n in found.task.items() if n >= recipe.min_count})
-    counts = task + found.general
-    required = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids)
     if not recipe.closure:
-        return model.order({i for i in counts if i in model.text_of} | set(model.added.values()) | checkpoint.named_ids)
-    covered = covered_tokens(model, task, required)
-    affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
-    wanted = max(_round_up(len(covered)), _round_up(affordable))
-    size = min(vocabulary_for(shape, recipe.remove, wanted, pins), len(model.text_of))
-    if shape.vocabulary <= LARGE_VOCABULARY:
-        return choose_vocabulary(model, counts, covered if len(covered) <= size else required, size)
-    # Of a large vocabulary the text at hand holds a small part, and words that other prompts need would go: each of them is
-    # then spelled in pieces, which costs answers. What the model would have written in the same places stands for them.
-    size = min(size + spare_tokens(shape, recipe.remove, size, pins), len(model.text_of))
-    likely = _likely(counts, expected(), model.text_of)
-    return choose_vocabulary(model, likely, covered if len(covered) <= size else required, size)
+        model = TokenizerModel(checkpoint.tokenizer)
+        seen = {i for i, n in found.task.items() if n >= recipe.min_count} | set(found.general)
+        return model.order((seen & set(model.text_of)) | set(model.added.values()) | checkpoint.named_ids)
+    needed = needed_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids, shape, recipe, pins, found)
+    counts: Mapping[int, float] = needed.counts
+    if shape.vocabulary > LARGE_VOCABULARY:
+        # Of a large vocabulary the text at hand holds a small part, and words that other prompts need would go: each is then
+        # spelled in pieces, which costs answers. What the model would have written in the same places stands for them.
+        counts = _likely(needed.counts, expected(), needed.model.text_of)
+    return choose_vocabulary(needed.model, counts, needed.floor, needed.size)
 
 
 def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Iterable[int]) -> dict[int, float]:

@@ -33,7 +33,7 @@ class ModelFacts:
     shape: Shape
     tied: bool
     tokenizer: Tokenizer
-    num_special: int
+    named_ids: set[int]  # by the model's settings
     warnings: list[str]
     stored: str
     weights_bytes: int
@@ -71,7 +71,7 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
         shape=shape_of(empty, family),
         tied=is_tied(empty, family),
         tokenizer=tokenizer,
-        num_special=len(named_ids),
+        named_ids=named_ids,
         warnings=warnings,
         stored=folder.stored_dtype,
         weights_bytes=sum(one.numel * ELEMENT.get(one.dtype, 4) for one in stored.values()),

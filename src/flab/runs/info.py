@@ -1,6 +1,6 @@
 """``flab info``: what a model is and what could be made of it, from its config and the headers of its weights.
 
-No weight is read. Budgets are what the sizes allow; which tokens a text needs is known only when it is planned for.
+No weight is read. Budgets are what the sizes allow; which tokens a text needs is counted if there is one.
 """
 
 from __future__ import annotations
@@ -9,26 +9,38 @@ import json
 from typing import Any
 
 from flab.errors import BudgetError
-from flab.files import PathLike
+from flab.files import PathLike, as_path
 from flab.models.compatibility import loads_in
 from flab.models.folder import headers
 from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
-from flab.runs.costs import eval_memory, plan_memory, recover_memory
+from flab.pruning.calibration import read_texts
+from flab.pruning.recipe import Recipe
+from flab.pruning.vocabulary import Counts
+from flab.runs.costs import counted_vocabulary, counts_of, eval_memory, plan_memory, recover_memory
 from flab.runs.facts import ModelFacts, assumed_vocabulary, model_facts
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
-def info(model: PathLike, options: Options | None = None) -> dict[str, Any]:
+def info(model: PathLike, options: Options | None = None, calibration: PathLike | None = None) -> dict[str, Any]:
     """Return what a model is, what each part of it weighs, which budgets can be reached, and what it needs to be worked on.
+
+    Args:
+        model: its folder.
+        options: how it is opened.
+        calibration: the text to prune for; then each budget keeps the tokens that the text needs. Without it the tokens'
+            share is that of the whole model, the most that planning keeps.
 
     Raises:
         CheckpointError, UnsupportedModelError: as when the model is loaded.
+        DataError: the text is missing, empty or malformed.
     """
     options = options or Options()
     facts = model_facts(model, options)
+    recipe = Recipe(calibration=as_path(calibration)) if calibration is not None else None
+    counts = counts_of(facts, read_texts(recipe)) if recipe else None
     shape = facts.shape
     config = facts.config
     return {
@@ -48,7 +60,7 @@ def info(model: PathLike, options: Options | None = None) -> dict[str, Any]:
         },
         "parts": parts_of(facts),
         "tokenizer": tokenizer_facts(facts),
-        "budgets": [reachable(shape, remove) for remove in BUDGETS],
+        "budgets": [reachable(facts, remove, counts) for remove in BUDGETS],
         "most_removable": most_removable(shape),
         "loads_in": _loads_in(facts),
         "memory": memory_needed(facts, options),
@@ -84,15 +96,18 @@ def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
     return {
         "kind": model.get("type", "BPE") + (", byte level" if byte_level else ""),
         "tokens": facts.tokenizer.get_vocab_size(),
-        "special": facts.num_special,
+        "special": len(facts.named_ids),
         "adds": start,
         "chat_template": template,
     }
 
 
-def reachable(shape: Shape, remove: float) -> dict[str, Any]:
+def reachable(facts: ModelFacts, remove: float, counts: Counts | None = None) -> dict[str, Any]:
     """Return one budget: the deepest and the shallowest split that meet it, and what each part gives in the deepest."""
+    shape = facts.shape
     vocabulary = assumed_vocabulary(shape, remove)
+    if counts is not None:
+        vocabulary = counted_vocabulary(facts, Recipe(remove=remove), Pins(), counts)
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
     except BudgetError:
