@@ -55,7 +55,9 @@ def pieces_of(generations):
 
 @pytest.mark.parametrize(("family", "settings"), WINDOWS, ids=lambda value: str(value))
 def test_batches_equal_model_generate_one_at_a_time(pico_folder, family, settings):
-    model = AutoModelForCausalLM.from_pretrained(pico_folder(family, **settings)).double().eval()
+    model = AutoModelForCausalLM.from_pretrained(pico_folder(family, **settings)).eval()
+    if family != "gemma2":  # whose softmax is in float32, in which the mask of a float64 model is minus infinity
+        model = model.double()
     tokenizer, rng = pico.tokenizer(), random.Random(3)
     prompts = [text[: rng.randint(1, len(text))] for text in pico.CODE]
     made = complete(TransformersGenerator(model, tokenizer), prompts, 20, batch_size=6)
