@@ -33,7 +33,7 @@ def _escaped(char: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the text, or its beginning and end where it is longer than ``most`` characters."""
+    """Return the text, or its beginning and end if it is longer than ``most`` characters."""
     half = most // 2 - 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 

@@ -152,7 +152,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return names in a folder that flab did not write there; all of them where flab did not write the folder."""
+    """Return names in a folder that flab did not write there; all of them if flab did not write the folder."""
     names = sorted(path.name for path in folder.iterdir())
     if not all(mark in names for mark in OWN_MARKS):
         return names
@@ -244,7 +244,7 @@ def new_folder(
 ) -> Iterator[Path]:
     """A temporary sibling folder that becomes ``path`` when the block ends well, and vanishes when it does not.
 
-    ``foreign`` names what of an old ``path`` flab did not write; where it names any the old one stays.
+    ``foreign`` names what of an old ``path`` flab did not write; if it names any, the old folder stays.
 
     Raises:
         OptionError: ``path`` exists and ``overwrite`` is off, holds what flab did not write, or cannot be made.
@@ -299,7 +299,7 @@ def replace_folder(temporary: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange two names in one step; OSError where the system or the file system cannot."""
+    """Exchange two names in one step; OSError if the system or the file system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

@@ -88,7 +88,7 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
-    """The stages, the sum, and what was assumed; as one JSON object where that is asked for."""
+    """The stages, the sum, and what was assumed; as one JSON object if that is asked for."""
     if json_:
         emit(report)
         return

@@ -102,7 +102,7 @@ def overlaps(problems: Sequence[tuple[str, str]], texts: Iterable[str], n: int =
 
 
 def holding(problems: Sequence[tuple[str, str]], texts: Sequence[str], n: int = 13) -> dict[int, list[str]]:
-    """Which texts hold which problems: those that one text alone has whole, or shares ``MIN_SHARE`` of the n-grams of."""
+    """Which texts hold which problems: those that a single text has whole, or shares ``MIN_SHARE`` of the n-grams of."""
     if not problems:
         return {}
     index = _Index(problems, n)
@@ -142,7 +142,7 @@ class _Index:
         return len(places) <= MAX_SHARED and len(self.is_word.intersection(gram)) >= MIN_WORDS
 
     def read(self, number: int, text: str) -> list[str]:
-        """Look one text up; returns the problems that this text alone gives away."""
+        """Look one text up; returns the problems that this text gives away by itself."""
         self.num_texts += 1
         tokens = tuple(self.numbers.get(token, -1) for token in tokens_of(text))
         # Any shared n-gram makes a problem a candidate for a whole match; only distinctive ones are counted.

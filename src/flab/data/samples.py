@@ -165,7 +165,7 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def calibration_samples(path: Path | None) -> tuple[list[Sample], Source]:
-    """Return the user's samples, or the bundled ones where ``path`` is None."""
+    """Return the user's samples, or the bundled ones if ``path`` is None."""
     where = path if path is not None else assets.calibration_path()
     samples = read_samples(where)
     return samples, Source(str(where.resolve()) if path is not None else BUNDLED, sha256_of(files_under(where)))

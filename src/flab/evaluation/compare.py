@@ -132,7 +132,7 @@ def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | 
 
 
 def cluster_names(ids: Sequence[str], clusters: Mapping[str, str] | None) -> list[Hashable]:
-    """Say what each item belongs to: its source where the file names one, else itself."""
+    """Say what each item belongs to: its source if the file names one, else itself."""
     return [("source", clusters[one]) if clusters and one in clusters else one for one in ids]
 
 

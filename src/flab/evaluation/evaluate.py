@@ -104,7 +104,7 @@ def _perturbed(task: TaskFile, names: Sequence[str], seed: int) -> list[TaskFile
 
 
 def sandbox_for(tasks: Sequence[TaskFile], options: Options) -> Sandbox | None:
-    """The sandbox where any task runs code; SandboxError without isolation, unless the user allows it."""
+    """The sandbox if any task runs code; SandboxError without isolation, unless the user allows it."""
     return Sandbox.detect(options.unsandboxed) if any(task.kind == "code" for task in tasks) else None
 
 
@@ -177,7 +177,7 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
 
 
 def _known_texts(model: Path) -> dict[str, list[str]]:
-    """What a pruned model was calibrated on and a recovered one trained on, by its path; nothing where it is gone."""
+    """What a pruned model was calibrated on and a recovered one trained on, by its path; nothing if it is gone."""
     found: dict[str, list[str]] = {}
     for name, keys in SAYS_DATA:
         file = model / name
@@ -294,7 +294,7 @@ def evaluate_references(
     perturbations: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The gold ceiling alone: run the references of code tasks, without a model.
+    """Only the gold ceiling: run the references of code tasks, without a model.
 
     Raises:
         OptionError: a task of another kind.

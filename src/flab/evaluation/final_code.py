@@ -54,7 +54,7 @@ def final_code(reply: str, entry_point: str) -> str:
 
 
 def final_part(text: str) -> str:
-    """Return what follows the last end of thinking, also where the chat template opened the thinking."""
+    """Return what follows the last end of thinking, also if the chat template opened the thinking."""
     parts = THOUGHT.split(text)
     return "" if len(parts) == 1 and THINKING.match(text) else parts[-1]
 
@@ -132,7 +132,7 @@ def _kept(text: str, tree: ast.Module, name: str, known: set[str]) -> str:
 def in_prose(text: str) -> str:
     """Return the Python in a reply without fences: from each line that begins code, the longest stretch that is Python.
 
-    All of the text where nothing in it is.
+    All of the text if nothing in it is.
     """
     if (tree := _parse(text)) is not None and any(not isinstance(node, ast.Expr) for node in tree.body):
         return text

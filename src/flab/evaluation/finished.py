@@ -57,7 +57,7 @@ def asked(
 
 
 def fitted_to(model: Path) -> list[Path]:
-    """Return the data that a pruned or recovered model's own files name, where it is here."""
+    """Return the data that a pruned or recovered model's own files name, if it is here."""
     found = []
     for name, keys in SAYS_DATA:
         try:
@@ -85,7 +85,7 @@ def _stamps(path: Path) -> list[tuple[str, int, int]]:
 
 
 def finished_run(folder: Path, digest: str | None) -> dict[str, Any] | None:
-    """Return the results in a run's folder, where they answer just this question; None if there is anything left to do."""
+    """Return the results in a run's folder, if they answer exactly this question; None if there is anything left to do."""
     if digest is None or not (folder / RUN).is_file() or not (folder / RESULTS).is_file():
         return None
     try:

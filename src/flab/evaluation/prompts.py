@@ -90,7 +90,7 @@ def chat_code(item: Problem, render: Render | None) -> Asked:
 
 
 def chat_steps(item: Explanation, render: Render | None) -> Asked:
-    """Ask for numbered steps under the cue; the answer is opened with the cue where the file's prompt ends with it."""
+    """Ask for numbered steps under the cue; the answer is opened with the cue if the file's prompt ends with it."""
     code = item.prompt.rstrip()
     opening = f"{CUE}\n" if code.endswith(CUE) else ""
     question = (
@@ -112,7 +112,7 @@ def chat_output(item: Prediction, render: Render | None) -> Asked:
 
 
 def _ask(render: Render | None, question: str, opening: str, stop: tuple[str, ...]) -> Asked:
-    """Render the question and open the answer, behind the thinking where the template has opened that."""
+    """Render the question and open the answer, behind the thinking if the template has opened it."""
     assert render is not None
     prompt = render([{"role": "user", "content": question}])
     return Asked(

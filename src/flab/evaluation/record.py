@@ -24,7 +24,7 @@ NOT_IDENTITY = {"path"}  # where the model lies does not decide what it says
 
 
 def open_run(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Make the folder and its ``run.json``, and say so where it holds a run of other settings.
+    """Make the folder and its ``run.json``, and say so if it holds a run with other settings.
 
     Raises:
         DataError: it cannot be made, or it holds something else.

@@ -157,7 +157,7 @@ def _described(task: TaskFile, wanted: Wanted) -> dict[str, Any]:
 
 
 def prompts_digest(wanted: Wanted) -> str:
-    """SHA-256 of the texts that the model continues and their stop strings: equal where two models were asked alike."""
+    """SHA-256 of the texts that the model continues and their stop strings: equal if two models were asked alike."""
     asked = [[request.prompt, request.stop, request.max_prompt_tokens] for _, request in wanted]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 

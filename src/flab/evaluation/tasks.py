@@ -69,7 +69,7 @@ Item = Problem | Explanation | Prediction
 class TaskFile:
     """The items of one task and where they came from; ``skipped`` counts those a perturbation left out.
 
-    ``clusters`` names what an item shares with others, by its id, where the file says so.
+    ``clusters`` names what an item shares with others, by its id, if the file says so.
     """
 
     name: str
@@ -157,7 +157,7 @@ def _choose_kind(source: str, kind: Kind | None, fitting: list[Kind], first: tup
 
 
 def _name_of(source: str, split: str, kind: Kind, fitting: list[Kind]) -> str:
-    """Return the file's stem, or the hub id's last part; the kind is added where the file holds several."""
+    """Return the file's stem, or the hub id's last part; the kind is added if the file holds several."""
     if Path(source).exists() or not is_hub_id(source):
         name = Path(source).stem if Path(source).is_file() else Path(source).name
     else:
@@ -166,7 +166,7 @@ def _name_of(source: str, split: str, kind: Kind, fitting: list[Kind]) -> str:
 
 
 def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
-    """Read the rows; an id that is missing becomes a hash of the content, numbered where rows are equal."""
+    """Read the rows; an id that is missing becomes a hash of the content, numbered if rows are equal."""
     items: list[Item] = []
     seen: dict[str, str] = {}
     for where, row in rows:

@@ -32,7 +32,7 @@ class Figure:
         return asdict(self)
 
     def plus(self, other: Figure) -> Figure:
-        """Return the sum of two costs; without a value where either has none."""
+        """Return the sum of two costs; without a value if either has none."""
         if self.value is None or other.value is None:
             return unknown(self.unit, str(self.reason or other.reason))
         return Figure(self.value + other.value, self.unit, self.method)

@@ -145,7 +145,7 @@ def _is_saturated(rows: Sequence[Mapping[str, Any]]) -> bool:
 def meter(
     subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[list[dict[str, Any]]]:
-    """Return windows of metered answers at each model's best batch size, in turn; where nothing meters, the reason alone."""
+    """Return windows of metered answers at each model's best batch size, in turn; if nothing meters, only the reason."""
     found: list[list[dict[str, Any]]] = [[] for _ in subjects]
     if why := subjects[0].facts["no_meter"]:
         return [[{"energy": unknown("J", why).to_json(), "tokens": 0}] for _ in subjects]

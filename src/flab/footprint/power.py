@@ -1,4 +1,4 @@
-"""Joules: from a counter of the hardware where one can be read, by estimate only where the user asks, else none.
+"""Joules: from a counter of the hardware if one can be read, by estimate only if the user asks for it, else none.
 
 Counters count everything on their device, idle power and other processes included. It measures no time.
 """
@@ -133,7 +133,7 @@ class Energy:
 
 @contextmanager
 def metered(device: str, estimate: bool) -> Iterator[Energy]:
-    """Meter what the block costs; a figure without a value, and the reason, where nothing meters."""
+    """Meter what the block costs; a figure without a value, and the reason, if nothing meters."""
     meter, why = find_meter(device, estimate)
     energy = Energy()
     if meter is None:
@@ -150,7 +150,7 @@ def metered(device: str, estimate: bool) -> Iterator[Energy]:
 
 
 def find_meter(device: str, estimate: bool, rapl: Path = RAPL) -> tuple[Meter | None, str]:
-    """The meter for a device, or None and the reason: NVML on CUDA, RAPL else, codecarbon where ``estimate`` allows it."""
+    """The meter for a device, or None and the reason: NVML on CUDA, RAPL else, codecarbon if ``estimate`` allows it."""
     meter, why = _nvml(device) if is_gpu(device) else _rapl(rapl)
     if meter is not None or not estimate:
         hint = "" if meter is not None else "; --estimate lets codecarbon guess"

@@ -93,7 +93,7 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def continued(prompt: str, answer: str) -> str:
-    """Return an answer as it continues from a prompt: where that opened the thinking, the answer must close it once."""
+    """Return an answer as it continues from a prompt: if that opened the thinking, the answer must close it once."""
     if not prompt.rstrip().endswith(OPEN):
         return answer
     if CLOSE in answer:

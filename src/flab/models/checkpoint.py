@@ -127,7 +127,7 @@ def check_finite(path: Path, model: Any) -> None:
 
 
 def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
-    """The model alone; every weight comes from the folder or this raises."""
+    """Load only the model; every weight comes from the folder or this raises."""
     if dtype not in (*torch_dtypes, "auto"):
         raise OptionError(f"--dtype: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
     folder = ModelFolder.open(source)
@@ -157,7 +157,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", tr
 
 
 def cast_parameters(model: Any, dtype: str) -> None:
-    """Cast the parameters alone, in place: ``model.to`` would round buffers (rotary frequencies) that are not saved."""
+    """Cast only the parameters, in place: ``model.to`` would round buffers (rotary frequencies) that are not saved."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch_dtypes[dtype])
     model.config.dtype = torch_dtypes[dtype]

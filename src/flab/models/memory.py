@@ -24,7 +24,7 @@ def is_gpu(device: str) -> bool:
 
 
 def reset_peak(device: str) -> None:
-    """Forget the peaks so far, of the devices and of the process, where the system allows it."""
+    """Forget the peaks so far, of the devices and of the process, if the system allows it."""
     if is_gpu(device):
         import torch
 
@@ -45,7 +45,7 @@ def peak(device: str) -> tuple[int, str]:
 
 
 def resident_peak() -> tuple[int, str]:
-    """The peak of this process's resident set since the reset; since its start where the system forgets none."""
+    """The peak of this process's resident set since the reset; since its start if the system forgets none."""
     try:
         lines = STATUS.read_text().splitlines()
         kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
@@ -62,7 +62,7 @@ def trim() -> None:
 
 
 def _resident() -> int:
-    """Bytes; 0 where the system does not say."""
+    """Return bytes; 0 if the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(STATM.read_text().split()[1]) * resource.getpagesize()
     return 0

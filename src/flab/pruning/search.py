@@ -128,7 +128,7 @@ class Search:
             yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
-        """Return the instructions that build a split; where it is only compared, with the cheap start of the dearer refits."""
+        """Return the instructions that build a split; if it is only compared, with the cheap start of the dearer refits."""
         # The dearer refits all begin with the residual one. Candidates are compared after that: what follows costs many
         # times as much, and what the search has to get right is the order.
         refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
@@ -169,7 +169,7 @@ class Search:
 
 
 def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence[Split]:
-    """Leave out all splits of fewer layers where losing one layer alone costs more than the whole cut of the widths.
+    """Leave out all splits of fewer layers if losing a single layer costs more than the whole cut of the widths.
 
     Scoring every layer and building a split of each depth would take hours on a model of a billion parameters. The KL of the
     best single removal, nothing else cut, is a floor for every split of fewer layers before the refit; it is compared with the

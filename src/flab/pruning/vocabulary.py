@@ -66,7 +66,7 @@ class Needed:
 def needed_tokens(
     folder: Path, tokenizer: Tokenizer, named_ids: set[int], shape: Shape, recipe: Recipe, pins: Pins, found: Counts
 ) -> Needed:
-    """Work out how many tokens to keep: all that the task's text is covered by, and more where they are affordable.
+    """Work out how many tokens to keep: all that the task's text is covered by, and more if they are affordable.
 
     Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does. What a
     coarse step of the width leaves of the budget goes to further tokens of a large vocabulary.
@@ -125,7 +125,7 @@ def plan_vocabulary(
 def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Iterable[int]) -> dict[int, float]:
     """How often each token is expected in new text: as often as counted, and as often again as the model would write it.
 
-    The order of ids, by which a tokenizer's training found them more or less frequent, decides where both say nothing.
+    The order of ids, by which a tokenizer's training found them more or less frequent, decides if both say nothing.
     """
     total = sum(counts.values())
     scale = total / (sum(expected.values()) or 1.0)

@@ -76,7 +76,7 @@ def make_examples(
 
 
 def _rank(prompt: str) -> int:
-    """Return a number that depends on the prompt alone: all answers to one prompt fall on one side."""
+    """Return a number that depends only on the prompt: all answers to one prompt fall on one side."""
     return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
@@ -92,7 +92,7 @@ def _numbered(data: Dataset, first: int) -> Dataset:
 
 
 def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
-    """Return rows of ``input_ids``, ``targets`` (the next token, ``IGNORED`` where none is asked for) and ``seq_lengths``."""
+    """Return rows of ``input_ids``, ``targets`` (the next token, ``IGNORED`` if none is asked for) and ``seq_lengths``."""
     from datasets import Dataset, disable_progress_bars
 
     rows = {

@@ -105,7 +105,7 @@ Asked = tuple[Row, str, str]  # a row, where it is, and its id
 
 
 def read_asked(paths: Sequence[str | Path], limit: int | None = None) -> list[Asked]:
-    """Read all rows of the files, in order; ids are the file's name, numbered where two have it, and the row's number.
+    """Read all rows of the files, in order; ids are the file's name, numbered if two have it, and the row's number.
 
     Raises:
         DataError: nothing there, or malformed; names file and line.
@@ -150,7 +150,7 @@ def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruct
 
 
 def _instruction(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """``instruction`` (and ``input``) with an answer: one turn of a chat where the model has a template."""
+    """``instruction`` (and ``input``) with an answer: one turn of a chat if the model has a template."""
     asked, reference = alpaca(row, where)
     asked = check_text(asked, "instruction", where)
     reference = check_text(reference, "answer", where, blank=True) if reference is not None else None
@@ -170,7 +170,7 @@ def _rendered(
 
 
 def _completion(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """``prompt`` + ``completion``: code where it has a test, else by how the prompt ends."""
+    """``prompt`` + ``completion``: code if it has a test, else by how the prompt ends."""
     prompt = check_text(row["prompt"], "prompt", where)
     name = "completion" if row.get("completion") is not None else "canonical_solution"
     reference = check_text(row[name], name, where, blank=True) if row.get(name) is not None else None

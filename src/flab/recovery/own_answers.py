@@ -33,7 +33,7 @@ def ask(
     facts: Mapping[str, Any],
     shard: Shard | None = None,
 ) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
-    """Return answers by ``task_id`` from the store in ``file``, made where they are missing; and how far all shards are.
+    """Return answers by ``task_id`` from the store in ``file``, made if they are missing; and how far all shards are.
 
     ``facts`` are what is known of the model; with the settings they decide which stored answers are read.
     """
@@ -143,7 +143,7 @@ def sandbox_to_verify(asked: Sequence[Instruction], unsandboxed: bool) -> Sandbo
 
 
 def verify_references(asked: Sequence[Instruction], sandbox: Sandbox | None) -> dict[str, Answer]:
-    """Return the data set's own answers, verified where that is possible."""
+    """Return the data set's own answers, verified if that is possible."""
     known = [one for one in asked if one.reference is not None]
     answers = verify(known, [one.reference or "" for one in known], sandbox, "Verifying references", "reference")
     return {one.task_id: answer for one, answer in zip(known, answers, strict=True)}

@@ -37,7 +37,7 @@ def write_texts(
     render: Render | None,
     shard: Shard | None = None,
 ) -> list[dict[str, Any]]:
-    """``making.own_texts`` texts as rows, less those that did not end; with a shard only its part is written.
+    """``making.own_texts`` texts as rows, without those that did not end; with a shard only its part is written.
 
     Raises:
         DataError: no instruction to take the first words from.
@@ -84,7 +84,7 @@ def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[
 
 
 def _head(chat: Instruction) -> str:
-    """Return the chat's prompt up to what its user says first, system text included; all of it where that cannot be found."""
+    """Return the chat's prompt up to what its user says first, system text included; all of it if that cannot be found."""
     asked = next((content.strip() for role, content in chat.messages if role == "user" and content.strip()), None)
     return chat.prompt.partition(asked)[0] if asked else chat.prompt
 

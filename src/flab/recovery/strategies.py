@@ -1,6 +1,6 @@
 """Which answer becomes the target of training: the strategies that are compared, each a function of what is known.
 
-``verified-self`` is the paper's: the original's own answer where it is right, else the data set's where that one is,
+``verified-self`` is the paper's: the original's own answer if it is right, else the data set's if that one is,
 else none. What nothing can verify follows ``untested``.
 """
 
@@ -73,7 +73,7 @@ def mixed(known: Known) -> list[Answer]:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How to choose, and what that needs: own answers at all, and further tries where the first is wrong."""
+    """How to choose, and what that needs: own answers at all, and further tries if the first is wrong."""
 
     choose: Callable[[Known], list[Answer]]
     asks: bool

@@ -159,7 +159,7 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
 
 
 def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
-    """Optimizer steps that the budget allows, fixed once; the teacher has then read the rows, where that pays."""
+    """Optimizer steps that the budget allows, fixed once; the teacher has then read the rows, if that pays off."""
     training, file = bench.training, bench.work / RUN
     per_epoch = max(1, math.ceil(len(bench.examples.train) / training.batch))
     known = json.loads(file.read_text())
@@ -210,7 +210,7 @@ def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
 
 
 def _reason(error: Exception, bench: Bench) -> tuple[str, str] | None:
-    """What stopped the training and what helps, where that is known."""
+    """What stopped the training and what helps, if that is known."""
     text = str(error)
     if isinstance(error, TrainingError):
         return text, f"Lower `learning_rate` (it was {bench.facts['learning_rate']:g})."

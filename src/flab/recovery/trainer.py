@@ -65,7 +65,7 @@ def distilled_forward(
 ) -> dict[str, torch.Tensor]:
     """``(1 - alpha) CE + alpha KL`` of a batch of packed rows, each term a mean over its own tokens.
 
-    ``counts`` (answer tokens, KL tokens) are those of the whole step where it is larger than this batch.
+    ``counts`` (answer tokens, KL tokens) are those of the whole step if it is larger than this batch.
     """
     states = final_states(student, input_ids, position_ids)
     used = chosen_tokens(targets, within, objective)
@@ -157,7 +157,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(callback)
 
     def remember_teacher(self, epochs: float) -> bool:
-        """Let the teacher read every row beforehand, where that costs less than asking it at each step, and fits."""
+        """Let the teacher read every row beforehand, if that costs less than asking it at each step, and fits."""
         count = sum(len(ids) for data in (self.train_dataset, self.eval_dataset) for ids in data["input_ids"])
         states = count * self.model.config.hidden_size * self.teacher.model.dtype.itemsize
         if self.objective.alpha == 0 or epochs <= self.args.world_size or states > REMEMBERED_BYTES:
@@ -189,7 +189,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
 
 def means(sums: list[float], objective: Objective, prefix: str = "") -> dict[str, float]:
-    """Nats per token of both terms, and what is minimised; the KL is left out where none was taken."""
+    """Nats per token of both terms, and what is minimised; the KL is left out if none was taken."""
     cross_entropy, answers, divergence, tokens = sums
     ce = cross_entropy / max(1.0, answers)
     kl = divergence / max(1.0, tokens)
@@ -206,7 +206,7 @@ def make_trainer(
     work: Path,
     options: Options,
 ) -> RecoveryTrainer:
-    """Return a trainer that is ready but for the number of steps; the student gets our loss, and adapters where asked.
+    """Return a trainer that is ready but for the number of steps; the student gets our loss, and adapters if asked for.
 
     Raises:
         OptionError: a batch that the devices cannot share evenly.

@@ -244,7 +244,7 @@ def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
 
 
 def probe_work(shape: Shape, cut: Size) -> Work:
-    """Return what large models are asked first: one cut without refit, and each layer alone taken out, on few tokens."""
+    """Return what large models are asked first: one cut without refit, and each layer taken out by itself, on few tokens."""
     tokens = PROBE_TOKENS
     walk = work(layer=2 * shape.layers * tokens, head=4 * shape.hidden * cut.vocabulary * tokens)
     return walk + scoring_work(Shape(**{**asdict(shape), "vocabulary": cut.vocabulary}), tokens, 1)

@@ -79,6 +79,6 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
 
 
 def assumed_vocabulary(shape: Shape, remove: float) -> int:
-    """Return the tokens that planning keeps where the text does not need more: no larger a share than of the whole model."""
+    """Return the tokens that planning keeps if the text does not need more: no larger a share than of the whole model."""
     wanted = -(-int((1 - remove) * shape.vocabulary) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return min(shape.vocabulary, max(VOCABULARY_MULTIPLE, wanted))

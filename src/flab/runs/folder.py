@@ -83,11 +83,11 @@ class Run:
 
     @property
     def estimate(self) -> bool:
-        """Whether energy may be estimated where no sensor is."""
+        """Whether energy may be estimated without a sensor."""
         return self.recipe.measure is not None and self.recipe.measure.estimate
 
     def save(self) -> None:
-        """Write ``run.json`` whole, in a folder that is made where it is new."""
+        """Write ``run.json`` whole, in a folder that is created if it is new."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = {"stages": self.stages, "met": self.met, "stopped": self.spent}
         write_json(self.folder / RUN, {"format": 1, "flab": __version__, **known})

@@ -1,6 +1,6 @@
 """Control groups, so that the memory of all processes of a run together is bounded, files in memory included.
 
-A group is made below the group of this process where that may be done: by root, or in a group that the system has handed
+A group is made below the group of this process if that may be done: by root, or in a group that the system has handed
 to the user (systemd does). Elsewhere only the limits of single processes hold; ``docs/sandbox.md`` says so.
 
 Moving a process into a group makes the kernel wait for all cores (about 10 ms), and a process is born in the group of the

@@ -21,7 +21,7 @@ class FailedTestsError(AssertionError):
 
 
 def find_candidate(names: dict[str, Any], entry_point: str) -> Any:
-    """Evaluate ``name``, ``Class.method`` or ``Class().method`` among the program's names; NameError where it is not there."""
+    """Evaluate ``name``, ``Class.method`` or ``Class().method`` among the program's names; NameError if it is not there."""
     try:
         return eval(entry_point, names)
     except (NameError, AttributeError, SyntaxError) as error:
@@ -68,7 +68,7 @@ async def _exhausted(result: Any) -> None:
 
 
 def run_function(function: Callable[..., Any], candidate: Any) -> None:
-    """Call one test function, once for each of pytest's parameter sets where it has any."""
+    """Call one test function, once for each of pytest's parameter sets if it has any."""
     for values in parameters(getattr(function, "pytestmark", ())):
         finish(function(**values))
 

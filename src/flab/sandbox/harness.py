@@ -66,7 +66,7 @@ def set_limits(limits: dict[str, int]) -> None:
 
 
 def system_call(name: str, *arguments: int | bytes) -> None:
-    """Call a function of the C library where it is Linux's; OSError where it fails."""
+    """Call a function of the C library on Linux; OSError if it fails."""
     if sys.platform == "linux":
         library = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
         address = _ctypes.dlsym(library, name)

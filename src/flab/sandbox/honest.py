@@ -308,7 +308,7 @@ def _parts(base: Any, value: Any) -> Iterator[Iterator[Any]]:
 def _all_plain(items: Iterator[Any]) -> bool:
     """Return whether nothing here can lie; a million numbers are looked through at the speed of C, and without a copy.
 
-    Runs of one type go fastest by ``groupby``; where the types alternate, the rest is looked at one by one.
+    Runs of one type go fastest by ``groupby``; if the types alternate, the rest is looked at one by one.
     """
     runs = islice(groupby(items, type), MAX_RUNS)
     return PLAIN.issuperset(kind for kind, _ in runs) and PLAIN.issuperset(map(type, items))
@@ -330,7 +330,7 @@ def _denies(act: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
 
 
 def decoys_of(value: Any) -> list[Any]:
-    """Return values of the same type that differ from this one; none where there is no way to change it."""
+    """Return values of the same type that differ from this one; none if there is no way to change it."""
     kind = type(value)
     if kind is bool:
         return [not value]

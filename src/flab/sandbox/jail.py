@@ -68,7 +68,7 @@ def interpreter() -> Path:
 
 
 def bound_folders() -> list[Path]:
-    """List what the new root holds: the real system folders, and the interpreter's where it is elsewhere."""
+    """List what the new root holds: the real system folders, and the interpreter's if it is elsewhere."""
     folders = [Path(name) for name in SYSTEM_FOLDERS if Path(name).is_dir() and not Path(name).is_symlink()]
     for prefix in (interpreter().parent.parent, Path(sys.base_prefix).resolve()):
         if prefix != Path("/") and not any(prefix.is_relative_to(folder) for folder in folders):

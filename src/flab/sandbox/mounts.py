@@ -16,7 +16,7 @@ class Mount:
 
 
 def mount_table() -> list[Mount]:
-    """List all mounts; none where there is no such table."""
+    """List all mounts; none if there is no such table."""
     table = Path("/proc/self/mountinfo")
     if not table.exists():
         return []

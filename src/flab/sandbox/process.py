@@ -68,7 +68,7 @@ class Stop:
 
     @contextlib.contextmanager
     def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Have a process ended with the others; at once where that has happened already."""
+        """Have a process ended with the others; at once if that has happened already."""
         with self.lock:
             self.processes.add(process)
             stopped = self.stopped
@@ -227,7 +227,7 @@ class _Talk:
                 self.heard = self.heard.replace(b"\nloaded " + self.key + b"\n", b"\n", 1)
 
     def _send(self, selector: selectors.BaseSelector) -> None:
-        """Send some of the tests; close the pipe after the last byte, or where nobody reads."""
+        """Send some of the tests; close the pipe after the last byte, or if nobody reads."""
         try:
             self.tests = self.tests[os.write(self.tests_in.fileno(), self.tests) :]
         except BlockingIOError:

@@ -1,6 +1,6 @@
 """Recognize the form of tests by their top level: a check, test functions, test classes, or plain statements.
 
-This reads the source of the tests alone, in flab's own process. ``forms`` calls what was found, inside the sandbox.
+This reads only the source of the tests, in flab's own process. ``forms`` calls what was found, inside the sandbox.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Turn the source of tests into code for the harness: which form they have, and comparisons that can be checked.
 
-This runs in flab's own process, on the tests alone: the program is never looked at. The code does what the source says,
+This runs in flab's own process, on the tests only: the program is never looked at. The code does what the source says,
 with three differences, all made in the syntax tree:
 
 - a comparison, an ``assert`` and a call of an ``assert...`` method go through a helper of ``honest``, which lets them
@@ -61,7 +61,7 @@ class Tests:
 
 
 def prepare(source: str, entry_point: str) -> Tests:
-    """Compile tests; where they are not Python, ``problem`` says why and there is no code."""
+    """Compile tests; if they are not Python, ``problem`` says why and there is no code."""
     with _PARSING:
         return _prepare(source, entry_point)
 

@@ -98,14 +98,14 @@ class Sandbox:
         return cls("rlimits", jail.bare_launcher)
 
     def run(self, program: str, test: str, entry_point: str, cpu_seconds: float = CPU_SECONDS) -> Verdict:
-        """Run one program once; raise SandboxError where the sandbox itself does not start."""
+        """Run one program once; raise SandboxError if the sandbox itself does not start."""
         with Groups(self.memory_bytes) as groups:
             return self._attempt(Job(program, test, entry_point), cpu_seconds, groups)[0]
 
     def run_many(
         self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
     ) -> list[Verdict]:
-        """Run all jobs over all cores, in order; a time-out that the machine may share in is tried once more, alone.
+        """Run all jobs over all cores, in order; a time-out that the machine may share in is tried once more by itself.
 
         An interrupt ends the runs under way at once.
         """
@@ -204,7 +204,7 @@ def _num_cores() -> int:
 
 
 def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overran: bool, test: str) -> Verdict:
-    """Turn what a run left into a verdict; raise SandboxError where the harness never began."""
+    """Turn what a run left into a verdict; raise SandboxError if the harness never began."""
     if not raw.report and not raw.timed_out:
         raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
     lines = [line.decode("utf-8", "replace") for line in raw.report[1:]]

@@ -31,7 +31,7 @@ class Rewrite:
 
 
 def rewrites(program: Program) -> Iterator[Rewrite]:
-    """Yield all rewrites of the function's loops, in the order of the source; none where a builtin they use is taken."""
+    """Yield all rewrites of the function's loops, in the order of the source; none if a builtin they use is taken."""
     if bound_names(program.tree) & (USED | GATHERING):
         return
     for body in _bodies(program.function):
@@ -144,7 +144,7 @@ def _may_change(node: ast.For) -> bool:
 
 
 def _while_to_for(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
-    """``while`` as a ``for`` without end that breaks where the condition fails."""
+    """``while`` as a ``for`` without end that breaks when the condition fails."""
     header = _header(program, node, node.test) if isinstance(node, ast.While) else None
     if header is None or not isinstance(node, ast.While) or node.orelse:
         return None
@@ -183,7 +183,7 @@ def _comprehension_to_loop(program: Program, body: Body, place: int, node: ast.s
 
 
 def _whole(program: Program, node: ast.expr) -> str:
-    """Return a node's text, in brackets where it spans lines or is a tuple without any."""
+    """Return a node's text, in brackets if it spans lines or is a tuple without any."""
     text = program.source(node)
     bare = isinstance(node, ast.Tuple) and not text.startswith("(")
     return f"({text})" if "\n" in text or bare else text

@@ -214,7 +214,7 @@ def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
 
 
 def _mention(name: str) -> re.Pattern[str]:
-    """Where a text means the name; a word of small letters only where it is written as code."""
+    """Where a text means the name; a word of small letters only if it is written as code."""
     word = rf"(?<![\w.]){re.escape(name)}(?!\w)"
     is_word = name.isalpha() and name.islower() and (len(name) > 1 or name == "a")
     if not is_word:

@@ -146,7 +146,7 @@ class Encoded:
 def encode_requests(
     tokenizer: Tokenizer, requests: Sequence[Request], max_new_tokens: int, context: int | None
 ) -> list[Encoded]:
-    """Encode with the tokenizer's own special tokens, where a request wants them.
+    """Encode with the tokenizer's own special tokens, if a request wants them.
 
     Raises:
         DataError: for a prompt that is empty or leaves no room in the context; nothing is cut unasked.
@@ -196,7 +196,7 @@ def decode_after(tokenizer: Tokenizer, prompts: Sequence[list[int]], made: Seque
 
 
 def untruncated(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer, or a copy of it where it would truncate or pad by itself."""
+    """Return the tokenizer, or a copy of it if it would truncate or pad by itself."""
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
     copy = type(tokenizer).from_str(tokenizer.to_str())

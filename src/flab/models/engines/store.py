@@ -218,7 +218,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _write_all(file: int, data: bytes) -> None:
-    """One write, and the rest of it where the system took only a part."""
+    """One write, and the rest of it if the system took only a part."""
     while data:
         data = data[os.write(file, data) :]
 

@@ -81,7 +81,7 @@ class VllmGenerator:
 
 
 def import_vllm() -> Any:
-    """Return the vllm package; OptionError with what to install where it is missing."""
+    """Return the vllm package; OptionError with what to install if it is missing."""
     try:
         import vllm  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:

@@ -164,7 +164,7 @@ def rope_factors(config: Any) -> list[float] | None:
 
 
 def window_warnings(config: Any) -> list[str]:
-    """Return a warning where transformers attends to a window that llama.cpp does not know in this architecture."""
+    """Return a warning if transformers attends to a window that llama.cpp does not know in this architecture."""
     kinds = getattr(config, "layer_types", None) or []
     used = config.model_type in ("mistral", "starcoder2") or "sliding_attention" in kinds
     window = getattr(config, "sliding_window", None)

@@ -1,4 +1,4 @@
-"""``flab export gguf``: the file, by llama-quantize where the type is one of its own, and what serves it."""
+"""``flab export gguf``: the file, by llama-quantize if the type is one of its own, and what serves it."""
 
 from __future__ import annotations
 

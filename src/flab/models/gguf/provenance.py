@@ -86,7 +86,7 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def _plan(folder: Path) -> dict[str, Any] | None:
-    """Return the plan that the folder was made by, where it holds one."""
+    """Return the plan that the folder was made by, if it holds one."""
     file = folder / "plan.json"
     if not file.is_file():
         return None

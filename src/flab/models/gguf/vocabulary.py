@@ -139,7 +139,7 @@ def _scores(data: Mapping[str, Any], tokens: list[str]) -> list[float]:
 
 
 def _unscored(data: Mapping[str, Any]) -> list[str]:
-    """Return a warning where a pair makes a token and is no merge: llama.cpp merges every pair that makes a token."""
+    """Return a warning if a pair makes a token but is not a merge: llama.cpp merges every pair that makes a token."""
     vocabulary = data["model"]["vocab"]
     merges = set(_merges(data))
     made = {"".join(pair) for pair in merges}

@@ -52,7 +52,7 @@ class Rows:
 
 
 def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | None) -> tuple[nn.Module, float]:
-    """Fit a copy of the layer; returns it and the rate that it took, or ``start`` and 0 where held-out rows refuse it.
+    """Fit a copy of the layer; returns it and the rate that it took, or ``start`` and 0 if held-out rows refuse it.
 
     With ``rate`` (a plan's replay) that one is taken, unjudged.
     """

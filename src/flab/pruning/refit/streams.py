@@ -25,7 +25,7 @@ class Streams:
         return sum(h.nbytes for hidden in self._kept.values() for h in hidden)
 
     def get(self, place: Place, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """The hidden states at a place: kept ones, else made, and kept where there is room. Not to be changed in place."""
+        """The hidden states at a place: kept ones, else made, and kept if there is room. Not to be changed in place."""
         if place not in self._kept:
             made = make()
             if self.num_bytes + sum(h.nbytes for h in made) > self.most_bytes:

@@ -307,7 +307,7 @@ class Walk:
         return replace(new, ffn_in=moved[:-1], ffn_out=moved[-1].double(), descended=True) if taken else new
 
     def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
-        """Move all weights of the layer, and the pruned stream past it; ``new`` as it is where that is refused."""
+        """Move all weights of the layer, and the pruned stream past it; ``new`` as it is if that is refused."""
         old = self.runner.layers[new.index]
         rates = self.cut.reconstruction_rates
         if rates and not rates[place]:

@@ -67,7 +67,7 @@ class Chart(Block):
 
 @dataclass(frozen=True)
 class Charts(Block):
-    """Charts that stand beside each other where there is room."""
+    """Charts that stand beside each other if there is room."""
 
     charts: Sequence[Chart]
 

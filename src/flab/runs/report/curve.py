@@ -39,7 +39,7 @@ def _alone(name: str, label: str, data: Json) -> str:
 
 
 def _kept(rows: list[Json]) -> dict[str, Any]:
-    """Scores over the original's where a task was measured, else the calibration's tests; the published points for scale."""
+    """Scores over the original's if a task was measured, else the calibration's tests; the published points for scale."""
     scored = [row for row in rows if row["retention"] is not None]
     tested = [row for row in rows if row["task_total"]]
     series = [

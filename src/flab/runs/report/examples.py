@@ -86,7 +86,7 @@ def _short(text: str, longest: int = LONGEST) -> str:
 
 
 def _prompts(task: Json) -> tuple[dict[str, str], str | None]:
-    """Return what was asked, from the task's own file where it is still the same; else why it cannot be shown."""
+    """Return what was asked, from the task's own file if it is still the same; else why it cannot be shown."""
     source = Path(task["source"])
     name = name_of(task["source"])
     if not source.is_file():

@@ -1,4 +1,4 @@
-"""One value out of all that a run's folder holds: ``report.json``, from which alone the pages are written.
+"""One value out of all that a run's folder holds: ``report.json``, the only source of the pages.
 
 A part that cannot be made is null, and ``missing`` says why and which command makes it.
 """

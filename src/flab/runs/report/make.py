@@ -46,7 +46,7 @@ def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
 
 
 def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str]]:
-    """Return what goes into each file, and which cards are left alone."""
+    """Return what goes into each file, and which cards are left untouched."""
     texts = {run / HTML: to_html(report), run / MARKDOWN: to_markdown(report)}
     warnings = []
     for name in MODELS[1:]:

@@ -102,7 +102,7 @@ def _table(table: Table) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    """Return a chart's table, or its bars' values where it has none."""
+    """Return a chart's table, or its bars' values if it has none."""
     if chart.table is not None:
         return _table(chart.table)
     rows = [[row["label"], row["text"]] for row in chart.data["rows"]]

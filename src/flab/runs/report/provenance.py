@@ -69,7 +69,7 @@ def _model_name(path: str) -> str:
 
 
 def _tokenizers(inputs: Inputs) -> dict[str, str]:
-    """Return the class that each smaller model's check said to load its tokenizer with, where the run has kept that."""
+    """Return the class that each smaller model's check said to load its tokenizer with, if the run has kept that."""
     found = {}
     for stage, name in (("prune", "pruned"), ("recover", "recovered")):
         loads = inputs.run["stages"].get(stage, {}).get("loads_in") or {}

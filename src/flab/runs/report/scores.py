@@ -57,7 +57,7 @@ def main_task(tasks: list[dict[str, Any]] | None) -> dict[str, Any] | None:
 
 
 def judged(paired: Json | None) -> str | None:
-    """``worse``, ``better`` or ``open``: worse already where the interval says so, better only where p does too."""
+    """``worse``, ``better`` or ``open``: worse as soon as the interval says so, better only if p does too."""
     if paired is None:
         return None
     kept = paired["retention"]
@@ -145,7 +145,7 @@ def _more(one: Json) -> str:
 
 
 def _kept(found: list[Json]) -> list[Chart]:
-    """Return the retention of each smaller model in each task, where the runs were compared."""
+    """Return the retention of each smaller model in each task, if the runs were compared."""
     paired = [(task, one, one["paired"]) for task, one in each(found) if one["paired"]]
     rows = [{"group": task["name"], "label": one["name"], "value": pair["retention"]["ratio"],
              "low": pair["retention"]["low"], "high": pair["retention"]["high"], "style": STYLES.get(one["name"], "ink"),

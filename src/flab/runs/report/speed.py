@@ -111,7 +111,7 @@ def _bars(name: str, found: Json) -> Chart:
 
 
 def _throughput(found: Json) -> Iterator[Chart]:
-    """Yield tokens per second over the batch, where more than one batch was measured."""
+    """Yield tokens per second over the batch, if more than one batch was measured."""
     series = []
     rows = []
     how = ""

@@ -74,7 +74,7 @@ def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
 
 
 def _is_met(inputs: Inputs, stage: str, of: str | None = None, made: str | None = None) -> bool:
-    """Return whether this run did a stage, and where both are known, on the model that it made."""
+    """Return whether this run did a stage, and if both are known, on the model that it made."""
     done = inputs.run.get("met") is None or stage in inputs.run["stages"]
     return done and (of is None or made is None or of == made)
 
@@ -102,7 +102,7 @@ def _is_of_results(inputs: Inputs, name: str, left: Json) -> bool:
 
 
 def _sweep(inputs: Inputs) -> dict[str, Any]:
-    """Without the sweep where it is of another model than the plan; ``other_sweep`` is the model's path then."""
+    """Drop the sweep if it is of another model than the plan; ``other_sweep`` is the model's path then."""
     swept = (inputs.sweep or {}).get("model_sha256")
     planned = ((inputs.plan or {}).get("model") or {}).get("sha256")
     if inputs.sweep is None or None in (swept, planned) or swept == planned:

@@ -106,7 +106,7 @@ def _is_matched(task: Json) -> bool:
 
 
 def _cost(report: Json) -> str:
-    """Speed per token and memory, where they were measured."""
+    """Speed per token and memory, if they were measured."""
     said = []
     gain = _gain(report, "time_per_output_token")
     if gain is not None:

@@ -55,7 +55,7 @@ def rounded(value: float, digits: int = 3) -> float:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """Return a number with its unit, scaled where the unit has prefixes: ``4.86 MB``, ``12.3 ms``, ``1.60 ×``."""
+    """Return a number with its unit, scaled if the unit has prefixes: ``4.86 MB``, ``12.3 ms``, ``1.60 ×``."""
     if value is None:
         return NONE
     if unit == "x":
@@ -77,7 +77,7 @@ def scaled(value: float, unit: str) -> tuple[float, str]:
 
 
 def figure(value: Figure | None) -> str:
-    """Return a figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash where it has no number."""
+    """Return a figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash if it has no number."""
     if value is None or value.get("value") is None:
         return NONE
     unit = value.get("unit") or ""
