@@ -27,7 +27,7 @@ def export(
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="Type of the weights: f32, f16, bf16 or q8_0; for others, such as q4_k_m, llama-quantize is run.",
+            help="Type of the weights: f32, f16, bf16, q8_0 or q4_0; for others, such as q4_k_m, llama-quantize is run.",
         ),
     ] = "f16",
     pre: Annotated[

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, LlamaFileType, dequantize
 from safetensors.torch import load_file, save_file
 
-from flab import apply
+from flab import apply, assets
 from flab.errors import OptionError, OutputError
+from flab.models.folder import headers
 from flab.models.gguf import write
 from flab.models.gguf.architectures import tensor_name
 from flab.models.gguf.export import export_gguf, modelfile_of
@@ -32,7 +34,7 @@ def read(path):
 def pruned(pico_folder, recipe, tmp_path_factory):
     """A pruned llama, with the plan that made it."""
     source = pico_folder("llama")
-    decided = plan(source, recipe(remove=0.35, layers=4, finalists=1))
+    decided = plan(source, recipe(remove=0.33, layers=4, finalists=1, width_multiple=32))
     return apply(source, decided, tmp_path_factory.mktemp("written") / "small")
 
 
@@ -68,7 +70,7 @@ def test_the_rows_of_llamas_heads_are_interleaved(pico_folder, tmp_path, family)
     assert np.array_equal(tensors["output.weight"], stored["lm_head.weight"].numpy())
 
 
-@pytest.mark.parametrize(("kind", "error"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 2e-2)])
+@pytest.mark.parametrize(("kind", "error"), [("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 2e-2), ("q4_0", 0.13)])
 def test_smaller_types_are_close_and_vectors_stay_exact(pico_folder, tmp_path, kind, error):
     folder = pico_folder("llama")
     written = write_gguf(folder, tmp_path / "model.gguf", kind)
@@ -80,13 +82,79 @@ def test_smaller_types_are_close_and_vectors_stay_exact(pico_folder, tmp_path, k
     assert written.fallbacks == []
 
 
-def test_rows_that_are_no_whole_blocks_stay_in_f16(pico_folder, tmp_path):
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_rows_that_are_no_whole_blocks_stay_in_f16(pico_folder, tmp_path, kind):
     folder = pico_folder("llama", intermediate_size=48)
-    written = write_gguf(folder, tmp_path / "model.gguf", "q8_0")
+    written = write_gguf(folder, tmp_path / "model.gguf", kind)
     _, _, types = read(tmp_path / "model.gguf")
     assert written.fallbacks == [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(5)]
     assert types["blk.0.ffn_down.weight"] == "F16"
-    assert types["blk.0.ffn_up.weight"] == "Q8_0"
+    assert types["blk.0.ffn_up.weight"] == kind.upper()
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("qwen2", True)])
+def test_q4_0_keeps_the_head_in_eight_bits_and_the_vectors_exact(pico_folder, tmp_path, family, tied):
+    folder = pico_folder(family)
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] == tied
+    write_gguf(folder, tmp_path / "model.gguf", "q4_0")
+    fields, tensors, types = read(tmp_path / "model.gguf")
+    head = "token_embd.weight" if tied else "output.weight"
+    kinds = {name: "F32" if tensor.ndim == 1 else "Q4_0" for name, tensor in tensors.items()} | {head: "Q8_0"}
+    assert types == kinds
+    assert fields["general.file_type"] == LlamaFileType.MOSTLY_Q4_0
+    right = load_file(folder / "model.safetensors")
+    assert np.array_equal(tensors["output_norm.weight"], right["model.norm.weight"].numpy())
+
+
+def test_q4_0_errs_by_at_most_an_eighth_of_a_blocks_largest_number(pico_folder, tmp_path):
+    """A block of 32 has 16 steps from -8 to 7; the largest number is step -8, so its opposite is off by a whole step."""
+    folder = pico_folder("qwen2")
+    write_gguf(folder, tmp_path / "model.gguf", "q4_0")
+    _, tensors, types = read(tmp_path / "model.gguf")
+    for name, stored in load_file(folder / "model.safetensors").items():
+        if types[tensor_name(name)] != "Q4_0":
+            continue
+        right = stored.numpy().reshape(-1, 32)
+        error = np.abs(tensors[tensor_name(name)].reshape(-1, 32) - right)
+        largest = np.abs(right).max(axis=1, keepdims=True)
+        assert (error <= largest * (1 / 8 + 1 / 1024)).all(), name
+        assert 0 < error.mean() < (largest / 16).mean(), name
+
+
+def test_q4_0_keeps_whole_steps_as_they_are(tmp_path):
+    folder = pico.build("qwen2", tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    steps = torch.arange(-8, 8).repeat(2, 32, 1).transpose(0, 1).reshape(32, 32) * 0.25
+    whole = steps.repeat(1, 2) * torch.tensor([1.0, -1.0]).repeat(16)[:, None]
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert weights[name].shape == whole.shape
+    save_file({**weights, name: whole.contiguous()}, folder / "model.safetensors", {"format": "pt"})
+    write_gguf(folder, tmp_path / "model.gguf", "q4_0")
+    assert np.array_equal(read(tmp_path / "model.gguf")[1]["blk.0.ffn_down.weight"], whole.numpy())
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_a_pruned_model_falls_back_no_more_than_its_original(pruned, pico_folder, tmp_path, kind):
+    written = [write_gguf(folder, tmp_path / f"{folder.name}.gguf", kind) for folder in (pico_folder("llama"), pruned)]
+    assert [one.fallbacks for one in written] == [[], []]
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("width", [480, 320])
+def test_the_bundled_models_bytes_fall_as_its_parameters_do(tmp_path, kind, width):
+    """By its sizes as the budgets of 22 and 40 % cut them; the vocabulary goes first, so q4_0, whose head is dearer, gains."""
+    written = write.Written(tmp_path / "none", kind, "llama", None, 0)
+
+    def sizes(tokens, neurons):
+        cut = {4096: tokens, 640: neurons}
+        shapes = {n: tuple(cut.get(s, s) for s in t.shape) for n, t in headers(assets.model_path()).items()}
+        types = {n: write._storage(n, shape, written, gguf, "embed" in n) for n, shape in shapes.items()}
+        stored = sum(np.prod(gguf.quant_shape_to_byte_shape(shapes[n], types[n])) for n in shapes)
+        return stored, sum(np.prod(shape) for shape in shapes.values())
+
+    (before, whole), (after, rest) = sizes(4096, 640), sizes(2304, width)
+    assert after / before <= rest / whole + 0.02
+    assert written.fallbacks == []
 
 
 def test_a_pruned_model_says_where_it_comes_from(pruned, pico_folder, tmp_path):
@@ -136,7 +204,7 @@ def test_without_llama_quantize_its_types_are_refused_and_it_is_run_where_it_is(
     assert made["type"] == "q4_k_m"
     program.write_text("#!/bin/sh\necho no such type >&2\nexit 3\n")
     with pytest.raises(OutputError, match="exit code 3: no such type"):
-        export_gguf(pico_folder(), tmp_path / "other.gguf", "q4_0")
+        export_gguf(pico_folder(), tmp_path / "other.gguf", "q6_k")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama-quantize", "model.gguf"]
 
 

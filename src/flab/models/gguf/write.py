@@ -30,7 +30,8 @@ from flab.models.gguf.provenance import chat_template_of, provenance_of, recorde
 from flab.models.gguf.vocabulary import Vocabulary, read_vocabulary
 from flab.models.shape import BLOCK
 
-TYPES = ("f32", "f16", "bf16", "q8_0")
+TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+BLOCKS = ("q8_0", "q4_0")  # types that quantise a row in whole blocks
 MOST_F16 = 65504.0
 
 
@@ -125,8 +126,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
 
 
 def _file_type(gguf: Any, kind: str) -> int:
-    names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-    return int(getattr(gguf.LlamaFileType, names[kind]))
+    name = "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"
+    return int(getattr(gguf.LlamaFileType, name))
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
@@ -149,7 +150,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: Written) -> None:
     """The table of tensors first, then their numbers in the same order; a tied head is left out, as llama.cpp expects."""
     stored = headers(folder)
-    types = {name: _storage(name, tensor.shape, written, gguf) for name, tensor in stored.items()}
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    types = {name: _storage(name, tensor.shape, written, gguf, name == head) for name, tensor in stored.items()}
     names = [name for name in stored if not (name == "lm_head.weight" and config.tie_word_embeddings)]
     factors = rope_factors(config)
     if factors is not None:
@@ -177,14 +179,21 @@ def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: W
     written.tensors = len(names)
 
 
-def _storage(name: str, shape: tuple[int, ...], written: Written, gguf: Any) -> Any:
-    """Return how a tensor is stored: vectors in F32, and matrices whose rows are no whole blocks in F16."""
+def _storage(name: str, shape: tuple[int, ...], written: Written, gguf: Any, head: bool = False) -> Any:
+    """Return how a tensor is stored: vectors in F32, and matrices whose rows are no whole blocks in F16.
+
+    The matrix that makes the logits, ``head``, is kept in Q8_0 where the others are Q4_0, since an error there reaches the
+    answer directly. llama-quantize does the same, except that it takes Q6_K where rows are a multiple of 256, which the
+    ``gguf`` package cannot write.
+    """
     types = gguf.GGMLQuantizationType
     if len(shape) == 1:
         return types.F32
-    if written.type == "q8_0" and shape[-1] % BLOCK:
+    if written.type in BLOCKS and shape[-1] % BLOCK:
         written.fallbacks.append(name)
         return types.F16
+    if written.type == "q4_0" and head:
+        return types.Q8_0
     return types[written.type.upper()]
 
 
