@@ -90,6 +90,8 @@ REFUSED = {
     "cohere": _SIDE_BY_SIDE,
     "cohere2": _SIDE_BY_SIDE,
     "codegen": _SIDE_BY_SIDE,
+    "deepseek_v2": _EXPERTS,
+    "deepseek_v3": _EXPERTS,
     "falcon": _SIDE_BY_SIDE,
     "gemma3": _NESTED,
     "gpt2": _TRANSPOSED,
@@ -97,9 +99,12 @@ REFUSED = {
     "gpt_neox": _SIDE_BY_SIDE,
     "gpt_oss": _EXPERTS,
     "mistral3": _NESTED,
+    "mixtral": _EXPERTS,
     "phi": _SIDE_BY_SIDE,
+    "qwen2_moe": _EXPERTS,
     "qwen3_5": _LINEAR,
     "qwen3_5_text": _LINEAR,
+    "qwen3_moe": _EXPERTS,
 }
 # What is missing for a model whose config has such an entry.
 _MISSING = {
