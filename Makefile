@@ -37,7 +37,7 @@ floors: setup  ## Test with the oldest versions of all dependencies, in .venv-fl
 engines: setup  ## Run pruned models in llama.cpp and CTranslate2, in .venv-engines, beside transformers
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/pip install -q -c constraints.txt xllamacpp ctranslate2 transformers tokenizers torch
-	FLAB_ENGINES_PYTHON=$(CURDIR)/$(ENGINES)/bin/python $(BIN)/pytest -m engines tests/models/serving
+	FLAB_ENGINES_PYTHON=$(CURDIR)/$(ENGINES)/bin/python $(BIN)/pytest -m engines tests/models/serving tests/benchmarks/test_quantise.py
 
 demo: setup  ## The whole way with the bundled model: prune, make data, recover, measure
 	$(BIN)/flab demo -o demo
