@@ -47,6 +47,16 @@ def _little_general_text() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_reports() -> Iterator[None]:
+    """No lines of progress in what is read of stderr, however busy the machine is; they have tests of their own."""
+    import flab.progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flab.progress, "REPORT_SECONDS", 1e6)
+        yield
+
+
 @pytest.fixture
 def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """``prune`` verifies in this process: a fresh one takes seconds and has its own tests."""

@@ -46,6 +46,7 @@ HOUSE: dict[str, set[str]] = {
     "data": LIGHT,
     "models.shape": LIGHT,
     "models.options": LIGHT,
+    "models.devices": LIGHT,
     "models.memory": LIGHT,
     "models.families": HEAVY,
     "models.scorer": HEAVY,

@@ -26,6 +26,9 @@ MISTAKES = {  # what is typed, and words of the answer
     "plan, no model": (["plan", "./none"], "no model folder"),
     "plan, output exists": (["plan", MODEL, "-o", "there.json"], "exists: pass --overwrite"),
     "plan, dtype": (["plan", MODEL, "--dtype", "int4"], "--dtype: got 'int4'"),
+    "plan, device": (["plan", MODEL, "--device", "gpu"], "--device: got 'gpu'"),
+    "plan, more layers than weights": (["plan", "large"], "asks for about"),
+    "plan, a normalizer that explodes": (["plan", "bomb"], "its normalizer makes a text up to 1e+15 times"),
     "prune, refit": (["prune", MODEL, "-o", "new", "--refit", "magic"], "--refit: got 'magic'"),
     "prune, no calibration": (["prune", MODEL, "-o", "new", "--calibration", "none.jsonl"], "does not exist"),
     "info, no model": (["info", "./none"], "no model folder"),
@@ -96,6 +99,15 @@ FILES = {
 }
 
 
+def changed(folder, name, **values):
+    """The bundled model with other values in one of its JSON files."""
+    folder.mkdir()
+    for path in MODEL.iterdir():
+        if path.name != name:
+            (folder / path.name).symlink_to(path)
+    (folder / name).write_text(json.dumps(json.loads((MODEL / name).read_text()) | values))
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with files to stumble over."""
@@ -107,6 +119,9 @@ def place(tmp_path_factory):
         (folder / "pruned").mkdir(exist_ok=True)
         (folder / "pruned" / path.name).symlink_to(path)
     (folder / "pruned" / "plan.json").write_text("{}")
+    changed(folder / "large", "config.json", num_hidden_layers=10**7)
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": 1000 * "a"}
+    changed(folder / "bomb", "tokenizer.json", normalizer={"type": "Sequence", "normalizers": 5 * [step]})
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flab.errors import OptionError
-from flab.evaluation.exports import CODE_EVAL, evalplus_samples, lm_eval_task
+from flab.evaluation.exports import CODE_EVAL, SAMPLES, TASKS, clear_exports, evalplus_samples, lm_eval_task
 from flab.evaluation.prompts import COMPLETION_STOP, LINE_STOP
 from flab.evaluation.robustness import perturb
 from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task
@@ -121,3 +121,42 @@ def test_nothing_is_overwritten(tmp_path):
     lm_eval_task(code_task(), tmp_path)
     with pytest.raises(OptionError, match="exists already"):
         lm_eval_task(code_task(), tmp_path)
+
+
+# --- what is exported again ---
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A folder of exports as flab leaves it."""
+    folder = tmp_path / "exports"
+    task = make_task(
+        "t", "code", [Problem("t/0", "def one():\n", "one", "def check(candidate):\n    pass\n")], "t.jsonl"
+    )
+    lm_eval_task(task, folder / TASKS)
+    (folder / f"t{SAMPLES}").write_text("{}\n")
+    return folder
+
+
+def test_what_flab_exported_is_replaced(exported, tmp_path):
+    clear_exports(exported)
+    assert not exported.exists()
+    clear_exports(tmp_path / "never")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "lm_eval/mine.yaml", "lm_eval/t.txt", "more/x", "lm_eval/rows.jsonl"])
+def test_what_flab_did_not_write_stays(exported, name):
+    (exported / name).parent.mkdir(exist_ok=True)
+    (exported / name).write_text("task: mine\n")
+    before = sorted(exported.rglob("*"))
+    with pytest.raises(OptionError, match=name):
+        clear_exports(exported)
+    assert sorted(exported.rglob("*")) == before
+
+
+def test_a_link_is_not_followed(exported, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(exported)
+    with pytest.raises(OptionError, match="a file or a link"):
+        clear_exports(link)
+    assert (exported / TASKS).is_dir()

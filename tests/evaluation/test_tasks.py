@@ -1,11 +1,21 @@
 """Task files: kinds, ids, MBPP, malformed rows, and the public files where they are."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from flab.errors import DataError, OptionError
-from flab.evaluation.tasks import Explanation, Prediction, Problem, make_task, parse_task_argument, read_task
+from flab.evaluation.tasks import (
+    NAMED_TASKS,
+    Explanation,
+    Prediction,
+    Problem,
+    make_task,
+    named_task,
+    parse_task_argument,
+    read_task,
+)
 
 PROBLEM = {
     "task_id": "T/0",
@@ -216,3 +226,62 @@ def test_public_files(data_folder, name, kind, count):
 def test_make_task_counts_what_was_skipped():
     task = make_task("a~b", "code", [Problem("1", "p", "e", "t")], "a.jsonl", "b", 3)
     assert (task.perturbation, task.skipped, len(task.items)) == ("b", 3, 1)
+
+
+# --- names of public tasks ---
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("humaneval", "HumanEval.jsonl"),
+        ("mbpp", "MBPP_test.jsonl"),
+        ("cruxeval", "cruxeval.jsonl.gz"),
+        ("humaneval_plus", "HumanEvalPlus.jsonl"),
+        ("mbpp_plus", "mbpp+.parquet"),
+    ],
+)
+def test_a_name_is_a_file_of_the_data_dir_or_the_hub_data_set(tmp_path, name, file):
+    for other in (
+        "HumanEval.jsonl",
+        "MBPP_test.jsonl",
+        "cruxeval.jsonl.gz",
+        "HumanEvalPlus.jsonl",
+        "mbpp+.parquet",
+        "x.py",
+    ):
+        (tmp_path / other).write_text("")
+    assert named_task(name, tmp_path) == str(tmp_path / file)
+    assert named_task(f"code:{name}", tmp_path) == f"code:{tmp_path / file}"
+    assert named_task(name) == NAMED_TASKS[name]
+
+
+def test_other_arguments_stay_as_they_are(tmp_path, monkeypatch):
+    assert named_task("rows.jsonl", tmp_path) == "rows.jsonl"
+    assert named_task("owner/name:config", tmp_path) == "owner/name:config"
+    monkeypatch.chdir(tmp_path)
+    Path("mbpp").write_text("")
+    assert named_task("mbpp", tmp_path) == "mbpp"
+
+
+def test_a_name_without_its_file_is_one_clear_line(tmp_path):
+    with pytest.raises(DataError, match=r"`task` mbpp: .* holds no mbpp\.jsonl"):
+        named_task("mbpp", tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        named_task("mbpp", tmp_path / "gone")
+
+
+def test_offline_a_name_says_where_its_file_would_go(monkeypatch):
+    from flab.evaluation import evaluate
+
+    def offline(*_: object) -> None:
+        raise DataError("openai/openai_humaneval: cannot be loaded (no network)")
+
+    monkeypatch.setattr(evaluate, "read_task", offline)
+    with pytest.raises(DataError, match=r"`task` humaneval: put its rows in DIR/humaneval\.jsonl.*no network"):
+        evaluate.read_tasks("humaneval", None, (), 0)
+
+
+def test_the_public_files_are_found_by_name(data_folder):
+    kinds = {name: read_task(named_task(name, data_folder)).kind for name in ("humaneval", "mbpp", "cruxeval")}
+    assert kinds == {"humaneval": "code", "mbpp": "code", "cruxeval": "output"}

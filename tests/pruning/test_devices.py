@@ -15,9 +15,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 @pytest.mark.parametrize("refit", ["newton", "descent", "reconstruction"])
-@pytest.mark.parametrize("device", ["auto", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", ["balanced", pytest.param("cuda", marks=needs_cuda)])
 def test_another_device_cuts_as_the_cpu_does(device, refit, pico_folder, recipe, tmp_path):
-    """Bit for bit where ``auto`` is the CPU; on a GPU other sums give nearly the same figures."""
+    """Bit for bit where ``balanced`` is the CPU; on a GPU other sums give nearly the same figures."""
     folder, asked = pico_folder("qwen2", dtype=torch.bfloat16), recipe(remove=0.3, refit=refit)
     here, there = (plan(folder, asked, Options(device=one, dtype="float32")) for one in ("cpu", device))
     assert there.removed_fraction >= 0.3

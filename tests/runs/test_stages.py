@@ -193,7 +193,9 @@ def test_a_second_run_does_nothing_again(go, place, capsys):
     assert go() == []
     assert read(place / "run" / "run.json") == before
     lines = [line for line in capsys.readouterr().err.splitlines() if "unchanged since" in line]
-    assert [line.split(":")[0] for line in lines] == ALL
+    assert [line.split(": ")[:2] for line in lines] == [
+        [f"stage {number} of {len(ALL)}", name] for number, name in enumerate(ALL, 1)
+    ]
 
 
 def test_the_record_and_the_summary_are_json_with_what_was_measured(go, place):
@@ -253,7 +255,7 @@ CHANGES = {
     "decoding": ({"evaluate": {"max_new_tokens": 8}}, EVALUATIONS),
     "tasks": ({"evaluate": {"tasks": ["tasks.jsonl"]}}, EVALUATIONS),
     "precision": ({"options": {"dtype": "bfloat16"}}, ALL),
-    "device": ({"options": {"device": "cuda"}}, ALL),
+    "device": ({"options": {"device": "balanced"}}, ALL),
     "batches": ({"options": {"batch_tokens": 128}}, []),
     "sandbox": ({"options": {"unsandboxed": True}}, []),
     "a default, written out": ({"recover": {"alpha": 1}, "prune": {"seed": 0}}, []),
@@ -272,11 +274,12 @@ def test_all_models_are_computed_in_the_originals_precision(go, stand_ins):
     """By itself a small model is computed in float32, a large one as stored: a pair across that size would differ."""
     go()
     assert {stand_ins.given[name]["options"].dtype for name in EVALUATIONS} == {"float32"}
-    go(options={"device": "cuda"})
+    go(options={"device": "balanced"})
     assert {stand_ins.given[name]["options"].dtype for name in EVALUATIONS} == {"float32"}  # as it is stored
 
 
-def test_the_number_of_the_device_changes_nothing(go):
+def test_the_number_of_the_device_changes_nothing(go, monkeypatch):
+    monkeypatch.setattr("flab.models.devices.cuda_devices", lambda: 2)  # the stages here use none
     assert go(options={"device": "cuda:0"}) == ALL
     assert go(options={"device": "cuda:1"}) == []
 

@@ -15,7 +15,7 @@ from flab.data.rows import is_hub_id
 from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path, check_place
-from flab.models.source import ModelFolder
+from flab.models.source import ModelFolder, check_normalizer, check_weights
 from flab.pruning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ def check_model(source: PathLike) -> None:
     """Raise CheckpointError if a local folder holds no model that can be loaded; a hub id is left to the download."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        _ = ModelFolder.open(source).stored
+        folder = ModelFolder.open(source)
+        check_weights(folder)
+        check_normalizer(folder.path / "tokenizer.json")
 
 
 def check_planning(model: PathLike, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import EXPERTS, Json, ShardOf, emit, say_shard, takes
 from flab.errors import FlabError, OptionError
 from flab.evaluation.settings import Settings
-from flab.evaluation.tasks import parse_task_argument
+from flab.evaluation.tasks import named_task, parse_task_argument
 from flab.files import as_path, check_result
 from flab.models.options import Options
 from flab.progress import add, console, say, table_of
@@ -28,7 +28,8 @@ Task = Annotated[
         "--task",
         "--problems",
         metavar="[KIND:]FILE",
-        help="File of problems or hub id, after code:, cot: or output: if the kind is not clear; repeatable.",
+        help="File of problems, hub id, or humaneval, mbpp, cruxeval, humaneval_plus, mbpp_plus; after code:, cot: or output: "
+        "if the kind is not clear; repeatable.",
     ),
 ]
 Run = Annotated[
@@ -38,6 +39,10 @@ Run = Annotated[
 Perturb = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Also evaluate perturbed problems: a name, or all; repeatable."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Folder with the files of named tasks: humaneval finds HumanEval.jsonl there."),
 ]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")]
 Gold = Annotated[
@@ -70,6 +75,7 @@ def evaluate(
     output: Run = None,
     perturb: Perturb = None,
     limit: Limit = None,
+    data_dir: DataDir = None,
     gold: Gold = None,
     against_data: Seen = None,
     backend: Backend = "transformers",
@@ -83,6 +89,7 @@ def evaluate(
     Code is scored by its tests, chains of thought by BLEU, predicted outputs
     by exact match. The reference solutions are run as well.
     """
+    task = [named_task(one, as_path(data_dir) if data_dir is not None else None) for one in task or ()]
     given: dict[str, Any] = {"limit": limit, "perturbations": perturb or [], "options": options}
     if gold:
         _gold(model, task or [], output, given | {"seed": settings.seed}, json_)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,14 +19,24 @@ from flab.data.contamination import overlaps
 from flab.data.samples import calibration_samples, read_samples
 from flab.errors import DataError, FlabError, OptionError
 from flab.evaluation.code import gold_ceiling
-from flab.evaluation.exports import evalplus_samples, lm_eval_task
+from flab.evaluation.exports import SAMPLES, TASKS, check_exports, clear_exports, evalplus_samples, lm_eval_task
 from flab.evaluation.finished import FINISHED, SAYS_DATA, asked, finished_run, remember
 from flab.evaluation.prompts import Render
 from flab.evaluation.record import check_run_folder
 from flab.evaluation.robustness import PERTURBATIONS, perturb
 from flab.evaluation.runs import run_tasks
 from flab.evaluation.settings import Settings
-from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile, parse_task_argument, read_task
+from flab.evaluation.tasks import (
+    NAMED_TASKS,
+    Explanation,
+    Item,
+    Prediction,
+    Problem,
+    TaskFile,
+    named_task,
+    parse_task_argument,
+    read_task,
+)
 from flab.files import (
     PathLike,
     as_path,
@@ -37,6 +46,7 @@ from flab.files import (
     write_json,
 )
 from flab.models.chat import chat_template
+from flab.models.devices import settled
 from flab.models.engines.protocol import Generation, Generator
 from flab.models.engines.store import Shard
 from flab.models.engines.transformers import TransformersGenerator
@@ -48,7 +58,7 @@ from flab.progress import say
 from flab.sandbox import Sandbox
 from flab.version import __version__
 
-ALL = "all"
+ALL, EXPORTS = "all", "exports"
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,18 @@ def read_tasks(
 
 
 def _read(argument: str, limit: int | None) -> TaskFile:
-    kind, source = parse_task_argument(argument)
-    return read_task(as_path(source), kind, limit) if as_path(source).exists() else read_task(source, kind, limit)
+    kind, source = parse_task_argument(named_task(argument))
+    if as_path(source).exists():
+        return read_task(as_path(source), kind, limit)
+    try:
+        return read_task(source, kind, limit)
+    except DataError as error:
+        name = next((one for one, hub in NAMED_TASKS.items() if hub == source), None)
+        if name is None:
+            raise
+        raise DataError(
+            f"`task` {name}: put its rows in DIR/{name}.jsonl and give `data_dir` DIR, or load it with a network: {error}"
+        ) from None
 
 
 def _perturbed(task: TaskFile, names: Sequence[str], seed: int) -> list[TaskFile]:
@@ -119,6 +139,7 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
 
     check_backend(backend)
     path = resolve(model)
+    options = settled(options)
     generator, dtype, device = BACKENDS[backend](path, options)
     identity = {
         "path": str(path.resolve()),
@@ -207,17 +228,17 @@ def text_of(item: Item) -> str:
 
 def export_run(folder: Path, tasks: Sequence[TaskFile], report: dict[str, Any], max_new_tokens: int) -> Path:
     """Write ``exports``: samples for EvalPlus, tasks for lm-evaluation-harness; an older one is replaced."""
-    exports = folder / "exports"
-    shutil.rmtree(exports, ignore_errors=True)
+    exports = folder / EXPORTS
+    clear_exports(exports)
     exports.mkdir()
     for task, made in zip(tasks, report["tasks"], strict=True):
-        lm_eval_task(task, exports / "lm_eval", max_new_tokens)
+        lm_eval_task(task, exports / TASKS, max_new_tokens)
         if task.kind != "code" or task.perturbation == "rename-function":
             continue
         answers = iter([Generation(row["text"], row["num_tokens"], row["finish_reason"]) for row in made["rows"]])
         grouped = [list(islice(answers, made["summary"]["num_samples"])) for _ in task.items]
         lines = [json.dumps(row) + "\n" for row in evalplus_samples(task, grouped)]
-        (exports / f"{task.name}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
+        (exports / f"{task.name}{SAMPLES}").write_text("".join(lines), encoding="utf-8")
     return exports
 
 
@@ -260,7 +281,7 @@ def evaluate(
         raise OptionError(
             f"--{'export' if export else 'shard'}: needs a folder; give -o RUN, a name that does not end in .json"
         )
-    _check_target(target, folder, read, options.overwrite)
+    _check_target(target, folder, read, options.overwrite, export)
     overlap = find_overlaps(model, files, against_data) if part is None else []
     subject = open_subject(model, options, backend)
     report = run_tasks(
@@ -278,11 +299,15 @@ def evaluate(
     return report
 
 
-def _check_target(target: Path | None, folder: Path | None, read: Sequence[PathLike], overwrite: bool) -> None:
+def _check_target(
+    target: Path | None, folder: Path | None, read: Sequence[PathLike], overwrite: bool, export: bool
+) -> None:
     """Fail before the work where a run's folder, or a file of results, must not be written."""
     if folder is not None:
         check_place(folder, read)
         check_run_folder(folder)
+        if export:
+            check_exports(folder / EXPORTS)
     elif target is not None:
         check_result(target, overwrite, read)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from flab.evaluation.score import check_shape
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile
 from flab.models.engines.protocol import Generation
 
+TASKS, SAMPLES = "lm_eval", ".samples.jsonl"  # of the folder of exports: tasks for the harness, samples for EvalPlus
+OWN_TASK = '"flab_'  # how the name of a task begins that was written here
 CODE_EVAL = "flab_code_eval"
 CODE_EVAL_SOURCE = '''"""pass@k for lm-evaluation-harness by code_eval of ``evaluate``, which runs code without a jail."""
 
@@ -63,6 +66,40 @@ filter_list:
       - function: take_first
 """,
 }
+
+
+def clear_exports(folder: Path) -> None:
+    """Remove what an earlier run exported into ``folder``, which may be missing.
+
+    Raises:
+        OptionError: it holds anything that flab did not write there; nothing is removed then.
+    """
+    check_exports(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def check_exports(folder: Path) -> None:
+    """OptionError where the folder of exports is no folder, or holds anything that flab did not write."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OptionError(f"`export`: {folder} is a file or a link, not a folder that flab made: move it away.")
+    paths = [path for path in sorted(folder.rglob("*")) if path != folder / TASKS]
+    if foreign := [str(path.relative_to(folder)) for path in paths if not _is_own(path, folder)]:
+        listed = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise OptionError(f"`export`: {folder} holds files that flab did not write ({listed}): move them away.")
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether flab wrote a file into the exports: samples at the top, or a task's three files below it."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.parent == folder:
+        return path.name.endswith(SAMPLES)
+    if path.name == f"{CODE_EVAL}.py":
+        return path.read_text(encoding="utf-8", errors="replace") == CODE_EVAL_SOURCE
+    yaml = path.with_suffix(".yaml")
+    own = yaml.is_file() and yaml.read_text(encoding="utf-8", errors="replace").startswith(f"task: {OWN_TASK}")
+    return own and path.suffix in (".yaml", ".jsonl")
 
 
 def evalplus_samples(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> list[dict[str, str]]:

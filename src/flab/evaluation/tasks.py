@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from flab.data.mbpp import MBPP_FIELDS, is_mbpp, problem_fields
-from flab.data.rows import Row, is_hub_id, read_rows
+from flab.data.rows import ROW_SUFFIXES, Row, is_hub_id, read_rows, suffix_of
 from flab.errors import DataError, OptionError
 
 Kind = Literal["code", "cot", "output"]
@@ -28,6 +29,14 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
 }
 ID_FIELDS = ("task_id", "id")
 CLUSTER_FIELDS = ("cluster", "source")  # what problems of one origin have in common, such as the book they are from
+# Public tasks by name, and the hub data set that each stands for.
+NAMED_TASKS = {
+    "humaneval": "openai/openai_humaneval",
+    "mbpp": "google-research-datasets/mbpp",
+    "cruxeval": "cruxeval-org/cruxeval",
+    "humaneval_plus": "evalplus/humanevalplus",
+    "mbpp_plus": "evalplus/mbppplus",
+}
 FORMATS = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in FIELDS.items()) + f"; MBPP: {MBPP_FIELDS}"
 
 
@@ -107,6 +116,40 @@ def parse_task_argument(argument: str) -> tuple[Kind | None, str]:
     if not argument.strip():
         raise OptionError("--task: got nothing; give FILE, KIND:FILE or a hub data set id")
     return None, argument
+
+
+def named_task(argument: str, data_dir: Path | None = None) -> str:
+    """The file or hub data set that a name of :data:`NAMED_TASKS` stands for; any other argument as it is.
+
+    With ``data_dir`` it is the file of that name there: ``humaneval`` finds ``HumanEval.jsonl``, ``mbpp`` ``MBPP_test.jsonl``.
+
+    Raises:
+        DataError: no such folder, or no such file in it.
+    """
+    kind, source = parse_task_argument(argument)
+    if source not in NAMED_TASKS or Path(source).exists():
+        return argument
+    found = NAMED_TASKS[source] if data_dir is None else str(_file_named(source, data_dir))
+    return f"{kind}:{found}" if kind else found
+
+
+def _file_named(name: str, folder: Path) -> Path:
+    """The file of rows in a folder whose name is this one, but for capitals, signs and ``test`` at its end."""
+    if not folder.is_dir():
+        raise DataError(f"`data_dir` {folder}: no such folder; give one that holds {name}.jsonl.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and suffix_of(path) in ROW_SUFFIXES)
+    fitting = [path for path in files if _letters(path.name.partition(".")[0]).removesuffix("test") == _letters(name)]
+    if not fitting:
+        raise DataError(
+            f"`task` {name}: {folder} holds no {name}.jsonl; put the rows there, or leave out `data_dir` to load "
+            f"{NAMED_TASKS[name]} from the hub."
+        )
+    return fitting[0]
+
+
+def _letters(name: str) -> str:
+    """Small letters and digits; a plus sign is the word."""
+    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "plus"))
 
 
 def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = None, split: str = "test") -> TaskFile:

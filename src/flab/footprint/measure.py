@@ -25,6 +25,7 @@ from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring, check_context
 from flab.footprint.solved import solving
 from flab.footprint.subject import OutOfMemoryError, Subject
+from flab.models.devices import settled
 from flab.models.folder import read_object, resolve
 from flab.models.options import Options
 from flab.progress import say, track
@@ -67,6 +68,7 @@ def measure(
         from flab.models.checkpoint import same_precision
 
         options = same_precision(resolve(os.fspath(against)), options)
+    options = settled(options)
     with ExitStack() as open_processes:
         subjects = [
             open_processes.enter_context(Subject(name, resolve(os.fspath(path)), settings, options))

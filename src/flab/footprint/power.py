@@ -169,7 +169,7 @@ def _nvml(device: str) -> tuple[Meter | None, str]:
     try:
         pynvml.nvmlInit()
         index = device.partition(":")[2]
-        used = [int(index)] if index else list(range(torch.cuda.device_count() if device == "auto" else 1))
+        used = [int(index)] if index else list(range(torch.cuda.device_count() if device == "balanced" else 1))
         uuids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in used]
         return NvmlMeter([pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]), ""
     except (pynvml.NVMLError, RuntimeError, AssertionError, AttributeError) as error:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab.errors import CheckpointError, OptionError
 from flab.files import read_regular
+from flab.models.devices import BALANCED, settled
 from flab.models.families import Family, family_of, is_tied
 from flab.models.folder import read_object
 from flab.models.layers import MIXED_MARK, multiplies_bfloat16
@@ -94,7 +95,7 @@ def fingerprint(source: ModelSource) -> str:
 def load(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Checkpoint:
     """Load a stock folder (or hub id) for reading or cutting, in eval mode, without gradients.
 
-    ``dtype`` is "auto" (as stored), "float32", "bfloat16" or "float16"; ``device`` a torch device or "auto"
+    ``dtype`` is "auto" (as stored), "float32", "bfloat16" or "float16"; ``device`` a torch device or "balanced"
     (accelerate spreads the layers over all devices).
 
     Raises:
@@ -138,7 +139,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", tr
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch_dtypes[dtype],
-                device_map=None if device == "cpu" else device,
+                device_map={"cpu": None, BALANCED: "auto"}.get(device, device),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -245,6 +246,7 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
 
 def compute_dtype(source: ModelSource, options: Options) -> str:
     """The precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
+    options = settled(options)
     if options.dtype != "auto":
         return options.dtype
     small = ModelFolder.open(source).size_bytes < SMALL_WEIGHTS_BYTES
@@ -264,7 +266,7 @@ def open_model(source: ModelSource, options: Options, dtype: str | None = None) 
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    folder = ModelFolder.open(source)
+    folder, options = ModelFolder.open(source), settled(options)
     checkpoint = load(folder, dtype or compute_dtype(folder, options), options.device, options.trust_remote_code)
     if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
         raise CheckpointError(f"{folder.path} does not fit on the devices here: use a larger one, or --device cpu.")
@@ -278,8 +280,8 @@ def cutting_dtype(source: ModelSource, options: Options) -> str:
     stream of a real model holds activations thousands of times larger than the rest; beside them a bfloat16 stream would
     lose the rest. Models of a few million parameters are cut in float32, which costs them little.
     """
-    folder = ModelFolder.open(source)
-    if options.dtype != "auto" or options.device == "auto":
+    folder, options = ModelFolder.open(source), settled(options)
+    if options.dtype != "auto" or options.device == BALANCED:
         return compute_dtype(folder, options)
     large = folder.size_bytes >= MIXED_BYTES
     mixed = large and folder.dtypes == {"BF16"} and multiplies_bfloat16(options.device)
@@ -296,11 +298,11 @@ def open_to_cut(source: ModelSource, options: Options, dtype: str | None = None)
     Raises:
         CheckpointError, UnsupportedModelError
     """
-    folder = ModelFolder.open(source)
+    folder, options = ModelFolder.open(source), settled(options)
     computing = dtype or cutting_dtype(folder, options)
     stored = folder.stored_dtype
     mixed = computing == MIXED
-    narrow = mixed or (computing == "float32" and options.device != "auto" and folder.dtypes == {NARROW.get(stored)})
+    narrow = mixed or (computing == "float32" and options.device != BALANCED and folder.dtypes == {NARROW.get(stored)})
     checkpoint, family = open_model(folder, options, stored if narrow else computing)
     try_saving(checkpoint, family)
     if narrow:

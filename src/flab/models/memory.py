@@ -17,7 +17,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 def is_gpu(device: str) -> bool:
-    """Whether a model opened on this device is on a CUDA device (``auto`` is, where there is one)."""
+    """Whether a model opened on this device is on a CUDA device (``balanced`` is, where there is one)."""
     import torch
 
     return not device.startswith("cpu") and torch.cuda.is_available()

@@ -6,12 +6,14 @@ quote a field as ```name```, which the command line prints as ``--name``. No tor
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from flab.errors import OptionError
 
 STORED_DTYPES = ("float32", "bfloat16", "float16")
+DEVICE = re.compile(r"auto|balanced|cpu|mps|(cuda|xpu)(:\d+)?")
 HELP, EXPERT = "help", "expert"
 
 
@@ -31,7 +33,7 @@ def settings_of(kind: type) -> dict[str, Field[Any]]:
 class Options:
     """How to run: where, in which precision, in which batches."""
 
-    device: str = setting("cpu", "Device to run on: cpu, cuda, cuda:1, ...; auto spreads the layers over all devices.")
+    device: str = setting("auto", "Device: auto (CUDA if there is any), cpu, cuda, cuda:1, ..., balanced (over all).")
     dtype: str = setting("auto", f"Precision to compute in: {', '.join(STORED_DTYPES)}, or auto.", expert=True)
     batch_tokens: int = 4096
     overwrite: bool = setting(False, "Replace the output if it exists.")
@@ -41,5 +43,10 @@ class Options:
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model.", expert=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
+            raise OptionError(
+                f"`device`: got {self.device!r:.60}, allowed auto (CUDA if there is any, else cpu), cpu, cuda, cuda:1, ... or "
+                "balanced (layers spread over all devices)."
+            )
         if self.dtype not in (*STORED_DTYPES, "auto"):
             raise OptionError(f"`dtype`: got {self.dtype!r}, allowed auto, {', '.join(STORED_DTYPES)}.")

@@ -56,7 +56,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}). Fetch it again.") from None
-    check_normalizer(file, tokenizer.normalizer, tokenizer.decoder)
+    check_normalizer(file)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     with quiet():

@@ -15,6 +15,7 @@ from flab.errors import PlanError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_space, new_folder
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save
+from flab.models.devices import settled
 from flab.models.folder import resolve
 from flab.models.options import Options
 from flab.models.scorer import scorer_of
@@ -40,7 +41,7 @@ def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None 
     Raises:
         FlabError: one of its kinds for anything wrong with the model, the data or the budget.
     """
-    decided, built, _ = Planner(model, recipe or Recipe(), options or Options()).plan()
+    decided, built, _ = Planner(model, recipe or Recipe(), settled(options or Options())).plan()
     free(built)
     return decided
 
@@ -62,7 +63,7 @@ def apply(
         PlanError: the model or the calibration data is not what the plan was made for.
         CheckpointError, OptionError
     """
-    options = options or Options()
+    options = settled(options or Options())
     out = as_path(out)
     given = [] if isinstance(plan, Plan) else [as_path(plan)]
     plan = plan if isinstance(plan, Plan) else Plan.read(as_path(plan))
@@ -97,7 +98,7 @@ def apply(
 def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
     """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
     recipe = recipe or Recipe()
-    options = options or Options()
+    options = settled(options or Options())
     out = as_path(out)
     source = ModelFolder.open(model)
     check_folder(out, options.overwrite, [source.path, *recipe.inputs])
@@ -125,7 +126,7 @@ def prune(
     model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None
 ) -> dict[str, Any]:
     """Plan, apply and check in one; returns what ``flab prune --json`` prints."""
-    options = options or Options()
+    options = settled(options or Options())
     start = time.perf_counter()
     folder = as_path(out)
     decided = build(model, folder, recipe, options)

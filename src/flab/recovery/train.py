@@ -23,6 +23,7 @@ from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import TrainingError
 from flab.files import new_folder, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
+from flab.models.devices import settled
 from flab.models.families import shape_of
 from flab.models.folder import resolve
 from flab.models.options import Options
@@ -79,7 +80,7 @@ def recover(
         TrainingError: the loss became no number, or ``OUT.training`` holds a training of other settings.
         CheckpointError, PlanError, DataError, OptionError
     """
-    training, options = training or Training(), options or Options()
+    training, options = training or Training(), settled(options or Options())
     out, source, original = Path(out), resolve(folder), resolve(teacher)
     state = PartialState(cpu=options.device == "cpu")
     if options.device == "cuda" and state.num_processes > 1:

@@ -28,6 +28,7 @@ from transformers import (
 
 from flab.errors import OptionError, TrainingError
 from flab.models.checkpoint import Checkpoint
+from flab.models.devices import settled
 from flab.models.options import Options
 from flab.models.scorer import scorer_of
 from flab.progress import track
@@ -212,6 +213,7 @@ def make_trainer(
         OptionError: a batch that the devices cannot share evenly.
     """
     set_seed(training.seed)
+    options = settled(options)
     objective = Objective(training.alpha, training.temperature, training.kl_on)
     args = _arguments(training, parameters, work, options)
     model = student.model.requires_grad_(True)

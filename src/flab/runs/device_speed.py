@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from flab.models.devices import BALANCED
 from flab.models.shape import Shape
 from flab.models.tokenizer import quiet
 from flab.pruning.refit.curvature import product_dtype
@@ -47,12 +48,13 @@ def measure_speed(
         config: the model's transformers config.
         shape: its sizes.
         precision: "float32", "bfloat16", "float16" or "mixed".
-        device: a torch device.
+        device: a torch device, or "balanced", of which the first device is timed.
         folder: where the disk is timed: the folder that will hold the output.
         tokenizer: splits a text, where the text's rate is wanted.
         batch: answers that are made together.
     """
-    place = torch.device(device)
+    one = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(one if device == BALANCED else device)
     speed = {"test": TESTS_A_SECOND, "start": 1 / SECONDS_TO_START}
     with torch.no_grad():
         speed |= _layer_speeds(config, precision, place, batch)

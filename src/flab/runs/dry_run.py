@@ -16,6 +16,7 @@ from flab.evaluation.evaluate import read_tasks
 from flab.evaluation.settings import Settings
 from flab.files import PathLike, as_path
 from flab.models.checkpoint import compute_dtype, cutting_dtype
+from flab.models.devices import settled
 from flab.models.options import Options
 from flab.pruning.finalists import BATCH
 from flab.pruning.recipe import Recipe
@@ -45,6 +46,7 @@ def estimate_plan(
     Raises:
         FlabError: what planning would raise at its start.
     """
+    options = settled(options)
     facts = model_facts(model, options)
     plan = planned(facts, recipe)
     speed = _speed(facts, cutting_dtype(facts.path, options), options, out)
@@ -63,6 +65,7 @@ def estimate_eval(
     perturbations: Sequence[str] = (), out: PathLike | None = None, gold: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """What ``flab eval`` would take at most."""
+    options = settled(options)
     facts = model_facts(model, options)
     files = read_tasks(list(tasks), limit, perturbations, settings.seed)
     precision = compute_dtype(facts.path, options)
@@ -75,6 +78,7 @@ def estimate_recover(
     folder: PathLike, teacher: PathLike, data: PathLike, training: Training, options: Options, out: PathLike
 ) -> dict[str, Any]:
     """What ``flab recover`` would take."""
+    options = settled(options)
     student, facts = model_facts(folder, options), model_facts(teacher, options)
     samples = read_samples(as_path(data))
     speed = _speed(facts, _training_precision(student.shape.total, training, options, facts), options, out)
@@ -93,7 +97,9 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
 
     The data stage answers every instruction once and tries again what is wrong; it is taken to be twice the first answers.
     """
-    facts, options = model_facts(recipe.model, recipe.options), recipe.options
+    options = settled(recipe.options)
+    recipe = replace(recipe, options=options)
+    facts = model_facts(recipe.model, options)
     plan = planned(facts, recipe.prune)
     speed = _speed(facts, cutting_dtype(facts.path, options), options, out)
     stages = [replace(one, name=f"prune: {one.name}") for one in prune_stages(facts, plan, speed, options)]

@@ -19,7 +19,7 @@ from flab.footprint.figures import Figure
 from flab.footprint.power import Energy, metered
 from flab.models.engines.store import fingerprint
 from flab.models.memory import is_gpu, peak, reset_peak, resident_peak
-from flab.progress import say
+from flab.progress import say_stage
 from flab.runs.recipe_file import RecipeFile
 from flab.version import __version__
 
@@ -45,9 +45,9 @@ class Run:
         self.met.append(name)
         before = self.stages.get(name)
         if before is not None and before.get("fingerprint") == digest and output.exists():
-            say(f"{name}: unchanged since {before['finished']}; {output} is kept")
+            say_stage(len(self.met), self.count, f"{name}: unchanged since {before['finished']}; {output} is kept")
             return False
-        say(f"{name}: {output}")
+        say_stage(len(self.met), self.count, f"{name}: {output}")
         if self.stages.pop(name, None) is not None:
             self.save()  # or a stop after the output is replaced would leave the old record of the new output
         reset_peak(options.device)
@@ -80,6 +80,13 @@ class Run:
             joules = energy.figure.plus(Figure(**before["energy"])) if before else energy.figure
             self.spent[name] = {"fingerprint": digest, "seconds": seconds, "energy": joules.to_json()}
             self.save()
+
+    @property
+    def count(self) -> int:
+        """How many stages the recipe has."""
+        trains = self.recipe.data is not None and self.recipe.recover is not None
+        models = 3 if trains else 2
+        return 1 + 2 * trains + models + (self.recipe.measure is not None)
 
     @property
     def estimate(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from flab.errors import BudgetError
 from flab.files import PathLike, as_path
 from flab.models.compatibility import loads_in
+from flab.models.devices import settled
 from flab.models.folder import headers
 from flab.models.options import Options
 from flab.models.shape import Shape
@@ -37,7 +38,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
         CheckpointError, UnsupportedModelError: as when the model is loaded.
         DataError: the text is missing, empty or malformed.
     """
-    options = options or Options()
+    options = settled(options or Options())
     facts = model_facts(model, options)
     recipe = Recipe(calibration=as_path(calibration)) if calibration is not None else None
     counts = counts_of(facts, read_texts(recipe)) if recipe else None

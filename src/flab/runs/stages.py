@@ -26,6 +26,7 @@ from flab.footprint.settings import Measuring, check_context
 from flab.footprint.solved import solving
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import read_config, same_precision
+from flab.models.devices import settled
 from flab.models.folder import resolve
 from flab.pruning.pipeline import prune
 from flab.recovery.data import make_data
@@ -55,6 +56,7 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         FlabError: what a stage raises.
     """
     started = time.perf_counter()
+    recipe = replace(recipe, options=settled(recipe.options))
     run = Run(recipe, folder, *known_stages(folder))
     check_inputs(recipe)
     model = resolve(recipe.model)

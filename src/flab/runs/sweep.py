@@ -22,6 +22,7 @@ from flab.evaluation.tasks import parse_task_argument
 from flab.files import PathLike, as_path, check_place, write_json
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import free, same_precision
+from flab.models.devices import settled
 from flab.models.engines.store import fingerprint
 from flab.models.options import Options
 from flab.progress import say
@@ -57,7 +58,7 @@ def sweep(
         BudgetError: one of them cannot be reached; nothing is planned then.
         FlabError: what planning or evaluating raises.
     """
-    recipe, options, folder = recipe or Recipe(), options or Options(), as_path(out)
+    recipe, options, folder = recipe or Recipe(), settled(options or Options()), as_path(out)
     if not budgets:
         raise OptionError("`remove`: got none; give one or more budgets, e.g. 0.2 and 0.4.")
     check_limit(limit, tasks)
