@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import cache
 from typing import Self, TypeVar
 
@@ -120,9 +120,13 @@ def say_stage(number: int, count: int, name: str) -> None:
     say(f"stage {number} of {count}: {name}")
 
 
+# How what is said names the settings: as fields in Python, which the command line turns into its options.
+wording: Callable[[str], str] = str
+
+
 def say(message: str) -> None:
     """Print one line for the human, on stderr."""
-    console.print(plain(message), highlight=False, markup=False, soft_wrap=True)
+    console.print(plain(wording(message)), highlight=False, markup=False, soft_wrap=True)
 
 
 @cache
@@ -141,4 +145,4 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
 
 def add(table: Table, *cells: object) -> None:
     """A row of plain text: names come from files and may hold what rich reads as markup."""
-    table.add_row(*(escape(plain(str(cell))) for cell in cells))
+    table.add_row(*(escape(plain(wording(str(cell)))) for cell in cells))

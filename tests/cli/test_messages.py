@@ -1,9 +1,12 @@
 """Messages are one safe line, whatever names and values they quote."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
+import flab as flab_package
 from flab.cli.app import with_flags
 from flab.cli.prune import show_check
 from flab.errors import DataError, FlabError, plain, shortened
@@ -81,8 +84,54 @@ def test_what_a_check_found_is_shown_as_it_is():
         ("prune", "give what `flab apply` wrote", "give what `flab apply` wrote"),
         ("run", "x.yml: options: `dtype`: got 1", "x.yml: options: `dtype`: got 1"),
         ("recover", "Lower `learning_rate`", "Lower --learning-rate"),
+        ("eval", "`tasks`: got none", "--task: got none"),
+        ("eval", "`perturbations`: got 1", "--perturb: got 1"),
+        ("sweep", "`budgets`: got none", "--remove: got none"),
+        ("compare", "`margin_points`: got 0", "--margin: got 0"),
+        ("export", "use `kind` bf16", "use --type bf16"),
+        ("check", "`engines`: got 1; give `oldest`", "--run: got 1; give --oldest-python"),
+        ("apply", "or cut alone (`refit`)", "or cut alone (--no-refit)"),
     ],
 )
 def test_a_field_in_a_message_is_the_flag_of_the_command(command, said, shown, monkeypatch):
     monkeypatch.setattr("sys.argv", ["flab", "--debug", command])
     assert with_flags(said) == shown
+
+
+def test_what_is_said_names_the_flags_too(flab, monkeypatch):
+    flab("info", "./none")  # sets the wording of this program
+    monkeypatch.setattr("sys.argv", ["flab", "plan", "MODEL"])
+    table = table_of("Warnings", ["text"])
+    add(table, "raise `tokens`")
+    with console.capture() as captured:
+        say("warning: raise `tokens`, see `flab plan`")
+        console.print(table)
+    said = captured.get()
+    assert "warning: raise --tokens, see `flab plan`" in said
+    assert said.count("--tokens") == 2
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+COMMAND = re.compile(r"flab [a-z]+ .*")  # a whole command line to type
+
+
+def texts_for_people(tree):
+    """What is raised, said or kept as a warning in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            yield ast.unparse(node.exc)
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("say", "say_once", "append", "unknown"):
+                yield ast.unparse(node)
+
+
+def test_the_library_names_fields_and_not_flags():
+    """Its functions are called from Python as well; the command line turns fields into its options."""
+    package = Path(flab_package.__file__).parent
+    found = []
+    for file in sorted(package.rglob("*.py")):
+        if "cli" not in file.relative_to(package).parts:
+            texts = texts_for_people(ast.parse(file.read_text(encoding="utf-8")))
+            found += [(file.name, text) for text in texts if FLAG.search(COMMAND.sub("", text))]
+    assert found == []

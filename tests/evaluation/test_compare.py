@@ -91,7 +91,7 @@ def test_what_is_decided_within_a_margin(tmp_path):
     assert decision["difference"] == pytest.approx(-1 / 12)
     assert report["pooled"] is None
     assert compare_runs(tmp_path / "a", tmp_path / "b")["tasks"][0]["decision"]["verdict"] == "undecided"
-    with pytest.raises(OptionError, match="--margin: got 0"):
+    with pytest.raises(OptionError, match="`margin_points`: got 0"):
         compare_runs(tmp_path / "a", tmp_path / "b", margin_points=0)
 
 

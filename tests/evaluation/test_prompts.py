@@ -66,7 +66,7 @@ def test_chat_asks_and_opens_the_answer():
 
 
 def test_chat_needs_a_template():
-    with pytest.raises(OptionError, match="--preset chat: the model has no chat template; use completion"):
+    with pytest.raises(OptionError, match="`preset` chat: the model has no chat template; use completion"):
         requests_for(TASKS["code"], "chat")
 
 
@@ -104,9 +104,9 @@ def test_every_sample_has_a_key_and_a_seed_of_its_own():
 
 
 def test_unknown_presets_and_sample_counts_name_the_flag():
-    with pytest.raises(OptionError, match="--preset: got best, allowed completion, chat, paper"):
+    with pytest.raises(OptionError, match="`preset`: got best, allowed completion, chat, paper"):
         requests_for(TASKS["code"], "best")
-    with pytest.raises(OptionError, match="--samples: got 0"):
+    with pytest.raises(OptionError, match="`samples`: got 0"):
         requests_for(TASKS["code"], "completion", samples=0)
     assert set(PRESETS) == {"completion", "chat", "paper"}
 

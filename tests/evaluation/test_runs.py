@@ -174,10 +174,10 @@ def test_evaluate_in_parts_gives_the_same_results(evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("out", "shard", "words"),
     [
-        (None, "1/2", "--shard: needs a folder"),
-        ("results.json", "1/2", "--shard: needs a folder"),
-        ("run", "3/2", "--shard: got '3/2', allowed I/N"),
-        ("run", "", "--shard: got '', allowed I/N"),
+        (None, "1/2", "`shard` needs a folder"),
+        ("results.json", "1/2", "`shard` needs a folder"),
+        ("run", "3/2", "`shard`: got '3/2', allowed I/N"),
+        ("run", "", "`shard`: got '', allowed I/N"),
     ],
 )
 def test_a_part_that_cannot_be_is_refused(evaluate, tmp_path, out, shard, words):
@@ -235,9 +235,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"preset": "none"}, "--preset"),
-        ({"samples": 0}, "--samples"),
-        ({"samples": 2}, "at --temperature 0 all samples are equal"),
+        ({"preset": "none"}, "`preset`"),
+        ({"samples": 0}, "`samples`"),
+        ({"samples": 2}, "at `temperature` 0 all samples are equal"),
         ({"temperature": -1.0}, "`temperature`"),
         ({"batch_size": 0}, "`batch_size`"),
     ],

@@ -125,7 +125,7 @@ def test_limit_reads_the_first_and_no_more(write):
 
 def test_ambiguous_files_name_the_flag(write):
     file = write({**PROBLEM, **COT})
-    with pytest.raises(OptionError, match=r"fit code and cot; name the kind with --task code:.* or --task cot:"):
+    with pytest.raises(OptionError, match=r"fit code and cot; name the kind: code:.* or cot:"):
         read_task(file)
     assert (read_task(file, "cot").kind, read_task(file, "cot").name) == ("cot", "rows-cot")
     assert read_task(file, "code").name == "rows-code"
@@ -195,7 +195,7 @@ def test_task_arguments(argument, parsed):
 
 @pytest.mark.parametrize("argument", ["cot:", "code: ", "", " "])
 def test_empty_task_arguments(argument):
-    with pytest.raises(OptionError, match="--task"):
+    with pytest.raises(OptionError, match="`tasks`"):
         parse_task_argument(argument)
 
 
@@ -219,7 +219,7 @@ def test_public_files(data_folder, name, kind, count):
     task = read_task(data_folder / name, kind)
     assert len(task.items) == count
     if kind is not None:
-        with pytest.raises(OptionError, match="--task cot:"):
+        with pytest.raises(OptionError, match=r"name the kind: .*cot:"):
             read_task(data_folder / name)
 
 
@@ -265,7 +265,7 @@ def test_other_arguments_stay_as_they_are(tmp_path, monkeypatch):
 
 
 def test_a_name_without_its_file_is_one_clear_line(tmp_path):
-    with pytest.raises(DataError, match=r"`task` mbpp: .* holds no mbpp\.jsonl"):
+    with pytest.raises(DataError, match=r"`tasks` mbpp: .* holds no mbpp\.jsonl"):
         named_task("mbpp", tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         named_task("mbpp", tmp_path / "gone")
@@ -278,7 +278,7 @@ def test_offline_a_name_says_where_its_file_would_go(monkeypatch):
         raise DataError("openai/openai_humaneval: cannot be loaded (no network)")
 
     monkeypatch.setattr(evaluate, "read_task", offline)
-    with pytest.raises(DataError, match=r"`task` humaneval: put its rows in DIR/humaneval\.jsonl.*no network"):
+    with pytest.raises(DataError, match=r"`tasks` humaneval: put its rows in DIR/humaneval\.jsonl.*no network"):
         evaluate.read_tasks("humaneval", None, (), 0)
 
 

@@ -219,8 +219,8 @@ def test_an_estimate_stays_an_estimate():
     found = energy_figures([window(10.0, method="estimated: codecarbon, machine mode")], 1, None, None)
     assert found["energy_per_1000_tokens"].method.startswith("estimated: codecarbon")
     assert found["co2_per_1000_tokens"].value is None
-    assert "--grid" in found["co2_per_1000_tokens"].reason
-    assert "--results" in found["energy_per_solved_problem"].reason
+    assert "`grid`" in found["co2_per_1000_tokens"].reason
+    assert "`results`" in found["energy_per_solved_problem"].reason
 
 
 def test_no_energy_no_co2():

@@ -135,5 +135,5 @@ def test_what_is_no_chat_stays_as_it_is(tmp_path):
 
 def test_a_template_that_does_not_render_is_one_line(tmp_path):
     tokenizer, _ = made(tmp_path, "{{ raise_exception('no system role') }}", False)
-    with pytest.raises(OptionError, match=r"no system role.*--template none"):
+    with pytest.raises(OptionError, match=r"no system role.*`template` none"):
         in_template([sample_of({"messages": MESSAGES}, "rows.jsonl:1")], tmp_path, tokenizer)

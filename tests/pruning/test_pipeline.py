@@ -286,7 +286,7 @@ def test_changed_calibration_data_is_refused_by_name(pico_folder, recipe, tmp_pa
     rows = pico.write_calibration(tmp_path / "mine.jsonl", 40)
     made = plan(pico_folder("qwen2"), recipe(calibration=rows, remove=0.3, finalists=1))
     rows.write_text(rows.read_text() + '{"text": "one more"}\n')
-    with pytest.raises(PlanError, match=r"mine\.jsonl.*--no-refit"):
+    with pytest.raises(PlanError, match=r"mine\.jsonl.*`refit`"):
         apply(pico_folder("qwen2"), made, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.jsonl"]
     rows.unlink()
@@ -305,7 +305,7 @@ def test_an_existing_output_needs_overwrite(applied, decided, pico_folder, tmp_p
     out = tmp_path / "out"
     shutil.copytree(applied, out)
     (out / "kept_tokens.json").write_text("old")
-    with pytest.raises(OptionError, match="--overwrite"):
+    with pytest.raises(OptionError, match="`overwrite`"):
         apply(pico_folder("qwen2"), decided, out)
     assert (out / "kept_tokens.json").read_text() == "old"
     apply(pico_folder("qwen2"), decided, out, Options(overwrite=True))
@@ -411,7 +411,7 @@ def test_a_deep_cut_by_the_default_refit_names_the_dearer_one(refit, kl, said):
     winner = replace(candidate(4, kl), kl=kl)
     hints = deep_cut_hint(Recipe(refit=refit), winner)
     assert len(hints) == said
-    assert all("--refit reconstruction" in hint and "0.080" in hint for hint in hints)
+    assert all("`refit` reconstruction" in hint and "0.080" in hint for hint in hints)
 
 
 def test_the_search_stops_after_some_worse_candidates():
@@ -463,7 +463,7 @@ def test_few_tokens_are_said(pico_folder, recipe, tmp_path):
 def test_too_few_windows_to_hold_any_out_are_said(pico_folder, recipe, tmp_path, rows, said):
     file = pico.write_calibration(tmp_path / "rows.jsonl", rows)
     made = plan(pico_folder("qwen2"), recipe(calibration=file, remove=0.3, finalists=1, width=16, refit="newton"))
-    assert any("so none is held out: --refit newton does no more" in w for w in made.warnings) == said
+    assert any("so none is held out: `refit` newton does no more" in w for w in made.warnings) == said
     assert any(made.refit.newton_steps) != said
 
 

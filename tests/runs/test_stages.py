@@ -532,7 +532,7 @@ def test_a_file_that_only_a_later_stage_reads_is_missed_before_the_first(go, pla
 
 BAD = {
     "no perturbation": ({"evaluate": {"tasks": "code.jsonl", "perturb": ["vibes"]}}, "vibes"),
-    "no code to perturb": ({"evaluate": {"perturb": ["all"]}}, "--perturb: none of the tasks is of kind code"),
+    "no code to perturb": ({"evaluate": {"perturb": ["all"]}}, "`perturbations`: none of the tasks is of kind code"),
     "another kind": ({"evaluate": {"tasks": "cot:tasks.jsonl"}}, "tasks.jsonl:1"),
 }
 

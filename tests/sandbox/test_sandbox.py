@@ -334,7 +334,7 @@ def test_no_descriptors_leak_here(sandbox):
 
 def test_refuses_without_namespaces(monkeypatch):
     monkeypatch.setattr(sandbox_module, "probe", lambda sandbox: "unshare: Operation not permitted")
-    with pytest.raises(SandboxError, match=r"cannot be isolated.*Operation not permitted.*--unsandboxed") as caught:
+    with pytest.raises(SandboxError, match=r"cannot be isolated.*Operation not permitted.*`unsandboxed`") as caught:
         Sandbox.detect()
     assert "\n" not in str(caught.value)
     weaker = Sandbox.detect(allow_unsandboxed=True)

@@ -9,10 +9,12 @@ import os
 import re
 import signal
 import sys
+from functools import cache
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from flab import progress
 from flab.cli.evaluate import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli.export import EXPORT_EXAMPLE, export
 from flab.cli.families import FAMILIES_EXAMPLE, families
@@ -111,6 +113,7 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     settle_waiting()
+    progress.wording = with_flags
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -142,15 +145,27 @@ def _line_of(error: BaseException) -> str:
 
 def with_flags(message: str) -> str:
     """Name the fields in a message of the library as this command's options: ```max_length``` is ``--max-length`` here."""
+    if not FIELD.search(message):
+        return message
+    command = next((word for word in sys.argv[1:] if word in _flags()), "")
+    flags = _flags().get(command, {})
+    return FIELD.sub(lambda field: flags.get(field[1]) or flags.get(f"no_{field[1]}") or field[0], message)
+
+
+@cache
+def _flags() -> dict[str, dict[str, str]]:
+    """For each command, the long option of each field: of ``max_length``, and of ``no_shuffle`` where it is turned off.
+
+    An option that is called otherwise than the library's argument, such as ``--run`` for ``engines``, has that argument's name in
+    the command's signature.
+    """
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    command = next((word for word in sys.argv[1:] if word in commands), None)
-    options = {name for one in (commands[command].params if command else ()) for name in one.opts}
-
-    def flag(field: re.Match[str]) -> str:
-        name = field[1].replace("_", "-")
-        return next((option for option in (f"--{name}", f"--no-{name}") if option in options), field[0])
-
-    return FIELD.sub(flag, message)
+    found: dict[str, dict[str, str]] = {}
+    for name, command in commands.items():
+        options = [(one.name, option) for one in command.params for option in one.opts if option.startswith("--")]
+        found[name] = dict(reversed(options))  # the first name of an option wins
+        found[name] |= {option[2:].replace("-", "_"): option for _, option in options}
+    return found
 
 
 def _fail(message: str, error: BaseException) -> int:

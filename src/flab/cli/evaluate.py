@@ -38,7 +38,7 @@ Run = Annotated[
 ]
 Perturb = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Also evaluate perturbed problems: a name, or all; repeatable."),
+    typer.Option("--perturb", metavar="NAME", help="Also evaluate perturbed problems: a name, or all; repeatable."),
 ]
 DataDir = Annotated[
     Path | None,
@@ -71,9 +71,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Folder of a Hugging Face model, or a hub id.")
     ] = None,
-    task: Task = None,
+    tasks: Task = None,
     output: Run = None,
-    perturb: Perturb = None,
+    perturbations: Perturb = None,
     limit: Limit = None,
     data_dir: DataDir = None,
     gold: Gold = None,
@@ -89,22 +89,22 @@ def evaluate(
     Code is scored by its tests, chains of thought by BLEU, predicted outputs
     by exact match. The reference solutions are run as well.
     """
-    task = [named_task(one, as_path(data_dir) if data_dir is not None else None) for one in task or ()]
-    given: dict[str, Any] = {"limit": limit, "perturbations": perturb or [], "options": options}
+    asked = [named_task(one, as_path(data_dir) if data_dir is not None else None) for one in tasks or ()]
+    given: dict[str, Any] = {"limit": limit, "perturbations": perturbations or [], "options": options}
     if gold:
-        _gold(model, task or [], output, given | {"seed": settings.seed}, json_)
+        _gold(model, asked, output, given | {"seed": settings.seed}, json_)
         return
     if model is None:
         raise OptionError("no MODEL: give a folder or a hub id, or --gold to run only the references of the tasks.")
-    read = [model, *(parse_task_argument(one)[1] for one in task or ()), *(against_data or ())]
+    read = [model, *(parse_task_argument(one)[1] for one in asked), *(against_data or ())]
     if output is not None and output.suffix == ".json":
         check_result(as_path(output), options.overwrite, read)
     check_model(model)
     if dry_run:
-        _estimate(model, task or [], output, settings, given | {"gold": gold is not False}, json_)
+        _estimate(model, asked, output, settings, given | {"gold": gold is not False}, json_)
         return
     given |= {"gold": gold is not False, "against_data": against_data or [], "backend": backend, "export": export}
-    _show_run(_run(model, task or [], output, settings, given, shard), output, json_, shard)
+    _show_run(_run(model, asked, output, settings, given, shard), output, json_, shard)
 
 
 def _run(
@@ -173,9 +173,11 @@ def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The first run: a folder, or its results.json.")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
-    margin: Annotated[
+    margin_points: Annotated[
         float,
-        typer.Option(metavar="X", help="Drop of pass@1, in percentage points, up to which B counts as good as A."),
+        typer.Option(
+            "--margin", metavar="X", help="Drop of pass@1, in percentage points, up to which B counts as good as A."
+        ),
     ] = 2.0,
     json_: Json = False,
 ) -> None:
@@ -186,7 +188,7 @@ def compare(
     """
     from flab.evaluation.compare import compare_runs
 
-    report = compare_runs(as_path(run_a), as_path(run_b), margin)
+    report = compare_runs(as_path(run_a), as_path(run_b), margin_points)
     emit(report) if json_ else show_comparison(report)
 
 

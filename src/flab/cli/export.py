@@ -22,7 +22,7 @@ def export(
     ],
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the file to write.")],
-    type_: Annotated[
+    kind: Annotated[
         str,
         typer.Option(
             "--type",
@@ -59,7 +59,7 @@ def export(
     check_model(model)
     from flab.models.gguf.export import export_gguf
 
-    made = export_gguf(model, output, type_, pre, llama_quantize, modelfile, overwrite)
+    made = export_gguf(model, output, kind, pre, llama_quantize, modelfile, overwrite)
     if json_:
         emit(made)
         return

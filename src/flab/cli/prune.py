@@ -103,16 +103,18 @@ def check(
     against: Annotated[
         str | None, typer.Option(metavar="PATH", help="The original model, to compare with bit for bit.")
     ] = None,
-    oldest_python: Annotated[
+    oldest: Annotated[
         str | None,
         typer.Option(
+            "--oldest-python",
             metavar="PATH",
             help="Python of an environment with transformers 4.57, to load the folder there too.",
         ),
     ] = None,
-    run: Annotated[
+    engines: Annotated[
         str | None,
         typer.Option(
+            "--run",
             metavar="ENGINES",
             help="Load the folder in these engines as well and compare tokens and greedy answers with transformers: "
             "llama.cpp, ctranslate2, vllm, separated by commas.",
@@ -133,8 +135,8 @@ def check(
         check_model(against)
     from flab.pruning.check import check as verify
 
-    engines = tuple(name.strip() for name in run.split(",")) if run is not None else ()
-    verdict = verify(folder, against, oldest_python, engines, engines_python)
+    named = tuple(name.strip() for name in engines.split(",")) if engines is not None else ()
+    verdict = verify(folder, against, oldest, named, engines_python)
     emit(verdict) if json_ else show_check(verdict)
     exit_unless(verdict["ok"])
 

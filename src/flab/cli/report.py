@@ -86,9 +86,11 @@ def sweep(
         ),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the model of each budget.")] = False,
-    task: Annotated[
+    tasks: Annotated[
         list[str] | None,
-        typer.Option(metavar="[KIND:]FILE", help="Evaluate the model of each budget on this task; repeatable."),
+        typer.Option(
+            "--task", metavar="[KIND:]FILE", help="Evaluate the model of each budget on this task; repeatable."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")] = None,
     json_: Json = False,
@@ -99,12 +101,12 @@ def sweep(
     what is kept over what is removed.
     """
     wanted = [*(budgets or ()), *(more or ())] or BUDGETS
-    check_sweep(model, as_path(output), recipe, wanted, task or (), limit)
+    check_sweep(model, as_path(output), recipe, wanted, tasks or (), limit)
     from flab.runs.report.curve import write_curve
     from flab.runs.sweep import sweep as run
 
     try:
-        report = run(model, wanted, output, recipe, options, save, task or (), limit)
+        report = run(model, wanted, output, recipe, options, save, tasks or (), limit)
     except KeyboardInterrupt:
         raise FlabError(f"interrupted: finished budgets are in {output}; the same command resumes.") from None
     write_curve(report, as_path(output))

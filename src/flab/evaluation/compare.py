@@ -38,7 +38,7 @@ def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * 
         OptionError: a margin that is not a number of points.
     """
     if not 0 < margin_points < 100:
-        raise OptionError(f"--margin: got {margin_points:g}, allowed are points between 0 and 100; 2 is usual.")
+        raise OptionError(f"`margin_points`: got {margin_points:g}, allowed are points between 0 and 100; 2 is usual.")
     margin = margin_points / 100
     a = read_run(as_path(run_a))
     b = read_run(as_path(run_b))

@@ -84,12 +84,12 @@ def read_tasks(
     """
     given = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
     if not given:
-        raise OptionError("--task: got none; give a file of problems, e.g. --task HumanEval.jsonl")
+        raise OptionError("`tasks`: got none; give a file of problems, e.g. HumanEval.jsonl.")
     if unknown := [name for name in perturbations if name not in (*PERTURBATIONS, ALL)]:
-        raise OptionError(f"--perturb: got {unknown[0]!r}, allowed {', '.join(PERTURBATIONS)} or {ALL}.")
+        raise OptionError(f"`perturbations`: got {unknown[0]!r}, allowed {', '.join(PERTURBATIONS)} or {ALL}.")
     files = [one if isinstance(one, TaskFile) else _read(os.fspath(one), limit) for one in given]
     if perturbations and all(task.kind != "code" for task in files):
-        raise OptionError("--perturb: none of the tasks is of kind code; perturbations are for problem files")
+        raise OptionError("`perturbations`: none of the tasks is of kind code; perturbations are for problem files")
     return [one for task in files for one in (task, *_perturbed(task, perturbations, seed))]
 
 
@@ -104,7 +104,7 @@ def _read(argument: str, limit: int | None) -> TaskFile:
         if name is None:
             raise
         raise DataError(
-            f"`task` {name}: put its rows in DIR/{name}.jsonl and give `data_dir` DIR, or load it with a network: {error}"
+            f"`tasks` {name}: put its rows in DIR/{name}.jsonl and give `data_dir` DIR, or load it with a network: {error}"
         ) from None
 
 
@@ -155,7 +155,7 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
 def check_backend(name: str) -> None:
     """OptionError for a name that is no backend."""
     if name not in BACKENDS:
-        raise OptionError(f"--backend: got {name}, allowed {', '.join(BACKENDS)}.")
+        raise OptionError(f"`backend`: got {name}, allowed {', '.join(BACKENDS)}.")
 
 
 def _open_transformers(path: Path, options: Options) -> Opened:
@@ -210,7 +210,7 @@ def _known_texts(model: Path) -> dict[str, list[str]]:
                 given = given[key]
             samples, source = calibration_samples(Path(given) if given else None)
         except (FlabError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-            say(f"the data that {file} names cannot be compared with the tasks ({error}); name it with --against-data")
+            say(f"the data that {file} names cannot be compared with the tasks ({error}); name it with `against_data`")
             continue
         found[source.name] = [sample.text for sample in samples]
     return found
@@ -279,7 +279,7 @@ def evaluate(
     read = [*against_data, *(task.source for task in files)]
     if folder is None and (export or part is not None):
         raise OptionError(
-            f"--{'export' if export else 'shard'}: needs a folder; give -o RUN, a name that does not end in .json"
+            f"`{'export' if export else 'shard'}` needs a folder: give a name for the run that does not end in .json."
         )
     _check_target(target, folder, read, options.overwrite, export)
     overlap = find_overlaps(model, files, against_data) if part is None else []
@@ -327,7 +327,7 @@ def evaluate_references(
     """
     files, options = read_tasks(tasks, limit, perturbations, seed), options or Options()
     if wrong := [task.name for task in files if task.kind != "code"]:
-        raise OptionError(f"--gold runs the references of code tasks; {', '.join(wrong)} has none: leave it out")
+        raise OptionError(f"only code tasks have references to run; {', '.join(wrong)} has none: leave it out.")
     sandbox = sandbox_for(files, options)
     assert sandbox is not None
     rows = [{"name": task.name, "sha256": task.sha256} | gold_ceiling(task, sandbox).summary for task in files]

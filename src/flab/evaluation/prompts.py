@@ -155,13 +155,13 @@ def requests_for(
         OptionError: an unknown preset, samples below 1, or ``chat`` for a model without a chat template.
     """
     if preset not in PRESETS:
-        raise OptionError(f"--preset: got {preset}, allowed {', '.join(PRESETS)}.")
+        raise OptionError(f"`preset`: got {preset}, allowed {', '.join(PRESETS)}.")
     if samples < 1:
-        raise OptionError(f"--samples: got {samples}, allowed 1 or more.")
+        raise OptionError(f"`samples`: got {samples}, allowed 1 or more.")
     chosen = PRESETS[preset]
     if chosen.needs_template and render is None:
         raise OptionError(
-            f"--preset {preset}: the model has no chat template; use completion, or add chat_template.jinja."
+            f"`preset` {preset}: the model has no chat template; use completion, or add chat_template.jinja."
         )
     asked = [(item, chosen.ask[task.kind](item, render)) for item in task.items]
     return [

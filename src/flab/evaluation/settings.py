@@ -24,12 +24,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise OptionError(f"--preset: got {self.preset}, allowed {', '.join(PRESETS)}.")
+            raise OptionError(f"`preset`: got {self.preset}, allowed {', '.join(PRESETS)}.")
         if self.samples < 1:
-            raise OptionError(f"--samples: got {self.samples}, allowed 1 or more.")
+            raise OptionError(f"`samples`: got {self.samples}, allowed 1 or more.")
         if self.samples > 1 and self.temperature == 0:
             raise OptionError(
-                f"--samples {self.samples}: at --temperature 0 all samples are equal; give a temperature, or 1 sample."
+                f"`samples` {self.samples}: at `temperature` 0 all samples are equal; give a temperature, or 1 sample."
             )
         assert self.decoding
 

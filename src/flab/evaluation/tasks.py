@@ -111,10 +111,10 @@ def parse_task_argument(argument: str) -> tuple[Kind | None, str]:
     for kind in KINDS:
         if colon and head == kind:
             if not rest.strip():
-                raise OptionError(f"--task {argument}: no file after the kind; give --task {kind}:FILE")
+                raise OptionError(f"`tasks` {argument}: no file after the kind; give {kind}:FILE.")
             return kind, rest
     if not argument.strip():
-        raise OptionError("--task: got nothing; give FILE, KIND:FILE or a hub data set id")
+        raise OptionError("`tasks`: got nothing; give FILE, KIND:FILE or a hub data set id")
     return None, argument
 
 
@@ -141,7 +141,7 @@ def _file_named(name: str, folder: Path) -> Path:
     fitting = [path for path in files if _letters(path.name.partition(".")[0]).removesuffix("test") == _letters(name)]
     if not fitting:
         raise DataError(
-            f"`task` {name}: {folder} holds no {name}.jsonl; put the rows there, or leave out `data_dir` to load "
+            f"`tasks` {name}: {folder} holds no {name}.jsonl; put the rows there, or leave out `data_dir` to load "
             f"{NAMED_TASKS[name]} from the hub."
         )
     return fitting[0]
@@ -191,8 +191,8 @@ def kinds_of(row: Row) -> list[Kind]:
 
 def _choose_kind(source: str, kind: Kind | None, fitting: list[Kind], first: tuple[str, Row]) -> Kind:
     if kind is None and len(fitting) > 1:
-        forms = " or ".join(f"--task {one}:{source}" for one in fitting)
-        raise OptionError(f"{source}: the fields fit {' and '.join(fitting)}; name the kind with {forms}")
+        forms = " or ".join(f"{one}:{source}" for one in fitting)
+        raise OptionError(f"{source}: the fields fit {' and '.join(fitting)}; name the kind: {forms}")
     if kind is None and not fitting:
         where, row = first
         raise DataError(f"{where}: the fields {', '.join(map(str, row)) or '(none)'} fit no task; needed: {FORMATS}")
@@ -246,7 +246,7 @@ def check_text(value: object, name: str, where: str, blank: bool = False) -> str
     """Return the value if it is text that UTF-8 can hold, and more than blanks unless ``blank``."""
     if not isinstance(value, str):
         got = "missing" if value is None else f"{type(value).__name__}, not text"
-        raise DataError(f"{where}: {name} is {got}; give text, or name another kind with --task KIND:FILE")
+        raise DataError(f"{where}: {name} is {got}; give text, or name another kind with KIND:FILE")
     if not blank and not value.strip():
         raise DataError(f"{where}: {name} is blank; give text")
     if any("\ud800" <= char <= "\udfff" for char in value):

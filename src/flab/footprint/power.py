@@ -153,12 +153,12 @@ def find_meter(device: str, estimate: bool, rapl: Path = RAPL) -> tuple[Meter | 
     """The meter for a device, or None and the reason: NVML on CUDA, RAPL else, codecarbon if ``estimate`` allows it."""
     meter, why = _nvml(device) if is_gpu(device) else _rapl(rapl)
     if meter is not None or not estimate:
-        hint = "" if meter is not None else "; --estimate lets codecarbon guess"
+        hint = "" if meter is not None else "; `estimate` lets codecarbon guess"
         return meter, why + hint
     try:
         import codecarbon  # noqa: F401
     except ImportError:
-        return None, f"{why}; --estimate needs codecarbon: {CODECARBON}"
+        return None, f"{why}; `estimate` needs codecarbon: {CODECARBON}"
     return EstimateMeter(), ""
 
 

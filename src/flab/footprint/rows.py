@@ -94,7 +94,7 @@ def energy_figures(
     how = f"{windows[-1]['energy']['method']}; {batch} answers at once, prompts included"
     energy = replace(measured(values, "J", ""), method=how)
     if solved is None:
-        each = unknown("J", "no results of flab eval were given (--results)")
+        each = unknown("J", "no results of flab eval were given (`results`)")
     elif not solved.problems:
         each = unknown("J", f"no problem of {solved.name} is solved")
     else:
@@ -111,7 +111,7 @@ def _co2(joules: Figure, grid: Mapping[str, Any] | None) -> Figure:
     if joules.value is None:
         return unknown("g", str(joules.reason))
     if grid is None:
-        return unknown("g", "no grid was given (--grid, grams per kWh or a country's code)")
+        return unknown("g", "no grid was given (`grid`, grams per kWh or a country's code)")
     per_kwh = grid["grams_per_kwh"]
     return joules.scaled(per_kwh * KWH_PER_JOULE, "g", f"x {per_kwh:g} g CO2 per kWh, {grid['source']}")
 

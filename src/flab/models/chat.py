@@ -72,7 +72,7 @@ class ChatTemplate:
             )
         except Exception as error:  # jinja raises many kinds; all mean the same to the user
             raise OptionError(
-                f"the chat template of {self.folder} does not render ({error}): use --template none, or another --preset."
+                f"the chat template of {self.folder} does not render ({error}): use `template` none, or another `preset`."
             ) from None
         return str(texts[0])
 
@@ -105,7 +105,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
-        raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another --preset.") from None
+        raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another `preset`.") from None
     return settings if isinstance(settings, dict) else {}
 
 

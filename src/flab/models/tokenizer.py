@@ -113,11 +113,11 @@ class TokenizerModel:
         if self.kind not in ("BPE", "Unigram"):
             raise UnsupportedModelError(
                 f"tokenizer of type {self.kind!r}: flab prunes BPE and Unigram vocabularies. "
-                "Pin --vocabulary to the model's own size."
+                "Pin `vocabulary` to the model's own size."
             )
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise UnsupportedModelError(
-                "BPE with word prefixes or suffixes is not supported: pin --vocabulary to the model's own size."
+                "BPE with word prefixes or suffixes is not supported: pin `vocabulary` to the model's own size."
             )
         if self.kind == "BPE":
             self.base: dict[str, int] = model["vocab"]
@@ -214,6 +214,6 @@ def new_tokenizer(tokenizer: Tokenizer, rows: int, kept: list[int]) -> tuple[Tok
     if wrong:
         raise CheckpointError(
             f"the rewritten tokenizer numbers token {wrong[0]} differently from the plan: keep the whole vocabulary with "
-            f"--vocabulary {rows}, and report this tokenizer."
+            f"`vocabulary` {rows}, and report this tokenizer."
         )
     return made, data

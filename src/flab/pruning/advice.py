@@ -21,12 +21,12 @@ def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
     if (tokens := data.num_fit_tokens) < 4 * shape.width:
         found.append(
             f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
-            "many; raise --tokens or give more text."
+            "many; raise `tokens` or give more text."
         )
     if REFITS[recipe.refit].iterative and not data.has_held_out:
         found.append(
-            f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: --refit {recipe.refit} "
-            "does no more than --refit residual; give more text."
+            f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: `refit` {recipe.refit} "
+            "does no more than `refit` residual; give more text."
         )
     return found
 
@@ -41,7 +41,7 @@ def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
         fitted = [ridge for ridge in ridges if ridge > 0]
         if held_back := sum(ridge >= RIDGES[-1] for ridge in fitted):
             found.append(
-                f"{part}: in {held_back} of {len(fitted)} layers held-out tokens allowed hardly any correction; more --tokens "
+                f"{part}: in {held_back} of {len(fitted)} layers held-out tokens allowed hardly any correction; more `tokens` "
                 "would allow more."
             )
         if loose := sum(ridge <= RIDGES[0] for ridge in fitted):
@@ -54,6 +54,6 @@ def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
     if recipe.refit not in ("newton", "descent") or winner.kl is None or winner.kl < DEEP_KL:
         return []
     return [
-        f"KL {winner.kl:.3f} is a deep cut: --refit reconstruction takes several times as long and keeps more here, "
-        "with more --tokens the more so."
+        f"KL {winner.kl:.3f} is a deep cut: `refit` reconstruction takes several times as long and keeps more here, "
+        "with more `tokens` the more so."
     ]

@@ -76,10 +76,10 @@ def read_texts(recipe: Recipe) -> Texts:
 def announce(recipe: Recipe) -> None:
     """Say which data is read where the user named none; only once all that was given is found to be right."""
     if recipe.calibration is None:
-        say_once("calibration: the bundled instruction samples (--calibration FILE for your own)")
+        say_once("calibration: the bundled instruction samples (`calibration` FILE for your own)")
     if recipe.general > 0:
         say_once(
-            f"calibration: {recipe.general:.0%} of the tokens from Python's standard library (--general 0 for none)"
+            f"calibration: {recipe.general:.0%} of the tokens from Python's standard library (`general` 0 for none)"
         )
 
 
@@ -94,7 +94,7 @@ def verify_sources(texts: Texts, planned: Sequence[dict[str, str]]) -> None:
         if got.get(item["path"]) != item["sha256"]:
             raise PlanError(
                 f"calibration data {item['path']} is not what the plan was made with (SHA-256 differs): "
-                "bring the same data, plan again, or pass --no-refit to cut alone."
+                "bring the same data, plan again, or cut alone (`refit`)."
             )
 
 

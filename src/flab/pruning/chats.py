@@ -30,7 +30,7 @@ def in_template(samples: Sequence[Sample], folder: Path, tokenizer: Tokenizer, c
         say_once(f"{folder} has no chat template: chats are read in plain words")
         return list(samples)
     special_tokens, ending = template.special_tokens, template.ending
-    say_once(f"chats are read in the chat template of {folder} (--template none for plain words)")
+    say_once(f"chats are read in the chat template of {folder} (`template` none for plain words)")
     return [
         replace(_rendered(sample, template, ending), special_tokens=special_tokens) if sample.messages else sample
         for sample in samples

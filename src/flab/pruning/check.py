@@ -47,16 +47,14 @@ def check(
             f"{path} is no model folder (no config.json): give what `flab apply` or `flab prune` wrote."
         )
     if oldest is not None and shutil.which(oldest) is None:
-        raise OptionError(
-            f"--oldest-python {oldest} is no program: give the python of an environment with transformers 4.57."
-        )
+        raise OptionError(f"`oldest` {oldest} is no program: give the python of an environment with transformers 4.57.")
     if engines:
         from flab.models.serving import check_names
 
         check_names(engines)
     if engines_python is not None and shutil.which(engines_python) is None:
         raise OptionError(
-            f"--engines-python {engines_python} is no program: give the python of an environment that has the engines."
+            f"`engines_python` {engines_python} is no program: give the python of an environment that has the engines."
         )
     command = [sys.executable, "-P", "-m", "flab.pruning.verify", str(path), str(against or ""), str(oldest or "")]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)

@@ -377,7 +377,7 @@ def pins_of(recipe: Recipe, shape: Shape) -> Pins:
         dropped = set(recipe.drop_layers)
         if not dropped <= set(range(shape.layers)) or len(dropped) == shape.layers:
             raise OptionError(
-                f"--drop-layers: got {sorted(dropped)}, allowed some but not all of 0 to {shape.layers - 1}."
+                f"`drop_layers`: got {sorted(dropped)}, allowed some but not all of 0 to {shape.layers - 1}."
             )
         pins = replace(pins, layers=shape.layers - len(dropped))
     pins.check(shape)

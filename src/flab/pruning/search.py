@@ -114,7 +114,7 @@ class Search:
         if self.winner_tokens is not None and self.winner_tokens < self.shape.width and self.scores is not None:
             self.warnings.append(
                 f"{self.winner_tokens} calibration tokens are fewer than the {self.shape.width} neurons of a layer: "
-                "neurons are chosen by activation instead of elimination; give more text or raise --tokens."
+                "neurons are chosen by activation instead of elimination; give more text or raise `tokens`."
             )
 
     def removals(self) -> Iterator[tuple[int, ...]]:
@@ -301,7 +301,7 @@ def _dropped_split(search: Search, splits: Sequence[Split]) -> Split:
     found = next((s for s in splits if s.layers == layers), None)
     if found is None:
         raise BudgetError(
-            f"--drop-layers leaves {layers} layers, with which the budget cannot be met; drop more or remove less."
+            f"`drop_layers` leaves {layers} layers, with which the budget cannot be met; drop more or remove less."
         )
     return found
 

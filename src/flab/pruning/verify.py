@@ -142,7 +142,7 @@ def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
 def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[bool | None, str]:
     """Logits and tokens of the oldest supported transformers against the proof; nothing is said of it if it was not run."""
     if python is None:
-        return None, "give --oldest-python with the python of an environment that has transformers 4.57"
+        return None, "give `oldest` with the python of an environment that has transformers 4.57"
     if (folder / PROOF).is_file():
         proof = read_proof(folder)
     else:  # not written by flab: compared with what this transformers makes of it

@@ -49,7 +49,7 @@ SECRET_CHARS = 32
 ALONE = 1.2  # wall seconds for a CPU second, below which a program had a core to itself
 REFUSAL = (
     "model-written code cannot be isolated on this machine ({reason}); allow user namespaces, run as root, "
-    "or accept resource limits only with --unsandboxed"
+    "or accept resource limits only with `unsandboxed`"
 )
 
 

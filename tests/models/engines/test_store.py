@@ -230,7 +230,7 @@ def test_a_part_is_read_from_its_name(text, number, count):
      "1/1٣", "٣/٤", f"1/{'9' * 5000}"],
 )  # fmt: skip
 def test_other_names_of_parts_are_refused(text):
-    with pytest.raises(OptionError, match=r"--shard: got .*, allowed I/N with 1 <= I <= N") as caught:
+    with pytest.raises(OptionError, match=r"`shard`: got .*, allowed I/N with 1 <= I <= N") as caught:
         Shard.parse(text)
     assert "\n" not in str(caught.value)
 

@@ -272,7 +272,7 @@ def test_a_template_in_the_config_and_a_start_token(tmp_path, tokenizer):
 def test_no_template_is_none_and_a_broken_one_is_an_option_error(tmp_path, tokenizer):
     assert chat_template(tmp_path, tokenizer) is None
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('only tools') }}")
-    with pytest.raises(OptionError, match=r"does not render \(only tools\): use --template none, or another --preset"):
+    with pytest.raises(OptionError, match=r"does not render \(only tools\): use `template` none, or another `preset`"):
         chat_template(tmp_path, tokenizer)(MESSAGES)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(OptionError, match="is not JSON"):

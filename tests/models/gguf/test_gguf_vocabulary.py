@@ -76,7 +76,7 @@ def test_a_name_given_by_the_user_wins_and_a_recorded_one_serves_an_unknown_rule
     assert read_vocabulary(byte_level, SIZE, pre="tekken").pre == "tekken"
     edit(byte_level, pre_tokenizer={**BYTES, "add_prefix_space": True})
     assert read_vocabulary(byte_level, SIZE, recorded="falcon").pre == "falcon"
-    with pytest.raises(OptionError, match=r"--pre"):
+    with pytest.raises(OptionError, match=r"`pre`"):
         read_vocabulary(byte_level, SIZE)
 
 

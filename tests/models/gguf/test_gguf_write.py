@@ -182,7 +182,7 @@ def test_numbers_beyond_f16_are_refused_and_leave_nothing(pico_folder, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] = torch.full((64, 32), 1e5)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OptionError, match="--type bf16"):
+    with pytest.raises(OptionError, match="`kind` bf16"):
         write_gguf(folder, tmp_path / "model.gguf", "f16")
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 

@@ -285,7 +285,7 @@ def test_a_small_budget_keeps_the_whole_vocabulary(pico_folder, recipe):
 def test_a_pin_below_the_floor_is_refused_with_the_floor(pico_folder, recipe):
     checkpoint, counts = bench(pico_folder("qwen2"))
     pinned = recipe(vocabulary=100)
-    with pytest.raises(BudgetError, match=r"--vocabulary 100 is below the floor of \d+ tokens") as caught:
+    with pytest.raises(BudgetError, match=r"`vocabulary` 100 is below the floor of \d+ tokens") as caught:
         plan_vocabulary(checkpoint, family_of(checkpoint.model.config), pinned, pinned.pins, counts)
     floor = int(str(caught.value).split("floor of ")[1].split()[0])
     at_floor = recipe(vocabulary=floor)

@@ -111,7 +111,7 @@ def test_outliers_and_missing_rank_leave_finite_weights(features, tokens, monkey
 def test_activations_that_are_no_numbers_are_one_line():
     gram, _, _ = random_gram()
     gram.gram[0][2, 2] = float("nan")
-    with pytest.raises(CheckpointError, match="NaN or infinite: try --dtype float32"):
+    with pytest.raises(CheckpointError, match="NaN or infinite: try `dtype` float32"):
         gram.solve(range(9), None)
 
 

@@ -54,7 +54,7 @@ class Shard:
         found = SHARD.fullmatch(text.strip())
         shard = cls(*map(int, found.groups())) if found else cls(1, 0)
         if shard.number > shard.count:
-            raise OptionError(f"--shard: got {text!r}, allowed I/N with 1 <= I <= N, e.g. 2/4.")
+            raise OptionError(f"`shard`: got {text!r}, allowed I/N with 1 <= I <= N, e.g. 2/4.")
         return shard
 
     def file(self, path: Path) -> Path:

@@ -86,7 +86,7 @@ def import_vllm() -> Any:
         import vllm  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise OptionError(
-            f"--backend vllm: vLLM is not installed ({error}); pip install vllm, or use transformers."
+            f"`backend` vllm: vLLM is not installed ({error}); pip install vllm, or use transformers."
         ) from None
     return vllm
 

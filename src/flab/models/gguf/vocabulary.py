@@ -85,8 +85,8 @@ def read_vocabulary(folder: Path, rows: int, pre: str | None = None, recorded: s
 
 def _unknown_rule() -> str:
     raise OptionError(
-        "llama.cpp's name of this tokenizer's splitting rule is not known: give the one of the original model with --pre, "
-        "e.g. --pre qwen2 (the value of tokenizer.ggml.pre in a GGUF file of the original)."
+        "llama.cpp's name of this tokenizer's splitting rule is not known: give the one of the original model with `pre`, "
+        "e.g. qwen2 (the value of tokenizer.ggml.pre in a GGUF file of the original)."
     )
 
 

@@ -92,7 +92,7 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = 
         UnsupportedModelError: an architecture or a tokenizer that flab does not write.
     """
     if kind not in TYPES:
-        raise OptionError(f"--type: got {kind!r}, allowed {', '.join(TYPES)}.")
+        raise OptionError(f"`kind`: got {kind!r}, allowed {', '.join(TYPES)}.")
     gguf = gguf_library()
     config = read_config(folder)
     architecture = architecture_of(config)
@@ -217,4 +217,4 @@ def _rotated(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _check_range(name: str, numbers: torch.Tensor, dtype: Any, gguf: Any) -> None:
     if dtype == gguf.GGMLQuantizationType.F16 and float(numbers.abs().max()) > MOST_F16:
-        raise OptionError(f"{name} holds numbers beyond what F16 can hold ({MOST_F16:g}): use --type bf16.")
+        raise OptionError(f"{name} holds numbers beyond what F16 can hold ({MOST_F16:g}): use `kind` bf16.")

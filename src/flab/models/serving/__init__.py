@@ -13,4 +13,4 @@ def check_names(engines: Sequence[str]) -> None:
     """Raise OptionError if an engine is named that flab does not know."""
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
-        raise OptionError(f"--run: got {unknown[0]!r}, allowed {', '.join(ENGINES)}.")
+        raise OptionError(f"`engines`: got {unknown[0]!r}, allowed {', '.join(ENGINES)}.")

@@ -120,7 +120,7 @@ def choose_vocabulary(
     keep = closed(model, required)
     if len(keep) > size:
         raise BudgetError(
-            f"--vocabulary {size} is below the floor of {len(keep)} tokens: byte symbols, special and named tokens, "
+            f"`vocabulary` {size} is below the floor of {len(keep)} tokens: byte symbols, special and named tokens, "
             "and the pieces that derive them."
         )
     # Then by frequency. A token comes with the pieces that are missing for it, or not at all if they do not fit; a later,

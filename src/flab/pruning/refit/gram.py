@@ -139,7 +139,7 @@ class Gram:
         """Return what each feature is divided by: the root of its sum of squares, 1 for a feature that is always zero."""
         if not bool(torch.isfinite(diagonal).all()):
             raise CheckpointError(
-                "the model's activations on the calibration text are NaN or infinite: try --dtype float32, or check the weights."
+                "the model's activations on the calibration text are NaN or infinite: try `dtype` float32, or check the weights."
             )
         if self.scaling == "mean":
             return torch.ones_like(diagonal)
@@ -277,7 +277,7 @@ def _ridge_at_last(
         except LinAlgError:
             continue
     raise CheckpointError(
-        "the statistics of a layer cannot be solved even with a large ridge: give more calibration text, or --refit none."
+        "the statistics of a layer cannot be solved even with a large ridge: give more calibration text, or `refit` none."
     )
 
 

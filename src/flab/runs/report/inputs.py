@@ -105,7 +105,7 @@ def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
     if not (folder / "run.json").is_file():
         raise DataError(f"{folder}: holds no run.json, so it is not a run; give the folder that flab run wrote")
     if sweep is not None and not (sweep / "sweep.json").is_file():
-        raise DataError(f"{sweep}: holds no sweep.json; give the folder that flab sweep wrote, or leave --sweep out")
+        raise DataError(f"{sweep}: holds no sweep.json; give the folder that flab sweep wrote, or leave `sweep` out")
     results = {name: _read(folder / results_of(name)) for name in MODELS}
     pairs = {name: _read(folder / pair_of(name), "compare.json") for name in MODELS[1:]}
     return Inputs(
