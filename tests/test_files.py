@@ -22,10 +22,12 @@ from flab.files import (
     check_place,
     check_result,
     check_space,
+    discard,
     foreign_files,
     new_folder,
     read_regular,
     replace_folder,
+    scratch_folder,
     sweep,
     write_text,
 )
@@ -89,7 +91,7 @@ def test_a_folder_that_holds_what_is_read_is_not_replaced(own, model):
 
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path):
     (tmp_path / "mine.json").write_text("[]")
-    with pytest.raises(OptionError, match="exists: pass --overwrite"):
+    with pytest.raises(OptionError, match="exists: pass `overwrite`"):
         check_file(tmp_path / "mine.json")
     check_file(tmp_path / "mine.json", overwrite=True)
     os.mkfifo(tmp_path / "pipe")
@@ -117,7 +119,7 @@ def test_results_replace_older_results_of_flab_alone(content, is_own, tmp_path):
     if is_own:
         check_result(tmp_path / "r.json")
     else:
-        with pytest.raises(OptionError, match="exists: pass --overwrite"):
+        with pytest.raises(OptionError, match="exists: pass `overwrite`"):
             check_result(tmp_path / "r.json")
     check_result(tmp_path / "r.json", overwrite=True)
 
@@ -135,7 +137,7 @@ def test_overwrite_replaces_what_flab_wrote_and_lists_what_it_did_not(own, model
         check_folder(own, True)
     with pytest.raises(OptionError, match=r"did not write \(config.json, model.safetensors, tokenizer.json\)"):
         check_folder(model, True)
-    with pytest.raises(OptionError, match="exists: pass --overwrite"):
+    with pytest.raises(OptionError, match="exists: pass `overwrite`"):
         check_folder(own, False)
 
 
@@ -241,6 +243,32 @@ def test_an_old_folder_that_a_killed_run_had_moved_is_put_back(tmp_path):
     sweep(tmp_path / "out")
     assert (tmp_path / "out" / "plan.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_scratch_folder_goes_with_its_block_and_what_a_killed_run_left_of_one_goes_too(tmp_path):
+    left = tmp_path / ".trial.flab-0123abcd.tmp"
+    left.mkdir()
+    (left / "config.json").write_text("half")
+    with scratch_folder(tmp_path / "trial") as first, scratch_folder(tmp_path / "trial") as second:
+        (first / "a").write_text("")
+        assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_discarded_is_never_half_there(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "run.json").write_text("whole")
+
+    def killed(folder, **_):
+        assert not (tmp_path / "work").exists()
+        assert (folder / "run.json").read_text() == "whole"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flab.files.shutil, "rmtree", killed)
+        discard(tmp_path / "work")
+    assert [path.name.startswith(".work.flab-") for path in tmp_path.iterdir()] == [True]
+    sweep(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
 
 
 WRITER = """

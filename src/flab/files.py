@@ -71,7 +71,7 @@ def check_file(path: Path, overwrite: bool = False, inputs: Iterable[PathLike] =
     """
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"cannot be written: no folder {path.parent}"
-        raise OptionError(f"--output {path} {problem}: give the name of a file in a folder that exists.")
+        raise OptionError(f"the output {path} {problem}: give the name of a file in a folder that exists.")
     check_place(path, inputs)
     check_free(path, overwrite)
     if path.exists() and not path.is_file():
@@ -130,7 +130,7 @@ def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
 def check_free(path: Path, overwrite: bool) -> None:
     """Raise OptionError if a file or folder is there that was not to be replaced."""
     if path.exists() and not overwrite:
-        raise OptionError(f"the output {path} exists: pass --overwrite to replace it, or choose another.")
+        raise OptionError(f"the output {path} exists: pass `overwrite` to replace it, or choose another.")
 
 
 def check_space(path: Path, size_bytes: int) -> None:
@@ -276,6 +276,28 @@ def new_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(held)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` for as long as the block lasts; what killed runs left of it goes."""
+    sweep(path)
+    temporary = _temporary(path)
+    temporary.mkdir(mode=0o700)
+    held = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    _hold(held)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(held)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder under a temporary name, so that a killed process leaves it whole or for :func:`sweep` to remove."""
+    temporary = _temporary(folder)
+    folder.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(temporary: Path, path: Path) -> None:

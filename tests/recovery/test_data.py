@@ -719,7 +719,7 @@ def place_of(kind, tmp_path):
         "the folder itself": (".", "is a folder"),
         "below nothing": ("missing/data.jsonl", "cannot be written: no folder"),
         "below a file": ("there.jsonl/data.jsonl", "cannot be written: no folder"),
-        "there already": ("there.jsonl", "exists: pass --overwrite to replace it"),
+        "there already": ("there.jsonl", "exists: pass `overwrite` to replace it"),
     }[kind]
 
 
@@ -750,7 +750,7 @@ def test_a_file_that_is_read_is_never_the_output(make, tmp_path, role):
 def test_another_outputs_sidecar_is_not_replaced_unasked(make, tmp_path):
     make([code("one")], strategy="reference", out="data.jsonl")
     before = (tmp_path / "data.meta.json").read_bytes()
-    with pytest.raises(OptionError, match=r"data\.meta\.json exists: pass --overwrite"):
+    with pytest.raises(OptionError, match=r"data\.meta\.json exists: pass `overwrite`"):
         make([code("two"), code("three")], strategy="reference", out="data.json")
     assert (tmp_path / "data.meta.json").read_bytes() == before
 
@@ -919,7 +919,7 @@ def test_a_model_from_the_command_line(flab, pico_folder, tmp_path, small_sandbo
     assert read_rows(out)[1]["prompt"] == "<|im_start|>user\nSay x.<|im_end|>\n<|im_start|>assistant\n"
     assert_adds_up(report, out)
     assert len(read_samples(out)) == 7
-    assert_one_line(flab(*common, "-o", out), "exists: pass --overwrite")
+    assert_one_line(flab(*common, "-o", out), "exists: pass `overwrite`")
 
 
 def assert_one_line(result, words):

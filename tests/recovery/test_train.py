@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,14 +142,45 @@ def test_a_stopped_run_resumes_to_the_same_weights(go, tmp_path, monkeypatch):
     assert [entry["step"] for entry in report["curve"] if "eval_loss" in entry] == [0, 2, 4, 6]
 
 
-def test_a_checkpoint_without_its_mark_is_not_taken(go, tmp_path, monkeypatch):
-    """A kill in the middle of saving leaves no mark: the checkpoint before it is the last whole one."""
-    monkeypatch.setattr(module.shutil, "rmtree", lambda *given, **more: None)
-    go(tmp_path / "out")
-    work = tmp_path / "out.training"
-    assert last_whole(work)[0] == work / "checkpoint-6"
-    (work / "checkpoint-6" / COMPLETE).unlink()
-    assert last_whole(work)[0] == work / "checkpoint-4"
+@pytest.fixture
+def trained(go, tmp_path, monkeypatch):
+    """The working folder of a training that was killed just before it would have removed it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "discard", lambda folder: None)
+        go(tmp_path / "out")
+    return tmp_path / "out.training"
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_taken(trained):
+    """A kill while a checkpoint is written or removed leaves part of it: the checkpoint before it is the last whole one."""
+    newest, weights, mark = (trained / "checkpoint-6" / name for name in ("", "model.safetensors", COMPLETE))
+    assert last_whole(trained)[0] == newest
+    good, said = weights.read_bytes(), mark.read_text()
+    for damage in (
+        mark.unlink,
+        lambda: mark.write_text(""),
+        lambda: mark.write_text(said[:20]),
+        weights.unlink,
+        lambda: weights.write_bytes(good[:-1]),
+    ):
+        damage()
+        assert last_whole(trained)[0] == trained / "checkpoint-4"
+        weights.write_bytes(good)
+        mark.write_text(said)
+        assert last_whole(trained)[0] == newest
+
+
+def test_what_a_kill_leaves_of_the_working_folder_stops_nothing_and_goes(go, trained, tmp_path):
+    """Killed while its record was written; and killed while the folder, already under another name, was being removed."""
+    other = Options(overwrite=True)
+    (trained / "run.json").rename(trained / ".run.json.flab-0123abcd.tmp")
+    for left in trained.glob("checkpoint-*"):
+        shutil.rmtree(left)
+    aside = tmp_path / ".out.training.flab-0123abcd.tmp"
+    (aside / "checkpoint-2").mkdir(parents=True)
+    assert go(tmp_path / "out", other)["check"]["ok"]
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out"]
+    assert not aside.exists()
 
 
 def test_a_working_folder_of_another_training_is_not_taken_over(go, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab.errors import CheckpointError, OptionError
-from flab.files import read_regular
+from flab.files import read_regular, scratch_folder
 from flab.models.devices import BALANCED, settled
 from flab.models.families import Family, family_of, is_tied
 from flab.models.folder import read_object
@@ -68,7 +68,7 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
     path = folder.path
     raw = folder.raw
     if "auto_map" in raw and not trust_remote_code:
-        raise CheckpointError(f"{path} asks to run its own code (auto_map): pass --trust-remote-code if you trust it.")
+        raise CheckpointError(f"{path} asks to run its own code (auto_map): pass `trust_remote_code` if you trust it.")
     if isinstance(raw.get("model_type"), str):
         family_of(SimpleNamespace(**raw))  # before transformers makes anything as large as an unknown config says
     check_weights(folder)
@@ -130,7 +130,7 @@ def check_finite(path: Path, model: Any) -> None:
 def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """Load only the model; every weight comes from the folder or this raises."""
     if dtype not in (*torch_dtypes, "auto"):
-        raise OptionError(f"--dtype: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
+        raise OptionError(f"`dtype`: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
     folder = ModelFolder.open(source)
     path = folder.path
     dtype = folder.stored_dtype if dtype == "auto" else dtype  # "auto" of transformers is what the config says
@@ -184,7 +184,7 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     model.config.tie_word_embeddings = is_tied(
         model, family
     )  # of weights that are stored apart the config may say otherwise
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with scratch_folder(Path(tempfile.gettempdir()) / "trial") as folder, quiet():
         for what, write in (
             ("config.json", model.config.save_pretrained),
             ("generation_config.json", model.generation_config.save_pretrained),
@@ -269,7 +269,7 @@ def open_model(source: ModelSource, options: Options, dtype: str | None = None) 
     folder, options = ModelFolder.open(source), settled(options)
     checkpoint = load(folder, dtype or compute_dtype(folder, options), options.device, options.trust_remote_code)
     if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
-        raise CheckpointError(f"{folder.path} does not fit on the devices here: use a larger one, or --device cpu.")
+        raise CheckpointError(f"{folder.path} does not fit on the devices here: use a larger one, or `device` cpu.")
     return checkpoint, family_of(checkpoint.model.config)
 
 

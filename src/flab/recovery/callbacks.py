@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from flab.files import write_text
 from flab.progress import Meter
 
-COMPLETE = "complete"  # a file that a whole checkpoint holds: the seconds of training it stands for
+# What a whole checkpoint holds: the seconds of training that it stands for, and the sizes of its files.
+COMPLETE = "complete.json"
 
 
 class Progressing(TrainerCallback):  # type: ignore[misc]
@@ -73,14 +76,30 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            mark.write_text(f"{self.seconds():.2f}\n")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
+            sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+            write_text(folder / COMPLETE, json.dumps({"seconds": round(self.seconds(), 2), "sizes": sizes}) + "\n")
 
 
 def last_whole(folder: Path) -> tuple[Path | None, float]:
-    """Return the newest checkpoint that was written to its end, and the seconds of training it stands for."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    """Return the newest checkpoint that is there whole, and the seconds of training it stands for."""
+    found = {path: _seconds_of(path) for path in folder.glob("checkpoint-*")}
+    whole = {path: seconds for path, seconds in found.items() if seconds is not None}
     if not whole:
         return None, 0.0
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
-    return newest, float((newest / COMPLETE).read_text())
+    return newest, whole[newest]
+
+
+def _seconds_of(checkpoint: Path) -> float | None:
+    """Return the seconds that a checkpoint stands for; None if the process was killed while it wrote or removed the folder.
+
+    The trainer removes older checkpoints in any order, so that the mark may outlive the files that it stands for.
+    """
+    try:
+        mark = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        whole = all((checkpoint / name).stat().st_size == size for name, size in mark["sizes"].items())
+    except (OSError, ValueError):
+        return None
+    return float(mark["seconds"]) if whole else None

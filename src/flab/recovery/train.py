@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import TrainingError
-from flab.files import new_folder, write_text
+from flab.files import discard, new_folder, sweep, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.devices import settled
 from flab.models.families import shape_of
@@ -140,6 +140,10 @@ def _prepare(
 def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
     """The working folder is new, or holds a stopped run of this very training."""
     file = bench.work / RUN
+    if state.is_main_process:
+        sweep(bench.work)
+        sweep(file)
+    state.wait_for_everyone()
     before = json.loads(file.read_text()) if file.is_file() else None
     changed = [n for n, v in bench.identity.items() if before is not None and before["identity"].get(n) != v]
     if changed and not overwrite:
@@ -152,7 +156,7 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         if changed:
-            shutil.rmtree(bench.work)
+            discard(bench.work)
         bench.work.mkdir(parents=True, exist_ok=True)
         if before is None or changed:
             write_text(file, json.dumps({"identity": bench.identity}) + "\n")
@@ -293,4 +297,4 @@ def _write(model: Any, bench: Bench, out: Path, report: dict[str, Any], overwrit
             shutil.copyfile(source / name, folder / name)
         write_proof(model, folder, refit=bench.plan.refit.kind, trained=True)
         (folder / REPORT).write_text(json.dumps(report | {"written": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
-    shutil.rmtree(bench.work, ignore_errors=True)
+    discard(bench.work)

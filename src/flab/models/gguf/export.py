@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError, OutputError
-from flab.files import PathLike, as_path, check_file, check_space, new_file, write_text
+from flab.files import PathLike, as_path, check_file, check_space, new_file, scratch_folder, write_text
 from flab.models.folder import resolve, weight_files
 from flab.models.gguf.provenance import chat_template_of
 from flab.models.gguf.vocabulary import CONTROL
@@ -69,20 +68,20 @@ def export_gguf(
 def _program(kind: str, given: PathLike | None) -> str:
     """Return the llama-quantize to run; OptionError if the type is not known or the program is not found."""
     if kind not in BY_LLAMA_QUANTIZE:
-        raise OptionError(f"--type: got {kind!r}, allowed {', '.join((*TYPES, *BY_LLAMA_QUANTIZE))}.")
+        raise OptionError(f"`kind`: got {kind!r}, allowed {', '.join((*TYPES, *BY_LLAMA_QUANTIZE))}.")
     found = shutil.which(str(as_path(given)) if given is not None else "llama-quantize")
     if found is None:
         raise OptionError(
-            f"--type {kind} is made by llama.cpp's own llama-quantize, which is not found: install llama.cpp, name the program "
-            f"with --llama-quantize, or write one of {', '.join(TYPES)}."
+            f"`kind` {kind} is made by llama.cpp's own llama-quantize, which is not found: install llama.cpp, name the program "
+            f"with `llama_quantize`, or write one of {', '.join(TYPES)}."
         )
     return found
 
 
 def _quantised(folder: Path, path: Path, kind: str, pre: str | None, program: str) -> Written:
     """Write F16, and let llama-quantize make the wanted type of it."""
-    with tempfile.TemporaryDirectory(prefix=".flab-", dir=path.absolute().parent) as work, new_file(path) as temporary:
-        whole = Path(work) / "f16.gguf"
+    with scratch_folder(path) as work, new_file(path) as temporary:
+        whole = work / "f16.gguf"
         written = write_gguf(folder, whole, "f16", pre)
         command = [program, str(whole), str(temporary), kind.upper()]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
