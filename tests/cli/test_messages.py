@@ -112,7 +112,7 @@ def test_what_is_said_names_the_flags_too(flab, monkeypatch):
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-COMMAND = re.compile(r"flab [a-z]+ .*")  # a whole command line to type
+COMMAND = re.compile(r"flab [a-z]+\W.*")  # a whole command line to type
 
 
 def texts_for_people(tree):

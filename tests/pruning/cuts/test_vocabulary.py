@@ -345,6 +345,20 @@ def test_every_named_id_stays_and_is_renumbered(family, pico_folder):
     assert before.total - shape_of(model, row).total == (before.vocabulary - len(kept)) * 32 * (1 if tied else 2)
 
 
+def test_ids_beyond_the_vocabulary_leave_no_empty_list_that_would_end_no_answer(pico_folder):
+    checkpoint = load(pico_folder())
+    model, row = checkpoint.model, family_of(checkpoint.model.config)
+    size = model.config.vocab_size
+    model.generation_config.eos_token_id = [size + 1, size + 2]
+    model.generation_config.bad_words_ids = [[size + 1], [7]]
+    end = model.config.eos_token_id
+    kept = [*range(10), end]
+    cut_vocabulary(model, row, kept)
+    assert model.generation_config.eos_token_id is None
+    assert model.generation_config.bad_words_ids == [[7]]
+    assert kept[model.config.eos_token_id] == end
+
+
 def test_named_ids_are_found_at_any_depth():
     data = {"eos_token_id": [1, 2], "nested": {"pad_token_id": 3, "hidden_size": 99}, "bad_words_ids": [[4], [5, 6]]}
     data |= {"image_token_ids": [7], "bos_token_id": None, "use_cache": True, "forced_decoder_ids": [[8, 9]]}

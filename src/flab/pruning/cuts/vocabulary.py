@@ -161,7 +161,7 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
 def _renumber_ids(value: Any, new_of: Mapping[int, int]) -> Any:
     if isinstance(value, list):
         new = [_renumber_ids(v, new_of) for v in value]
-        return [v for v in new if v is not None]
+        return [v for v in new if v is not None] or None  # an empty list of ends would end no answer
     return new_of.get(value) if isinstance(value, int) else value
 
 
