@@ -74,7 +74,9 @@ def without(name: str):
 
 
 def foreign(source: Path, folder: Path) -> Path:
-    AutoConfig.for_model("mixtral", num_local_experts=4).save_pretrained(copy_of(source, folder))
+    small = json.loads((copy_of(source, folder) / "config.json").read_text())
+    sizes = {name: small[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    AutoConfig.for_model("mixtral", num_local_experts=4, **sizes).save_pretrained(folder)
     return folder
 
 
@@ -594,12 +596,12 @@ BAD_EVALS = {
     "missing file": (["M", "--task", "none.jsonl"], ["none.jsonl"]),
     "bad kind": (["M", "--task", "code:P"], ["prompt"]),
     "perturbed output": (["M", "--task", "P", "--perturb", "all"], ["--perturb", "kind code"]),
-    "gold output": (["--gold", "--task", "P"], ["--gold", "outputs"]),
+    "gold output": (["--gold", "--task", "P"], ["references to run", "outputs"]),
     "gold with a folder": (["--gold", "--task", "P", "-o", "run"], ["--gold makes no run"]),
     "samples": (["M", "--task", "P", "--samples", "3"], ["--temperature 0"]),
     "preset": (["M", "--task", "P", "--preset", "x"], ["--preset: got x"]),
     "backend": (["M", "--task", "P", "--backend", "x"], ["--backend: got x"]),
-    "export to a file": (["M", "--task", "P", "--export", "-o", "r.json"], ["--export: needs a folder"]),
+    "export to a file": (["M", "--task", "P", "--export", "-o", "r.json"], ["--export needs a folder"]),
     "foreign folder": (["M", "--task", "P", "-o", "."], ["holds no run"]),
     "missing data": (["M", "--task", "P", "--against-data", "none"], ["none does not exist"]),
 }

@@ -55,7 +55,7 @@ def test_the_plans_own_model_is_as_without_it(decided, pico_folder, tmp_path):
 
 
 def test_another_model_is_refused_with_the_option_that_allows_it(decided, sibling, tmp_path):
-    with pytest.raises(PlanError, match="--sibling"):
+    with pytest.raises(PlanError, match="`sibling`"):
         apply(sibling, decided, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

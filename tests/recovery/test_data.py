@@ -919,7 +919,7 @@ def test_a_model_from_the_command_line(flab, pico_folder, tmp_path, small_sandbo
     assert read_rows(out)[1]["prompt"] == "<|im_start|>user\nSay x.<|im_end|>\n<|im_start|>assistant\n"
     assert_adds_up(report, out)
     assert len(read_samples(out)) == 7
-    assert_one_line(flab(*common, "-o", out), "exists: pass `overwrite`")
+    assert_one_line(flab(*common, "-o", out), "exists: pass --overwrite")
 
 
 def assert_one_line(result, words):

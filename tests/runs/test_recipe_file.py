@@ -367,7 +367,7 @@ OUTSIDE = {
     "two budgets": ("recover", "{steps: 5, minutes: 1}", "`steps`, `minutes`: one budget at a time"),
     "no budget": ("recover", "{minutes: 0}", "got 0, allowed more than 0"),
     "batch": ("recover", "{batch: 6, micro_batch: 4}", "got 6, allowed a multiple of"),
-    "samples": ("evaluate", "{tasks: bundled, samples: 3}", "at --temperature 0 all samples are equal"),
+    "samples": ("evaluate", "{tasks: bundled, samples: 3}", "at `temperature` 0 all samples are equal"),
     "preset": ("evaluate", "{tasks: bundled, preset: x}", "got x, allowed completion"),
     "new tokens": ("evaluate", "{tasks: bundled, max_new_tokens: 0}", "got 0, allowed 1 or more"),
     "eval limit": ("evaluate", "{tasks: bundled, limit: 0}", "limit: got 0, allowed 1 or more"),

@@ -74,7 +74,7 @@ def apply(
     if replayed and not sibling:
         raise PlanError(
             f"the plan was made for another model ({plan.model['path']}): {source.path} has other files. Plan again, or pass "
-            "--sibling for the same architecture with other weights."
+            "`sibling` for the same architecture with other weights."
         )
     checkpoint, family = open_to_cut(source, options, None if replayed else plan.model["compute_dtype"])
     warnings = check_sibling(checkpoint, family, plan) if replayed else []
