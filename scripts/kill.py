@@ -28,7 +28,7 @@ from pathlib import Path
 from flab import assets
 
 PICO = "--tokens 3000 --search-tokens 1000 --finalist-tokens 1000 --general 0 --refit residual".split()
-TRAINING = "--steps 6 --length 64 --batch 4 --micro-batch 4 --evaluations 3".split()
+TRAINING = "--steps 6 --learning-rate 1e-5 --length 64 --batch 4 --micro-batch 4 --evaluations 3".split()
 TIMED = {
     "run.json",
     "sweep.json",
@@ -37,6 +37,7 @@ TIMED = {
     "report.html",
     "report.md",
     "README.md",
+    "recovery.json",
     "measure.json",
 }
 TIMES = {"seconds", "finished", "times", "written", "now"}
@@ -187,7 +188,9 @@ def left_over(folder: Path) -> list[str]:
     """Temporary names, and folders of stopped work, below the folder and in the folder for temporary files."""
     ends = (".training", ".partial", ".tmp", ".old", ".planning")
     here = [path for path in folder.rglob("*") if ".flab-" in path.name or path.name.endswith(ends)]
-    return list(map(str, [*here, *Path(tempfile.gettempdir()).iterdir()]))
+    # The cache of torch's compiler stays from one process to the next on purpose.
+    others = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("torchinductor")]
+    return list(map(str, [*here, *others]))
 
 
 def run_case(case: Case, place: Path, rounds: int, rng: random.Random, sources: Sequence[Path]) -> dict[str, object]:
