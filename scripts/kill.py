@@ -27,8 +27,8 @@ from pathlib import Path
 
 from flab import assets
 
-PICO = "--tokens 3000 --search-tokens 1000 --finalist-tokens 1000 --general 0 --refit residual".split()
-TRAINING = "--steps 6 --learning-rate 1e-5 --length 64 --batch 4 --micro-batch 4 --evaluations 3".split()
+PICO = "--tokens 3000 --search-tokens 1000 --finalist-tokens 1000 --general 0 --refit none".split()
+TRAINING = "--steps 6 --length 64 --batch 4 --micro-batch 4 --evaluations 3".split()
 TIMED = {
     "run.json",
     "sweep.json",
@@ -37,10 +37,11 @@ TIMED = {
     "report.html",
     "report.md",
     "README.md",
-    "recovery.json",
     "measure.json",
 }
-TIMES = {"seconds", "finished", "times", "written", "now"}
+MEASURED = {"seconds", "finished", "times", "written", "now", "measured_bytes"}  # fields, and how others end
+MEASURED_ENDS = ("_runtime", "_per_second")
+CACHES = "torchinductor_"  # folders that torch keeps for its next runs
 GRACE_SECONDS = 10.0  # for processes of a killed one to end
 LOOKS_A_SECOND = 50
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -63,7 +64,7 @@ def cases(model: Path, place: Path, data: Path) -> list[Case]:
     recipe = place / "recipe.yml"
     recipe.write_text(
         f"model: {model}\nprune: {{remove: 0.4, tokens: 3000, search_tokens: 1000, finalist_tokens: 1000, general: 0.0, "
-        f"calibration: {data}, refit: residual}}\nevaluate: {{tasks: {assets.outputs_path()}, limit: 4, max_new_tokens: 16}}\n"
+        f"calibration: {data}, refit: none}}\nevaluate: {{tasks: {assets.outputs_path()}, limit: 4, max_new_tokens: 16}}\n"
     )
     planning = [str(model), "--calibration", str(data), *PICO]
     return [
@@ -75,7 +76,7 @@ def cases(model: Path, place: Path, data: Path) -> list[Case]:
              "recovered", ["prune"]),
         Case("eval", ["eval", str(model), "--task", task, "--limit", "8", "--batch-size", "2", "--max-new-tokens", "32"], "run"),
         Case("run", ["run", str(recipe)], "run"),
-        Case("sweep", ["sweep", *planning[:-2], "--remove", "0.3", "0.5"], "sweep"),
+        Case("sweep", ["sweep", *planning[:3], *PICO[:4], *PICO[6:], "--remove", "0.3", "0.5"], "sweep"),
     ]  # fmt: skip
 
 
@@ -162,21 +163,24 @@ def processes(session: int) -> list[int]:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder; of files that tell when and how long, of what they tell besides."""
-    return {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """SHA-256 of every file below a folder; of JSON without what was measured and without the folder's own name."""
+    return {
+        str(path.relative_to(folder)): _sha256(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, folder: Path) -> str:
     data = path.read_bytes()
     if path.suffix == ".json":
-        data = json.dumps(_without_times(json.loads(data)), sort_keys=True).replace(str(path.parent), "").encode()
+        data = json.dumps(_without_measured(json.loads(data)), sort_keys=True).replace(str(folder), "").encode()
     return hashlib.sha256(data).hexdigest()
 
 
-def _without_times(value: object) -> object:
+def _without_measured(value: object) -> object:
     if isinstance(value, dict):
-        return {name: _without_times(one) for name, one in value.items() if name not in TIMES}
-    return [_without_times(one) for one in value] if isinstance(value, list) else value
+        named = {name: one for name, one in value.items() if name not in MEASURED and not name.endswith(MEASURED_ENDS)}
+        return {name: _without_measured(one) for name, one in named.items()}
+    return [_without_measured(one) for one in value] if isinstance(value, list) else value
 
 
 def wanted(found: dict[str, str]) -> dict[str, str]:
@@ -188,9 +192,8 @@ def left_over(folder: Path) -> list[str]:
     """Temporary names, and folders of stopped work, below the folder and in the folder for temporary files."""
     ends = (".training", ".partial", ".tmp", ".old", ".planning")
     here = [path for path in folder.rglob("*") if ".flab-" in path.name or path.name.endswith(ends)]
-    # The cache of torch's compiler stays from one process to the next on purpose.
-    others = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("torchinductor")]
-    return list(map(str, [*here, *others]))
+    there = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith(CACHES)]
+    return list(map(str, [*here, *there]))
 
 
 def run_case(case: Case, place: Path, rounds: int, rng: random.Random, sources: Sequence[Path]) -> dict[str, object]:
@@ -211,17 +214,19 @@ def run_case(case: Case, place: Path, rounds: int, rng: random.Random, sources: 
         was_running, alive = kill_once(arguments, log, moment)
         killed += was_running
         code, _ = run_to_end(arguments, log)
+        found = wanted(digest(folder))
+        differing = sorted(name for name in {*found, *good} if found.get(name) != good.get(name))
         checks = {
             "goes on": code == 0,
-            "same bytes": wanted(digest(folder)) == good,
+            "same bytes": not differing,
             "sources untouched": [digest(source) for source in sources] == before,
             "nothing left": not left_over(folder),
             "no process left": not alive,
         }
-        said = f"{case.name} killed after {moment:.2f} s, then {log.read_text()[-300:]!r}, left {left_over(folder)}"
-        found = [f"not {name}: {said}" for name, ok in checks.items() if not ok]
-        faults += found
-        if not found:
+        said = f"killed after {moment:.2f} s, then {log.read_text()[-300:]!r}, left {left_over(folder)}, differing {differing}"
+        wrong = [f"not {name}: {said}" for name, ok in checks.items() if not ok]
+        faults += wrong
+        if not wrong:
             shutil.rmtree(folder)
     return {"command": case.name, "seconds": round(taken, 1), "rounds": rounds, "killed": killed, "faults": faults}
 
