@@ -13,7 +13,7 @@ from flab.models.options import Options
 from flab.pruning.budget import Pins
 from flab.pruning.planner import Planner
 from flab.runs import device_speed
-from flab.runs.costs import counted_vocabulary, counts_of
+from flab.runs.costs import needs_of
 from flab.runs.dry_run import estimate_run
 from flab.runs.estimate import Size
 from flab.runs.facts import model_facts
@@ -73,9 +73,9 @@ def test_with_a_text_the_tokens_are_those_that_planning_keeps(pico_folder, recip
     planner = Planner(folder, asked, Options())
     kept, splits = planner._splits(*planner._open(), asked)
     facts = model_facts(folder)
-    counts = counts_of(facts, planner.texts)
-    assert counted_vocabulary(facts, asked, Pins(), counts) == len(kept)
-    assert reachable(facts, 0.5, counts)["deepest"] == [splits[0].layers, splits[0].width]
+    needs = needs_of(facts, planner.texts, asked)
+    assert needs.size(facts.shape, 0.5, Pins()) == len(kept)
+    assert reachable(facts.shape, 0.5, needs)["deepest"] == [splits[0].layers, splits[0].width]
 
 
 def test_the_command_shows_it(flab, pico_folder):

@@ -6,6 +6,7 @@ Legend: B rows, T positions, D hidden size, N real tokens.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +88,9 @@ class LayerRunner:
     @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
         """Return hidden states entering the first layer, (B, T, D), with whatever the model does to its embeddings."""
-        hidden, _ = self._record(batch.ids)[0]
-        return hidden
+        calls = self._record(batch.ids)
+        self._kwargs.setdefault((len(batch.ids), batch.ids.shape[1]), [kwargs for _, kwargs in calls])
+        return calls[0][0]
 
     @torch.no_grad()
     def _record(self, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any]]]:
@@ -227,6 +229,11 @@ class LayerRunner:
         """Return hidden states after the final norm."""
         norm = self.model.get_submodule(self.family.final_norm)
         return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
+
+    def final(self, batch: Batch) -> torch.Tensor:
+        """Return what enters the head at the real tokens of a batch, all layers passed, (N, D)."""
+        last = deque(self.forward(batch, range(len(self.layers))), maxlen=1).pop()
+        return self.finish(last)[batch.valid]
 
     def forward(self, batch: Batch, kept: Sequence[int]) -> Iterator[torch.Tensor]:
         """Yield the hidden states entering each kept layer in turn, and last those leaving the last."""

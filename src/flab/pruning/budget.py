@@ -81,14 +81,19 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
 
 
 def spare_tokens(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> int:
-    """How many more tokens the budget affords at full depth, because widths go in coarse steps; 0 for a pinned size."""
+    """Return how many more tokens the budget affords at full depth, because widths go in coarse steps; 0 for a pinned size."""
     layers = pins.layers or shape.layers
     allowed = allowed_parameters(shape, remove)
     width = pins.width or widest(shape, vocabulary, layers, allowed, pins.width_multiple)
-    left = (allowed - shape.parameters(vocabulary, layers, width)) // shape.per_token
-    if pins.vocabulary is not None or width == 0 or left < VOCABULARY_MULTIPLE:
+    if pins.vocabulary is not None or width == 0:
         return 0
-    return left // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
+    left = (allowed - shape.parameters(vocabulary, layers, width)) // shape.per_token
+    return max(0, left // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE)
+
+
+def rounded_up(tokens: int) -> int:
+    """Return the next multiple of :data:`VOCABULARY_MULTIPLE`."""
+    return -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: int | None = None) -> int:

@@ -46,7 +46,7 @@ from flab.pruning.refit.new_layer import NewLayer
 from flab.pruning.refit.streams import SWEEP_BYTES, Streams
 from flab.pruning.search import Candidate, Known, Search, decide, search_splits
 from flab.pruning.surgeon import carve
-from flab.pruning.vocabulary import Counts, model_counts, plan_vocabulary, vocabulary_kl
+from flab.pruning.vocabulary import Counts, Needs, model_counts, plan_vocabulary, vocabulary_kl
 from flab.sandbox import Sandbox
 from flab.version import __version__
 
@@ -116,8 +116,10 @@ class Planner:
     def check_budgets(self, budgets: Iterable[float]) -> None:
         """Raise :class:`BudgetError` if one of the budgets cannot be met, before any of them is planned."""
         checkpoint, family = self._open()
+        needs = self._needs(checkpoint)
+        shape = shape_of(checkpoint.model, family)
         for remove in budgets:
-            self._splits(checkpoint, family, replace(self.recipe, remove=remove))
+            _pins_within(needs, shape, replace(self.recipe, remove=remove))
         free(checkpoint)
 
     def plan(self, remove: float | None = None) -> tuple[Plan, Checkpoint, dict[str, Any] | None]:
@@ -190,18 +192,23 @@ class Planner:
 
     def _splits(self, checkpoint: Checkpoint, family: Family, recipe: Recipe) -> tuple[list[int], list[Split]]:
         """Return the tokens to keep (new id -> old id), and the splits that meet the budget with them."""
+        needs = self._needs(checkpoint)
         shape = shape_of(checkpoint.model, family)
-        pins = pins_of(recipe, shape)
-        if self._counts is None:
-            self._counts = Counts.of(checkpoint.tokenizer, self.texts.task_texts(), self.texts.general_texts())
+        pins = _pins_within(needs, shape, recipe)
 
         def expected() -> dict[int, float]:
             if self._expected is None:
                 self._expected = model_counts(checkpoint, family, self.texts, recipe, self.options.batch_tokens)
             return self._expected
 
-        kept = plan_vocabulary(checkpoint, family, recipe, pins, self._counts, expected)
+        kept = plan_vocabulary(needs, shape, recipe.remove, pins, expected)
         return kept, feasible_splits(shape, recipe.remove, len(kept), pins)
+
+    def _needs(self, checkpoint: Checkpoint) -> Needs:
+        """Return what the texts need of the vocabulary; their tokens are counted once."""
+        if self._counts is None:
+            self._counts = Counts.of(checkpoint.tokenizer, self.texts.task_texts(), self.texts.general_texts())
+        return Needs(checkpoint, self.recipe, self._counts)
 
     def _material_for(self, checkpoint: Checkpoint, family: Family, kept: list[int], recipe: Recipe) -> Material:
         """Return the material of these tokens: that of the budget before if it keeps the same ones."""
@@ -210,6 +217,13 @@ class Planner:
             streams = Streams(SWEEP_BYTES if self.many else 0)
             self._material = prepare_material(checkpoint, family, kept, self.texts, recipe, self.options, streams)
         return self._material
+
+
+def _pins_within(needs: Needs, shape: Shape, recipe: Recipe) -> Pins:
+    """Return the recipe's pins; BudgetError if no split meets the budget, before the model is asked for anything."""
+    pins = pins_of(recipe, shape)
+    feasible_splits(shape, recipe.remove, needs.size(shape, recipe.remove, pins), pins)
+    return pins
 
 
 def prepare_material(

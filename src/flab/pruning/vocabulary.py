@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
 
 from flab.models.checkpoint import Checkpoint
-from flab.models.families import Family, shape_of
-from flab.models.layers import Batch, LayerRunner
+from flab.models.families import Family
+from flab.models.layers import LayerRunner
 from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.tokenizer import TokenizerModel, end_of_text
 from flab.progress import track
-from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, spare_tokens, vocabulary_for
+from flab.pruning.budget import Pins, rounded_up, spare_tokens, vocabulary_for
 from flab.pruning.calibration import (
     CalibrationSet,
     Texts,
@@ -29,6 +31,7 @@ from flab.pruning.cuts.vocabulary import (
     choose_vocabulary,
     count_tokens,
     covered_tokens,
+    floor_tokens,
     required_tokens,
 )
 from flab.pruning.objective import cut_mass_kl, expected_counts
@@ -53,73 +56,111 @@ class Counts:
         return cls(count_tokens(tokenizer, task), count_tokens(tokenizer, general))
 
 
-@dataclass(frozen=True)
-class Needed:
-    """What the text needs of a tokenizer's vocabulary, and how many tokens a budget keeps of it."""
+class Tokenized(Protocol):
+    """What has a tokenizer and a folder: a loaded model, or the facts of one."""
 
-    model: TokenizerModel
-    counts: Counter[int]
-    floor: set[int]  # the tokens that stay in any case
-    size: int
+    @property
+    def path(self) -> Path: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def named_ids(self) -> set[int]: ...
 
 
-def needed_tokens(
-    folder: Path, tokenizer: Tokenizer, named_ids: set[int], shape: Shape, recipe: Recipe, pins: Pins, found: Counts
-) -> Needed:
-    """Work out how many tokens to keep: all that the task's text is covered by, and more if they are affordable.
+class Needs:
+    """What texts need of an uncut vocabulary; worked out once for all budgets, and not before it is asked for."""
 
-    Tokens of general text stay, by frequency, while the vocabulary keeps no larger a share than the whole model does. What a
-    coarse step of the width leaves of the budget goes to further tokens of a large vocabulary.
+    def __init__(self, source: Tokenized, recipe: Recipe, found: Counts) -> None:
+        """Remember what to read.
 
-    Args:
-        folder: the model's, whose files name tokens that must stay.
-        tokenizer: the uncut one.
-        named_ids: ids that the model's own settings name.
-        shape: the uncut model's.
-        recipe: the budget, and how tokens are counted.
-        pins: sizes that are fixed.
-        found: how often each token occurs.
-    """
-    model = TokenizerModel(tokenizer)
-    task = Counter({i: n for i, n in found.task.items() if n >= recipe.min_count})
-    counts = task + found.general
-    required = required_tokens(folder, tokenizer, named_ids)
-    covered = covered_tokens(model, task, required)
-    affordable = min(len(covered_tokens(model, counts, required)), int((1 - recipe.remove) * shape.vocabulary))
-    wanted = max(_round_up(len(covered)), _round_up(affordable))
-    size = vocabulary_for(shape, recipe.remove, wanted, pins)
-    if shape.vocabulary > LARGE_VOCABULARY:
-        size += spare_tokens(shape, recipe.remove, size, pins)
-    size = min(size, len(model.text_of))
-    return Needed(model, counts, covered if len(covered) <= size else required, size)
+        Args:
+            source: its files name tokens that must stay.
+            recipe: how tokens are counted, and whether their pieces stay; its budget is not read.
+            found: how often each token occurs.
+        """
+        self.source = source
+        self.recipe = recipe
+        self.found = found
+
+    @cached_property
+    def model(self) -> TokenizerModel:
+        """The tokenizer's own tables."""
+        return TokenizerModel(self.source.tokenizer)
+
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """How often each token occurs in all texts, without those that the task uses too rarely."""
+        return Counter({i: n for i, n in self.found.task.items() if n >= self.recipe.min_count}) + self.found.general
+
+    @cached_property
+    def required(self) -> set[int]:
+        """The tokens that stay whatever the texts say."""
+        return required_tokens(self.source.path, self.source.tokenizer, self.source.named_ids)
+
+    @cached_property
+    def covered(self) -> set[int]:
+        """The tokens that the task's text is made of, and their pieces."""
+        return covered_tokens(self.model, self.found.task, self.required, self.recipe.min_count)
+
+    @cached_property
+    def num_covered(self) -> int:
+        """How many tokens all texts are made of."""
+        return len(covered_tokens(self.model, self.counts, self.required))
+
+    def decided(self, shape: Shape, remove: float, pins: Pins) -> list[int] | None:
+        """Return new id -> old id if there is nothing to choose: of all tokens, or without closure of all that occur."""
+        if vocabulary_for(shape, remove, 0, pins) >= shape.vocabulary:
+            return list(range(shape.vocabulary))
+        if self.recipe.closure:
+            return None
+        seen = self.counts.keys() & self.model.text_of.keys()
+        return self.model.order(seen | set(self.model.added.values()) | self.source.named_ids)
+
+    def size(self, shape: Shape, remove: float, pins: Pins) -> int:
+        """Return how many tokens stay: all that the task's text is made of, and more if they are affordable.
+
+        Tokens of general text stay while the vocabulary keeps no larger a share than the whole model does. What a coarse step
+        of the width leaves of the budget goes to further tokens of a large vocabulary.
+
+        Raises:
+            BudgetError: a pinned size is below the tokens that must stay.
+        """
+        decided = self.decided(shape, remove, pins)
+        if decided is not None:
+            return len(decided)
+        affordable = min(self.num_covered, int((1 - remove) * shape.vocabulary))
+        size = vocabulary_for(shape, remove, max(rounded_up(len(self.covered)), rounded_up(affordable)), pins)
+        if shape.vocabulary > LARGE_VOCABULARY:
+            size += spare_tokens(shape, remove, size, pins)
+        size = min(size, len(self.model.text_of))
+        floor_tokens(self.model, self.floor(size), size)
+        return size
+
+    def floor(self, size: int) -> set[int]:
+        """Return the tokens that stay in any case: those of the task's text if they fit."""
+        return self.covered if len(self.covered) <= size else self.required
 
 
 def plan_vocabulary(
-    checkpoint: Checkpoint,
-    family: Family,
-    recipe: Recipe,
-    pins: Pins,
-    found: Counts,
-    expected: Callable[[], Mapping[int, float]] = dict,
+    needs: Needs, shape: Shape, remove: float, pins: Pins, expected: Callable[[], Mapping[int, float]] = dict
 ) -> list[int]:
-    """New id -> old id of the tokens to keep: as many as :func:`needed_tokens` says, the most likely first.
+    """Return new id -> old id of the tokens to keep: as many as :meth:`Needs.size` says, the most likely first.
 
     A large vocabulary is also chosen by what the model expects: ``expected`` gives how often it would write each token.
+
+    Raises:
+        BudgetError: as :meth:`Needs.size`, before ``expected`` is called.
     """
-    shape = shape_of(checkpoint.model, family)
-    if vocabulary_for(shape, recipe.remove, 0, pins) >= shape.vocabulary:
-        return list(range(shape.vocabulary))
-    if not recipe.closure:
-        model = TokenizerModel(checkpoint.tokenizer)
-        seen = {i for i, n in found.task.items() if n >= recipe.min_count} | set(found.general)
-        return model.order((seen & set(model.text_of)) | set(model.added.values()) | checkpoint.named_ids)
-    needed = needed_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids, shape, recipe, pins, found)
-    counts: Mapping[int, float] = needed.counts
+    decided = needs.decided(shape, remove, pins)
+    if decided is not None:
+        return decided
+    size = needs.size(shape, remove, pins)
+    counts: Mapping[int, float] = needs.counts
     if shape.vocabulary > LARGE_VOCABULARY:
         # Of a large vocabulary the text at hand holds a small part, and words that other prompts need would go: each is then
         # spelled in pieces, which costs answers. What the model would have written in the same places stands for them.
-        counts = _likely(needed.counts, expected(), needed.model.text_of)
-    return choose_vocabulary(needed.model, counts, needed.floor, needed.size)
+        counts = _likely(needs.counts, expected(), needs.model.text_of)
+    return choose_vocabulary(needs.model, counts, needs.floor(size), size)
 
 
 def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Iterable[int]) -> dict[int, float]:
@@ -145,12 +186,8 @@ def model_counts(
     runner = LayerRunner(checkpoint.model, family)
     total = torch.zeros(head.out_features, dtype=torch.float64)
     for batch in track([*data.fit, *data.compare], "Expected tokens", unit="batches"):
-        total += expected_counts(head, _final(runner, batch)).cpu()
+        total += expected_counts(head, runner.final(batch)).cpu()
     return dict(enumerate(total.tolist()))
-
-
-def _round_up(value: int) -> int:
-    return -(-value // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data: CalibrationSet) -> float:
@@ -163,16 +200,7 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     total = 0.0
     count = 0
     for batch in track(data.compare, "Mass of the cut tokens", unit="batches"):
-        kl = cut_mass_kl(head, _final(runner, replace(batch, ids=old_of[batch.ids])), kept)
+        kl = cut_mass_kl(head, runner.final(replace(batch, ids=old_of[batch.ids])), kept)
         total += float(kl.double().sum())
         count += len(kl)
     return max(0.0, total / count)
-
-
-def _final(runner: LayerRunner, batch: Batch) -> torch.Tensor:
-    """What enters the head at the real tokens of a batch, (N, D)."""
-    last = None
-    for hidden in runner.forward(batch, range(len(runner.layers))):
-        last = hidden
-    assert last is not None
-    return runner.finish(last)[batch.valid]

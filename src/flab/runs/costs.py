@@ -16,12 +16,12 @@ from flab.evaluation.tasks import TaskFile
 from flab.models.chat import chat_template
 from flab.models.checkpoint import MIXED, compute_dtype, cutting_dtype
 from flab.models.options import Options
-from flab.pruning.budget import Pins, Split, feasible_splits, vocabulary_for
+from flab.pruning.budget import Split, feasible_splits
 from flab.pruning.calibration import Texts, read_texts
 from flab.pruning.finalists import BATCH, NEW_TOKENS
 from flab.pruning.planner import pins_of
 from flab.pruning.recipe import Recipe
-from flab.pruning.vocabulary import Counts, needed_tokens
+from flab.pruning.vocabulary import Counts, Needs
 from flab.recovery.memory import activation_bytes, logit_bytes
 from flab.recovery.settings import Training
 from flab.recovery.train import DEFAULT_EPOCHS
@@ -86,24 +86,15 @@ def planned(facts: ModelFacts, recipe: Recipe) -> Planned:
     shape = facts.shape
     recipe = recipe.resolved(shape.total, shape.width)
     pins = pins_of(recipe, shape)
-    vocabulary = pins.vocabulary or counted_vocabulary(facts, recipe, pins, counts_of(facts, texts))
+    vocabulary = pins.vocabulary or needs_of(facts, texts, recipe).size(shape, recipe.remove, pins)
     splits = feasible_splits(shape, recipe.remove, vocabulary, pins)
     assert recipe.tokens is not None
     return Planned(recipe, splits, _tokens(facts, texts, recipe), _problems(texts.task, recipe), _text_bytes(texts))
 
 
-def counts_of(facts: ModelFacts, texts: Texts) -> Counts:
-    """Return how often each token occurs in the task's and in the general text."""
-    return Counts.of(facts.tokenizer, texts.task_texts(), texts.general_texts())
-
-
-def counted_vocabulary(facts: ModelFacts, recipe: Recipe, pins: Pins, counts: Counts) -> int:
-    """Return how many tokens planning keeps for texts with these counts."""
-    if vocabulary_for(facts.shape, recipe.remove, 0, pins) >= facts.shape.vocabulary:
-        return facts.shape.vocabulary
-    if not recipe.closure:
-        return len({*counts.task, *counts.general, *facts.named_ids})
-    return needed_tokens(facts.path, facts.tokenizer, facts.named_ids, facts.shape, recipe, pins, counts).size
+def needs_of(facts: ModelFacts, texts: Texts, recipe: Recipe) -> Needs:
+    """Return what these texts need of the model's vocabulary."""
+    return Needs(facts, recipe, Counts.of(facts.tokenizer, texts.task_texts(), texts.general_texts()))
 
 
 def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:

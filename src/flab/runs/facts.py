@@ -17,7 +17,7 @@ from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder
 from flab.models.tokenizer import load_tokenizer, quiet
-from flab.pruning.budget import VOCABULARY_MULTIPLE
+from flab.pruning.budget import VOCABULARY_MULTIPLE, rounded_up
 from flab.runs.estimate import NUMBER_BYTES, Size
 
 ELEMENT = {"F32": 4, "BF16": 2, "F16": 2}  # bytes of a number, by safetensors' names
@@ -80,5 +80,4 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
 
 def assumed_vocabulary(shape: Shape, remove: float) -> int:
     """Return the tokens that planning keeps if the text does not need more: no larger a share than of the whole model."""
-    wanted = -(-int((1 - remove) * shape.vocabulary) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    return min(shape.vocabulary, max(VOCABULARY_MULTIPLE, wanted))
+    return min(shape.vocabulary, max(VOCABULARY_MULTIPLE, rounded_up(int((1 - remove) * shape.vocabulary))))

@@ -18,8 +18,8 @@ from flab.models.shape import Shape
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
 from flab.pruning.calibration import read_texts
 from flab.pruning.recipe import Recipe
-from flab.pruning.vocabulary import Counts
-from flab.runs.costs import counted_vocabulary, counts_of, eval_memory, plan_memory, recover_memory
+from flab.pruning.vocabulary import Needs
+from flab.runs.costs import eval_memory, needs_of, plan_memory, recover_memory
 from flab.runs.facts import ModelFacts, assumed_vocabulary, model_facts
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -41,7 +41,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
     options = settled(options or Options())
     facts = model_facts(model, options)
     recipe = Recipe(calibration=as_path(calibration)) if calibration is not None else None
-    counts = counts_of(facts, read_texts(recipe)) if recipe else None
+    needs = needs_of(facts, read_texts(recipe), recipe) if recipe else None
     shape = facts.shape
     config = facts.config
     return {
@@ -61,7 +61,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
         },
         "parts": parts_of(facts),
         "tokenizer": tokenizer_facts(facts),
-        "budgets": [reachable(facts, remove, counts) for remove in BUDGETS],
+        "budgets": [reachable(facts.shape, remove, needs) for remove in BUDGETS],
         "most_removable": most_removable(shape),
         "loads_in": _loads_in(facts),
         "memory": memory_needed(facts, options),
@@ -103,12 +103,9 @@ def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def reachable(facts: ModelFacts, remove: float, counts: Counts | None = None) -> dict[str, Any]:
+def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[str, Any]:
     """Return one budget: the deepest and the shallowest split that meet it, and what each part gives in the deepest."""
-    shape = facts.shape
-    vocabulary = assumed_vocabulary(shape, remove)
-    if counts is not None:
-        vocabulary = counted_vocabulary(facts, Recipe(remove=remove), Pins(), counts)
+    vocabulary = needs.size(shape, remove, Pins()) if needs else assumed_vocabulary(shape, remove)
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
     except BudgetError:

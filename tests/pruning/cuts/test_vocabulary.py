@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from flab.errors import BudgetError, UnsupportedModelError
 from flab.models.checkpoint import Checkpoint, load
 from flab.models.families import family_of, is_tied, shape_of
+from flab.models.options import Options
 from flab.models.tokenizer import TokenizerModel, rewrite_tokenizer
 from flab.pruning.cuts.vocabulary import (
     choose_vocabulary,
@@ -30,7 +31,9 @@ from flab.pruning.cuts.vocabulary import (
     named_ids,
     required_tokens,
 )
-from flab.pruning.vocabulary import Counts, plan_vocabulary
+from flab.pruning.planner import Planner
+from flab.pruning.recipe import Recipe
+from flab.pruning.vocabulary import Counts, Needs, plan_vocabulary
 from support import pico
 
 CORPUS = pico.CODE[:6]  # fewer words than the tokenizer was trained on
@@ -265,10 +268,15 @@ def bench(folder: Path, corpus: list[str] = CORPUS) -> tuple[Checkpoint, Counts]
     return checkpoint, Counts.of(checkpoint.tokenizer, corpus, [])
 
 
+def tokens_of(checkpoint: Checkpoint, asked: Recipe, counts: Counts, expected=dict) -> list[int]:
+    """The kept tokens of a recipe, new id -> old id."""
+    shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
+    return plan_vocabulary(Needs(checkpoint, asked, counts), shape, asked.remove, asked.pins, expected)
+
+
 def test_a_multiple_of_64_is_reached_by_real_tokens(pico_folder, recipe):
     checkpoint, counts = bench(pico_folder("qwen2"))
-    family = family_of(checkpoint.model.config)
-    kept = plan_vocabulary(checkpoint, family, recipe(remove=0.5), recipe().pins, counts)
+    kept = tokens_of(checkpoint, recipe(remove=0.5), counts)
     assert len(kept) == 384
     assert all(checkpoint.tokenizer.id_to_token(i) is not None for i in kept)
     covered = Cut(checkpoint.tokenizer, CORPUS).counted
@@ -278,7 +286,7 @@ def test_a_multiple_of_64_is_reached_by_real_tokens(pico_folder, recipe):
 def test_a_small_budget_keeps_the_whole_vocabulary(pico_folder, recipe):
     checkpoint, counts = bench(pico_folder("qwen2"))
     family = family_of(checkpoint.model.config)
-    kept = plan_vocabulary(checkpoint, family, recipe(remove=0.0), recipe().pins, counts)
+    kept = tokens_of(checkpoint, recipe(remove=0.0), counts)
     assert kept == list(range(shape_of(checkpoint.model, family).vocabulary))
 
 
@@ -286,24 +294,33 @@ def test_a_pin_below_the_floor_is_refused_with_the_floor(pico_folder, recipe):
     checkpoint, counts = bench(pico_folder("qwen2"))
     pinned = recipe(vocabulary=100)
     with pytest.raises(BudgetError, match=r"`vocabulary` 100 is below the floor of \d+ tokens") as caught:
-        plan_vocabulary(checkpoint, family_of(checkpoint.model.config), pinned, pinned.pins, counts)
+        tokens_of(checkpoint, pinned, counts)
     floor = int(str(caught.value).split("floor of ")[1].split()[0])
     at_floor = recipe(vocabulary=floor)
-    kept = plan_vocabulary(checkpoint, family_of(checkpoint.model.config), at_floor, at_floor.pins, counts)
+    kept = tokens_of(checkpoint, at_floor, counts)
     assert len(kept) == floor
+
+
+def test_what_cannot_be_met_is_said_before_the_model_is_asked(pico_folder, recipe, monkeypatch):
+    monkeypatch.setattr("flab.pruning.vocabulary.LARGE_VOCABULARY", 100)
+    asked = []
+    monkeypatch.setattr("flab.pruning.planner.model_counts", lambda *_: asked.append(1))
+    for impossible in ({"vocabulary": 100}, {"remove": 0.999}):
+        with pytest.raises(BudgetError):
+            Planner(pico_folder("qwen2"), recipe(**impossible), Options()).open_bench()
+    assert asked == []
 
 
 def test_a_large_vocabulary_keeps_what_the_model_expects(pico_folder, recipe, monkeypatch):
     """A token that no text holds stays if the model would write it; with little room it replaces one that was seen once."""
     checkpoint, counts = bench(pico_folder("qwen2"))
-    family = family_of(checkpoint.model.config)
     asked = recipe(remove=0.5)
-    by_text = plan_vocabulary(checkpoint, family, asked, asked.pins, counts)
+    by_text = tokens_of(checkpoint, asked, counts)
     unseen = max(set(TokenizerModel(checkpoint.tokenizer).text_of) - set(by_text))
-    before = plan_vocabulary(checkpoint, family, asked, asked.pins, counts, lambda: {unseen: 10.0})
+    before = tokens_of(checkpoint, asked, counts, lambda: {unseen: 10.0})
     assert unseen not in before  # a vocabulary of this size is chosen by its text alone
     monkeypatch.setattr("flab.pruning.vocabulary.LARGE_VOCABULARY", 100)
-    kept = plan_vocabulary(checkpoint, family, asked, asked.pins, counts, lambda: {unseen: 10.0})
+    kept = tokens_of(checkpoint, asked, counts, lambda: {unseen: 10.0})
     assert unseen in kept
     assert Cut(checkpoint.tokenizer, CORPUS).counted <= set(kept)
 

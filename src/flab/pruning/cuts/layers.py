@@ -105,12 +105,7 @@ def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> li
 
 def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torch.Tensor]:
     """Return the uncut model's final hidden states of the real tokens, one (N, D) per batch."""
-    out = []
-    for batch in track(batches, "Reference distribution", unit="batches"):
-        for hidden in runner.forward(batch, range(len(runner.layers))):
-            last = hidden
-        out.append(runner.finish(last)[batch.valid])
-    return out
+    return [runner.final(batch) for batch in track(batches, "Reference distribution", unit="batches")]
 
 
 def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:

@@ -106,6 +106,21 @@ def covered_tokens(
     return closed(model, {*required, *seen})
 
 
+def floor_tokens(model: TokenizerModel, required: Iterable[int], size: int) -> set[int]:
+    """Return the required tokens and the pieces that BPE builds them from.
+
+    Raises:
+        BudgetError: when these alone are more than ``size``.
+    """
+    floor = closed(model, required)
+    if len(floor) > size:
+        raise BudgetError(
+            f"`vocabulary` {size} is below the floor of {len(floor)} tokens: byte symbols, special and named tokens, "
+            "and the pieces that derive them."
+        )
+    return floor
+
+
 def choose_vocabulary(
     model: TokenizerModel, counts: Mapping[int, float], required: Iterable[int], size: int
 ) -> list[int]:
@@ -116,13 +131,7 @@ def choose_vocabulary(
     Raises:
         BudgetError: when the required tokens alone are more than ``size``.
     """
-    # The floor: required tokens and the pieces that BPE builds them from.
-    keep = closed(model, required)
-    if len(keep) > size:
-        raise BudgetError(
-            f"`vocabulary` {size} is below the floor of {len(keep)} tokens: byte symbols, special and named tokens, "
-            "and the pieces that derive them."
-        )
+    keep = floor_tokens(model, required, size)
     # Then by frequency. A token comes with the pieces that are missing for it, or not at all if they do not fit; a later,
     # cheaper one still may.
     for token in sorted(model.text_of, key=lambda i: (-counts.get(i, 0), i)):
