@@ -38,7 +38,7 @@ from flab.pruning.objective import cut_mass_kl, expected_counts
 from flab.pruning.recipe import Recipe
 
 LARGE_VOCABULARY = 32_768  # above so many tokens no calibration text holds all that other text of its kind needs
-EXPECTED_TOKENS = 8_192  # places at which the uncut model is asked what it would write
+EXPECTED_TOKENS = 12_288  # places at which the uncut model is asked what it would write
 RANK_WEIGHT = 0.003  # of the order of ids, as a fraction of all counts
 RANK_OFFSET = 300  # ids; the first are bytes, and their neighbours are all frequent
 
