@@ -47,6 +47,7 @@ HOUSE: dict[str, set[str]] = {
     "models.shape": LIGHT,
     "models.options": LIGHT,
     "models.devices": LIGHT,
+    "models.child": LIGHT,
     "models.memory": LIGHT,
     "models.families": HEAVY,
     "models.scorer": HEAVY,

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -252,6 +253,16 @@ def test_a_scratch_folder_goes_with_its_block_and_what_a_killed_run_left_of_one_
     with scratch_folder(tmp_path / "trial") as first, scratch_folder(tmp_path / "trial") as second:
         (first / "a").write_text("")
         assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_folder_of_no_place_is_among_the_systems_and_clears_those_of_killed_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch_folder() as killed:
+        shutil.copytree(killed, tmp_path / ".scratch.flab-0123abcd.tmp")
+    with scratch_folder() as mine:
+        assert list(tmp_path.iterdir()) == [mine]
+        assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,11 @@ def check_result(path: Path, overwrite: bool = False, inputs: Iterable[PathLike]
 def is_result(path: Path) -> bool:
     """Return whether the file holds a JSON object that names the version of flab that wrote it."""
     try:
-        value = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path)
+    except DataError:
         return False
-    versions = value.get("versions") if isinstance(value, dict) else None
-    return isinstance(value, dict) and ("flab" in value or (isinstance(versions, dict) and "flab" in versions))
+    versions = value.get("versions")
+    return "flab" in value or (isinstance(versions, dict) and "flab" in versions)
 
 
 def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
@@ -225,8 +226,7 @@ def new_file(path: Path) -> Iterator[Path]:
     held = -1
     try:
         sweep(path)
-        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        _hold(held)
+        held = _hold(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -257,8 +257,7 @@ def new_folder(
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         temporary.mkdir()
-        held = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-        _hold(held)
+        held = _hold(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise OptionError(f"cannot write beside {path} ({error.strerror}): choose another output folder.") from None
     try:
@@ -279,13 +278,13 @@ def new_folder(
 
 
 @contextlib.contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` for as long as the block lasts; what killed runs left of it goes."""
+def scratch_folder(path: Path | None = None) -> Iterator[Path]:
+    """A temporary folder beside ``path``, or among the system's, while the block lasts; what killed runs left of it goes."""
+    path = path or Path(tempfile.gettempdir()) / "scratch"
     sweep(path)
     temporary = _temporary(path)
     temporary.mkdir(mode=0o700)
-    held = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-    _hold(held)
+    held = _hold(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC))
     try:
         yield temporary
     finally:
@@ -337,8 +336,7 @@ def sweep(path: Path) -> None:
     A temporary name is locked as long as its process lives, so those of running ones stay.
     """
     for suffix in (".old", ".tmp"):
-        pattern = f".{glob.escape(path.name)}.flab-????????{suffix}"
-        for left in path.parent.glob(pattern):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.flab-????????{suffix}"):
             if not _is_abandoned(left):
                 continue
             if suffix == ".old" and not path.exists():
@@ -353,10 +351,11 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.flab-{secrets.token_hex(4)}.tmp")
 
 
-def _hold(file: int) -> None:
-    """Lock a temporary name for as long as this process lives; file systems without locks do without."""
+def _hold(file: int) -> int:
+    """Lock a temporary name for as long as this process lives, and return it; file systems without locks do without."""
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -340,7 +340,7 @@ def test_an_interrupt_while_checking_leaves_the_whole_output(flab, pico_folder, 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flab.pruning.check.subprocess.run", interrupt)
+    monkeypatch.setattr("flab.pruning.check.run_child", interrupt)
     code, out, err = flab("prune", pico_folder(), "--calibration", calibration_file, "-o", place / "out", *QUICK)
     assert code == 2
     assert out == ""

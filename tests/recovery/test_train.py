@@ -151,6 +151,19 @@ def trained(go, tmp_path, monkeypatch):
     return tmp_path / "out.training"
 
 
+def test_a_kill_between_saving_and_clearing_is_finished_by_the_same_command_alone(go, trained, tmp_path):
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "out", whole)
+    with pytest.raises(TrainingError, match="differs in training"):
+        go(tmp_path / "out", alpha=0.5)
+    assert trained.is_dir()
+    assert go(tmp_path / "out")["check"]["ok"]
+    assert equal(tmp_path / "out", whole)
+    assert not trained.exists()
+    with pytest.raises(OptionError, match="exists"):
+        go(tmp_path / "out")
+
+
 def test_a_checkpoint_that_is_not_whole_is_not_taken(trained):
     """A kill while a checkpoint is written or removed leaves part of it: the checkpoint before it is the last whole one."""
     newest, weights, mark = (trained / "checkpoint-6" / name for name in ("", "model.safetensors", COMPLETE))

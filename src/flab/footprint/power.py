@@ -153,7 +153,7 @@ def find_meter(device: str, estimate: bool, rapl: Path = RAPL) -> tuple[Meter | 
     """The meter for a device, or None and the reason: NVML on CUDA, RAPL else, codecarbon if ``estimate`` allows it."""
     meter, why = _nvml(device) if is_gpu(device) else _rapl(rapl)
     if meter is not None or not estimate:
-        hint = "" if meter is not None else "; `estimate` lets codecarbon guess"
+        hint = "" if meter is not None else "; --estimate (in a recipe: `estimate: true`) lets codecarbon estimate it"
         return meter, why + hint
     try:
         import codecarbon  # noqa: F401

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,7 +183,7 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     model.config.tie_word_embeddings = is_tied(
         model, family
     )  # of weights that are stored apart the config may say otherwise
-    with scratch_folder(Path(tempfile.gettempdir()) / "trial") as folder, quiet():
+    with scratch_folder() as folder, quiet():
         for what, write in (
             ("config.json", model.config.save_pretrained),
             ("generation_config.json", model.generation_config.save_pretrained),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from flab.models.child import run_child
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
 
@@ -45,7 +46,7 @@ def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[
     """
     command = [python, "-I", str(Path(__file__).with_name("oldest.py")), str(folder)]
     asked = json.dumps({"ids": ids, "texts": list(texts)})
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    done = run_child(command, asked)
     try:
         made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return made

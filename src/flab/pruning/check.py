@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError, OptionError
+from flab.models.child import run_child
 from flab.models.probes import last_logits, probe_ids
 
 PROOF = "proof.json"
@@ -57,7 +57,7 @@ def check(
             f"`engines_python` {engines_python} is no program: give the python of an environment that has the engines."
         )
     command = [sys.executable, "-P", "-m", "flab.pruning.verify", str(path), str(against or ""), str(oldest or "")]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = run_child(command)
     try:
         verdict: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

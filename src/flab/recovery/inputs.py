@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flab.data.samples import files_under
 from flab.errors import CheckpointError
-from flab.files import check_folder, check_place
+from flab.files import check_folder, check_place, read_json
 from flab.pruning.plan import Plan
+
+RUN = "run.json"  # in the working folder: what is trained on what
+REPORT = "recovery.json"  # in the output
 
 
 def working_folder(out: Path) -> Path:
@@ -22,9 +26,19 @@ def check_inputs(student: Path, teacher: Path, data: Path, out: Path, overwrite:
         CheckpointError: the student was not written by flab.
         DataError, OptionError, PlanError
     """
-    check_folder(out, overwrite, (student, teacher, data))
+    check_folder(out, overwrite or is_uncleared(out), (student, teacher, data))
     check_place(working_folder(out), (student, teacher, data))
     if not (student / "plan.json").is_file():
         raise CheckpointError(f"{student} has no plan.json: give a folder that `flab prune` or `flab apply` wrote.")
     files_under(data)
     return Plan.read(student / "plan.json")
+
+
+def is_uncleared(out: Path) -> bool:
+    """Return whether ``out`` is what the training in its working folder came to, stopped before the check was over.
+
+    The same command may then write it again, from the last checkpoint, check it and clear up.
+    """
+    found = [path for path in (out / REPORT, working_folder(out) / RUN) if path.is_file()]
+    said: list[Any] = [read_json(path).get("identity") for path in found]
+    return len(said) == 2 and said[0] == said[1]

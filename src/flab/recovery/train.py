@@ -1,7 +1,7 @@
 """Recover a pruned model: distil the original into it, save a stock folder, verify it.
 
 Works in ``OUT.training`` beside the output: checkpoints, and ``run.json`` with what is trained on what, so that the same
-command goes on after any stop. The output appears whole or not at all; the working folder goes once it is there.
+command goes on after any stop. The output appears whole or not at all; the working folder goes once it is checked.
 """
 
 from __future__ import annotations
@@ -35,15 +35,13 @@ from flab.pruning.check import check, write_proof
 from flab.pruning.plan import Plan
 from flab.recovery.callbacks import last_whole
 from flab.recovery.examples import Examples, make_examples
-from flab.recovery.inputs import check_inputs, working_folder
+from flab.recovery.inputs import REPORT, RUN, check_inputs, is_uncleared, working_folder
 from flab.recovery.memory import measured_peak, predicted_peak
 from flab.recovery.settings import Training
 from flab.recovery.teacher import open_teacher
 from flab.recovery.trainer import RecoveryTrainer, make_trainer, remove_loss, seconds_per_step
 from flab.version import __version__
 
-RUN = "run.json"
-REPORT = "recovery.json"
 DEFAULT_EPOCHS = 3.0
 LEAST_FREE = 2**20  # bytes; with fewer a failed write is one of a full disk
 TRAINING_SHARE = 0.9  # of a time budget; the rest is for measuring held-out rows
@@ -96,8 +94,9 @@ def recover(
     report = bench.facts | _outcome(trainer, bench)
     model = _stock_model(trainer, bench, options)
     if state.is_main_process:
-        _write(model, bench, out, report, options.overwrite)
+        _write(model, bench, out, report, options.overwrite or is_uncleared(out))
         report = {"output": str(out), **report, "check": check(out, original)}
+        discard(bench.work)
     state.wait_for_everyone()
     return report
 
@@ -297,4 +296,3 @@ def _write(model: Any, bench: Bench, out: Path, report: dict[str, Any], overwrit
             shutil.copyfile(source / name, folder / name)
         write_proof(model, folder, refit=bench.plan.refit.kind, trained=True)
         (folder / REPORT).write_text(json.dumps(report | {"written": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
-    discard(bench.work)

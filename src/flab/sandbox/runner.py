@@ -180,22 +180,25 @@ def _packed(tests: Tests, secret: str) -> bytes:
 
 def probe(sandbox: Sandbox) -> str | None:
     """Check that a trivial program passes and sees neither files nor network; return what is wrong."""
-    with tempfile.NamedTemporaryFile(prefix="flab-canary-") as canary:
-        test = (
-            f"import os, socket\nassert not os.path.exists({canary.name!r}), 'files are visible'\n"
-            f"assert os.path.realpath(os.__file__) == {os.path.realpath(os.__file__)!r}, 'another library is used'\n"
-            "def interface(number):\n    try:\n        return socket.if_indextoname(number)\n"
-            "    except OSError:\n        return 'lo'\n"
-            "assert {interface(number) for number in range(1, 64)} == {'lo'}, 'the network is visible'\n"
-            "assert os.getppid() == 1 and not os.path.exists('/proc/1'), 'processes are visible'\n"
-            "try:\n    open('/flab', 'w')\nexcept OSError:\n    pass\n"
-            "else:\n    raise AssertionError('/ is writable')\n"
-            "ready()\n"
-        )
-        try:
-            verdict = sandbox.run("def ready(): pass\n", test, "ready")
-        except SandboxError as error:
-            return str(error)
+    # A folder is known by its device and number, so nothing has to be written outside to prove that it is not visible.
+    outside = {(folder.st_dev, folder.st_ino) for folder in map(os.stat, ("/", tempfile.gettempdir()))}
+    test = (
+        "import os, socket\ndef seen(path):\n    try:\n        found = os.stat(path)\n"
+        "        return found.st_dev, found.st_ino\n    except OSError:\n        return None\n"
+        f"assert not {{seen('/'), seen({tempfile.gettempdir()!r})}} & {outside!r}, 'files are visible'\n"
+        f"assert os.path.realpath(os.__file__) == {os.path.realpath(os.__file__)!r}, 'another library is used'\n"
+        "def interface(number):\n    try:\n        return socket.if_indextoname(number)\n"
+        "    except OSError:\n        return 'lo'\n"
+        "assert {interface(number) for number in range(1, 64)} == {'lo'}, 'the network is visible'\n"
+        "assert os.getppid() == 1 and not os.path.exists('/proc/1'), 'processes are visible'\n"
+        "try:\n    open('/flab', 'w')\nexcept OSError:\n    pass\n"
+        "else:\n    raise AssertionError('/ is writable')\n"
+        "ready()\n"
+    )
+    try:
+        verdict = sandbox.run("def ready(): pass\n", test, "ready")
+    except SandboxError as error:
+        return str(error)
     return None if verdict.passed else f"self-test: {verdict.detail or verdict.outcome}"
 
 

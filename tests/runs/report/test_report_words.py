@@ -210,6 +210,18 @@ def test_the_headline_says_the_verdict_in_one_line(run, changed):
     assert verdict["outcome"] == "worse"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown", "state"), [(1000, "0.0 %", "plain"), (500, "−50.0 %", "kept"), (1200, "+20.0 %", "worse")]
+)
+def test_a_tile_is_good_only_where_something_was_gained(changed, value, shown, state):
+    def cache(report):
+        for model, size in zip(report["models"], (1000, value), strict=True):
+            model["figures"]["kv_bytes_per_token"] = made_run.figure(size, "B", 0.0)
+
+    tiles = {tile["label"]: tile for tile in gather(changed("measure.json", cache))["verdict"]["tiles"]}
+    assert (tiles["Cache per token"]["value"], tiles["Cache per token"]["state"]) == (shown, state)
+
+
 def test_figures_in_one_column_have_one_unit_and_equal_decimals():
     def one(value, spread=0.0):
         return made_run.figure(value, "B", spread)

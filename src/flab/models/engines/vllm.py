@@ -9,14 +9,16 @@ It was written against vLLM's documented interface and tested with a stand-in: i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError, OptionError
+from flab.files import scratch_folder
 from flab.models.engines.protocol import (
     Decoding,
     Encoded,
@@ -52,10 +54,12 @@ class VllmGenerator:
         self.tokenizer = untruncated(Tokenizer.from_file(str(path / "tokenizer.json")))
         self.eos_ids = _as_list(settings.get("eos_token_id", config.get("eos_token_id")))
         self.context = engine.get("max_model_len") or config.get("max_position_embeddings")
-        self._folder = tempfile.TemporaryDirectory(prefix="flab-tokenizer-")
-        plain_tokenizer_folder(path, Path(self._folder.name))
+        scratch = contextlib.ExitStack()
+        folder = scratch.enter_context(scratch_folder())
+        weakref.finalize(self, scratch.close)
+        plain_tokenizer_folder(path, folder)
         self.engine = self._vllm.LLM(
-            model=str(path), **{"tokenizer": self._folder.name, "generation_config": "vllm", **engine}
+            model=str(path), **{"tokenizer": str(folder), "generation_config": "vllm", **engine}
         )
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:

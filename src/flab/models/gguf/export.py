@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from flab.errors import OptionError, OutputError
 from flab.files import PathLike, as_path, check_file, check_space, new_file, scratch_folder, write_text
+from flab.models.child import run_child
 from flab.models.folder import resolve, weight_files
 from flab.models.gguf.provenance import chat_template_of
 from flab.models.gguf.vocabulary import CONTROL
@@ -84,7 +84,7 @@ def _quantised(folder: Path, path: Path, kind: str, pre: str | None, program: st
         whole = work / "f16.gguf"
         written = write_gguf(folder, whole, "f16", pre)
         command = [program, str(whole), str(temporary), kind.upper()]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = run_child(command)
         if done.returncode or not temporary.stat().st_size:
             last = ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1]
             raise OutputError(f"{program} ended with exit code {done.returncode}: {last}")

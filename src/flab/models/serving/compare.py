@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,9 @@ from typing import Any
 import torch
 
 from flab import assets
+from flab.files import scratch_folder
 from flab.models.checkpoint import Checkpoint, load
+from flab.models.child import run_child
 from flab.models.gguf.write import write_gguf
 from flab.models.serving import check_names
 from flab.models.tokenizer import PROBES
@@ -126,14 +126,12 @@ def ask(
         "threads": torch.get_num_threads(),
         "context": max(map(len, prompts)) + NEW_TOKENS,
     }
-    with tempfile.TemporaryDirectory(prefix="flab-engine-") as work:
+    with scratch_folder() as work:
         path = folder
         if engine == "llama.cpp":
-            path = write_gguf(folder, Path(work) / "model.gguf", "f32", pre).path
+            path = write_gguf(folder, work / "model.gguf", "f32", pre).path
         command = [python, "-I", str(WORKER), engine, str(path)]
-        done = subprocess.run(
-            command, input=json.dumps(asked), capture_output=True, text=True, check=False, env=_environment(work)
-        )
+        done = run_child(command, json.dumps(asked), _environment(work))
     try:
         made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return made
@@ -142,9 +140,10 @@ def ask(
         return {"error": f"it ended without an answer (exit {done.returncode}): {last}"}
 
 
-def _environment(work: str) -> dict[str, str]:
-    """Return the environment of an engine: no downloads, and its caches in the folder that is removed afterwards."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CACHE_ROOT": work, "NO_COLOR": "1"}
+def _environment(work: Path) -> dict[str, str]:
+    """Return the environment of an engine: no downloads, and all that it writes in the folder that is removed afterwards."""
+    own = {"VLLM_CACHE_ROOT": str(work), "TMPDIR": str(work)}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "NO_COLOR": "1", **own}
 
 
 def compare(

@@ -250,8 +250,10 @@ def _change_tile(report: Json, name: str, label: str) -> Tile:
     before, after = (
         quantity(m["figures"][name]["value"], m["figures"][name].get("unit") or "") for m in (models[0], models[-1])
     )
+    if abs(ratio - 1) <= ROUNDING:
+        return Tile(label, percent(0.0), f"{after}, as before", "plain")
     change = percent(ratio - 1)
-    return Tile(label, change if ratio < 1 else f"+{change}", f"{before} → {after}", "kept" if ratio <= 1 else "worse")
+    return Tile(label, change if ratio < 1 else f"+{change}", f"{before} → {after}", "kept" if ratio < 1 else "worse")
 
 
 def _has_reason(report: Json, name: str) -> bool:

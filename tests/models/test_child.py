@@ -1,0 +1,52 @@
+"""Programs that are run for one answer: what goes in, what comes out, and that they end with flab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flab.models.child import ENDS_WITH_PARENT, run_child
+
+
+def test_the_input_goes_in_and_the_output_and_the_exit_code_come_out():
+    code = "import os, sys; print(sys.stdin.read() + os.environ['WORD']); sys.exit(3)"
+    done = run_child([sys.executable, "-c", code], "given ", {"WORD": "word"})
+    assert (done.stdout, done.returncode) == ("given word\n", 3)
+
+
+def test_a_system_without_setpriv_runs_it_all_the_same(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert run_child([sys.executable, "-c", "print(1)"]).stdout == "1\n"
+
+
+@pytest.mark.skipif(shutil.which(ENDS_WITH_PARENT[0]) is None, reason="no setpriv here")
+def test_a_killed_flab_takes_the_program_with_it(tmp_path):
+    sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + ' '); time.sleep(600)"
+    code = f"import sys; from flab.models.child import run_child; run_child([sys.executable, '-c', {sleeper!r}])"
+    flab = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith(" "):
+        assert flab.poll() is None
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    flab.send_signal(signal.SIGKILL)
+    flab.wait()
+    for _ in range(200):
+        if not is_running(child):
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the program lives on")
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
