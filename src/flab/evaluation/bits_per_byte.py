@@ -81,6 +81,8 @@ def bits_per_byte(
     windows = [w for text in texts for w in split_windows(start + list(tokenizer.encode(text).ids), window)]
     if not windows or not num_bytes:
         raise DataError("nothing to predict: the texts are empty or hold a single token; give longer texts")
+    # Longest first: batches hold windows of like length, and the largest memory is needed at once and not at
+    # the end.
     windows.sort(key=lambda one: -len(one.ids))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     with torch.inference_mode(), evaluation_mode(model):
@@ -104,6 +106,7 @@ def _batch_nats(model: Any, batch: list[Window]) -> float:
     mask = torch.tensor([[1] * len(w.ids) + [0] * (width - len(w.ids)) for w in batch], device=model.device)
     counts = torch.tensor([[w.first <= at < len(w.ids) for at in range(1, width)] for w in batch], device=model.device)
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    # State t predicts token t + 1. Only counted positions reach the head, so no B x T x V tensor exists.
     states_ND = hidden[:, :-1][counts]
     targets_N = ids[:, 1:][counts]
     head = scorer_of(model)

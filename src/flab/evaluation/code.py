@@ -62,6 +62,7 @@ def _verdicts(
     problems: Sequence[Problem], generations: Sequence[Sequence[Generation]], sandbox: Sandbox, description: str
 ) -> dict[tuple[int, str], Verdict]:
     """Run each distinct text of each problem once; keyed by the problem's place and the text."""
+    # Equal answers are common among samples, and running a program is the dearest part of scoring.
     keys = list(dict.fromkeys((at, made.text) for at, samples in enumerate(generations) for made in samples))
     jobs = [job_of(problems[at], text) for at, text in keys]
     return dict(zip(keys, sandbox.run_many(jobs, description), strict=True))

@@ -42,6 +42,8 @@ def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * 
     margin = margin_points / 100
     a = read_run(as_path(run_a))
     b = read_run(as_path(run_b))
+    # Tasks are paired by the digest of their items, not by name: a renamed file is still the same task, a
+    # changed one is not.
     ours = {(task["kind"], task["sha256"]): task for task in b["tasks"]}
     shared = [
         (task, ours[task["kind"], task["sha256"]]) for task in a["tasks"] if (task["kind"], task["sha256"]) in ours
@@ -148,6 +150,8 @@ def compare_passes(
     b = by_item(rows_b, name)
     assert list(a) == list(b), "the same items in the same order: their digest is the same"
     counts = paired_counts([one[0] for one in a.values()], [one[0] for one in b.values()])
+    # The bootstrap draws problems, or whole clusters of them, and a problem counts by its pass rate over all of
+    # its samples.
     rates_a = rates(a)
     rates_b = rates(b)
     names = cluster_names(list(a), clusters)

@@ -118,6 +118,8 @@ def standard_error(sums_G3: Floats) -> float:
     num_clusters = len(sums_G3)
     if num_clusters < 2:
         return math.inf
+    # What a cluster adds beyond the mean difference of its size. Problems of one source are right or wrong
+    # together, so the squares are taken of the clusters' sums and not of single problems.
     residuals_G = differences_G - sizes_G * differences_G.sum() / sizes_G.sum()
     return float(math.sqrt(num_clusters / (num_clusters - 1) * np.square(residuals_G).sum()) / sizes_G.sum())
 
@@ -130,6 +132,7 @@ def clustered_interval(sums_G3: Floats) -> tuple[float, float]:
     error = _at_least_one(sums_G3)
     if not math.isfinite(error):
         return -1.0, 1.0
+    # With G clusters there are G - 1 degrees of freedom, however many problems they hold.
     half = float(t.ppf(1 - LEVEL / 2, len(sums_G3) - 1)) * error
     return max(-1.0, value - half), min(1.0, value + half)
 
@@ -138,6 +141,8 @@ def detectable_difference(sums_G3: Floats) -> float:
     """Return the smallest true difference that a two-sided test at 5 % finds with 80 % power, given the spread seen."""
     from scipy.stats import norm
 
+    # A true difference of (z_0.975 + z_0.80) standard errors, 2.80, exceeds the 1.96 of significance in 80 % of
+    # all samples.
     return min(1.0, float(norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) * _at_least_one(sums_G3))
 
 

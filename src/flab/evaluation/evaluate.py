@@ -270,6 +270,7 @@ def evaluate(
     target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
     more = {"limit": limit, "perturbations": list(perturbations), "backend": backend, "gold": gold, "export": export}
+    # A run that is finished answers before torch is imported or the model is read.
     digest = asked(model, tasks, settings, options, against_data, **more) if part is None else None
     if folder is not None and (known := finished_run(folder, digest)) is not None:
         say(FINISHED.format(folder))
@@ -283,6 +284,8 @@ def evaluate(
         )
     _check_target(target, folder, read, options.overwrite, export)
     overlap = find_overlaps(model, files, against_data) if part is None else []
+    # Everything that can be wrong with the call has been checked by now. Opening the model is the first slow
+    # step.
     subject = open_subject(model, options, backend)
     report = run_tasks(
         subject.generator, files, settings, folder, subject.identity, sandbox, subject.render, gold,

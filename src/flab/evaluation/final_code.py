@@ -46,6 +46,8 @@ def final_code(reply: str, entry_point: str) -> str:
     if not answers:
         named = [block for block in blocks if block.language] or blocks
         return "\n\n".join(block.text for block in ([block for block, _ in parsed] or named)) + "\n"
+    # A reply may hold drafts. The last block that defines the function is the answer; imports and helpers of
+    # other blocks are kept, because the answer may use them.
     last = answers[-1]
     known = set(vars(builtins)).union(*(_bound(tree) for _, tree in parsed))
     before = [_kept(block.text, tree, name, known) for block, tree in parsed[:last]]

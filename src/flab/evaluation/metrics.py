@@ -58,6 +58,8 @@ def wilson_interval(passed: int, total: int) -> tuple[float, float]:
 
     if total == 0:
         return 0.0, 1.0
+    # The usual p +- 1.96 sqrt(p (1 - p) / N) has no width at 0 or N passes; Wilson's interval inverts the score
+    # test and keeps one.
     found = binomtest(passed, total).proportion_ci(0.95, method="wilson")
     return float(found.low), float(found.high)
 
@@ -66,6 +68,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Unbiased chance that one of ``k`` draws passes (Chen et al. 2021, eq. 1): 1 - C(n-c, k) / C(n, k)."""
     assert 0 <= num_correct <= num_samples
     assert 1 <= k <= num_samples
+    # C(n - c, k) of the C(n, k) ways to draw k of n samples hold no correct one. math.comb is exact, so nothing
+    # overflows.
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
@@ -84,6 +88,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p value that two models differ by chance, from the problems that just one passed."""
     from scipy.stats import binomtest
 
+    # Problems that both or neither passed say nothing about which is better. Under the null hypothesis each of
+    # the others falls to either model with probability 1/2.
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
 
@@ -155,9 +161,8 @@ def _bootstrap(
         value = float(statistic(*sums_G3.T))
         return value, value
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DegenerateDataWarning
-        )  # all resamples may be alike: the interval is then a point
+        # All resamples may be alike. The interval is then a point, and that is right.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(
             tuple(sums_G3.T),
             statistic,
@@ -169,6 +174,7 @@ def _bootstrap(
             rng=np.random.default_rng(0),
         )
     drawn = found.bootstrap_distribution
+    # The middle 95 % of the resampled values. A resample in which the first model passes nothing has no ratio.
     low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
     return float(low), float(high)
 
@@ -216,6 +222,8 @@ def bootstrap_bleu_difference(
     # A resample is how often each problem was drawn, R x N; times the counts it gives the sums that corpus BLEU needs.
     for start in range(0, num_resamples, CHUNK):
         size = min(CHUNK, num_resamples - start)
+        # Each row's draws are shifted into a range of their own, so that one bincount counts all resamples of
+        # the chunk.
         drawn = generator.integers(0, len(a), size=(size, len(a))) + len(a) * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * len(a)).reshape(size, len(a))
         sums = weights.astype(float) @ both

@@ -54,6 +54,8 @@ def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
 
 def random_for(seed: int, name: str, task_id: str) -> Random:
     """Return a generator of its own for each problem, the same on every machine."""
+    # Seeded by the problem and not by its place, so that a file with fewer rows perturbs each problem as the
+    # whole file does.
     digest = hashlib.sha256(f"{seed}\0{name}\0{task_id}".encode()).digest()
     return Random(int.from_bytes(digest[:8], "big"))
 

@@ -77,11 +77,13 @@ def run_tasks(
     wanted = [requests_for(task, settings.preset, settings.samples, settings.seed, render) for task in tasks]
     facts = run_facts(generator, tasks, settings, identity, wanted)
     clock = {"started": time.time()}
+    # Hours of generation are worth nothing if the tests cannot tell answers apart, so they are tried first.
     if shard is None and sandbox is not None:
         for task in [one for one in tasks if one.kind == "code"]:
             require_sound(task, sandbox)
     if folder is not None:
         open_run(folder, facts)
+    # All tasks are generated as one list, so that batches stay full across the end of a file.
     flat = [one for part in wanted for one in part]
     if shard is not None:
         assert folder is not None, "a shard needs a folder"
@@ -235,7 +237,6 @@ def _is_perturbed(task: TaskFile, clean: TaskFile, is_later: bool) -> bool:
         return False
     known = {problem.task_id: problem for problem in clean.problems}
     pairs = [(known[problem.task_id], problem) for problem in task.problems if problem.task_id in known]
-    same = sum(
-        a.test == b.test or a.entry_point == b.entry_point for a, b in pairs
-    )  # numbers alone may agree by chance
+    # Ids alone may agree by chance, because many files just number their problems.
+    same = sum(a.test == b.test or a.entry_point == b.entry_point for a, b in pairs)
     return 2 * same >= len(task.items) and any(a.prompt != b.prompt for a, b in pairs)

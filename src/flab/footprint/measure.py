@@ -75,6 +75,7 @@ def measure(
             for name, path, _ in named
             if path is not None
         ]
+        # The models take turns, so a machine that gets warmer or busier slows both alike.
         speeds = time_rounds(subjects, settings, 1, "Timing single answers")
         batches = time_batches(subjects, settings)
         energies = meter(subjects, settings, batches)

@@ -67,6 +67,7 @@ class RaplMeter:
         self.last = self._read()
         self.joules = 0.0
         self.ended = threading.Event()
+        # A thread reads the counters meanwhile, or a window of several minutes could hide more than one wrap.
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
 
@@ -86,6 +87,8 @@ class RaplMeter:
 
     def _poll(self) -> None:
         now = self._read()
+        # The counter starts at 0 again after its largest value; modulo its range the difference is right if it
+        # wrapped once at most.
         gone = [(n - b) % (r + 1) for n, b, r in zip(now, self.last, self.ranges, strict=True)]
         self.joules = self.joules + sum(gone) / 1e6
         self.last = now

@@ -138,6 +138,8 @@ def _gain(
     """Return the ratio of medians, its extremes from the extremes of both, and its share of the prediction."""
     a = old[name]
     b = new[name]
+    # The slowest of one against the fastest of the other, both ways: the widest range that the measured
+    # extremes allow.
     ends = sorted(((b["low"] / a["high"]) ** power, (b["high"] / a["low"]) ** power))
     value = (b["value"] / a["value"]) ** power
     return {

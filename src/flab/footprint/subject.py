@@ -31,6 +31,7 @@ class Subject:
         self.options = options
 
     def __enter__(self) -> Self:
+        # Answers come over a pipe of their own, because libraries print to stdout.
         here, there = os.pipe()
         command = [sys.executable, "-P", "-m", "flab.footprint.worker", str(there)]
         self.process = subprocess.Popen(  # a session of its own: Ctrl-C is for this process, which ends that one

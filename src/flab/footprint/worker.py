@@ -47,6 +47,8 @@ class Workbench:
         self.estimate = bool(order["estimate"])
         self.batch = 0
         reset_peak(self.options.device)
+        # Python and torch take hundreds of megabytes before any model: this is measured, so that it can be told
+        # apart.
         self.before = peak(self.options.device)[0]
         self.checkpoint, self.family = open_model(self.folder, self.options)
         self.loaded = peak(self.options.device)

@@ -67,6 +67,8 @@ class Branch:
         weights = with_bias(self.projection)
         features = extended(features_NP, weights.shape[1])
         output = nn.functional.linear(features, weights.to(features.dtype)).float()
+        # Equivalent to linearising the norm at the uncut output: the size of a token is taken as constant, the
+        # direction is free.
         size = self._size(output)
         # Where the gain was raised, only the change of what joins the stream is divided by more, not what joined it before.
         raised = (self._floored() - self._gain()).float()

@@ -52,6 +52,7 @@ class ChatTemplate:
     @property
     def ending(self) -> str:
         """Return what the template writes after an answer, such as ``<|im_end|>``; nothing if it cannot be told."""
+        # Two different contents: the answer's end is looked for, and the question must not be taken for it.
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": 2 * PROBE}]
         try:
             text = self._text(turns, False, add_generation_prompt=False)

@@ -147,6 +147,8 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", tr
             raise
         except Exception as error:
             raise CheckpointError(f"{path} does not load: {first_line(error)}") from None
+    # transformers only warns of these and fills missing weights with random numbers, which would be pruned like
+    # any other.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(map(str, info.get(kind, ()))):
             names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
@@ -174,15 +176,16 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     model = checkpoint.model
     path = checkpoint.path
     checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_links(path)]
+    # Whatever cannot be read or saved again fails now, before hours of planning, and not when the result is
+    # written.
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (path / name).is_file():
             read_object(path / name)
     for template in (path / "chat_template.jinja", *path.glob("additional_chat_templates/*.jinja")):
         if template.is_file():
             _check_text(template)
-    model.config.tie_word_embeddings = is_tied(
-        model, family
-    )  # of weights that are stored apart the config may say otherwise
+    # A config may call the weights tied although they are stored apart and differ: the loaded model knows.
+    model.config.tie_word_embeddings = is_tied(model, family)
     with scratch_folder() as folder, quiet():
         for what, write in (
             ("config.json", model.config.save_pretrained),
@@ -205,6 +208,8 @@ def _check_text(file: Path) -> None:
 def _settle_generation(path: Path, config: Any) -> list[str]:
     """Take out of a generation config what transformers refuses to save; greedy settings stay greedy."""
     dropped = dict[str, None]()
+    # Many published models carry sampling settings beside greedy decoding. transformers loads such a config but
+    # refuses to save it.
     if config.do_sample is not True:
         dropped |= dict.fromkeys(
             name for name, usual in SAMPLING.items() if getattr(config, name, None) not in (None, usual)
@@ -235,6 +240,7 @@ def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any]
     model.config.tie_word_embeddings = is_tied(model, family_of(model.config))
     with quiet():
         model.save_pretrained(folder)
+    # safetensors writes files that only the owner may read; a checkpoint is meant to be shared.
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)
     rewrite_config(folder, model.config.tie_word_embeddings)
@@ -301,6 +307,8 @@ def open_to_cut(source: ModelSource, options: Options, dtype: str | None = None)
     computing = dtype or cutting_dtype(folder, options)
     stored = folder.stored_dtype
     mixed = computing == MIXED
+    # Layers may stay in 16 bits only if every stored tensor is in that dtype: widening one at a time is then
+    # lossless.
     narrow = mixed or (computing == "float32" and options.device != BALANCED and folder.dtypes == {NARROW.get(stored)})
     checkpoint, family = open_model(folder, options, stored if narrow else computing)
     try_saving(checkpoint, family)

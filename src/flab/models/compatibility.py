@@ -64,6 +64,8 @@ def tensor_parallel_sizes(config: Any) -> list[int]:
     heads = config.num_attention_heads
     kv_heads = config.num_key_value_heads
     width = config.intermediate_size
+    # vLLM gives each device the same number of query heads and neurons. Key-value heads are shared out, or
+    # repeated where there are fewer of them than devices.
     return [
         t for t in TENSOR_PARALLEL if heads % t == 0 and width % t == 0 and (kv_heads % t == 0 or t % kv_heads == 0)
     ]
@@ -89,6 +91,7 @@ def quantised(name: str, stored: Mapping[str, Stored], original: Mapping[str, St
 
 def _fallbacks(name: str, stored: Mapping[str, Stored]) -> dict[str, Any]:
     bits, block = FORMATS[name]
+    # Only matrices are quantised; norms and biases stay in float32 and are too small to count here.
     matrices = [tensor for tensor in stored.values() if len(tensor.shape) == 2]
     odd = [tensor for tensor in matrices if tensor.shape[1] % block]
     lost = sum(tensor.numel * (_fallback_bits(tensor.shape[1], block) - bits) for tensor in odd) / 8

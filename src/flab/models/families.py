@@ -47,6 +47,7 @@ class Family:
     since: str = "4.57"  # the transformers that its folders are tested with, and those after it
 
 
+# Sets of fields that several families share, so that a row below says only what is its own.
 _QWEN_LIMITS = ("max_window_layers",)
 _FUSED: dict[str, Any] = {"ffn_in": ("mlp.gate_up_proj",), "fused": True, "activation": "activation_fn"}
 _AFTER = {"attention_norm_after": "post_attention_layernorm", "ffn_norm_after": "post_feedforward_layernorm"}
@@ -218,12 +219,14 @@ def ffn_activations(
     hidden = norm_at(layer, family.ffn_norm)(mid)
     matrices = ffn_inputs(layer, family) if inputs is None else inputs
     parts = [nn.functional.linear(extended(hidden, m.shape[1]), m) for m in matrices]
+    # A gated FFN, act(W_gate x) * (W_up x), has two input projections; a plain one, act(W x), has one.
     first = activation_of(layer, family)(parts[0])
     return first * parts[1] if len(parts) == 2 else first
 
 
 def kv_width(config: Any) -> int:
     """Return how many numbers one layer keeps as keys for each token (and again as values)."""
+    # With grouped-query attention several query heads share one key-value head, and only the latter are cached.
     heads = int(config.num_attention_heads)
     head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
@@ -246,12 +249,16 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
         )
     hidden = embedding.embedding_dim
     width = widths.pop()
+    # What one neuron costs: its column of the output projection, and a row (and a bias) of each input
+    # projection. A fused projection counts twice, because it holds two rows for each neuron.
     ffn_in = [linear(layers[0], path) for path in family.ffn_in] * (2 if family.fused else 1)
     per_neuron = hidden + sum(hidden + (m.bias is not None) for m in ffn_in)
     per_token = hidden if is_tied(model, family) else 2 * hidden
     per_token += head.bias is not None
     total = sum(p.numel() for p in model.parameters())
     vocabulary = embedding.num_embeddings
+    # Everything else is found by subtraction, so that norms, query norms and biases of any family are counted
+    # without being named.
     per_layer = sizes.pop() - width * per_neuron
     fixed = total - vocabulary * per_token - len(layers) * (per_layer + width * per_neuron)
     products = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)

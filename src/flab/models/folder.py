@@ -145,6 +145,9 @@ def header_of(file: Path) -> dict[str, Stored]:
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
+            # A safetensors file is 8 bytes of length, a JSON header of that length, then the tensors one after
+            # another. So the header alone says where the file has to end, and a truncated download is found
+            # without reading the weights.
             length = int.from_bytes(handle.read(8), "little")
             if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
                 raise ValueError("its header does not fit the file")

@@ -50,6 +50,8 @@ class _Recorder(nn.Module):
 
     def __init__(self, layer: nn.Module, calls: list[tuple[torch.Tensor, dict[str, Any]]]) -> None:
         super().__init__()
+        # Past ``nn.Module.__setattr__``, which would register the real layer as a submodule and its parameters
+        # with it.
         object.__setattr__(self, "stood_for", layer)
         self.calls = calls
 
@@ -88,6 +90,8 @@ class LayerRunner:
     @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
         """Return hidden states entering the first layer, (B, T, D), with whatever the model does to its embeddings."""
+        # The model is called as a whole with stand-ins for its layers. So it computes its own embeddings, masks
+        # and rotary positions, whatever the family does there, and no layer runs.
         calls = self._record(batch.ids)
         self._kwargs.setdefault((len(batch.ids), batch.ids.shape[1]), [kwargs for _, kwargs in calls])
         return calls[0][0]
@@ -133,6 +137,8 @@ class LayerRunner:
         layer = self.layers[index]
         held = []
         for module in layer.modules() if not self.mixed else ():
+            # Swapped, not cast in place: the narrow tensors stay as they are and are put back, so nothing is
+            # rounded twice.
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dtype != self.dtype:
                     held.append((module, name, parameter))
@@ -187,6 +193,8 @@ class LayerRunner:
     def attention_features(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Return what enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
         hidden, kwargs = self._call(index, hidden_BTD)
+        # A hook on the output projection sees its input whatever the attention does before (query norms,
+        # windows, sinks), so no family's attention has to be written again here.
         caught: list[torch.Tensor] = []
         projection = linear(self.layers[index], self.family.attention_out)
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
@@ -232,6 +240,7 @@ class LayerRunner:
 
     def final(self, batch: Batch) -> torch.Tensor:
         """Return what enters the head at the real tokens of a batch, all layers passed, (N, D)."""
+        # A deque of length one: every earlier state is freed as soon as the next exists.
         last = deque(self.forward(batch, range(len(self.layers))), maxlen=1).pop()
         return self.finish(last)[batch.valid]
 

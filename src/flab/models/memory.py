@@ -31,6 +31,7 @@ def reset_peak(device: str) -> None:
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
     with contextlib.suppress(OSError):
+        # Writing 5 resets the peak resident set (VmHWM), see proc(5).
         CLEAR.write_text("5")
 
 
@@ -49,6 +50,7 @@ def resident_peak() -> tuple[int, str]:
     try:
         lines = STATUS.read_text().splitlines()
         kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        # The peak is one since the last reset only where this file can be written; opening it is the test.
         with CLEAR.open("w"):
             return 1024 * kilobytes, "resident set of the process"
     except (OSError, StopIteration, ValueError):

@@ -18,6 +18,7 @@ def answer(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
 
     made: dict[str, Any] = {"version": transformers.__version__}
     transformers.logging.set_verbosity_error()
+    # ``torch_dtype`` is the name that every transformers 4 knows; ``dtype`` came late.
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, torch_dtype="auto", use_safetensors=True, output_loading_info=True
     )

@@ -44,6 +44,8 @@ def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[
     Returns:
         What the script prints: ``version``, ``logits``, ``tokens`` and ``lost``, or ``error`` alone.
     """
+    # ``-I``: the other interpreter must not see this one's PYTHONPATH, or it would import the transformers that
+    # runs here.
     command = [python, "-I", str(Path(__file__).with_name("oldest.py")), str(folder)]
     asked = json.dumps({"ids": ids, "texts": list(texts)})
     done = run_child(command, asked)

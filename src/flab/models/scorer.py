@@ -51,6 +51,7 @@ def scorer_of(model: Any) -> nn.Linear | Scorer:
         raise UnsupportedModelError(
             f"{config.model_type} has no output matrix, so no distribution over tokens can be made"
         )
+    # Cohere multiplies its logits (``logit_scale``), Granite divides them (``logits_scaling``).
     factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return head if factor == 1.0 and cap is None else Scorer(head, factor, cap)

@@ -68,6 +68,8 @@ class Shape:
         """Floating-point operations of one decoded token that sees ``context`` tokens, itself included: 2 for each weight
         in a matrix product, and in each layer 2 for each product of scores and of values over the context.
         """
+        # An embedding lookup is no product and costs nothing here; the head, vocabulary x hidden, is one even
+        # where it is tied.
         weights = layers * (self.products_per_layer + width * self.products_per_neuron) + vocabulary * self.hidden
         return 2 * weights + 4 * layers * context * self.attention
 

@@ -44,6 +44,7 @@ def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
         rope = rope[FULL]
     if isinstance(rope, Mapping) and "rope_theta" in rope:
         made |= _older_rope(rope)
+    # transformers 4 derives the kinds of layers from this number, so it has to agree with the list.
     layers = made.get("layer_types")
     if isinstance(layers, list) and made.get("max_window_layers") is not None:
         made["max_window_layers"] = full_layers(layers)
@@ -140,6 +141,8 @@ def check_links(source: Path) -> list[str]:
 
 def is_inside(file: Path, source: Path) -> bool:
     """Return whether a file, its links followed, lies in the folder, or in the hub cache that the folder is a snapshot of."""
+    # In the hub's cache every file of a snapshot is a link to a blob outside of the snapshot, two folders up;
+    # those are the model's own.
     target = file.resolve()
     folder = source.resolve()
     cache = folder.parents[1] if folder.parent.name == "snapshots" else folder

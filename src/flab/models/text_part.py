@@ -27,13 +27,8 @@ from flab.models.tokenizer import first_line, quiet
 HEAD = "lm_head."
 INNER = "model.language_model."
 OUTER = "language_model."
-SHARED = (
-    "dtype",
-    "torch_dtype",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)  # entries that may be at the top alone
+# Entries that some models have only in the outer config.
+SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -106,6 +101,7 @@ def _text_config(opened: ModelFolder) -> Any:
         value = opened.raw.get(name)
         if value is not None and raw.get(name) is None:
             setattr(config, name.removeprefix("torch_"), value)
+    # On the meta device a model has shapes but no memory, so this costs nothing for a model of any size.
     with torch.device("meta"):
         config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
     return config
@@ -133,6 +129,7 @@ def _copy_tensors(opened: ModelFolder, kept: Mapping[str, str], folder: Path) ->
     total = 0
     for number, file in enumerate(files, 1):
         name = WHOLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        # One file at a time, tensor by tensor, so the peak is the largest file and not the model.
         with safe_open(file, "pt") as reader:
             tensors = {kept[key]: reader.get_tensor(key) for key in reader.keys() if key in kept}  # noqa: SIM118
         save_file(tensors, folder / name, {"format": "pt"})

@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 from flab.errors import CheckpointError, UnsupportedModelError
 from flab.models.source import check_normalizer
 
+# Texts at which tokenizers differ: indentation, tabs and blank lines, several scripts and an emoji, runs of
+# spaces, numbers.
 PROBES = (
     "def add(a, b):\n    return a + b  # sum\n",
     "for i in range(10):\n\tprint(f'{i:>3}', x[i] != None)\n\n\n",
@@ -57,6 +59,8 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}). Fetch it again.") from None
     check_normalizer(file)
+    # A tokenizer.json may carry the padding and truncation of somebody's training; calibration text must be
+    # whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     with quiet():
@@ -121,10 +125,13 @@ class TokenizerModel:
             )
         if self.kind == "BPE":
             self.base: dict[str, int] = model["vocab"]
+            # Older files write a merge as one text with a space, newer ones as a pair.
             self.merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         else:
             self.base = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
             self.merges = []
+        # In reverse, so that of a merge that is listed twice the first, which the tokenizers library uses,
+        # wins.
         self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
         self.added = {token["content"]: int(token["id"]) for token in self.data.get("added_tokens") or []}
         self.text_of = {i: t for t, i in [*self.base.items(), *self.added.items()]}
@@ -148,6 +155,9 @@ class TokenizerModel:
         symbols = list(token)
         found = {token_id}
         found.update(self.base[s] for s in symbols if s in self.base)
+        # BPE as it runs on a word: the pair with the lowest rank is joined, again and again, until no pair has
+        # a merge. Every token on the way has to stay, because the same merges must lead to this one in the
+        # pruned vocabulary.
         while True:
             pairs = [(self.ranks.get((a, b)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))]
             rank, i = min(((r, i) for r, i in pairs if r is not None), default=(None, 0))
@@ -171,6 +181,7 @@ def rewrite_tokenizer(model: TokenizerModel, kept: list[int]) -> dict[str, Any]:
         inner["vocab"] = {t: new_of[i] for t, i in sorted(model.base.items(), key=lambda p: p[1]) if i in new_of}
         vocab = inner["vocab"]
         pairs = zip(model.merges, inner["merges"], strict=True)
+        # A merge stays if both parts and the result stay. The order is their rank, so it must not change.
         inner["merges"] = [m for (a, b), m in pairs if a in vocab and b in vocab and a + b in vocab]
     else:
         inner["vocab"] = [entry for i, entry in enumerate(inner["vocab"]) if i in new_of]
@@ -210,6 +221,8 @@ def new_tokenizer(tokenizer: Tokenizer, rows: int, kept: list[int]) -> tuple[Tok
         return tokenizer, None
     data = rewrite_tokenizer(TokenizerModel(tokenizer), kept)
     made = Tokenizer.from_str(json.dumps(data))
+    # The library numbers added tokens by rules of its own. Any difference from the plan would pair tokens with
+    # wrong rows of the embedding.
     wrong = [i for i, k in enumerate(kept) if tokenizer.id_to_token(k) != made.id_to_token(i)]
     if wrong:
         raise CheckpointError(

@@ -12,6 +12,7 @@ from fractions import Fraction
 from flab.errors import BudgetError, OptionError
 from flab.models.shape import Shape
 
+# Matrix products over the vocabulary are fastest where its size is a multiple of 64.
 VOCABULARY_MULTIPLE = 64
 
 
@@ -63,6 +64,8 @@ def allowed_parameters(shape: Shape, remove: float) -> int:
     """Return how many parameters may stay when the fraction ``remove`` has to go (rounded down)."""
     if not 0 <= remove < 1:
         raise OptionError(f"`remove` is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
+    # A Fraction of the decimal text, not of the float: 0.22 is not a binary number, and rounding would move the
+    # budget by a parameter.
     return int(shape.total * (1 - Fraction(str(remove))))
 
 
@@ -73,6 +76,8 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
     """
     if pins.vocabulary is not None:
         return pins.vocabulary
+    # Depth and width at their full or pinned sizes: what is left beside them can be spent on tokens without
+    # cutting deeper.
     body = shape.parameters(0, pins.layers or shape.layers, pins.width or shape.width)
     affordable = (allowed_parameters(shape, remove) - body) // shape.per_token
     if affordable >= shape.vocabulary:
@@ -101,6 +106,8 @@ def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: i
 
     It is a multiple of ``multiple``, or of what :meth:`Shape.rounded_width` chooses.
     """
+    # Layers without any neurons are paid first; the rest of the budget buys neurons, one for all layers at a
+    # time.
     left = allowed - shape.parameters(vocabulary, layers, 0)
     width = left // (layers * shape.per_neuron)
     if width >= shape.width:
@@ -137,6 +144,7 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
     layers = pins.layers or 1
     width = pins.width or pins.width_multiple or shape.width_multiple()
+    # The smallest model that the pins and the covered text leave: one layer with one step of neurons.
     smallest = shape.parameters(vocabulary, layers, width)
     reachable = max(0.0, 1 - smallest / shape.total)
     floor = (

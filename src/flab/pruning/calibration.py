@@ -43,6 +43,8 @@ class Texts:
     def task_texts(self) -> list[str]:
         """Return the texts that must stay covered: prompts, answers, both joined, and the corpus."""
         parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
+        # A prompt that is joined with its answer may be split differently at the seam, so all three texts are
+        # counted.
         return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
 
     def in_template(self, checkpoint: Checkpoint, choice: str) -> Texts:
@@ -148,12 +150,15 @@ def windows_of(
         ids = list(encoding.ids)
         answer_from = len(encoding.ids)
         if sample.prompt:
+            # The first token that reaches beyond the prompt. A token over the seam belongs to the answer:
+            # predicting it means predicting the answer's first letters.
             starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
             answer_from = starts[0] if starts else len(ids)
             ids += [eos] if eos is not None and not sample.is_ended else []
         before = list(prefix) if sample.special_tokens else []
         for start in range(0, len(ids), room):
             part = ids[start : start + room]
+            # A window of one token has nothing to predict.
             if len(part) > 1:
                 windows.append(Window([*before, *part], max(0, answer_from - start) + len(before), index))
     return windows
@@ -217,6 +222,8 @@ def select_windows(task: list[Window], general: list[Window], tokens: int, share
     chosen = []
     available = sum(len(w.ids) for w in task)
     task_tokens = min(available, int(tokens * (1 - share))) if task else 0
+    # If the task has less text than was asked for, general text shrinks with it, so the shares stay what the
+    # user set.
     general_tokens = int(task_tokens * share / (1 - share)) if task and share < 1 else tokens
     for pool, limit in ((task, task_tokens), (general, general_tokens)):
         pool = list(pool)
@@ -233,9 +240,13 @@ def select_windows(task: list[Window], general: list[Window], tokens: int, share
 
 def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weight: float = 1.0) -> CalibrationSet:
     """Split the windows in two parts and pack each into micro-batches of about ``batch_tokens`` padded tokens."""
+    # The windows were shuffled before, so every n-th of them is a random sample. Every fifth only compares
+    # candidates.
     compare = [w for i, w in enumerate(windows) if i % COMPARE_EVERY == 0]
     fit = [w for i, w in enumerate(windows) if i % COMPARE_EVERY] or compare
     seen = {w.sample for w in fit}
+    # A long sample has several windows. Only samples none of whose windows is fitted may serve as unseen
+    # problems.
     samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
     fitted, compared = (_batches(part, batch_tokens, prompt_weight) for part in (fit, compare))
     return CalibrationSet(fitted, compared, samples)
@@ -257,6 +268,7 @@ def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
     """Return about that many of the tokens to fit on, by whole rows of all lengths, and nothing to compare on."""
     stride = max(1, data.num_fit_tokens // tokens)
     rows = sum(len(batch.ids) for batch in data.fit)
+    # Batches are sorted by length, so every n-th row takes short and long rows alike.
     chosen = torch.arange(min(stride, rows) // 2, rows, stride)
     parts = []
     start = 0
@@ -269,6 +281,7 @@ def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
 
 
 def _batches(windows: list[Window], batch_tokens: int, prompt_weight: float) -> list[Batch]:
+    # Rows of like length share a batch: padding is computed like any token, and this keeps it to a few percent.
     rows = sorted(enumerate(windows), key=lambda item: (len(item[1].ids), item[0]))
     batches: list[Batch] = []
     start = 0
@@ -294,7 +307,10 @@ def _batch(rows: list[tuple[int, Window]], prompt_weight: float) -> Batch:
         n = len(window.ids)
         ids[row, :n] = torch.tensor(window.ids)
         valid[row, :n] = True
+        # Masks are by the position that predicts: position t predicts token t + 1, hence the shift by one to
+        # the left.
         answer[row, max(0, window.answer_from - 1) : max(0, n - 1)] = window.answer_from < n
+        # ``index`` is the place before sorting by length, so held-out rows are of all lengths.
         held_out[row] = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         if window.answer_from < n:
             weight[row, : max(0, window.answer_from - 1)] = prompt_weight

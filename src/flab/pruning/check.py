@@ -56,9 +56,12 @@ def check(
         raise OptionError(
             f"`engines_python` {engines_python} is no program: give the python of an environment that has the engines."
         )
+    # ``-P`` keeps the current folder out of the module path, where a file named like a library would be
+    # imported instead of it.
     command = [sys.executable, "-P", "-m", "flab.pruning.verify", str(path), str(against or ""), str(oldest or "")]
     done = run_child(command)
     try:
+        # The verdict is the last line; libraries may print warnings before it.
         verdict: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -59,6 +59,7 @@ def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> 
     """
     longest = max(len(built.tokenizer.encode(problem.prompt).ids) for problem in problems) + NEW_TOKENS
     config = built.model.config
+    # Keys and values, for each layer, each of ``kv_width`` numbers a token.
     for_each = 2 * layers * kv_width(config) * built.model.get_input_embeddings().weight.dtype.itemsize * longest
     return max(1, min(BATCH, CACHE_BYTES // int(for_each)))
 

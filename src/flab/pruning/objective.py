@@ -58,6 +58,7 @@ def expected_counts(head: nn.Linear | Scorer, hidden_ND: torch.Tensor) -> torch.
     """Return how often the model itself would write each token here: the sum over the positions of ``p(token)``, (V,)."""
     total = torch.zeros(head.out_features, dtype=torch.float64, device=head.weight.device)
     for start in range(0, hidden_ND.shape[0], _chunk(head)):
+        # In float64: a rare token's probabilities of 1e-7 are added to sums of thousands.
         total += _logits(head, hidden_ND[start : start + _chunk(head)]).softmax(-1).sum(0).double()
     return total
 

@@ -196,6 +196,8 @@ def _from_json(data: Any, path: Path) -> Plan:
         if set(data["cuts"]) != set(CUTS):
             raise ValueError(f"its cuts are {', '.join(data['cuts'])}, expected {', '.join(CUTS)}")
         cuts = {name: Kept(**data["cuts"][name]) for name in CUTS}
+        # Any damage shows as a TypeError, ValueError or KeyError of the lines here, and becomes one message
+        # about the file.
         plan = Plan(**{**data, "cuts": cuts, "refit": Refit(**data["refit"])})
         _check_indices(plan)
         _check_refit(plan)

@@ -16,6 +16,8 @@ from flab.models.options import setting
 from flab.pruning.budget import Pins
 from flab.pruning.refits import REFITS
 
+# The names are listed here as well as in ``LAYER_CRITERIA`` and ``NEURON_CRITERIA`` of ``flab.pruning.cuts``,
+# because the command line shows them and must not import torch for that. A test compares both.
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
 TOKENS = 65_536
 TOKENS_PER_NEURON = 7  # with fewer the closed form fits noise: at 8 per neuron it loses half of what 45 give
@@ -144,6 +146,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     flag = f"`{name}`"
     if isinstance(default, bool) and not isinstance(value, bool):
         raise OptionError(f"{flag}: got {value!r:.60}, expected true or false.")
+    # ``True`` is an int in Python, but as a number of layers or tokens it can only be a mistake.
     whole = isinstance(default, int) and not isinstance(default, bool)
     if whole and (isinstance(value, bool) or not isinstance(value, int)):
         raise OptionError(f"{flag}: got {value!r:.60}, expected a whole number.")

@@ -27,6 +27,8 @@ from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Cut, Walk
 from flab.pruning.refits import REFITS
 
+# From deep to shallow the KL falls and then rises again, with some noise. Three candidates in a row that are worse
+# than the best are taken as the rising side; each further one would cost a whole walk with refit.
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
 PROBED_PARAMETERS = 100_000_000  # from this size on, depth is probed on few tokens before any split is built
 PROBE_TOKENS = 1024
@@ -189,6 +191,8 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     if cut.scores is None:
         cut = replace(cut, scores=NEURON_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
     walk = Walk(runner, cut, few.fit, few.fit)
+    # Walking is all that is wanted: the walk measures as it goes, and the layers that it yields stay as they
+    # are.
     for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers, unit="layers"):
         pass
     narrow, _ = walk.divergence(scorer_of(search.model))

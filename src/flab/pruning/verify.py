@@ -126,6 +126,8 @@ def _hostile_texts() -> list[str]:
     limits = (0x7F, 0x24F, 0xFFFF, 0x10FFFF)
     texts = []
     for number in range(NUM_ROUND_TRIPS):
+        # In turn ASCII, Latin, the basic plane and all of Unicode; surrogates are no characters and cannot be
+        # encoded.
         limit = limits[number % len(limits)]
         points = (chooser.randrange(limit) for _ in range(chooser.randrange(1, 30)))
         texts.append("".join(chr(p) for p in points if not 0xD800 <= p <= 0xDFFF))
@@ -170,6 +172,7 @@ def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
         "do_sample": False,
         "attention_mask": torch.ones_like(prompt),
     }
+    # In float32, because in 16 bits a near-tie between two tokens may fall either way with and without a cache.
     model.float()
     cached, uncached = (model.generate(prompt, use_cache=c, pad_token_id=0, **plain)[0].tolist() for c in (True, False))
     return cached == uncached, "" if cached == uncached else f"{cached} != {uncached}"
@@ -248,6 +251,8 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
         state = layers[place].state_dict()
         old = old_layers[index].state_dict()
         names = [n for n in state if not n.startswith(touched)]
+        # Compared bit for bit: a cut copies rows, so even a rounding difference would mean that a tensor went
+        # through some computation.
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]
     if not compared:
         return None, "every layer was reconstructed as a whole: none is left to compare"
@@ -262,6 +267,8 @@ def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> t
     covered = 0
     differ = 0
     for probe in [line for text in PROBES for line in text.splitlines()]:
+        # Only probes whose tokens are all kept have to be split as before; any other text must find other
+        # pieces.
         ids = original.tokenizer.encode(probe, add_special_tokens=False).ids
         if all(i in new_of for i in ids):
             covered += 1

@@ -128,10 +128,13 @@ class Needs:
         decided = self.decided(shape, remove, pins)
         if decided is not None:
             return len(decided)
+        # The vocabulary shrinks by the same share as the model at most, so that a small cut does not fall on
+        # the tokens alone.
         affordable = min(self.num_covered, int((1 - remove) * shape.vocabulary))
         size = vocabulary_for(shape, remove, max(rounded_up(len(self.covered)), rounded_up(affordable)), pins)
         if shape.vocabulary > LARGE_VOCABULARY:
             size += spare_tokens(shape, remove, size, pins)
+        # The embedding may have more rows than the tokenizer has tokens (padding rows); those are never kept.
         size = min(size, len(self.model.text_of))
         floor_tokens(self.model, self.floor(size), size)
         return size
@@ -168,6 +171,9 @@ def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Itera
 
     The order of ids, by which a tokenizer's training found them more or less frequent, decides if both say nothing.
     """
+    # Three sources, each in units of counts: the text at hand, what the model would have written in its places
+    # (scaled to as many tokens), and a prior by rank, because a BPE tokenizer numbers frequent tokens first
+    # (Zipf's law).
     total = sum(counts.values())
     scale = total / (sum(expected.values()) or 1.0)
     return {i: counts.get(i, 0) + scale * expected.get(i, 0.0) + RANK_WEIGHT * total / (i + RANK_OFFSET) for i in ids}
@@ -203,4 +209,5 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
         kl = cut_mass_kl(head, runner.final(replace(batch, ids=old_of[batch.ids])), kept)
         total += float(kl.double().sum())
         count += len(kl)
+    # Rounding can make the logarithm of a mass of one slightly positive.
     return max(0.0, total / count)

@@ -78,6 +78,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
+            # A checkpoint is whole if every file has the size that it had when all were written. A killed
+            # process leaves shorter ones or none.
             sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
             write_text(folder / COMPLETE, json.dumps({"seconds": round(self.seconds(), 2), "sizes": sizes}) + "\n")
 

@@ -237,6 +237,7 @@ def balance(rows: Sequence[dict[str, Any]], making: Making) -> tuple[list[dict[s
     if not making.mix:
         return list(rows), 0
     by_kind = {kind: [at for at, row in enumerate(rows) if row["kind"] == kind] for kind, _ in making.mix}
+    # The kind that is scarcest for its share decides how many rows there can be in all.
     total = sum(weight for _, weight in making.mix)
     size = min(len(by_kind[kind]) * total / weight for kind, weight in making.mix)
     if not size:
@@ -250,6 +251,7 @@ def balance(rows: Sequence[dict[str, Any]], making: Making) -> tuple[list[dict[s
 
 def add_text(rows: Sequence[dict[str, Any]], texts: Sequence[str], making: Making) -> list[dict[str, Any]]:
     """Plain text after the rows, drawn by seed, until it is the wanted share of all characters."""
+    # Plain text is a share s of all characters: with R characters of rows that is R * s / (1 - s).
     room = (
         sum(len(row["prompt"]) + len(row["completion"]) for row in rows) * making.text_share / (1 - making.text_share)
     )

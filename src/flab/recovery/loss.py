@@ -56,8 +56,11 @@ def chunk_terms(
     if teacher_ND is None or teacher_head is None:
         return cross_entropy, cross_entropy.new_zeros(())
     with torch.no_grad():
+        # Softening by the temperature comes before the softmax, for both distributions.
         teacher_NV = (teacher_head(teacher_ND).float() / temperature).log_softmax(-1)
     student_NV = (logits_NV / temperature).log_softmax(-1)
+    # The first argument of ``kl_div`` is log q, the second log p: this is KL(p_teacher || p_student), summed
+    # over the vocabulary and the chunk's tokens.
     divergence = nn.functional.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)
     return cross_entropy, divergence * temperature**2
 
@@ -85,6 +88,8 @@ def loss_terms(
     for start in range(0, len(states_ND), size):
         part = slice(start, start + size)
         teacher = None if teacher_ND is None else teacher_ND[part]
+        # ``checkpoint`` drops the chunk's logits after the forward pass and computes them again in the backward
+        # pass: one more product with the head in return for never holding N x V numbers.
         ce, kl = checkpoint(
             chunk_terms, states_ND[part], head, targets_N[part], teacher, teacher_head, temperature,
             use_reentrant=False,

@@ -27,6 +27,7 @@ def predicted_peak(student: Any, teacher: Any, training: Training, parameters: i
     weights = sum(p.numel() * p.element_size() for model in (student, teacher) for p in model.parameters())
     tokens = training.micro_batch * training.length
     element = 2 if student.dtype != torch.float32 else 4
+    # 4 bytes of gradient and 8 of Adam's two moments, in float32, for each trained parameter.
     return int(weights + 12 * trainable) + activation_bytes(config, tokens, element, training) + logit_bytes()
 
 

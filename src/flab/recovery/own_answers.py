@@ -68,6 +68,8 @@ def answer(
         made = [own_words(store.get(*key)) for key, _ in wanted]
         for one, verdict in zip(waiting, verify(waiting, made, sandbox, "Verifying answers"), strict=True):
             own[one.task_id].append(verdict)
+        # Only what is known to be wrong is asked again: another answer to an untestable question could not be
+        # told to be better.
         waiting = [one for one in waiting if one.is_testable and not own[one.task_id][-1].right]
     return own
 

@@ -73,6 +73,7 @@ def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[
     """Return whether it is a chat's, and the text that the model continues from."""
     found = []
     for number in range(count):
+        # A generator for each text, so that asking for more texts leaves those that are there unchanged.
         chooser = random.Random(f"{seed}/{number}")
         one = chooser.choice(asked)
         if one.messages:

@@ -144,6 +144,8 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
         sweep(file)
     state.wait_for_everyone()
     before = json.loads(file.read_text()) if file.is_file() else None
+    # A training may only go on with exactly what it began with: the curve, the schedule and the order of rows
+    # depend on all of it.
     changed = [n for n, v in bench.identity.items() if before is not None and before["identity"].get(n) != v]
     if changed and not overwrite:
         raise TrainingError(
@@ -173,9 +175,11 @@ def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
         tokens_per_step = bench.examples.counts["train_tokens"] / per_epoch
         by_tokens = training.tokens / tokens_per_step if training.tokens is not None else None
         by_epochs = per_epoch * (training.epochs or DEFAULT_EPOCHS)
+        # In the order of precedence: what an earlier start fixed, then the user's budget, then the default.
         steps = next(float(n) for n in (known.get("steps"), training.steps, by_tokens, by_epochs) if n is not None)
         trainer.remember_teacher(steps / per_epoch)
     chosen = [max(1, round(steps))]
+    # Processes may have measured different times; the first one's number holds for all.
     broadcast_object_list(chosen)
     if state.is_main_process:
         write_text(file, json.dumps({**known, "steps": chosen[0]}) + "\n")
@@ -236,6 +240,7 @@ def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
     history = trainer.state.log_history
     curve = [entry for entry in history if "eval_loss" in entry or "loss" in entry]
     measured = [entry for entry in curve if "eval_loss" in entry]
+    # The first entry was measured before training. A model that never beats it is not worth writing.
     best = min(measured[1:] or measured, key=lambda entry: entry["eval_loss"])
     if not best["eval_loss"] < measured[0]["eval_loss"]:
         rate = bench.facts["learning_rate"]

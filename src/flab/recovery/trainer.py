@@ -72,6 +72,8 @@ def distilled_forward(
     used = chosen_tokens(targets, within, objective)
     taught = teacher_states if objective.alpha > 0 else None
     terms = loss_terms(scorer_of(student), states[used], targets[used], taught, teacher_head, objective.temperature)
+    # Means over the tokens of the whole step. A mean over each micro-batch, averaged, would weigh tokens of
+    # short micro-batches more, and the result would depend on the size of the micro-batches.
     answers, tokens = (terms.answers, terms.tokens) if counts is None else counts.unbind()
     loss = (1 - objective.alpha) * terms.cross_entropy / _least_one(answers)
     loss = loss + objective.alpha * terms.divergence / _least_one(tokens)
@@ -121,6 +123,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             raise TrainingError(f"the loss is {loss.item()} at step {self.state.global_step}")
         self.sums[mode].append(outputs["sums"])
         if num_items_in_batch is not None and self.args.world_size > 1:
+            # DDP averages the gradients over the devices, while the counts are sums over all of them: this
+            # undoes the division.
             loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
@@ -223,8 +227,12 @@ def make_trainer(
     if training.method_for(parameters) == "lora":
         model.requires_grad_(False)
         rank = training.lora_rank
+        # A scale of alpha / r = 2 is a common choice; adapters on all linear layers, because a cut disturbs all
+        # of them.
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
         if training.gradient_checkpointing:
+            # With frozen weights no input of a checkpointed layer asks for gradients, and the backward pass
+            # would stop there.
             model.enable_input_require_grads()
     trainer = RecoveryTrainer(
         teacher.model.to(args.device),
@@ -297,4 +305,5 @@ def seconds_per_step(trainer: RecoveryTrainer, steps: int = 3) -> float:
         taken.append(time.perf_counter() - start)
     model.zero_grad(set_to_none=True)
     trainer.sums.clear()
+    # The median, because the first step also pays for allocating memory and choosing kernels.
     return sorted(taken)[len(taken) // 2]

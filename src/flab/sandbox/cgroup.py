@@ -70,6 +70,8 @@ class Group:
             if not others:
                 self.kills = self._num_kills()
                 return True
+            # A fork bomb makes processes faster than one pass kills them, hence the loop. The memory limit and
+            # NPROC bound how fast.
             for process in others:
                 with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
@@ -196,6 +198,7 @@ def _make(home: Path, memory_bytes: int) -> Path | None:
         if limit is None or not os.access(path / "cgroup.procs", os.W_OK) or not _may_move(path):
             raise OSError("no memory controller here")
         limit.write_text(str(memory_bytes + SLACK_BYTES), encoding="ascii")
+        # With swap left open a program could fill the disk behind the memory limit.
         swap = path / "memory.swap.max"
         if swap.exists():
             swap.write_text("0", encoding="ascii")

@@ -84,6 +84,7 @@ def parameters(marks: Any) -> Iterator[dict[str, Any]]:
         names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
         rows = [getattr(row, "values", row) if not isinstance(row, dict) else row for row in rows]
         rows = [(row,) if len(names) == 1 and not hasattr(row, "id") else row for row in rows]
+        # Several marks multiply, as in pytest: every combination of their parameter sets is run.
         sets = [{**one, **dict(zip(names, row, strict=True))} for one in sets for row in rows]
     yield from sets
 

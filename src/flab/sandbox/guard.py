@@ -97,6 +97,7 @@ class Guard:
         check = self.checks.get(event)
         if check is None:
             return
+        # Looking at a frame raises audit events itself, which would end in endless recursion.
         thread = get_ident()
         if thread in self.busy:  # our own look at a frame
             return
@@ -114,6 +115,8 @@ class Guard:
 
     def asker(self, frame: Any) -> str:
         """Name the file of the nearest code outside of the standard library."""
+        # Code of the standard library acts for whoever called it, so the nearest code outside of it is the one
+        # that asks.
         while frame is not None and self.trusted(frame.f_code.co_filename):
             frame = frame.f_back
         return HARNESS if frame is None else str(frame.f_code.co_filename)
@@ -224,6 +227,8 @@ class Guard:
 
     def from_harness(self, frame: Any) -> None:
         """Take an event of ours from the harness's own code only, and only in its own process."""
+        # A forked child of the program has the hook and its keys as well. It must not be able to write a
+        # verdict.
         if getpid() != self.process_id:
             _exit(1)
         if frame.f_code.co_filename != HARNESS:
@@ -250,5 +255,7 @@ class Guard:
         """Write the verdict: the key and the secret, or a failure."""
         self.from_harness(frame)
         outcome, detail = args
+        # A pass is proven by a key that was here from the start and a secret that came with the tests: no
+        # program that ends the run early, or prints what a pass looks like, can know both.
         word = self.keys[1] + self.secret if outcome == "passed" and self.secret else str(outcome)
         self.report("failed" if word == "passed" else word, str(detail))

@@ -60,6 +60,7 @@ def set_limits(limits: dict[str, int]) -> None:
         if which is None:
             continue
         hard = value + 1 if name == "RLIMIT_CPU" else value
+        # A limit that the machine has set already may be lower; raising it would need privileges.
         ceiling = resource.getrlimit(which)[1]
         hard = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
         resource.setrlimit(which, (min(value, hard), hard))
@@ -68,6 +69,7 @@ def set_limits(limits: dict[str, int]) -> None:
 def system_call(name: str, *arguments: int | bytes) -> None:
     """Call a function of the C library on Linux; OSError if it fails."""
     if sys.platform == "linux":
+        # By hand instead of with ``ctypes``, whose import takes a tenth of the start-up time of every run.
         library = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
         address = _ctypes.dlsym(library, name)
         if _ctypes.call_function(address, arguments) != 0:
@@ -89,6 +91,9 @@ def start_loopback() -> None:
 
 def drop_privileges(filter_program: bytes) -> None:
     """Die with the parent, give up all capabilities for good, let nobody look in, and close the kernel's doors."""
+    # The order counts: an unprivileged process may install a filter only after no_new_privs, and the filter comes last, so
+    # that it need not allow any of the calls made here. Not dumpable means that no other process of the same user can
+    # read this one's memory or descriptors.
     system_call("prctl", SET_DEATH_SIGNAL, int(_signal.SIGKILL), 0, 0, 0)
     system_call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     system_call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
@@ -290,6 +295,7 @@ def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
         start_loopback()
     drop_privileges(job["filter"])
     write(report_fd, b"started\n")
+    # Taken before the program is compiled or run: this is what the tests will find again afterwards.
     snapshot = pristine.Pristine(pristine.preload(job["modules"]))
     began = cpu_seconds()
     set_limits({"RLIMIT_CPU": limit + GRACE_S + round(began)})
@@ -320,9 +326,12 @@ def run(job: dict[str, Any], code: Any, tests_fd: int, reporter: Reporter, snaps
     program = job.pop("program")
     borrow = lender(names, program, snapshot.modules)
     seed(program)
+    # The harness and the helpers take up frames too. The program gets as many as it would have alone.
     sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES)
     calls = Calls(setprofile)
     sys.addaudithook(guard.Guard(is_trusted, tests_fd, reporter, job.pop("keys"), calls.note).hook)
+    # The order is the point of the whole file: the program is loaded while the tests are still outside of the
+    # process. Only then do they arrive, builtins and modules are put back, and the tests run.
     load(code, names, end)
     audit(guard.LOADED_EVENT)
     box: list[dict[str, Any]] = []

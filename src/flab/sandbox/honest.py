@@ -28,6 +28,8 @@ CONTAINERS = (list, tuple, set, frozenset, dict)
 VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 PROXY = type(vars(type))  # of a dict, to be read only
 METHODS = ("__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__contains__")
+# Bounds on how much is looked at, so that a test that compares a huge structure does not run into its time
+# limit here.
 MAX_ITEMS = 2000
 MAX_DEPTH = 12
 MAX_RUNS = 100
@@ -188,6 +190,8 @@ class Honest:
         """An object that equals data and all changed copies of it lies."""
         if type(other) not in PLAIN and type(other) not in CONTAINERS:
             return
+        # The object has said that it equals ``other``. It is asked about changed copies as well; an honest one
+        # says no to at least one.
         decoys = decoys_of(other)
         if decoys and all(_says(operator.eq, one, decoy, truth) for decoy in (other, *decoys)):
             self.on_lie(f"an object of the program equals every {type(other).__name__}")
@@ -237,6 +241,8 @@ class Honest:
         return tuple(name for name in names if self._is_own(kind, name))
 
     def _is_own(self, kind: type, name: str) -> bool:
+        # Always by ``type``'s own slots: a metaclass of the program could answer ``kind.__mro__`` or
+        # ``vars(kind)`` with anything.
         for base in type.__dict__["__mro__"].__get__(kind):
             method = type.__dict__["__dict__"].__get__(base).get(name)
             if method is not None or name in type.__dict__["__dict__"].__get__(base):

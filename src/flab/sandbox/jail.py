@@ -25,20 +25,28 @@ from flab.sandbox.limits import SHM_INODES, SHM_SIZE, TMP_INODES, TMP_SIZE
 from flab.sandbox.mounts import mount_table
 from flab.sandbox.packages import INSIDE
 
+# Nothing of flab's own environment reaches the program: it may hold tokens, proxies and paths.
 LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
 LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"  # else each thread takes 64 MiB of the address space that is allowed
 DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store")
+# ``nosuid`` takes the power from set-user-id programs, ``nodev`` from device files that a bound folder may
+# hold.
 READ_ONLY = "ro,nosuid,nodev"
 Binds = tuple[tuple[str, str], ...]  # packages to lend: name in the folder of packages, and where it is
 Launcher = Callable[[Binds], list[str]]
 Level = Literal["bubblewrap", "namespaces", "rlimits"]
+# bwrap cannot limit how many files a tmpfs holds, and old ones cannot limit its size. So both file systems are mounted
+# again with limits, before the privileges for that are dropped.
 LIMIT_TMP = f"""umask 022
 mount -i -n -t tmpfs -o remount,nosuid,nodev,size={TMP_SIZE},nr_inodes={TMP_INODES} none /tmp || exit 1
 mount -i -n -t tmpfs -o remount,nosuid,nodev,size={SHM_SIZE},nr_inodes={SHM_INODES} none /dev/shm || exit 1
 exec "$@"
 """
 
+# The root is built in a tmpfs over /sys, which every system has. After pivot_root the old root is unmounted, so
+# there is no path by which the program could climb out, as there is with chroot. "$@" runs as a child of this
+# shell, which stays process 1 of the namespace.
 SCRIPT = """set -e
 umask 022
 mount -t tmpfs -o size=4m,mode=755,nosuid none /sys
@@ -117,6 +125,7 @@ def _lend(name: str, place: str) -> str:
     return f"{make}; mount -o bind,{READ_ONLY} {shlex.quote(place)} {inside}"
 
 
+# The bounding set is emptied too: even a set-user-id program could not give a capability back.
 PRIVILEGES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
 # The harness needs it to start the loopback of the empty network, which unshare leaves down; then it drops this too.
 LOOPBACK = [
@@ -129,6 +138,8 @@ LOOPBACK = [
 
 def _random_user() -> list[str]:
     """Draw a user id for one run, under which a launcher of root's carries on: NPROC counts that run only."""
+    # The kernel counts RLIMIT_NPROC per user id over the whole machine, so two runs under one id would use up
+    # each other's processes.
     user = str(20_000 + secrets.randbelow(40_000))
     return [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
 

@@ -1,8 +1,8 @@
 """The limits of a run, all in one place; ``docs/sandbox.md`` lists them for users.
 
-``runner`` passes them on, ``harness`` sets those of each process inside (with :data:`flab.sandbox.harness.GRACE_S` on top of
-the CPU time), ``jail`` mounts ``/tmp`` and ``/dev/shm``, ``cgroup`` bounds the memory of all processes together. Which system
-calls are refused is in ``seccomp``.
+``runner`` passes them on. ``harness`` sets the limits of each process inside, and adds
+:data:`flab.sandbox.harness.GRACE_S` to the CPU time. ``jail`` mounts ``/tmp`` and ``/dev/shm``. ``cgroup`` limits the memory of
+all processes together. ``process`` cuts off output. System calls that are refused are in ``seccomp``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 
 CPU_SECONDS = 5.0  # of each process, after the start
-WALL_FACTOR = 4.0  # wall limit in multiples of the CPU limit: generous, a busy machine is no failure
+# The wall limit in multiples of the CPU limit. It is generous, because a busy machine is no fault of the program.
+WALL_FACTOR = 4.0
 MEMORY_BYTES = 2**30  # address space of each process
-SLACK_BYTES = (
-    96 * 2**20
-)  # for all processes together: the interpreter's own pages, its pipes, and the files of the run in /tmp
+# All processes of a run together may use this much more: the interpreter's own pages, its pipes, and files in /tmp.
+SLACK_BYTES = 96 * 2**20
+# Output kept from the end of what the program prints. A longer report is not read as a report.
+CHANNEL_CAP = 64 * 1024
 # Of the private file systems: sizes as mount reads them, and how many files they hold.
 TMP_SIZE = "32m"
 TMP_INODES = 4096

@@ -24,8 +24,8 @@ from typing import Any
 from flab.errors import SandboxError
 from flab.sandbox import guard, harness, jail
 from flab.sandbox.cgroup import Group
+from flab.sandbox.limits import CHANNEL_CAP
 
-CHANNEL_CAP = 64 * 1024  # the end of what the program printed is kept; a report longer than this is no report
 EXIT_PATIENCE_S = 2.0
 # The modules of the harness are executed with builtins of their own and are gone from sys.modules afterwards.
 BOOTSTRAP = """import builtins, marshal, sys
@@ -134,10 +134,15 @@ def execute(
 
     ``tests``, with the secret, are sent once the harness shows ``key``: the program is loaded by then.
     """
+    # Three channels. The job is a nameless file, because it is known beforehand; tests come by a pipe, because
+    # they must not be in the process before the program is loaded; the report has a pipe of its own, because
+    # the program owns stdout.
     with _file((harness_code(), job)) as job_fd, _pipe() as (tests_out, tests_in), _pipe() as (report, report_in):
         began = time.monotonic()
         descriptors = [job_fd, tests_out.fileno(), report_in.fileno()]
         process = group.start(lambda enter: _start([*enter, *launcher], descriptors))
+        # The child has its own copies. Were these left open, the end of the child would never be seen as the
+        # end of the pipe.
         tests_out.close()
         report_in.close()
         heard = b""
@@ -167,6 +172,8 @@ def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[byte
             stderr=subprocess.STDOUT,
             env=jail.LAUNCH_ENV,
             pass_fds=descriptors,
+            # A session of its own: everything that the program starts is in this process group and can be
+            # killed with it.
             start_new_session=True,
         )
     except OSError as error:

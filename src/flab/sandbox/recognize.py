@@ -49,6 +49,8 @@ def form_of(tree: ast.Module, entry_point: str) -> Form:
     plain = [node for node in runs if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     if [node for node in plain if not _is_guard(node)]:
         return Form(classes=classes, bound=names)
+    # No call at the top level at all: a function with one required argument is then the check, the candidate
+    # its argument.
     takers = [name for name, node in functions.items() if _num_required(node) == 1 and name != entry_point]
     named = [name for name in takers if name.startswith(("check", "test", "run", "verify", "assert", "validate"))]
     if takers and not any(_is_guard(node) for node in plain):

@@ -265,6 +265,8 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: Any) -> Any:
+        # A function that is defined inside an assert or a try runs elsewhere, so its body begins with a clean
+        # slate.
         outside = self.in_assert, self.caught, self.within
         self.in_assert = self.caught = self.within = 0
         node.args = self.visit(node.args)

@@ -134,6 +134,9 @@ class Sandbox:
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
         bounds = limits.of_one_process(self.memory_bytes, cpu_seconds)
+        # Two keys and a secret for each run. The first shows that the program is loaded; the second, joined
+        # with the secret, is the verdict. A program cannot guess them, and those of an earlier run are worth
+        # nothing.
         keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
         tests = prepare(job.test, job.entry_point.strip())  # MBPP has names with a blank at the end
@@ -146,6 +149,8 @@ class Sandbox:
             "own_network": self.level != "rlimits",
             "keys": keys,
         }
+        # The wall limit is for programs that sleep or wait. It is generous, since a busy machine stretches wall
+        # time and not CPU time.
         own_seconds = bounds["RLIMIT_CPU"] + GRACE_S
         wall_seconds = self.wall_factor * own_seconds + 1.0
         with groups.lend() as group:
@@ -154,6 +159,7 @@ class Sandbox:
             raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, group, stop)
             overran = group.overran()
         verdict = _judge(raw, keys[1] + secret, bounds["RLIMIT_CPU"], wall_seconds, overran, job.test)
+        # Was the core shared, the time-out may be the machine's fault; such a run is repeated by itself.
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
         return verdict, verdict.outcome == "timeout" and not alone
 
@@ -215,6 +221,8 @@ def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overra
     word, _, rest = last.partition(" ")
     microseconds, _, detail = rest.partition(" ")
     cpu_seconds = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else raw.cpu_seconds
+    # Exactly one line, and equal to the token: anything more means that something besides the harness wrote
+    # here.
     if word == token and len(lines) == 1:
         return Verdict(True, "passed", detail, cpu_seconds)
     if word in OUTCOMES and word != "passed":
@@ -234,6 +242,8 @@ def name_end(raw: Raw, cpu_limit: int, overran: bool) -> tuple[Outcome, str]:
     code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
     if overran:
         return "memory", "killed by the system: its processes used up the memory together"
+    # At the hard limit the kernel sends SIGKILL, which looks like any other kill but for the CPU time that was
+    # used up.
     killed = code == -signal.SIGKILL and max(raw.cpu_seconds, raw.wall_seconds) >= cpu_limit
     if code == -signal.SIGXCPU or killed:
         return "timeout", f"more than {cpu_limit} s of CPU time"

@@ -161,6 +161,9 @@ def filter_program(allow_memfd: bool = False, machine: str = "") -> bytes:
     if machine not in AUDIT_ARCH:
         return b""
     table = 0 if machine == "x86_64" else 1
+    # The numbers of system calls differ between architectures, and a 64-bit process may make 32-bit calls: a
+    # call of any other architecture than this one kills the process, or the list below could be bypassed by
+    # number.
     lines = [
         instruction(LOAD, ARCHITECTURE),
         instruction(EQUAL, AUDIT_ARCH[machine], 1, 0),
@@ -173,6 +176,8 @@ def filter_program(allow_memfd: bool = False, machine: str = "") -> bytes:
     lines += [deny(number, fail(errno.EPERM)) for number in denied if number is not None]
     absent = [*ABSENT.values(), *([] if allow_memfd else [MEMFD_CREATE])]
     lines += [deny(numbers[table], fail(errno.ENOSYS)) for numbers in absent]
+    # Sockets are needed for multiprocessing and asyncio, but families such as packet, netlink or vsock reach
+    # deep into the kernel.
     for call in (SOCKET, SOCKETPAIR):
         lines += _if_called(call[table], FIRST_ARGUMENT, _allow_only(FAMILIES, errno.EAFNOSUPPORT))
     lines += _if_called(CLONE[table], FIRST_ARGUMENT, [instruction(ANY_BIT, NEW_NAMESPACES & ~0xFF, 0, 1), _refuse()])

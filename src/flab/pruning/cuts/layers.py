@@ -25,6 +25,9 @@ from flab.models.scorer import scorer_of
 from flab.progress import track
 from flab.pruning.objective import kl_divergence
 
+# A race ends early for candidates that cannot win any more. Five standard errors are far beyond chance, because
+# the same bound is applied to every candidate after every batch, and a good layer thrown out is not found
+# again.
 RACE_Z = 5.0  # standard errors by which a candidate must trail before it is dropped
 RACE_WARM_UP = 4  # micro-batches before anything is dropped
 
@@ -121,6 +124,7 @@ def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     reference = reference_states(search.runner, search.batches) if len(kept) > 1 else []
     while len(kept) > 1:
         scores = score_removals(search, kept, reference)
+        # Equal scores go to the lower index, so that the path does not depend on the order of a dict.
         gone = min(scores, key=lambda i: (scores[i], i))
         kept.remove(gone)
         search.path.append({"removed": gone, "kl": scores[gone], "scores": {str(i): s for i, s in scores.items()}})

@@ -85,6 +85,8 @@ def _score_gradient(
             # Causal attention lets a token's activations reach the losses of later tokens too: that is part of the gradient.
             gradients = torch.autograd.grad(loss_of(logits), activations)
         for total, activation, gradient in zip(totals, activations, gradients, strict=True):
+            # First-order Taylor: setting a_tj to zero changes the loss by about -a_tj * d loss / d a_tj. Taking
+            # the power before the sum over tokens keeps effects of opposite sign from cancelling.
             product = (activation.detach().float() * gradient.float())[batch.valid]
             total += product.abs().pow(power).sum(0).double().cpu()
     return torch.stack(totals)
@@ -98,6 +100,8 @@ def score_fisher(search: NeuronSearch) -> torch.Tensor:
     generator = torch.Generator().manual_seed(search.seed)
 
     def log_likelihood(logits_NV: torch.Tensor) -> torch.Tensor:
+        # Labels drawn from the model's own distribution make this the Fisher information, not the gradient on
+        # the text; drawn on the CPU, so that one seed means the same labels on every device.
         labels = torch.multinomial(logits_NV.detach().softmax(-1).cpu(), 1, generator=generator).to(logits_NV.device)
         return logits_NV.log_softmax(-1).gather(1, labels).sum()
 
@@ -122,6 +126,7 @@ def score_magnitude(search: NeuronSearch) -> torch.Tensor:
     for layer, out in zip(layers_of(search.runner.model, family), search.outputs, strict=True):
         score = out.weight.double().norm(dim=0)
         for matrix in ffn_inputs(layer, family):
+            # Without the bias column, if there is one: only the weights scale with the input.
             score = score * matrix[:, : out.out_features].double().norm(dim=1)
         scores.append(score.cpu())
     return torch.stack(scores)
@@ -134,10 +139,14 @@ def score_random(search: NeuronSearch) -> torch.Tensor:
 
 
 def score_first(search: NeuronSearch) -> torch.Tensor:
-    """(L, F): the first N neurons win, as the paper's public scripts do."""
+    """(L, F): the neurons with the lowest indices win, as in the paper's public scripts."""
     return -torch.arange(search.width, dtype=torch.float64).expand(len(search.outputs), -1)
 
 
+# A new criterion is one function above and one row here, and its name in NEURON_CRITERION_NAMES of
+# ``flab.pruning.recipe``, which the command line reads without importing torch; a test compares the two. The
+# default, ``elimination``, has no row, because it reads the statistics of the refit: ``Gram.eliminate`` in
+# ``flab.pruning.refit.gram``.
 NEURON_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
     "activation": score_activation,
     "fisher": score_fisher,

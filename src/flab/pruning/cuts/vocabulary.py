@@ -22,7 +22,10 @@ from flab.models.families import Family, embedding_of, head_of, is_tied
 from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
 
+# Entries of a generation config that list token ids without saying so in their names.
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
+# What a chat template may put between its marks: the roles, with and without the space that BPE glues to a
+# word.
 _ROLES = ("system", "user", "assistant", "tool", " system", " user", " assistant", "\n", "\n\n")
 
 
@@ -66,6 +69,7 @@ def _template_literals(folder: Path) -> Iterator[str]:
     yield from _ROLES
     for quoted in re.findall(r"'([^'\n]*)'|\"([^\"\n]*)\"", text):
         yield "".join(quoted).replace("\\n", "\n").replace("\\\\n", "\n")
+    # What stands outside of all jinja marks is written into every chat as it is.
     yield from re.split(r"\{[%{#].*?[%}#]\}", text, flags=re.DOTALL)
 
 
@@ -154,9 +158,11 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
     embedding.weight = _rows(embedding.weight, kept)
     embedding.num_embeddings = head.out_features = model.config.vocab_size = len(kept)
     embedding.padding_idx = new_of.get(embedding.padding_idx) if embedding.padding_idx is not None else None
+    # Tied weights have to be one parameter again, or the saved file would hold the same rows twice.
     head.weight = embedding.weight if tied else _rows(head.weight, kept)
     if head.bias is not None:
         head.bias = _rows(head.bias, kept)
+    # Both the causal model and its inner model keep a copy of the size; generation reads either.
     for holder in (model, model.get_submodule(family.embedding.rpartition(".")[0])):
         if hasattr(holder, "vocab_size"):
             holder.vocab_size = len(kept)

@@ -48,6 +48,8 @@ class KroneckerBlocks:
         self, inputs: torch.Tensor, weight: torch.Tensor, features: torch.Tensor, slopes: Sequence[torch.Tensor]
     ) -> None:
         """Add the tokens of one micro-batch: inputs (N, D or D + 1), weight (N, 1), features (N, F or F + 1), slopes (N, F)."""
+        # All three sums are those of weighted least squares, over tokens: second moments of the inputs, of the
+        # features, and the squared slopes that say how strongly a neuron's output answers to its input.
         self.inputs += (weight * inputs).T @ inputs
         self.features += (weight * features).T @ features
         for total, slope in zip(self.slopes, slopes, strict=True):
@@ -66,6 +68,7 @@ class KroneckerBlocks:
         # product it is n_j A, with A the mean of x_t x_t^T and n_j that norm times the sum of the squared slopes. One
         # eigendecomposition of A = Q diag(size) Q^T serves all neurons.
         size, basis = torch.linalg.eigh(self.inputs / max(self.weight, tiny))
+        # The matrix is positive semi-definite; rounding leaves its smallest eigenvalues slightly negative.
         size = size.clamp_min(0)
         norms = out[:, : len(self.slopes[0])].pow(2).sum(0)
         neurons = [norms * slope for slope in self.slopes]

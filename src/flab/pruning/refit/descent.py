@@ -51,6 +51,9 @@ class Example(NamedTuple):
 
     def unscaled(self, size_N1: torch.Tensor) -> Example:
         """Return the same tokens, where what leaves the FFN was divided by a size of each token."""
+        # A norm behind the projection put the problem in units of each token's size. Mini-batches run through
+        # the real FFN, so targets go back to its own units and the weight takes the size over: the weighted
+        # error stays the same.
         size = size_N1.to(self.own.dtype)
         return self._replace(own=self.own * size, wanted=self.wanted * size, scale=self.scale / size_N1)
 
@@ -85,6 +88,8 @@ class Descent:
 
     def output(self, theta: Theta, inputs_ND: torch.Tensor) -> torch.Tensor:
         """Return what the FFN adds to the stream, (N, D)."""
+        # Mixed precision as in training: products in bfloat16 where the device is fast at it, weights and loss
+        # in float32.
         device = theta[0].device.type
         products = product_dtype(theta[0])
         with torch.autocast(device, products, enabled=products != theta[0].dtype):
@@ -100,6 +105,8 @@ class Descent:
         total = 0.0
         held = self.examples.held_out.nonzero().squeeze(1)
         for rows in torch.split(held, JUDGE_TOKENS):
+            # Judged by what the original's stream has and this one lacks, not by the smoother target of the
+            # fit: that is what the cut has to make up for.
             missing = self.examples.wanted[rows].float() - self.output(theta, self.examples.inputs[rows])
             total += float((missing * self.examples.scale[rows]).pow(2).sum().double())
         return total
@@ -108,6 +115,7 @@ class Descent:
     def target(self) -> torch.Tensor:
         """What the cut FFN should put out, (N, D) in float32: the uncut FFN's output and the correction for earlier cuts."""
         target = self.examples.own.float()
+        # ``float()`` returns the same tensor if it is float32 already, and the sum below is made in place.
         if target is self.examples.own:
             target = target.clone()
         for some, inputs in zip(
@@ -170,6 +178,8 @@ def descend(
         return start, False
     descent = Descent(act, examples, correction)
     moved = descent.fit(start)
+    # Held-out tokens compare the two ends only. The better one is kept, so the refit can never leave a layer
+    # worse than the closed form.
     if replay or descent.error(moved) < descent.error(start):
         return moved, True
     return start, False

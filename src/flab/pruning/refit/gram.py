@@ -21,16 +21,22 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flab.errors import CheckpointError
 
+# Ridges are relative to a feature's own mean square. At the smallest the fit is almost free; at the last hardly
+# anything moves from the original weights.
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 100.0)  # at the last hardly anything moves
 FIRST_RIDGE = 4  # where a search among many features begins
-MEAN_RIDGES = RIDGES[:3] + RIDGES[4:5]  # relative to the mean of the diagonal, as in plans of flab 0.1
+# Plans of flab 0.1 measured a ridge against the mean of the diagonal and chose among these four; they are
+# needed to replay such plans.
+MEAN_RIDGES = RIDGES[:3] + RIDGES[4:5]
 ELIMINATION_RIDGE = 1e-2
+# Columns are eliminated in rounds instead of one by one. More rounds come closer to the exact order; each costs
+# a solve and moves the inverse, which is hundreds of megabytes above FAST_FEATURES, so there it is fewer rounds.
 ELIMINATION_ROUNDS = 16
-FAST_ROUNDS = 8  # above FAST_FEATURES, where each round moves a matrix of hundreds of megabytes
-ALL_RIDGES = 1024  # up to so many features every ridge is tried, above only those on the way down from the first
-FAST_FEATURES = (
-    2048  # above so many features the ridges are compared in float32, which is twice as fast, and on a sketch
-)
+FAST_ROUNDS = 8
+# Up to this many features every ridge is tried; above it, only those on the way down from FIRST_RIDGE.
+ALL_RIDGES = 1024
+# Above this many features the ridges are compared in float32, which is twice as fast, and on a sketch of the targets.
+FAST_FEATURES = 2048
 SKETCH = 256  # random combinations of the targets, on which the ridges are compared there
 ATTEMPTS = 4  # to factor a matrix, with ten times the ridge each time
 BLOCK_ROWS = 512  # of a matrix at once, where a copy of all of it would be made
@@ -52,6 +58,8 @@ class Gram:
         self.judged = slice(judged)
         zeros = {"dtype": torch.float64, "device": weight_DP.device}
         self.weight = weight_DP  # in any precision: made float64 where it is used
+        # Index 0 holds the sums of the fitted tokens, index 1 those of the held-out ones. float64, because
+        # differences of large sums decide, and a layer has only one such matrix.
         self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
         self.cross = [torch.zeros(targets, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
 
@@ -100,6 +108,8 @@ class Gram:
         prior = self.weight[:, index].double() * scale
         work = _column_major(fit)
         if ridge is None:
+            # Solving is repeated for each ridge of the grid. float32 does to compare ridges of a wide layer and
+            # halves the time; the chosen one is solved once more in float64 below.
             quick = torch.float32 if len(index) > FAST_FEATURES else torch.float64
             work_quick = work if quick == work.dtype else _column_major(fit.new_empty(0, dtype=quick), len(index))
 
@@ -117,6 +127,8 @@ class Gram:
                 return _squared_error(weights, held, judged_held)
 
             grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
+            # Neighbouring layers want much the same ridge, so a wide layer's search starts where the last one
+            # ended and mostly needs three solves instead of ten.
             first = grid.index(likely) if likely in grid else FIRST_RIDGE
             ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else min(first, len(grid) - 1))
         # The ridge is known now, so the held-out tokens are worth more in the fit.
@@ -131,6 +143,8 @@ class Gram:
         targets, features = matrices_DP[0].shape
         if features <= FAST_FEATURES or targets <= SKETCH:
             return matrices_DP
+        # For random signs s the expected value of (s^T e)^2 is ||e||^2 for every error vector e, so the mean
+        # over SKETCH such combinations estimates the squared error of all D targets (Johnson-Lindenstrauss).
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (SKETCH, targets), generator=generator).to(matrices_DP[0]) * 2 - 1
         return tuple(signs @ matrix / SKETCH**0.5 for matrix in matrices_DP)
@@ -143,6 +157,8 @@ class Gram:
             )
         if self.scaling == "mean":
             return torch.ones_like(diagonal)
+        # A neuron that never fires on the calibration text has an all-zero row; dividing by 1 keeps it zero
+        # instead of NaN.
         return torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
 
     def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
@@ -158,6 +174,7 @@ class Gram:
         shift = ELIMINATION_RIDGE * inverse.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         inverse.diagonal().add_(shift)
         inverse = _inverse(inverse).T  # symmetric: the same by rows
+        # The ridge solution with all columns, W* = (Y X^T + shift W_0) H^-1, in equilibrated units.
         right = (self.cross[0][self.judged] + self.cross[1][self.judged]).div_(scale)
         right = right.add_(shift * (self.weight[self.judged].double() * scale))
         weights = right.to(inverse.dtype) @ inverse
@@ -167,6 +184,7 @@ class Gram:
         surplus = len(alive) - len(forced) - width
         rounds = FAST_ROUNDS if len(alive) > FAST_FEATURES else ELIMINATION_ROUNDS
         for round_ in range(rounds):
+            # An equal share of what still has to go, so that the last round ends exactly at the width.
             count = surplus // (rounds - round_)
             surplus -= count
             if count == 0:
@@ -201,6 +219,8 @@ def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | 
     error = functools.cache(error)
     if start is None:
         return min(grid, key=lambda value: (error(value), -value))
+    # The held-out error falls and then rises along the grid, so it is enough to walk down from a good start: up
+    # first, and down only if the start was already the best of the two.
     at = start
     while at + 1 < len(grid) and error(grid[at + 1]) <= error(grid[at]):
         at += 1
@@ -216,6 +236,7 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     """
     if len(matrix) > FAST_FEATURES:
         with contextlib.suppress(LinAlgError):
+            # If rounding to float32 cost the matrix its factor, the float64 version below still has one.
             single = matrix.to(torch.float32)
             return torch.cholesky_inverse(torch.linalg.cholesky(single, out=single), out=single)
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix, out=matrix), out=matrix)
@@ -242,6 +263,8 @@ def _taken(
     size = len(stay)
     memory = matrix.view(-1)
     for rows in _blocks(size):
+        # Written over the same memory, as a matrix of size len(stay): a P x P copy would double the peak of the
+        # whole plan.
         old = matrix[stay[rows]]
         new = old[:, stay]
         if gone is not None and correction is not None:
@@ -271,6 +294,8 @@ def _ridge_at_last(
     gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float, work: torch.Tensor
 ) -> torch.Tensor:
     """As :func:`_ridge`, with a larger ridge where rounding left the matrix without a factor."""
+    # The shift bounds the condition number except for rounding. Ten times the ridge changes the solution little
+    # and ends that.
     for attempt in range(ATTEMPTS):
         try:
             return _ridge(gram, cross, prior, ridge * 10**attempt, work)

@@ -37,6 +37,7 @@ def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
         layer.load_state_dict(new.state)
         return
     _copy(out, new.ffn_out)
+    # A fused family stores gate and up projection as one matrix, the gate's rows first.
     inputs = [torch.cat(new.ffn_in)] if family.fused and new.ffn_in else new.ffn_in
     for path, weights in zip(family.ffn_in, inputs or (), strict=False):
         _copy(linear(layer, path), weights)

@@ -24,6 +24,7 @@ from flab.models.families import extended
 from flab.models.memory import trim
 from flab.pruning.refit.curvature import KroneckerBlocks, Theta, product_dtype
 
+# A second step costs as much as the first and lowers the KL at most budgets (docs/log.md, one step against two).
 MAX_STEPS = 2
 CG_ITERATIONS = 10
 DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
@@ -73,6 +74,8 @@ class FfnProblem:
         total = 0.0
         for tokens in self.tokens:
             inputs = extended(tokens.inputs, theta[0].shape[1])
+            # The same forward pass as in ``slopes``, without the derivative: backtracking asks for the error
+            # many times.
             features = self.act(inputs @ theta[0].T)
             for w in theta[1:-1]:
                 features = features * (inputs @ w.T)
@@ -152,6 +155,8 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
     """
     if steps is None and not held_out.tokens:
         return start, 0  # nothing could tell whether it helps
+    # A replay repeats the decision of the plan and does not judge it again, so the held-out tokens play no
+    # part.
     theta = start
     taken = 0
     path = _path(start, fit)
@@ -160,6 +165,8 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
             theta = moved
             taken += 1
         return theta, taken
+    # The error on the fitted tokens falls at every step by construction. Whether a step generalises, only
+    # tokens that it has not seen can say.
     best = held_out.error(start)
     for moved in islice(path, MAX_STEPS):
         error = held_out.error(moved)
@@ -213,6 +220,7 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, floa
         length = size / _dot(direction, bent)
         _add(step, (length * d for d in direction))
         _add(rest, (-length * b for b in bent))
+        # As large as the FFN's matrices: freed before the preconditioner makes another set.
         del bent
         scaled = precondition(rest)
         # The next direction is conjugate to all before it (Fletcher-Reeves).

@@ -92,6 +92,8 @@ def _repeatable(device: str) -> contextlib.AbstractContextManager[Any]:
 def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn.Module:
     """Adam over the fitted tokens, micro-batch by micro-batch in an order that is the same every time."""
     layer = copy.deepcopy(start)
+    # Every step sees about the same number of tokens, whatever the size of the calibration's batches, so one
+    # rate fits all models.
     rows = [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())]
     parameters = [p.requires_grad_() for p in layer.parameters()]
     # Adam moves every entry by about the rate, so each tensor gets a rate in proportion to the size of its entries; the

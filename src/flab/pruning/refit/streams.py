@@ -28,9 +28,12 @@ class Streams:
         """The hidden states at a place: kept ones, else made, and kept if there is room. Not to be changed in place."""
         if place not in self._kept:
             made = make()
+            # First come, first kept: every walk asks for the places in the same order, so throwing out the
+            # oldest to make room would throw out exactly what is asked for next.
             if self.num_bytes + sum(h.nbytes for h in made) > self.most_bytes:
                 return made
             self._kept[place] = made
+        # A new list, because the caller may drop its entries one by one; the tensors themselves are shared.
         return list(self._kept[place])
 
     def clear(self) -> None:

@@ -30,6 +30,7 @@ class TokenWeights:
     def typical(self, streams: Sequence[torch.Tensor]) -> float:
         """Return the median over the tokens of the root mean square of their streams, one (B, T, D) for each batch."""
         fitted = zip(streams, self.batches, strict=False)
+        # The median, because the very outliers that are looked for would pull a mean towards themselves.
         sizes = [_size(stream[batch.valid.to(stream.device)]).cpu() for stream, batch in fitted]
         return float(torch.cat(sizes).median())
 
@@ -41,6 +42,8 @@ class TokenWeights:
         """
         if self.scaling == "mean":
             return stream_ND.new_ones(len(stream_ND), 1, dtype=torch.float32)
+        # A root of a weight, as everything that multiplies both sides of the least squares: the squared error
+        # is damped by its square.
         return (OUTLIER * typical / _size(stream_ND)).clamp(max=1)
 
     def parts(

@@ -68,9 +68,8 @@ def metadata(report: Json, name: str, licence: str) -> str:
                    metric_type="pass@1", metric_name="pass@1", metric_value=round(one["pass@1"], 4))
         for task in report["tasks"] or [] for one in task["models"] if one["name"] == name
     ]  # fmt: skip
-    known: dict[str, Any] = (
-        {"base_model": model} if HUB_ID.fullmatch(model) else {}
-    )  # the hub takes ids of its own only
+    # The hub refuses a card whose base model is not one of its own ids.
+    known: dict[str, Any] = {"base_model": model} if HUB_ID.fullmatch(model) else {}
     data = ModelCardData(
         **known, language="code", license=licence_of(licence), library_name="transformers",
         pipeline_tag="text-generation", tags=["code", "pruning", "flab", *(["distillation"] if name == "recovered" else [])],
