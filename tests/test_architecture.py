@@ -51,6 +51,7 @@ HOUSE: dict[str, set[str]] = {
     "models.memory": LIGHT,
     "models.families": HEAVY,
     "models.scorer": HEAVY,
+    "models.mixture": HEAVY,
     "models.branch": HEAVY,
     "models.layers": HEAVY,
     "models.folder": LIGHT,

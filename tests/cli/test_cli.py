@@ -76,7 +76,7 @@ def without(name: str):
 def foreign(source: Path, folder: Path) -> Path:
     small = json.loads((copy_of(source, folder) / "config.json").read_text())
     sizes = {name: small[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
-    AutoConfig.for_model("mixtral", num_local_experts=4, **sizes).save_pretrained(folder)
+    AutoConfig.for_model("olmoe", num_experts=4, **sizes).save_pretrained(folder)
     return folder
 
 
@@ -110,7 +110,7 @@ BAD_MODELS = {
     "no config": (without("config.json"), "config.json is missing"),
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer.json"),
     "bad tokenizer": (bad_tokenizer, "tokenizer.json is damaged"),
-    "another family": (foreign, "model_type 'mixtral' cannot be cut: flab lacks mixture-of-experts"),
+    "another family": (foreign, "model_type 'olmoe' cannot be cut: flab lacks a row and a contract test"),
     "own code": (with_own_code, "--trust-remote-code"),
     "broken config": (broken_json, "cannot be read as JSON"),
     "missing shard": (missing_shard, "model-00001-of-00002.safetensors"),

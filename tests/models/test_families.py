@@ -26,7 +26,9 @@ from flab.models.families import (
     shape_of,
 )
 from flab.models.layers import Batch, LayerRunner
+from flab.models.mixture import mixture_of
 from flab.models.scorer import scorer_of
+from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.cuts.layers import LayerSearch, by_kl, cut_layers
 from flab.pruning.cuts.neurons import NeuronSearch, choose_neurons, cut_ffn, score_activation
 from flab.pruning.cuts.vocabulary import cut_vocabulary
@@ -54,17 +56,22 @@ def own_inputs(layer: nn.Module, family: Family) -> Iterator[torch.Tensor]:
             yield from parameter.data.chunk(2 if family.fused else 1)
 
 
+@pytest.fixture
+def case(name, pico_folder):
+    """A pico model of the family, its row and a batch."""
+    model = load(pico_folder(name)).model
+    generator = torch.Generator().manual_seed(5)
+    for path, parameter in model.named_parameters():
+        if "norm" in path:  # new norms are all alike, those of a trained model are not
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model, family_of(model.config), batch_of(model.config.vocab_size)
+
+
+MIXTURES = sorted(name for name, family in FAMILIES.items() if family.experts)
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 class TestContract:
-    @pytest.fixture
-    def case(self, name, pico_folder):
-        model = load(pico_folder(name)).model
-        generator = torch.Generator().manual_seed(5)
-        for path, parameter in model.named_parameters():
-            if "norm" in path:  # new norms are all alike, those of a trained model are not
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-        return model, family_of(model.config), batch_of(model.config.vocab_size)
-
     def test_layer_by_layer_equals_the_forward_pass(self, name, case):
         model, family, batch = case
         runner = LayerRunner(model, family)
@@ -87,9 +94,11 @@ class TestContract:
         runner = LayerRunner(model, family)
         hidden = runner.embed(batch)
         for index, layer in enumerate(runner.layers):
-            features = runner.attention_features(index, hidden)
-            mid = hidden + runner.attention_branch(index)(linear(layer, family.attention_out)(features))
-            out = mid + runner.ffn_branch(index)(linear(layer, family.ffn_out)(runner.ffn_features(index, mid)))
+            mid = runner.mid(index, hidden)
+            if family.experts:
+                out = runner.after_mixture(index, mid)
+            else:
+                out = mid + runner.ffn_branch(index)(linear(layer, family.ffn_out)(runner.ffn_features(index, mid)))
             hidden = runner.layer(index, hidden)
             assert torch.equal(out, hidden), f"layer {index}"
 
@@ -104,13 +113,19 @@ class TestContract:
     def test_shape_predicts_other_sizes(self, name, case):
         model, family, _ = case
         changed = copy.deepcopy(model.config)
-        changed.num_hidden_layers, changed.intermediate_size, changed.vocab_size = 2, 24, 300
+        width = 24
+        changed.num_hidden_layers, changed.vocab_size = 2, 300
+        if family.experts:
+            changed.num_experts = 3
+            width = 3 * shape_of(model, family).block
+        else:
+            changed.intermediate_size = width
         changed.pad_token_id = None
         for entry in family.layer_lists:
             if getattr(changed, entry, None):
                 setattr(changed, entry, getattr(changed, entry)[:2])
         smaller = AutoModelForCausalLM.from_config(changed)
-        assert shape_of(model, family).parameters(300, 2, 24) == sum(p.numel() for p in smaller.parameters())
+        assert shape_of(model, family).parameters(300, 2, width) == sum(p.numel() for p in smaller.parameters())
 
     def test_vocabulary_cut_keeps_hidden_states_and_logits(self, name, case):
         model, family, batch = case
@@ -131,13 +146,13 @@ class TestContract:
         model, family, batch = case
         before = model(batch.ids, use_cache=False).logits
         shape = shape_of(model, family)
-        carve(model, family, Cut(range(shape.layers), shape.width), [batch], [])
+        carve(model, family, Cut(range(shape.layers), shape.units[shape.inner].count), [batch], [])
         assert torch.equal(model(batch.ids, use_cache=False).logits, before)
 
     def test_a_layer_that_adds_nothing_goes_first_and_is_not_missed(self, name, case):
         model, family, batch = case
-        for path in (family.attention_out, family.ffn_out):
-            for parameter in linear(layers_of(model, family)[2], path).parameters():
+        for path in (family.attention_out, family.ffn):
+            for parameter in layers_of(model, family)[2].get_submodule(path).parameters():
                 parameter.zero_()
         before = model(batch.ids, use_cache=False).logits
         search = LayerSearch(LayerRunner(model, family), [batch])
@@ -146,6 +161,30 @@ class TestContract:
         cut_layers(model, family, [0, 1, 3, 4])
         assert torch.equal(model(batch.ids, use_cache=False).logits, before)
 
+    def test_the_loss_of_a_recovery_is_the_models_own(self, name, case):
+        model, _, batch = case
+        targets = batch.ids.roll(-1, dims=1)
+        targets[~batch.valid.roll(-1, dims=1)] = IGNORED
+        targets[:, -1] = IGNORED
+        labels = batch.ids.masked_fill(~batch.valid, IGNORED)
+        expected = model(batch.ids, labels=labels, use_cache=False).loss
+        states = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[targets != IGNORED]
+        scorer = scorer_of(model)
+        terms = loss_terms(scorer, states, targets[targets != IGNORED], states, scorer)
+        torch.testing.assert_close(terms.cross_entropy / terms.answers, expected)
+        assert float(terms.divergence) == pytest.approx(0, abs=1e-4)
+
+    def test_prune_gives_a_folder_that_checks(self, name, pico_folder, recipe, tmp_path, verify_here):
+        report = prune(pico_folder(name), tmp_path / "out", recipe(remove=0.3, finalists=1))
+        failed = [line for line in report["check"]["checks"] if line["ok"] is False]
+        assert report["check"]["ok"], failed
+        assert 0.3 <= report["removed_fraction"] < 0.4
+        saved = load(tmp_path / "out").model
+        assert report["parameters_after"] == sum(p.numel() for p in saved.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - set(MIXTURES)))
+class TestNeurons:
     def test_neurons_that_add_nothing_go_first_and_are_not_missed(self, name, case):
         model, family, batch = case
         idle = [3, 17, 40]
@@ -174,26 +213,36 @@ class TestContract:
         after = model(batch.ids, use_cache=False).logits
         assert float((after - before).abs().max()) < 0.02 * float(before.abs().max())
 
-    def test_the_loss_of_a_recovery_is_the_models_own(self, name, case):
-        model, _, batch = case
-        targets = batch.ids.roll(-1, dims=1)
-        targets[~batch.valid.roll(-1, dims=1)] = IGNORED
-        targets[:, -1] = IGNORED
-        labels = batch.ids.masked_fill(~batch.valid, IGNORED)
-        expected = model(batch.ids, labels=labels, use_cache=False).loss
-        states = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[targets != IGNORED]
-        scorer = scorer_of(model)
-        terms = loss_terms(scorer, states, targets[targets != IGNORED], states, scorer)
-        torch.testing.assert_close(terms.cross_entropy / terms.answers, expected)
-        assert float(terms.divergence) == pytest.approx(0, abs=1e-4)
 
-    def test_prune_gives_a_folder_that_checks(self, name, pico_folder, recipe, tmp_path, verify_here):
-        report = prune(pico_folder(name), tmp_path / "out", recipe(remove=0.3, finalists=1))
-        failed = [line for line in report["check"]["checks"] if line["ok"] is False]
-        assert report["check"]["ok"], failed
-        assert 0.3 <= report["removed_fraction"] < 0.4
-        saved = load(tmp_path / "out").model
-        assert report["parameters_after"] == sum(p.numel() for p in saved.parameters())
+@pytest.mark.parametrize("name", MIXTURES)
+class TestExperts:
+    def test_routing_and_experts_are_the_models_own(self, name, case):
+        model, family, batch = case
+        runner = LayerRunner(model, family)
+        mixture = mixture_of(runner.layers[0], family)
+        hidden, routing = runner.routed(0, runner.mid(0, runner.embed(batch))[batch.valid], mixture)
+        expected = mixture.experts(hidden, routing.experts, routing.weights)
+        made = torch.zeros_like(expected)
+        for expert in range(mixture.count):
+            tokens, weight = routing.tokens_of(expert)
+            made[tokens] += weight * mixture.output(expert, hidden[tokens])
+        torch.testing.assert_close(made, expected)
+
+    @pytest.mark.parametrize("criterion", ["reap", "frequency"])
+    def test_an_unused_expert_goes_first_and_changes_nothing(self, name, criterion, case):
+        model, family, batch = case
+        for layer in layers_of(model, family):
+            rows = mixture_of(layer, family).router.weight
+            # Of each pair of opposite rows one is positive, so two experts always come before a row of zeros.
+            rows *= 50
+            rows[4:7] = -rows[:3]
+            rows[3] = 0
+        before = model(batch.ids, use_cache=False).logits[batch.valid]
+        search = ExpertSearch(LayerRunner(model, family), [batch])
+        scores = EXPERT_CRITERIA[criterion](search)
+        assert scores[:, 3].tolist() == [0.0] * 5
+        carve(model, family, Cut(range(5), 7, "none", scores=scores), [batch], [])
+        torch.testing.assert_close(model(batch.ids, use_cache=False).logits[batch.valid], before, atol=1e-4, rtol=1e-4)
 
 
 def test_every_supported_family_has_a_pico_model():
@@ -205,8 +254,9 @@ def test_every_supported_family_has_a_pico_model():
     [
         ("cohere", {}, "attention and FFN side by side"),
         ("gpt2", {}, "transposed"),
-        ("mixtral", {"num_local_experts": 4}, "mixture-of-experts"),
-        ("qwen2_moe", {"num_experts": 4}, "mixture-of-experts"),
+        ("olmoe", {"num_experts": 4}, "mixture of experts"),
+        ("gpt_oss", {}, "alternate"),
+        ("glm4_moe", {}, "dense layers beside"),
         ("mamba", {}, "flab lacks"),
         ("t5", {}, "encoder-decoder"),
     ],

@@ -25,6 +25,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+MIXTURE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
 FAMILY_SETTINGS: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
@@ -94,6 +95,9 @@ FAMILY_SETTINGS: dict[str, dict[str, object]] = {
         "sliding_window_pattern": 3,
         "query_pre_attn_scalar": 16,
     },
+    "qwen3_moe": {"num_experts": 8, "norm_topk_prob": True, **MIXTURE},
+    "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 16, **MIXTURE},
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
     "starcoder2": {"tie_word_embeddings": True, "sliding_window": None},
 }
 QUICK = {"tokens": 4000, "search_tokens": 1000, "general": 0.0}  # settings of a recipe that takes a second

@@ -7,7 +7,6 @@ from typing import Any
 from flab.cli.options import Json, emit
 
 FAMILIES_EXAMPLE = "Example: flab families --json"
-CUTS = ("vocabulary", "layers", "width")
 
 
 def families(json_: Json = False) -> None:
@@ -37,11 +36,12 @@ def family_rows() -> list[dict[str, Any]]:
     from flab.models.compatibility import PERIODIC
     from flab.models.families import FAMILIES
     from flab.models.gguf.architectures import ARCHITECTURES
+    from flab.pruning.plan import DENSE, MIXTURE
 
     return [
         {
             "model_type": name,
-            "cuts": list(CUTS),
+            "cuts": list(MIXTURE if family.experts else DENSE),
             "transformers": family.since,
             "llama.cpp": "flab export gguf" if name in ARCHITECTURES else PERIODIC if family.periodic else "not tried",
         }

@@ -158,7 +158,7 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
         f"{report['parameters_after']:,}",
         f"{report['removed_fraction']:.1%} (body {body:.1%})",
     )
-    for name in ("vocabulary", "layers", "width"):
+    for name in ("vocabulary", "layers", "width" if "width" in report else "experts"):
         before = report[name]["before"]
         after = report[name]["after"]
         table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
@@ -183,12 +183,22 @@ def show_generality(generality: Mapping[str, Any]) -> None:
 
 def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
     """Every split that was built, the chosen one marked."""
-    columns = ["layers x width", "parameters", "removed", "MFLOP/token", "KL (search)", "KL", "KL (answers)", "tests"]
+    inner = "experts" if any("experts" in row for row in candidates) else "width"
+    columns = [
+        f"layers x {inner}",
+        "parameters",
+        "removed",
+        "MFLOP/token",
+        "KL (search)",
+        "KL",
+        "KL (answers)",
+        "tests",
+    ]
     table = table_of("Candidates", columns)
     for row in candidates:
         tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
         table.add_row(
-            f"{row['layers']} x {row['width']}" + (" <- chosen" if row["chosen"] else ""),
+            f"{row['layers']} x {row.get('experts', row['width'])}" + (" <- chosen" if row["chosen"] else ""),
             f"{row['parameters']:,}",
             f"{row['removed_fraction']:.1%}",
             f"{row['flops_per_token'] / 1e6:,.2f}",

@@ -317,6 +317,8 @@ def open_to_cut(source: ModelSource, options: Options, dtype: str | None = None)
         for parameter in checkpoint.model.parameters():
             # a copy lets go of the mapped file, which would stay in memory as long as any tensor of it does
             parameter.data = parameter.data.clone() if id(parameter) in inside else parameter.data.float()
+    if mixed and family.experts:  # the products of all experts at once are not made in mixed precision
+        checkpoint.model.set_experts_implementation("eager")
     setattr(checkpoint.model, MIXED_MARK, mixed)
     return checkpoint, family
 

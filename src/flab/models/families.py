@@ -38,6 +38,8 @@ class Family:
     ffn_out: str = "mlp.down_proj"
     fused: bool = False  # the one matrix in ffn_in holds the gate's rows, then those that the gate multiplies
     activation: str = "act_fn"  # the FFN's attribute
+    experts: str = ""  # the FFN's attributes in a mixture of experts, which has no ffn_in and ffn_out
+    router: str = ""
     attention_norm_after: str = ""  # between the attention's output projection and the stream
     ffn_norm_after: str = ""
     residual_factor: str = ""  # the layer's attribute by which both are multiplied before they join the stream
@@ -46,12 +48,23 @@ class Family:
     periodic: bool = False  # its kinds of layers repeat, and llama.cpp counts on it
     since: str = "4.57"  # the transformers that its folders are tested with, and those after it
 
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """What a cut and its refit may change in a kept layer."""
+        ffn = (
+            (f"{self.ffn}.{self.experts}", f"{self.ffn}.{self.router}")
+            if self.experts
+            else (*self.ffn_in, self.ffn_out)
+        )
+        return (*ffn, self.attention_out)
+
 
 # Sets of fields that several families share, so that a row below says only what is its own.
 _QWEN_LIMITS = ("max_window_layers",)
 _FUSED: dict[str, Any] = {"ffn_in": ("mlp.gate_up_proj",), "fused": True, "activation": "activation_fn"}
 _AFTER = {"attention_norm_after": "post_attention_layernorm", "ffn_norm_after": "post_feedforward_layernorm"}
 _NORMS_AFTER: dict[str, Any] = {**_AFTER, "input_norm": "", "ffn_norm": ""}
+_MIXTURE: dict[str, Any] = {"ffn_in": (), "ffn_out": "", "experts": "experts", "router": "gate"}
 _NORMS_AROUND: dict[str, Any] = {**_AFTER, "ffn_norm": "pre_feedforward_layernorm"}
 FAMILIES = {
     family.model_type: family
@@ -60,6 +73,9 @@ FAMILIES = {
         Family("mistral"),
         Family("qwen2", depth_limits=_QWEN_LIMITS),
         Family("qwen3", depth_limits=_QWEN_LIMITS),
+        Family("qwen3_moe", **_MIXTURE, depth_limits=_QWEN_LIMITS),
+        Family("qwen2_moe", **_MIXTURE, depth_limits=_QWEN_LIMITS),
+        Family("mixtral", **_MIXTURE),
         Family("seed_oss"),
         Family("ministral3", since="5"),
         Family("iquestcoder", since="5"),
@@ -81,7 +97,8 @@ FAMILIES = {
     )
 }
 
-_EXPERTS = "mixture-of-experts layers (routing and per-expert widths)"
+_EXPERTS = "a row and a contract test for its mixture of experts"
+_DENSE_FIRST = "dense layers beside mixtures of experts, which differ in size"
 _LINEAR = "linear-attention layers, which differ in size from the others"
 _SIDE_BY_SIDE = "layers with attention and FFN side by side, h += attention(norm(h)) + ffn(norm(h))"
 _TRANSPOSED = "transposed projections (Conv1D)"
@@ -91,21 +108,20 @@ REFUSED = {
     "cohere": _SIDE_BY_SIDE,
     "cohere2": _SIDE_BY_SIDE,
     "codegen": _SIDE_BY_SIDE,
-    "deepseek_v2": _EXPERTS,
-    "deepseek_v3": _EXPERTS,
+    "deepseek_v2": _DENSE_FIRST,
+    "deepseek_v3": _DENSE_FIRST,
     "falcon": _SIDE_BY_SIDE,
     "gemma3": _NESTED,
     "gpt2": _TRANSPOSED,
     "gpt_bigcode": "sizes under config names of its own (n_inner)",
     "gpt_neox": _SIDE_BY_SIDE,
-    "gpt_oss": _EXPERTS,
+    "glm4_moe": _DENSE_FIRST,
+    "glm4_moe_lite": _DENSE_FIRST,
+    "gpt_oss": "experts with biases, whose gate and up rows alternate",
     "mistral3": _NESTED,
-    "mixtral": _EXPERTS,
     "phi": _SIDE_BY_SIDE,
-    "qwen2_moe": _EXPERTS,
     "qwen3_5": _LINEAR,
     "qwen3_5_text": _LINEAR,
-    "qwen3_moe": _EXPERTS,
 }
 # What is missing for a model whose config has such an entry.
 _MISSING = {
@@ -241,38 +257,82 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     embedding = embedding_of(model, family)
     head = head_of(model, family)
     layers = layers_of(model, family)
+    ffns = [_ffn_shape(layer, family) for layer in layers]
     sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers}
-    widths = {linear(layer, family.ffn_out).in_features for layer in layers}
-    if len(sizes) != 1 or len(widths) != 1:
+    if len(sizes) != 1 or len(set(ffns)) != 1:
+        widths = sorted({ffn.width for ffn in ffns})
         raise UnsupportedModelError(
-            f"the layers of this model differ in size (widths {sorted(widths)}): flab cuts models of one uniform width."
+            f"the layers of this model differ in size (widths {widths}): flab cuts models of one uniform width."
         )
-    hidden = embedding.embedding_dim
-    width = widths.pop()
-    # What one neuron costs: its column of the output projection, and a row (and a bias) of each input
-    # projection. A fused projection counts twice, because it holds two rows for each neuron.
-    ffn_in = [linear(layers[0], path) for path in family.ffn_in] * (2 if family.fused else 1)
-    per_neuron = hidden + sum(hidden + (m.bias is not None) for m in ffn_in)
-    per_token = hidden if is_tied(model, family) else 2 * hidden
+    ffn = ffns[0]
+    per_token = embedding.embedding_dim if is_tied(model, family) else 2 * embedding.embedding_dim
     per_token += head.bias is not None
     total = sum(p.numel() for p in model.parameters())
-    vocabulary = embedding.num_embeddings
     # Everything else is found by subtraction, so that norms, query norms and biases of any family are counted
     # without being named.
-    per_layer = sizes.pop() - width * per_neuron
-    fixed = total - vocabulary * per_token - len(layers) * (per_layer + width * per_neuron)
-    products = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
-    products_per_neuron = hidden * (1 + len(ffn_in))
+    per_layer = sizes.pop()
+    matrices = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
     return Shape(
-        vocabulary,
-        len(layers),
-        width,
-        per_token,
-        per_layer,
-        per_neuron,
-        fixed,
-        hidden,
-        products - width * products_per_neuron,
-        products_per_neuron,
-        linear(layers[0], family.attention_out).in_features,
+        vocabulary=embedding.num_embeddings,
+        layers=len(layers),
+        width=ffn.width,
+        per_token=per_token,
+        per_layer=per_layer - ffn.parameters,
+        per_neuron=ffn.per_neuron,
+        fixed=total - embedding.num_embeddings * per_token - len(layers) * per_layer,
+        hidden=embedding.embedding_dim,
+        products_per_layer=matrices - ffn.matrices,
+        products_per_neuron=ffn.products_per_neuron,
+        attention=linear(layers[0], family.attention_out).in_features,
+        block=ffn.block,
+        per_block=ffn.per_block,
+        active=ffn.active,
+    )
+
+
+@dataclass(frozen=True)
+class _FfnShape:
+    """The FFN of one layer, by the names of :class:`Shape`; all zeros where a layer has not what its family has."""
+
+    width: int = 0
+    per_neuron: int = 0
+    products_per_neuron: int = 0
+    matrices: int = 0  # parameters of the neurons in tensors of two dimensions
+    block: int = 1
+    per_block: int = 0
+    active: int = 0
+
+    @property
+    def parameters(self) -> int:
+        return self.width * self.per_neuron + self.width // self.block * self.per_block
+
+
+def _ffn_shape(layer: nn.Module, family: Family) -> _FfnShape:
+    ffn: Any = layer.get_submodule(family.ffn)
+    if family.experts:
+        if not hasattr(ffn, family.experts):
+            return _FfnShape()  # a dense layer
+        router: Any = ffn.get_submodule(family.router)
+        down: torch.Tensor = getattr(ffn, family.experts).down_proj
+        experts, hidden, block = down.shape
+        per_block = sum(p.numel() for p in router.parameters()) // experts
+        return _FfnShape(
+            width=experts * block,
+            per_neuron=3 * hidden,
+            products_per_neuron=3 * hidden,
+            matrices=experts * per_block,
+            block=block,
+            per_block=per_block,
+            active=block * int(router.top_k),
+        )
+    # What one neuron costs: its column of the output projection, and a row (and a bias) of each input
+    # projection. A fused projection counts twice, because it holds two rows for each neuron.
+    out = linear(layer, family.ffn_out)
+    ffn_in = [linear(layer, path) for path in family.ffn_in] * (2 if family.fused else 1)
+    products = out.out_features * (1 + len(ffn_in))
+    return _FfnShape(
+        width=out.in_features,
+        per_neuron=products + sum(m.bias is not None for m in ffn_in),
+        products_per_neuron=products,
+        matrices=out.in_features * products,
     )

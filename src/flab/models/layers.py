@@ -17,6 +17,7 @@ from torch import nn
 
 from flab.models.branch import Branch
 from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear, norm_at
+from flab.models.mixture import Mixture, Routing, mixture_of
 
 MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
 ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
@@ -129,7 +130,7 @@ class LayerRunner:
 
     def device(self, index: int) -> torch.device:
         """Where layer ``index`` computes."""
-        return linear(self.layers[index], self.family.ffn_out).weight.device
+        return linear(self.layers[index], self.family.attention_out).weight.device
 
     @contextlib.contextmanager
     def at_work(self, index: int) -> Iterator[nn.Module]:
@@ -153,7 +154,7 @@ class LayerRunner:
         """Return the precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
         if not self.mixed:
             return contextlib.nullcontext()
-        weight = linear(self.layers[0], self.family.ffn_out).weight
+        weight = linear(self.layers[0], self.family.attention_out).weight
         return torch.autocast(weight.device.type, dtype=weight.dtype)
 
     def widen(self, dtype: torch.dtype | None = None) -> None:
@@ -163,7 +164,7 @@ class LayerRunner:
             dtype: by default the computing precision, which in mixed precision is that of the layers.
         """
         if dtype is None:
-            dtype = linear(self.layers[0], self.family.ffn_out).weight.dtype if self.mixed else self.dtype
+            dtype = linear(self.layers[0], self.family.attention_out).weight.dtype if self.mixed else self.dtype
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
         setattr(self.model, MIXED_MARK, False)
@@ -207,6 +208,14 @@ class LayerRunner:
         return caught[0]
 
     @torch.no_grad()
+    def mid(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Return the stream before the FFN of layer ``index``, (B, T, D)."""
+        with self.at_work(index) as layer:
+            features = self.attention_features(index, hidden_BTD)
+            added = self.attention_branch(index)(linear(layer, self.family.attention_out)(features))
+        return hidden_BTD.to(added.device) + added
+
+    @torch.no_grad()
     def ffn_features(self, index: int, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """What enters the FFN's output projection of layer ``index``, (..., F), by its own or the given input projections."""
         with self.at_work(index) as layer, self.products():
@@ -221,6 +230,8 @@ class LayerRunner:
         output: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
+        if self.family.experts:
+            return self.after_mixture(index, mid_BTD)
         with self.at_work(index) as layer:
             own = linear(layer, self.family.ffn_out)
             branch = self.ffn_branch(index)
@@ -231,6 +242,22 @@ class LayerRunner:
                 with self.products():
                     parts.append(mid + branch(nn.functional.linear(features, weight, bias)))
         return torch.cat(parts).view(mid_BTD.shape)
+
+    @torch.no_grad()
+    def after_mixture(self, index: int, mid_BTD: torch.Tensor, mixture: Mixture | None = None) -> torch.Tensor:
+        """The stream after the mixture of layer ``index``, (B, T, D), its own or the given one."""
+        with self.at_work(index) as layer:
+            own = mixture or mixture_of(layer, self.family)
+            mids = by_rows(mid_BTD.to(self.device(index)).flatten(0, -2), own.width * own.count)
+            parts = [mid + self.routed(index, mid, own)[1].output for mid in mids]
+        return torch.cat(parts).view(mid_BTD.shape)
+
+    @torch.no_grad()
+    def routed(self, index: int, mid_ND: torch.Tensor, mixture: Mixture) -> tuple[torch.Tensor, Routing]:
+        """Return what enters a mixture that stands in layer ``index``, (N, D), and what it makes of it."""
+        with self.products():
+            hidden = norm_at(self.layers[index], self.family.ffn_norm)(mid_ND)
+            return hidden, mixture.route(hidden)
 
     @torch.no_grad()
     def finish(self, hidden_BTD: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -17,6 +16,7 @@ class Units:
     count: int
     parameters: int
     in_layers: bool = False  # there are ``count`` in each layer
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Shape:
     ``per_layer`` is a layer without its FFN neurons; ``fixed`` is all the rest (final norm, ...). The ``products`` are
     the weights among them that stand in matrix products; ``attention`` is the width that enters the attention's
     output projection (heads x head size).
+
+    The FFN of a mixture of experts counts as one of ``width`` neurons in blocks, each an expert of ``block`` neurons that
+    go together, with ``per_block`` parameters more for its row of the router. A token passes through ``active`` neurons.
     """
 
     vocabulary: int
@@ -40,25 +43,39 @@ class Shape:
     products_per_layer: int
     products_per_neuron: int
     attention: int
+    block: int = 1
+    per_block: int = 0
+    active: int = 0  # all, if 0
+
+    @property
+    def experts(self) -> int:
+        """Experts in each layer, 0 in a dense model."""
+        return self.width // self.block if self.block > 1 else 0
+
+    @property
+    def sparse_width(self) -> int:
+        """Neurons fitted together, times the tokens of which one reaches them: of a dense FFN its width."""
+        return self.block * self.width // self.active if self.experts else self.width
+
+    @property
+    def inner(self) -> str:
+        """The name of the units inside the layers."""
+        return "experts" if self.experts else "width"
 
     @property
     def units(self) -> dict[str, Units]:
         """What can be cut, by the names that pins and plans use."""
-        return {
-            "vocabulary": Units(self.vocabulary, self.per_token),
-            "layers": Units(self.layers, self.per_layer),
-            "width": Units(self.width, self.per_neuron, in_layers=True),
-        }
-
-    def cost(self, sizes: Mapping[str, int]) -> int:
-        """Count the parameters of a model of these sizes, tied ones once; a unit inside the layers counts in each layer."""
-        inside = {name: kind.parameters * sizes[name] for name, kind in self.units.items() if kind.in_layers}
-        outside = {name: kind.parameters * sizes[name] for name, kind in self.units.items() if not kind.in_layers}
-        return self.fixed + sum(outside.values()) + sizes["layers"] * sum(inside.values())
+        whole = {"vocabulary": Units(self.vocabulary, self.per_token), "layers": Units(self.layers, self.per_layer)}
+        if self.experts:
+            each = self.block * self.per_neuron + self.per_block
+            least = self.active // self.block
+            return whole | {"experts": Units(self.experts, each, in_layers=True, least=least)}
+        return whole | {"width": Units(self.width, self.per_neuron, in_layers=True)}
 
     def parameters(self, vocabulary: int, layers: int, width: int) -> int:
-        """Count all parameters, tied ones once."""
-        return self.cost({"vocabulary": vocabulary, "layers": layers, "width": width})
+        """Count all parameters of a model of these sizes, tied ones once."""
+        layer = self.per_layer + width * self.per_neuron + width // self.block * self.per_block
+        return self.fixed + vocabulary * self.per_token + layers * layer
 
     def body(self, layers: int, width: int) -> int:
         """Return parameters without embeddings and head."""
@@ -70,7 +87,8 @@ class Shape:
         """
         # An embedding lookup is no product and costs nothing here; the head, vocabulary x hidden, is one even
         # where it is tied.
-        weights = layers * (self.products_per_layer + width * self.products_per_neuron) + vocabulary * self.hidden
+        neurons = min(width, self.active or width) * self.products_per_neuron + width // self.block * self.per_block
+        weights = layers * (self.products_per_layer + neurons) + vocabulary * self.hidden
         return 2 * weights + 4 * layers * context * self.attention
 
     def flops_of_prompt(self, vocabulary: int, layers: int, width: int, tokens: int) -> int:
@@ -85,10 +103,16 @@ class Shape:
         return self.parameters(self.vocabulary, self.layers, self.width)
 
     def width_multiple(self) -> int:
-        """Return the step in which widths are chosen: :data:`BLOCK`, or less where it would leave fewer than 16 steps."""
+        """Return the step in which widths are chosen: an expert, or :data:`BLOCK`, less where that leaves fewer than 16 steps."""
+        if self.experts:
+            return self.block
         if self.width >= 16 * BLOCK:
             return BLOCK
         return next(m for m in WIDTH_MULTIPLES if m * 32 <= self.width or m == 1)
+
+    def narrowest(self) -> int:
+        """Return the smallest width that a layer can have: one step, or as many experts as a token passes through."""
+        return self.active or self.width_multiple()
 
     def rounded_width(self, width: int) -> int:
         """Return the width to choose where at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
@@ -98,6 +122,8 @@ class Shape:
         """
         step = self.width_multiple()
         finest = width // step * step
+        if self.experts:
+            return finest if finest >= self.active else 0
         if step < BLOCK:
             return finest
         coarser = (width // multiple * multiple for multiple in WIDTH_MULTIPLES if multiple > step)

@@ -34,6 +34,8 @@ def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     """The config with ``rope_theta``, ``rope_scaling`` and ``torch_dtype`` at the top, where transformers 4 looks for them."""
     made = {name: value for name, value in config.items() if name not in ("auto_map", "quantization_config")}
     made["tie_word_embeddings"] = tied
+    if "num_local_experts" in made:  # a Qwen3 mixture has the other name in transformers 4
+        made.setdefault("num_experts", made["num_local_experts"])
     if "dtype" in made:
         made["torch_dtype"] = made["dtype"]
     rope = made.get("rope_parameters")

@@ -18,9 +18,10 @@ DEEP_KL = 0.05  # nats per token: from here on answers change
 def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
     """Warn if there is too little text for least squares, or none to hold out."""
     found = []
-    if (tokens := data.num_fit_tokens) < 4 * shape.width:
+    if (tokens := data.num_fit_tokens) < 4 * shape.sparse_width:
+        what = f"{shape.experts} experts" if shape.experts else f"a width of {shape.width}"
         found.append(
-            f"{tokens} calibration tokens for a width of {shape.width}: least squares wants several times as "
+            f"{tokens} calibration tokens for {what}: least squares wants several times as "
             "many; raise `tokens` or give more text."
         )
     if REFITS[recipe.refit].iterative and not data.has_held_out:

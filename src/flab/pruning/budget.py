@@ -35,8 +35,12 @@ class Split:
 
     @property
     def width(self) -> int:
-        """FFN neurons that stay in each layer."""
+        """FFN neurons that stay in each layer, those of all experts."""
         return self.sizes["width"]
+
+    def __str__(self) -> str:
+        inside = f"{self.sizes['experts']} experts" if "experts" in self.sizes else f"{self.width}"
+        return f"{self.layers} layers x {inside}"
 
     def to_json(self) -> dict[str, int]:
         """Return all numbers in one flat object, as plans hold them."""
@@ -51,13 +55,25 @@ class Pins:
     layers: int | None = None
     width: int | None = None
     width_multiple: int | None = None
+    experts: int | None = None
 
     def check(self, shape: Shape) -> None:
         """Raise :class:`OptionError` if a pinned size is outside the model's."""
         for name, got in asdict(self).items():
-            most = shape.units["width" if name == "width_multiple" else name].count
-            if got is not None and not 1 <= got <= most:
-                raise OptionError(f"`{name}` is the size to keep: got {got}, allowed 1 to {most} (the model's own).")
+            if got is None:
+                continue
+            units = shape.units.get("width" if name == "width_multiple" else name)
+            if units is None:
+                raise OptionError(
+                    "`experts`: this model has none, its FFN is dense; give `width`."
+                    if name == "experts"
+                    else f"`{name}`: the neurons inside an expert are not cut; give `experts`, the number of experts to keep."
+                )
+            if not units.least <= got <= units.count:
+                why = "the model's own" if units.least == 1 else f"each token passes through {units.least}"
+                raise OptionError(
+                    f"`{name}` is the size to keep: got {got}, allowed {units.least} to {units.count} ({why})."
+                )
 
 
 def allowed_parameters(shape: Shape, remove: float) -> int:
@@ -102,14 +118,15 @@ def rounded_up(tokens: int) -> int:
 
 
 def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: int | None = None) -> int:
-    """Return the widest FFN at this depth that stays within ``allowed`` parameters; 0 if none does.
+    """Return the widest FFN, in neurons, at this depth that stays within ``allowed`` parameters; 0 if none does.
 
     It is a multiple of ``multiple``, or of what :meth:`Shape.rounded_width` chooses.
     """
     # Layers without any neurons are paid first; the rest of the budget buys neurons, one for all layers at a
     # time.
     left = allowed - shape.parameters(vocabulary, layers, 0)
-    width = left // (layers * shape.per_neuron)
+    block = shape.block * shape.per_neuron + shape.per_block
+    width = left // (layers * block) * shape.block
     if width >= shape.width:
         return shape.width
     if multiple is None:
@@ -131,7 +148,9 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
         if width is None:
             width = widest(shape, vocabulary, layers, allowed, pins.width_multiple)
         sizes = {"vocabulary": vocabulary, "layers": layers, "width": width}
-        parameters = shape.cost(sizes)
+        if shape.experts:
+            sizes["experts"] = width // shape.block
+        parameters = shape.parameters(vocabulary, layers, width)
         if width > 0 and parameters <= allowed:
             splits.append(Split(sizes, parameters))
             if width == shape.width:
@@ -141,16 +160,20 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
     return splits
 
 
+def _inside(shape: Shape, width: int) -> str:
+    return f"{width // shape.block} experts" if shape.experts else f"width {width}"
+
+
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
     layers = pins.layers or 1
-    width = pins.width or pins.width_multiple or shape.width_multiple()
+    width = pins.width or pins.width_multiple or shape.narrowest()
     # The smallest model that the pins and the covered text leave: one layer with one step of neurons.
     smallest = shape.parameters(vocabulary, layers, width)
     reachable = max(0.0, 1 - smallest / shape.total)
     floor = (
         f"{vocabulary} tokens{' (pinned)' if pins.vocabulary else ' (covered text and special tokens)'}, "
         f"{layers} layer{'s' * (layers > 1)}{' (pinned)' if pins.layers else ''}, "
-        f"width {width}{' (pinned)' if pins.width else ''}"
+        f"{_inside(shape, width)}{' (pinned)' if pins.width else ''}"
     )
     return (
         f"`remove` {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "

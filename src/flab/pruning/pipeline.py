@@ -165,8 +165,8 @@ def replay_cut(plan: Plan, kind: str) -> Cut:
     """Return the cut that a plan describes, with every choice already made."""
     refit = plan.refit
     return Cut(
-        plan.layers.kept, plan.width.after, kind, refit.output_projection, None,
-        plan.width.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.descended, refit.scaling,
+        plan.layers.kept, plan.inner.after, kind, refit.output_projection, None,
+        plan.inner.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.descended, refit.scaling,
         refit.reconstruction_rates,
     )  # fmt: skip
 

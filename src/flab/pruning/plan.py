@@ -40,7 +40,10 @@ CUTS = {
     "vocabulary": CutKind("tokens"),
     "layers": CutKind("layers"),
     "width": CutKind("neurons", in_layers=True),
+    "experts": CutKind("experts", in_layers=True),
 }
+DENSE = ("vocabulary", "layers", "width")  # the cuts of a dense model
+MIXTURE = ("vocabulary", "layers", "experts")
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ class Plan:
 
     @property
     def width(self) -> Kept:
-        """The FFN neurons: ``kept`` holds one list for each kept layer."""
+        """The FFN neurons of a dense model: ``kept`` holds one list for each kept layer."""
         return self.cuts["width"]
+
+    @property
+    def inner(self) -> Kept:
+        """The FFN neurons, or the experts of a mixture: ``kept`` holds one list for each kept layer."""
+        return self.cuts["experts" if "experts" in self.cuts else "width"]
 
     @property
     def removed_fraction(self) -> float:
@@ -186,16 +194,16 @@ def _from_json(data: Any, path: Path) -> Plan:
         )
     names = {f.name for f in fields(Plan)}
     if data["format"] == OLD_FORMAT:
-        names = names - {"cuts"} | set(CUTS)
+        names = names - {"cuts"} | set(DENSE)
     if wrong := sorted(names ^ set(data)):
         raise PlanError(
             f"{path}: missing or unknown plan fields: {', '.join(wrong)}. Make the plan again with `flab plan`."
         )
     data = with_cuts(data)
     try:
-        if set(data["cuts"]) != set(CUTS):
+        if set(data["cuts"]) not in (set(DENSE), set(MIXTURE)):
             raise ValueError(f"its cuts are {', '.join(data['cuts'])}, expected {', '.join(CUTS)}")
-        cuts = {name: Kept(**data["cuts"][name]) for name in CUTS}
+        cuts = {name: Kept(**data["cuts"][name]) for name in CUTS if name in data["cuts"]}
         # Any damage shows as a TypeError, ValueError or KeyError of the lines here, and becomes one message
         # about the file.
         plan = Plan(**{**data, "cuts": cuts, "refit": Refit(**data["refit"])})
@@ -211,16 +219,15 @@ def with_cuts(data: Mapping[str, Any]) -> dict[str, Any]:
     """Move the cuts of a plan of format 1, which are fields of their own there, under ``cuts``."""
     if data["format"] != OLD_FORMAT:
         return dict(data)
-    others = {name: value for name, value in data.items() if name not in CUTS}
-    return others | {"cuts": {name: data[name] for name in CUTS}}
+    others = {name: value for name, value in data.items() if name not in DENSE}
+    return others | {"cuts": {name: data[name] for name in DENSE}}
 
 
 def _check_indices(plan: Plan) -> None:
     """Demand that every list of kept indices is ascending, in range and as long as stated."""
     groups: list[tuple[str, list[Any], Kept]] = []
-    for name, kind in CUTS.items():
-        cut = plan.cuts[name]
-        if kind.in_layers:
+    for name, cut in plan.cuts.items():
+        if CUTS[name].in_layers:
             inside_of = zip(plan.layers.kept, cut.kept, strict=True)
             groups += [(f"{name} of layer {layer}", kept, cut) for layer, kept in inside_of]
         else:

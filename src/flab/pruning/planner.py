@@ -156,7 +156,7 @@ class Planner:
         checkpoint, family = self._open()
         recipe = replace(self.recipe, remove=self.recipe.remove if remove is None else remove)
         shape = shape_of(checkpoint.model, family)
-        recipe = recipe.resolved(shape.total, shape.width)
+        recipe = recipe.resolved(shape)
         kept, splits = self._splits(checkpoint, family, recipe)
         material = self._material_for(checkpoint, family, kept, recipe)
         cut_vocabulary(checkpoint.model, family, kept)
@@ -330,7 +330,9 @@ class Bench:
             cuts={
                 "vocabulary": Kept(shape.vocabulary, len(self.material.kept), self.material.kept),
                 "layers": Kept(shape.layers, split.layers, winner.kept_layers),
-                "width": Kept(shape.width, split.width, [d.neurons for d in decisions]),
+                shape.inner: Kept(
+                    shape.width // shape.block, split.width // shape.block, [d.neurons for d in decisions]
+                ),
             },
             refit=Refit(
                 kind=kind,
@@ -348,7 +350,7 @@ class Bench:
             body_after=shape.body(split.layers, split.width),
             kl_vocabulary=self.material.kl_vocabulary,
             kl_nats_per_token=winner.kl if winner.kl is not None else winner.kl_search,
-            criteria={"layers": recipe.layer_criterion, "neurons": recipe.neuron_criterion},
+            criteria={"layers": recipe.layer_criterion} | self.search.inner_criterion,
             candidates=[c.to_json() for c in candidates],
             layer_path=self.search.layer_path,
             warnings=self.search.warnings,
@@ -395,4 +397,4 @@ def pins_of(recipe: Recipe, shape: Shape) -> Pins:
             )
         pins = replace(pins, layers=shape.layers - len(dropped))
     pins.check(shape)
-    return pins
+    return replace(pins, width=pins.experts * shape.block) if pins.experts else pins

@@ -13,12 +13,14 @@ from typing import Any
 from flab.errors import OptionError
 from flab.files import as_path
 from flab.models.options import setting
+from flab.models.shape import Shape
 from flab.pruning.budget import Pins
 from flab.pruning.refits import REFITS
 
 # The names are listed here as well as in ``LAYER_CRITERIA`` and ``NEURON_CRITERIA`` of ``flab.pruning.cuts``,
 # because the command line shows them and must not import torch for that. A test compares both.
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
+EXPERT_CRITERION_NAMES = ("reap", "frequency", "random")
 TOKENS = 65_536
 TOKENS_PER_NEURON = 7  # with fewer the closed form fits noise: at 8 per neuron it loses half of what 45 give
 DESCENT_PARAMETERS = 100_000_000  # from this on a Gauss-Newton step costs more than many passes of mini-batches
@@ -45,6 +47,9 @@ class Recipe:
     vocabulary: int | None = setting(None, "Number of tokens to keep. Default: chosen by the search.", expert=True)
     layers: int | None = setting(None, "Number of layers to keep. Default: chosen by the search.", expert=True)
     width: int | None = setting(None, "FFN neurons to keep in each layer. Default: chosen by the search.", expert=True)
+    experts: int | None = setting(
+        None, "Experts to keep in each layer of a mixture. Default: chosen by the search.", expert=True
+    )
     width_multiple: int | None = setting(
         None,
         "Keep a width that is a multiple of N. Default: 32, or 64, 128 or 256 if that costs little.",
@@ -57,10 +62,13 @@ class Recipe:
     neuron_criterion: str = setting(
         "elimination", f"How neurons are ranked: {', '.join(NEURON_CRITERION_NAMES)}.", expert=True
     )
+    expert_criterion: str = setting(
+        "reap", f"How experts are ranked: {', '.join(EXPERT_CRITERION_NAMES)}.", expert=True
+    )
     refit: str = setting(  # see :meth:`resolved` for auto
         "auto",
         f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto, which is newton below 100 million "
-        "parameters.",
+        "parameters; in a mixture of experts residual.",
     )
     output_projection: bool = setting(True, "Refit the attention's output projection as well.", expert=True)
     closure: bool = True
@@ -118,20 +126,24 @@ class Recipe:
         """All files and folders that the recipe names."""
         return (*((self.calibration,) if self.calibration is not None else ()), *self.corpus)
 
-    def resolved(self, parameters: int, width: int) -> Recipe:
-        """Return the recipe with all that was left to flab decided for a model of this many parameters and this FFN width."""
-        tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * width)
+    def resolved(self, shape: Shape) -> Recipe:
+        """Return the recipe with all that was left to flab decided for a model of this shape."""
+        tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * shape.sparse_width)
         refit = self.refit
+        if shape.experts and refit in ("newton", "descent"):
+            raise OptionError(
+                f"`refit` {refit} moves the neurons of a dense FFN: for a mixture of experts give residual or reconstruction."
+            )
         if refit == "auto":
-            refit = "newton"
-            if parameters >= DESCENT_PARAMETERS:
-                refit = "descent" if tokens >= DESCENT_TOKENS_PER_NEURON * width else "residual"
+            refit = "residual" if shape.experts else "newton"
+            if shape.total >= DESCENT_PARAMETERS and not shape.experts:
+                refit = "descent" if tokens >= DESCENT_TOKENS_PER_NEURON * shape.width else "residual"
         return replace(self, tokens=tokens, refit=refit)
 
     @property
     def pins(self) -> Pins:
         """The sizes that the user fixed."""
-        return Pins(self.vocabulary, self.layers, self.width, self.width_multiple)
+        return Pins(self.vocabulary, self.layers, self.width, self.width_multiple, self.experts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
@@ -153,7 +165,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     if isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise OptionError(f"{flag}: got {value!r:.60}, expected a number.")
     if (
-        name in ("vocabulary", "layers", "width", "width_multiple", "tokens")
+        name in ("vocabulary", "layers", "width", "width_multiple", "experts", "tokens")
         and value is not None
         and not isinstance(value, int)
     ):
@@ -165,6 +177,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 _CHOICES = {
     "layer_criterion": LAYER_CRITERION_NAMES,
     "neuron_criterion": NEURON_CRITERION_NAMES,
+    "expert_criterion": EXPERT_CRITERION_NAMES,
     "refit": (*REFITS, "auto"),
     "template": ("auto", "none"),
 }

@@ -20,6 +20,7 @@ from flab.models.shape import Shape
 from flab.progress import say, track
 from flab.pruning.budget import Split
 from flab.pruning.calibration import CalibrationSet, thinned
+from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.recipe import Recipe
@@ -95,23 +96,36 @@ class Search:
         return self.known.layer_path
 
     @property
+    def inner_criterion(self) -> dict[str, str]:
+        """What is cut inside the layers, and by which criterion."""
+        if self.shape.experts:
+            return {"experts": self.recipe.expert_criterion}
+        return {"neurons": self.recipe.neuron_criterion}
+
+    @property
     def winner_needs_scores(self) -> bool:
         """Whether the winner's neurons are chosen by scores: elimination needs none, but wants as many tokens as neurons."""
+        if self.shape.experts:
+            return True
         enough = self.winner_tokens is None or self.winner_tokens >= self.shape.width
         return self.recipe.neuron_criterion != "elimination" or not enough
 
     def score_neurons(self) -> None:
-        """Scores by the recipe's criterion, or None if elimination chooses during the walk.
+        """Score neurons, or experts, by the recipe's criterion; no scores if elimination chooses during the walk.
 
         Candidates are compared on few tokens. Where these are fewer than the neurons of a layer, the statistics cannot tell
         the neurons apart, and the candidates are compared with neurons chosen by activation; the winner has more tokens.
         """
+        runner = LayerRunner(self.model, self.family)
+        if self.shape.experts:
+            search = ExpertSearch(runner, self.data.fit, self.recipe.seed)
+            self.scores = EXPERT_CRITERIA[self.recipe.expert_criterion](search)
+            return
         # Backward elimination inverts the Gram matrix of the features, which has no full rank with fewer tokens than neurons.
         criterion = self.recipe.neuron_criterion
         if criterion == "elimination" and self.data.num_fit_tokens < self.shape.width:
             criterion = "activation"
         if criterion != "elimination":
-            runner = LayerRunner(self.model, self.family)
             self.scores = NEURON_CRITERIA[criterion](NeuronSearch(runner, self.data.fit, self.recipe.seed))
         if self.winner_tokens is not None and self.winner_tokens < self.shape.width and self.scores is not None:
             self.warnings.append(
@@ -138,7 +152,7 @@ class Search:
         nothing = not removed and split.width == self.shape.width
         return Cut(
             kept,
-            split.width,
+            split.width // self.shape.block,
             "none" if nothing else refit,
             self.recipe.output_projection,
             self.scores if compared or self.winner_needs_scores else None,
@@ -150,7 +164,7 @@ class Search:
         # The walk keeps the pruned stream beside the original's and leaves the layers as they are, so one model in memory
         # serves all candidates.
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
-        for _ in track(walk, f"Candidate {split.layers} layers x {split.width}", total=split.layers, unit="layers"):
+        for _ in track(walk, f"Candidate {split}", total=split.layers, unit="layers"):
             pass
         kl, kl_answer = walk.divergence(scorer_of(self.model))
         return self.candidate(split, removed, kl, _number(kl_answer))
@@ -193,21 +207,19 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     walk = Walk(runner, cut, few.fit, few.fit)
     # Walking is all that is wanted: the walk measures as it goes, and the layers that it yields stay as they
     # are.
-    for _ in track(walk, f"Probe of {deepest.layers} layers x {deepest.width}", total=deepest.layers, unit="layers"):
+    for _ in track(walk, f"Probe of {deepest}", total=deepest.layers, unit="layers"):
         pass
     narrow, _ = walk.divergence(scorer_of(search.model))
     # The cheapest single removal from the same model on the same tokens.
     layers = LayerSearch(runner, few.fit, search.recipe.seed)
     removed = next(by_kl(layers))
     shorter = layers.path[0]["kl"]
-    say(
-        f"  before any refit: {deepest.layers} x {deepest.width} KL {narrow:.3f}; without layer {removed[0]} alone {shorter:.3f}"
-    )
+    say(f"  before any refit: {deepest} KL {narrow:.3f}; without layer {removed[0]} alone {shorter:.3f}")
     if shorter <= narrow:
         return splits
     search.warnings.append(
         f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
-        f"and with all layers {deepest.width} neurons wide {narrow:.3f}, both before the refit."
+        f"and cut to {deepest} {narrow:.3f}, both before the refit."
     )
     return [deepest]
 
@@ -243,7 +255,7 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
                 say(f"  {split.layers} layers: not built, a wider one of a smaller budget has KL {least:.4f}")
                 break
             candidates.append(search.measure(split, removed))
-            say(f"  {split.layers} layers x {split.width}: KL {candidates[-1].kl_search:.4f}")
+            say(f"  {split}: KL {candidates[-1].kl_search:.4f}")
         if not by_layers or _worsening(candidates, known.patience):
             break
     if by_layers:

@@ -27,10 +27,10 @@ def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[st
     """
     path = checkpoint.path
     shape = shape_of(checkpoint.model, family)
-    names = ("model_type", "vocabulary", "layers", "width", "parameters")
-    got = (family.model_type, shape.vocabulary, shape.layers, shape.width, shape.total)
+    names = ("model_type", *shape.units, "parameters")
+    got = (family.model_type, *(units.count for units in shape.units.values()), shape.total)
     planned = (
-        plan.model.get("model_type"), plan.vocabulary.before, plan.layers.before, plan.width.before, plan.parameters_before,
+        plan.model.get("model_type"), plan.vocabulary.before, plan.layers.before, plan.inner.before, plan.parameters_before,
     )  # fmt: skip
     differ = [f"{n} {g} (plan: {p})" for n, g, p in zip(names, got, planned, strict=True) if g != p]
     if differ:

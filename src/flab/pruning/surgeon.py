@@ -26,7 +26,7 @@ def carve(
     compare: Sequence[Batch],
     streams: Streams | None = None,
 ) -> tuple[list[NewLayer], Walk]:
-    """Cut layers and neurons of ``model`` in place and put the refitted weights in.
+    """Cut layers and neurons, or experts, of ``model`` in place and put the refitted weights in.
 
     Returns the decisions made (without weights) and the finished walk, which knows the divergence.
     """
@@ -35,8 +35,13 @@ def carve(
     decisions = []
     for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):
         replace_weights(layers[new.index], family, new)
-        decisions.append(replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None))
+        decisions.append(
+            replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None, mixture=None)
+        )
     if len(cut.kept_layers) < len(layers):
         cut_layers(model, family, cut.kept_layers)
-    model.config.intermediate_size = cut.width
+    if family.experts:
+        model.config.num_experts = cut.width
+    else:
+        model.config.intermediate_size = cut.width
     return decisions, walk

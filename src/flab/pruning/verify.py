@@ -180,9 +180,9 @@ def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
 
 def _sizes(checkpoint: Checkpoint, plan: Plan) -> tuple[bool, str]:
     shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
-    got = (shape.vocabulary, shape.layers, shape.width, shape.total)
-    want = (plan.vocabulary.after, plan.layers.after, plan.width.after, plan.parameters_after)
-    return got == want, f"vocabulary, layers, width, parameters: got {got}, planned {want}"
+    got = (*(units.count for units in shape.units.values()), shape.total)
+    want = (plan.vocabulary.after, plan.layers.after, plan.inner.after, plan.parameters_after)
+    return got == want, f"{', '.join(shape.units)}, parameters: got {got}, planned {want}"
 
 
 def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:
@@ -240,7 +240,6 @@ def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str
 def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, refit: str) -> tuple[bool | None, str]:
     """Nothing of a layer that was reconstructed as a whole; of the others all but the FFN and the attention's output."""
     family = family_of(checkpoint.model.config)
-    touched = (*family.ffn_in, family.ffn_out, family.attention_out)
     layers = layers_of(checkpoint.model, family)
     old_layers = layers_of(original.model, family)
     rates = plan.refit.reconstruction_rates if refit == "reconstruction" else []
@@ -250,7 +249,7 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
         index = plan.layers.kept[place]
         state = layers[place].state_dict()
         old = old_layers[index].state_dict()
-        names = [n for n in state if not n.startswith(touched)]
+        names = [n for n in state if not n.startswith(family.fitted)]
         # Compared bit for bit: a cut copies rows, so even a rounding difference would mean that a tensor went
         # through some computation.
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]

@@ -84,7 +84,7 @@ def planned(facts: ModelFacts, recipe: Recipe) -> Planned:
     """
     texts = read_texts(recipe)
     shape = facts.shape
-    recipe = recipe.resolved(shape.total, shape.width)
+    recipe = recipe.resolved(shape)
     pins = pins_of(recipe, shape)
     vocabulary = pins.vocabulary or needs_of(facts, texts, recipe).size(shape, recipe.remove, pins)
     splits = feasible_splits(shape, recipe.remove, vocabulary, pins)
@@ -256,7 +256,7 @@ def training_stages(
 
 def plan_memory(facts: ModelFacts, options: Options) -> int:
     """Peak bytes of planning at the default budget with as many tokens as the default asks for."""
-    recipe = Recipe().resolved(facts.shape.total, facts.shape.width)
+    recipe = Recipe().resolved(facts.shape)
     assert recipe.tokens is not None
     vocabulary = assumed_vocabulary(facts.shape, recipe.remove)
     split = feasible_splits(facts.shape, recipe.remove, vocabulary, recipe.pins)[0]

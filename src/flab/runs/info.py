@@ -130,7 +130,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
 
 def most_removable(shape: Shape) -> float:
     """Return the largest fraction that can go: one layer of the narrowest width and the fewest tokens are left."""
-    return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.width_multiple()) / shape.total
+    return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total
 
 
 def _loads_in(facts: ModelFacts) -> dict[str, Any]:

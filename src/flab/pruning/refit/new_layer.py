@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from flab.models.families import Family, linear
+from flab.models.mixture import Mixture
 from flab.pruning.cuts.neurons import cut_ffn
+from flab.pruning.refit.descent import Examples
+
+
+@dataclass(frozen=True)
+class FfnSolution:
+    """What the closed form found for one FFN."""
+
+    neurons: list[int]
+    weights: torch.Tensor  # (D, P), the output projection, float64
+    ridge: float
+    correction: torch.Tensor | None  # (D, P), the part of the weights that makes up for earlier cuts; for descent
+    examples: Examples | None  # for descent
 
 
 @dataclass(frozen=True)
@@ -16,7 +30,7 @@ class NewLayer:
     """The decisions and new weights of one kept layer; ``None`` weights stay as they are."""
 
     index: int
-    neurons: list[int]
+    neurons: list[int]  # or experts of a mixture
     ffn_out: torch.Tensor  # (D, P) in float64, the last column the bias where there is one
     attention_out: torch.Tensor | None
     ridge_ffn: float
@@ -26,23 +40,27 @@ class NewLayer:
     state: dict[str, torch.Tensor] | None = None  # all tensors of the cut layer, instead of the matrices above
     reconstruction_rate: float = 0.0
     descended: bool = False
+    mixture: Mixture | None = None  # the experts that stay, in place of the matrices of an FFN
 
 
 def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     """Cut one layer's FFN to the chosen neurons and put the new weights into it."""
-    out = linear(layer, family.ffn_out)
-    if len(new.neurons) < out.in_features:
+    attention = linear(layer, family.attention_out)
+    if new.mixture is not None:
+        layer.set_submodule(family.ffn, copy.deepcopy(new.mixture.ffn).to(attention.weight.dtype))
+    elif family.ffn_out and len(new.neurons) < linear(layer, family.ffn_out).in_features:
         cut_ffn(layer, family, new.neurons)
     if new.state is not None:
         layer.load_state_dict(new.state)
         return
-    _copy(out, new.ffn_out)
+    if family.ffn_out:
+        _copy(linear(layer, family.ffn_out), new.ffn_out)
     # A fused family stores gate and up projection as one matrix, the gate's rows first.
     inputs = [torch.cat(new.ffn_in)] if family.fused and new.ffn_in else new.ffn_in
     for path, weights in zip(family.ffn_in, inputs or (), strict=False):
         _copy(linear(layer, path), weights)
     if new.attention_out is not None:
-        _copy(linear(layer, family.attention_out), new.attention_out)
+        _copy(attention, new.attention_out)
 
 
 @torch.no_grad()

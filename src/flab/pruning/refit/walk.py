@@ -22,13 +22,15 @@ from torch import nn
 from flab.models.families import activation_of, extended, ffn_inputs, linear, norm_at, with_bias
 from flab.models.layers import Batch, LayerRunner, by_rows
 from flab.models.memory import trim
+from flab.models.mixture import mixture_of
 from flab.models.scorer import Scorer
 from flab.pruning.cuts.neurons import choose_neurons
 from flab.pruning.objective import kl_divergence
 from flab.pruning.refit.curvature import product_dtype
 from flab.pruning.refit.descent import Example, Examples, descend
+from flab.pruning.refit.experts import mixture_tokens, refit_experts
 from flab.pruning.refit.gram import Gram
-from flab.pruning.refit.new_layer import NewLayer, replace_weights
+from flab.pruning.refit.new_layer import FfnSolution, NewLayer, replace_weights
 from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
 from flab.pruning.refit.reconstruction import Rows, reconstruct
 from flab.pruning.refit.streams import Streams
@@ -42,6 +44,7 @@ NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred tim
 class Cut:
     """What to do: which layers stay, how wide they become, how neurons are chosen and weights refitted.
 
+    In a mixture of experts the width is the number of experts, and they stand for the neurons.
     ``neurons`` (one list per kept layer) and the ridges replay a plan; without them they are chosen here. ``scores`` is
     (L, F) over the original layers, or None for elimination.
     """
@@ -58,17 +61,6 @@ class Cut:
     descended: Sequence[bool] | None = None
     scaling: str = "feature"  # what a ridge is relative to, "mean" also weighs all tokens alike
     reconstruction_rates: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
-class FfnSolution:
-    """What the closed form found for one FFN."""
-
-    neurons: list[int]
-    weights: torch.Tensor  # (D, P), the output projection, float64
-    ridge: float
-    correction: torch.Tensor | None  # (D, P), the part of the weights that makes up for earlier cuts; for descent
-    examples: Examples | None  # for descent
 
 
 class Walk:
@@ -113,7 +105,7 @@ class Walk:
 
     def _original_mid(self, index: int) -> list[torch.Tensor]:
         """Return the original's stream before the FFN of a layer."""
-        return self.streams.get((index, "before FFN"), lambda: [self._mid(index, h) for h in self.original])
+        return self.streams.get((index, "before FFN"), lambda: [self.runner.mid(index, h) for h in self.original])
 
     def _advance_original(self, index: int, mid: list[torch.Tensor]) -> None:
         self.original = self.streams.get(
@@ -128,17 +120,21 @@ class Walk:
     def _layer(self, place: int, index: int, after: int) -> NewLayer:
         original_mid = self._original_mid(index)
         attention, mid, attention_ridge = self._attention(place, index, original_mid)
-        untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
+        untouched = self.clean and after == index + 1 and self.cut.width == self._count(index)
         self._advance_original(index, original_mid)
         for skipped in range(index + 1, after):
             self._skip(skipped)
         if untouched:
             self.pruned = list(self.original)
             everything = list(range(self.cut.width))
-            return NewLayer(index, everything, with_bias(self._ffn(index)).double(), attention, 0.0, attention_ridge)
+            same = torch.empty(0) if self.runner.family.experts else with_bias(self._ffn(index)).double()
+            return NewLayer(index, everything, same, attention, 0.0, attention_ridge)
         self.clean = False
         fitted_to_itself = original_mid if self.steps.target == "own" else None
         del original_mid
+        if self.runner.family.experts:
+            new = NewLayer(index, [], torch.empty(0), attention, 0.0, attention_ridge)
+            return self._mixture(place, new, mid, fitted_to_itself or mid)
         solution = self._ffn_refit(place, index, mid, fitted_to_itself)
         trim()
         new = NewLayer(index, solution.neurons, solution.weights, attention, solution.ridge, attention_ridge)
@@ -153,14 +149,30 @@ class Walk:
             self._advance_pruned(new, mid)
         return new
 
+    def _mixture(self, place: int, new: NewLayer, mid: list[torch.Tensor], entering: list[torch.Tensor]) -> NewLayer:
+        """Choose the experts that stay, fit them to what is ``entering``, and take the pruned stream past them."""
+        kept = self._choose(place, new.index, None)
+        mixture = mixture_of(self.runner.layers[new.index], self.runner.family).only(kept)
+        if self.steps.target is not None:
+            fit = self.batches[: self.num_fit]
+            tokens = mixture_tokens(
+                self.runner, new.index, fit, self.weights, entering, self.original, self.steps.target == "own"
+            )
+            new = replace(new, ridge_ffn=refit_experts(mixture, tokens, move_router=self.steps.target == "stream"))
+        new = replace(new, neurons=kept, mixture=mixture)
+        if self.steps.layer:
+            new = self._reconstructed(place, new)
+        if new.state is None:
+            self.pruned = [self.runner.after_mixture(new.index, hidden, mixture) for hidden in mid]
+        return new
+
+    def _count(self, index: int) -> int:
+        """Return how many neurons, or experts, a layer has."""
+        family = self.runner.family
+        return mixture_of(self.runner.layers[index], family).count if family.experts else self._ffn(index).in_features
+
     def _ffn(self, index: int) -> nn.Linear:
         return linear(self.runner.layers[index], self.runner.family.ffn_out)
-
-    def _mid(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the stream before the FFN, with the attention as it is."""
-        projection = linear(self.runner.layers[index], self.runner.family.attention_out)
-        added = self.runner.attention_branch(index)(projection(self.runner.attention_features(index, hidden)))
-        return hidden.to(added.device) + added
 
     def _attention(
         self, place: int, index: int, original_mid: list[torch.Tensor]
@@ -169,7 +181,7 @@ class Walk:
         if self.clean:
             return None, original_mid, 0.0
         if not self.cut.output_projection or not self.steps.attention:
-            return None, [self._mid(index, h) for h in self.pruned], 0.0
+            return None, [self.runner.mid(index, h) for h in self.pruned], 0.0
         projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         branch = self.runner.attention_branch(index)
         old = branch.weights()
@@ -254,7 +266,7 @@ class Walk:
     def _choose(self, place: int, index: int, gram: Gram | None) -> list[int]:
         if self.cut.neurons is not None:
             return list(self.cut.neurons[place])
-        width = self._ffn(index).in_features
+        width = self._count(index)
         if self.cut.width == width:
             return list(range(width))
         if self.cut.scores is not None:
@@ -322,7 +334,7 @@ class Walk:
         )
         if not rate:
             return new
-        made = made.to(self._ffn(new.index).weight.dtype)
+        made = made.to(linear(old, self.runner.family.attention_out).weight.dtype)
         with torch.no_grad():
             self.pruned = [self.runner.run(new.index, hidden, made) for hidden in self.pruned]
         return replace(new, state=made.state_dict(), reconstruction_rate=rate)

@@ -1,0 +1,103 @@
+"""One layer's mixture of experts, as transformers 5 holds it: the matrices of all experts as 3-D tensors, and a router.
+
+Which experts a token passes through, and how much each counts, is read from the model's own routing where it calls the
+experts. So softmax or sigmoid, normalised or not, with shared experts beside the routed ones or without, is all the same here.
+
+Legend: N tokens, D hidden size, E experts, K experts of one token, F neurons of one expert.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from flab.models.families import Family
+
+COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # what modules call the number of experts
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where tokens go, and what the mixture makes of them."""
+
+    experts: torch.Tensor  # (N, K)
+    weights: torch.Tensor  # (N, K)
+    output: torch.Tensor  # (N, D), of the whole FFN
+
+    def tokens_of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which tokens pass through an expert, (n,), and its weight in each, (n, 1)."""
+        tokens, place = torch.where(self.experts == expert)
+        return tokens, self.weights[tokens, place, None]
+
+
+class Mixture:
+    """The FFN of one layer as its experts."""
+
+    def __init__(self, ffn: nn.Module, family: Family) -> None:
+        self.ffn = ffn
+        self.family = family
+
+    @property
+    def experts(self) -> Any:
+        """The module that holds all experts."""
+        return self.ffn.get_submodule(self.family.experts)
+
+    @property
+    def router(self) -> nn.Module:
+        """The module with a row for each expert."""
+        return self.ffn.get_submodule(self.family.router)
+
+    @property
+    def count(self) -> int:
+        """Experts that there are."""
+        return len(self.experts.down_proj)
+
+    @property
+    def width(self) -> int:
+        """Neurons of one expert."""
+        return int(self.experts.down_proj.shape[2])
+
+    def route(self, hidden_ND: torch.Tensor) -> Routing:
+        """Run the FFN on what enters it, after the norm, and note what its experts were called with."""
+        caught: list[Any] = []
+        handle = self.experts.register_forward_pre_hook(lambda _, args: caught.extend(args))
+        try:
+            output = self.ffn(hidden_ND[None])
+        finally:
+            handle.remove()
+        output = output[0] if isinstance(output, tuple) else output
+        return Routing(caught[1], caught[2], output[0])
+
+    def features(self, expert: int, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return what enters the output projection of one expert, (N, F)."""
+        gate, up = nn.functional.linear(hidden_ND, self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+        return self.experts.act_fn(gate) * up  # type: ignore[no-any-return]
+
+    def output(self, expert: int, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return what one expert gives before it is weighted, (N, D)."""
+        return nn.functional.linear(self.features(expert, hidden_ND), self.experts.down_proj[expert])
+
+    def only(self, kept: Sequence[int]) -> Mixture:
+        """Return a copy with these experts alone; the router has their rows, and its other settings stay."""
+        before = self.count
+        made = Mixture(copy.deepcopy(self.ffn), self.family)
+        for module in (made.experts, made.router):
+            for name, parameter in list(module.named_parameters()):
+                if len(parameter) == before:
+                    rows = torch.tensor(kept, device=parameter.device)
+                    setattr(module, name, nn.Parameter(parameter.data[rows], requires_grad=False))
+        for module in made.ffn.modules():
+            for name in COUNTS:
+                if getattr(module, name, None) == before:
+                    setattr(module, name, len(kept))
+        return made
+
+
+def mixture_of(layer: nn.Module, family: Family) -> Mixture:
+    """Return the mixture of a layer of a family that has experts."""
+    return Mixture(layer.get_submodule(family.ffn), family)

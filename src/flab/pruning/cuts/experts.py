@@ -1,0 +1,81 @@
+"""Which experts of a mixture stay: criteria that score every expert of every layer.
+
+The best of each layer are kept, equally many in all layers, as a stock config has one number for them. Their router rows
+stay with them, so a token whose expert went goes to the next best one that is left.
+
+Legend: L layers, E experts, N real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flab.models.layers import Batch, LayerRunner
+from flab.models.mixture import Mixture, mixture_of
+from flab.progress import track
+
+
+@dataclass(frozen=True)
+class ExpertSearch:
+    """What an expert criterion reads."""
+
+    runner: LayerRunner
+    batches: Sequence[Batch]
+    seed: int = 0
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        """The mixture of every layer."""
+        return [mixture_of(layer, self.runner.family) for layer in self.runner.layers]
+
+
+def score_reap(search: ExpertSearch) -> torch.Tensor:
+    """(L, E): mean of ``weight * ||output||`` over the tokens that pass through the expert (REAP, arXiv 2510.13999).
+
+    An expert that no token passes through scores 0.
+    """
+    total, tokens = _over_tokens(search, outputs=True)
+    return total / tokens.clamp_min(1)
+
+
+def score_frequency(search: ExpertSearch) -> torch.Tensor:
+    """(L, E): how many tokens pass through the expert."""
+    return _over_tokens(search, outputs=False)[1]
+
+
+def _over_tokens(search: ExpertSearch, outputs: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of ``weight * ||output||`` and the number of tokens of each expert, (L, E) both."""
+    runner = search.runner
+    shape = (len(search.mixtures), search.mixtures[0].count)
+    total, tokens = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+    for batch in track(search.batches, "Experts", unit="batches"):
+        hidden = runner.embed(batch)
+        for index, mixture in enumerate(search.mixtures):
+            mid = runner.mid(index, hidden)
+            with runner.at_work(index), torch.no_grad():
+                entering, routing = runner.routed(index, mid[batch.valid.to(mid.device)], mixture)
+                for expert in range(mixture.count):
+                    places, weight = routing.tokens_of(expert)
+                    tokens[index, expert] += len(places)
+                    if outputs and len(places):
+                        with runner.products():
+                            made = mixture.output(expert, entering[places])
+                        total[index, expert] += float((made.float().norm(dim=1) * weight[:, 0].float()).sum())
+            hidden = runner.after_ffn(index, mid)
+    return total, tokens
+
+
+def score_random(search: ExpertSearch) -> torch.Tensor:
+    """(L, E): seeded noise, the baseline that any criterion must beat."""
+    generator = torch.Generator().manual_seed(search.seed)
+    return torch.rand(len(search.mixtures), search.mixtures[0].count, generator=generator, dtype=torch.float64)
+
+
+EXPERT_CRITERIA: dict[str, Callable[[ExpertSearch], torch.Tensor]] = {
+    "reap": score_reap,
+    "frequency": score_frequency,
+    "random": score_random,
+}
