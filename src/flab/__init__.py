@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from flab.runs.stages import run
     from flab.runs.sweep import sweep
 
+# Where each public name lives. ``__getattr__`` below imports it on first use, because torch takes five seconds
+# to import.
 _HOMES = {
     "check": "flab.pruning.check",
     "compare": "flab.evaluation.compare:compare_runs",

@@ -14,13 +14,17 @@ import unicodedata
 # In characters.
 LONGEST_WORD = 300
 LONGEST_MESSAGE = 2000
-UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats (writing direction), halves of surrogate pairs, line ends
+# Unicode's categories of controls, formats (such as the writing direction), halves of surrogate pairs, and line
+# ends.
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 BREAKS = re.compile(r" *[\n\r\t][ \n\r\t]*")
 LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 def plain(text: str) -> str:
     """Return one line that is safe on any terminal: control characters escaped, very long words and texts shortened."""
+    # Names come from files and may hold terminal escapes, right-to-left marks or megabytes: none of them
+    # reaches the screen.
     line = BREAKS.sub(" ", text.strip("\n\r\t")).rstrip()
     if not line.isprintable():
         line = "".join(char if unicodedata.category(char) not in UNSAFE else _escaped(char) for char in line)

@@ -119,6 +119,7 @@ def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
     for source in _existing(inputs):
         is_model = (source / "config.json").exists()
         name = "the source model, which flab never changes" if is_model else f"{source}, which is an input"
+        # Resolved, so that a link into the model's folder is seen for what it is.
         if source.resolve() in target.parents or (is_model and source.resolve() == target):
             raise OptionError(f"the output {path} is in {name}: choose another.")
         if source.resolve() == target or (path.exists() and path.samefile(source)):
@@ -305,6 +306,8 @@ def replace_folder(temporary: Path, path: Path) -> None:
         temporary.rename(path)
         return
     try:
+        # Where the system can exchange two names in one step, there is no moment without an output. Elsewhere
+        # the old folder moves aside first; ``sweep`` puts it back if the process dies between the two renames.
         _exchange(temporary, path)
     except OSError as error:
         if error.errno not in NOT_KNOWN_HERE:
@@ -364,6 +367,8 @@ def _is_abandoned(path: Path) -> bool:
     except OSError:
         return False
     try:
+        # If the lock can be had, the process that held it is gone. Process ids would not do: they are reused,
+        # and another machine may share the disk.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError:

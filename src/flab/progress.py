@@ -62,6 +62,7 @@ class Meter:
             self._bar.start()
             self._task = self._bar.add_task(escape(self.description), total=self.total, completed=self.done)
         elif self._shown:
+            # A daemon, so that a loop that is left by an exception cannot keep the process alive.
             threading.Thread(target=self._report, daemon=True).start()
         return self
 

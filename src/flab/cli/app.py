@@ -87,7 +87,8 @@ def _root(
 
 FIELD = re.compile(r"`([a-z][a-z0-9_]*)`")  # as messages of the library quote one
 MOST_THREADS = 1024
-WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}  # of libgomp in rounds, of Intel's runtime in milliseconds
+# libgomp counts in rounds, Intel's runtime in milliseconds.
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 TYPER_INTERRUPTED = 130  # what typer returns for Ctrl-C when it is not the one to exit
 INTERRUPTED = "interrupted: no unfinished output is left"
 _signals: list[int] = []  # those received
@@ -114,9 +115,12 @@ def main() -> None:
         sys.argv.append("--help")
     settle_waiting()
     progress.wording = with_flags
+    # A KeyboardInterrupt unwinds through every ``finally``, so a killed command cleans up like an interrupted
+    # one.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
+        # Not in typer's own mode, which prints errors in a box of its own and exits with other codes.
         code = app(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         code = _fail(_line_of(error), error)
@@ -129,7 +133,8 @@ def _line_of(error: BaseException) -> str:
     """Return what to say of an error; one that is nobody's mistake but ours is raised again."""
     if isinstance(error, FlabError):
         return with_flags(str(error))
-    if isinstance(error, KeyboardInterrupt | typer.Abort) or _signals:  # a library may make another error of a signal
+    # A library may turn the exception of a signal into one of its own.
+    if isinstance(error, KeyboardInterrupt | typer.Abort) or _signals:
         return INTERRUPTED
     if isinstance(error, typer.exceptions.TyperException):
         return error.format_message() if hasattr(error, "format_message") else str(error)

@@ -58,6 +58,8 @@ def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[...,
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         declared = inspect.signature(command, eval_str=True).parameters
+        # The command's own parameters stay as declared, and each settings class is replaced by one keyword for
+        # each of its fields.
         own = [p.replace(kind=p.KEYWORD_ONLY) for name, p in declared.items() if name not in kinds]
         names = {kind: [name for name in settings_of(kind) if name not in without] for kind in kinds.values()}
 

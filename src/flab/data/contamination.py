@@ -136,7 +136,9 @@ class _Index:
             if 0 < len(tokens) < n:
                 self.short[tokens].append(place)
         self.shared: dict[int, set[Gram]] = defaultdict(set)
-        self.best: dict[int, tuple[bool, int, int]] = {}  # whole, n-grams, minus the text's index
+        # For each problem whether a text holds it whole, the n-grams that they share, and minus the text's
+        # index.
+        self.best: dict[int, tuple[bool, int, int]] = {}
 
     def _is_distinctive(self, gram: Gram, places: list[int]) -> bool:
         return len(places) <= MAX_SHARED and len(self.is_word.intersection(gram)) >= MIN_WORDS
@@ -185,5 +187,7 @@ def _grams(tokens: Gram, n: int) -> Iterator[Gram]:
 
 def _contains(tokens: Gram, part: Gram) -> bool:
     """Return whether the part stands in the tokens, in a row."""
+    # As text with a space around each number, so that Python's fast substring search can do the work and 12 is
+    # not found in 112.
     text, wanted = (" " + " ".join(map(str, one)) + " " for one in (tokens, part))
     return wanted in text

@@ -14,7 +14,8 @@ from typing import Any
 from flab.data.mbpp import is_mbpp
 from flab.errors import DataError
 
-Message = dict[str, Any]  # role and content, and what a template may ask for besides: tool_calls, name, ...
+# Role and content, and whatever else a template may ask for: tool_calls, name, ...
+Message = dict[str, Any]
 ANSWERS = ("completion", "canonical_solution", "answer", "response", "output", "solution", "cot")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"} | {
     "function_call": "assistant", "observation": "tool", "function_response": "tool", "function": "tool"

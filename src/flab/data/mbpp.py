@@ -78,6 +78,7 @@ def _prompt_and_body(code: str, function: ast.FunctionDef, others: list[ast.stmt
         head = lines[function.lineno - 1][: first.col_offset].rstrip()
         body = indent("\n".join(map(ast.unparse, function.body)), "    ")
     space = body[: len(body) - len(body.lstrip())]
+    # The words become a docstring, so whatever would end or escape it is made harmless.
     quoted = " ".join(words.split()).replace("\\", "\\\\").replace('"""', "'''")
     prompt = "\n".join(rest) + "\n\n\n" * bool(rest) + f'{head}\n{space}"""{quoted}\n{space}"""\n'
     return prompt, "\n\n\n".join([body, *helpers]) + "\n"

@@ -22,7 +22,8 @@ from flab.errors import DataError
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
-FIELD_LIMIT = 2**31 - 1  # characters of a CSV field; the csv module's own limit is 131072
+# Characters of a CSV field. The csv module's own limit is 131,072.
+FIELD_LIMIT = 2**31 - 1
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 CODE_SUFFIXES = set(
     ".py .pyi .c .h .cc .cpp .hpp .cs .go .java .js .jsx .ts .tsx .rs .rb .php .swift .kt .scala .sh .sql .lua .r .jl "
@@ -53,7 +54,8 @@ def read_file(path: Path) -> Rows | str:
         return _parquet_rows(path, data)
     text = decode(path, data)
     suffix = suffix_of(path)
-    if suffix in CODE_SUFFIXES:  # code may begin like JSON: only rows that mean something are rows
+    # Code may begin like JSON, so only rows that mean something are taken for rows.
+    if suffix in CODE_SUFFIXES:
         return _rows_in_code(path, text) or text
     if text.lstrip()[:1] in ("{", "["):
         return _json_rows(path, text)
@@ -116,6 +118,8 @@ def _json_rows(path: Path, text: str) -> Rows:
     """Return rows of JSON lines, of one array, or of objects that span several lines."""
     first = _first_line(text)
     try:
+        # A whole object on the first line means JSON lines. Anything else is one array, or objects that span
+        # lines.
         value = _parsed(text.split("\n", first)[first - 1], path, first)
     except DataError:
         value = None  # it spans lines
@@ -197,6 +201,8 @@ def _separator(text: str, suffix: str) -> str | None:
     """Return the sign that separates the fields of a table; None if the text is not a table."""
     header = text.lstrip().partition("\n")[0]
     by_name = {".csv": ",", ".tsv": "\t"}.get(suffix)
+    # A header is a table's only if its names mean something; otherwise any line of prose with a comma would be
+    # one.
     for sign in filter(None, (by_name, "\t", ",")):
         names = [name.strip().strip('"') for name in header.split(sign)]
         if len(names) > 1 and has_form(dict.fromkeys(names, "x")):
@@ -206,6 +212,7 @@ def _separator(text: str, suffix: str) -> str | None:
 
 def _table_rows(path: Path, text: str, separator: str) -> Rows:
     """Return rows of a CSV or TSV file with a header; an empty field is a missing one."""
+    # The limit is global to the csv module, so it is put back afterwards.
     usual = csv.field_size_limit(FIELD_LIMIT)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

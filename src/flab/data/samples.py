@@ -86,6 +86,7 @@ def files_under(path: Path) -> list[Path]:
         return [path]
     files = sorted(p for p in path.rglob("*") if p.is_file())
     tables = [p for p in files if suffix_of(p) in TABLE_SUFFIXES]
+    # A folder of source code holds package.json and the like, which must not be taken for rows.
     left_out = {p for p in tables if not _is_data(p)}
     found = [p for p in files if suffix_of(p) in TEXT_SUFFIXES | LINE_SUFFIXES | TABLE_SUFFIXES and p not in left_out]
     if not found:
@@ -179,5 +180,6 @@ def general_samples() -> tuple[list[Sample], Source]:
         for p in files
         if (text := p.read_text(encoding="utf-8", errors="replace")).strip()
     ]
+    # The sources differ from one Python to the next, so a plan has to name the version that it was made with.
     version = ".".join(map(str, sys.version_info[:3]))
     return samples, Source(f"standard library of Python {version}", sha256_of(files))

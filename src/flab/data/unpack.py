@@ -54,6 +54,8 @@ def _unzip(path: Path, data: bytes) -> bytes:
     limit = max(BOMB_BYTES, BOMB_RATIO * len(data))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            # One byte more than allowed tells a file of exactly the limit from a larger one, without unpacking
+            # the rest.
             found = packed.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: is damaged or truncated ({error}); pack or fetch it again.") from None

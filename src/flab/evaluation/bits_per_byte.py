@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GENERAL_BYTES = 96_000
-LARGE_BYTES = 24_000  # for a large model, whose measurement would otherwise take as long as its cut
+# A large model reads less, or measuring it would take as long as cutting it.
+LARGE_BYTES = 24_000
 LARGE_STORAGE = 200_000_000  # bytes of weights from which a model is large
 EXCERPT_BYTES = 6_000
 GENERAL_TEXT = "held-out modules of Python's standard library"

@@ -25,7 +25,8 @@ from flab.files import PathLike, as_path, read_json
 
 Task = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
-MUST_AGREE = {"identity": ("dtype", "device")}  # of the identity; of settings and versions all must
+# Of the identity only these must agree, since two models differ in the rest. Of settings and versions all must.
+MUST_AGREE = {"identity": ("dtype", "device")}
 
 
 def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * MARGIN) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from flab.evaluation.score import check_shape
 from flab.evaluation.tasks import Explanation, Item, Prediction, Problem, TaskFile
 from flab.models.engines.protocol import Generation
 
-TASKS, SAMPLES = "lm_eval", ".samples.jsonl"  # of the folder of exports: tasks for the harness, samples for EvalPlus
+# In the folder of exports: the folder of tasks for the harness, and how the files of samples for EvalPlus end.
+TASKS, SAMPLES = "lm_eval", ".samples.jsonl"
 OWN_TASK = '"flab_'  # how the name of a task begins that was written here
 CODE_EVAL = "flab_code_eval"
 CODE_EVAL_SOURCE = '''"""pass@k for lm-evaluation-harness by code_eval of ``evaluate``, which runs code without a jail."""

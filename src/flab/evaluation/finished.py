@@ -28,7 +28,8 @@ ANSWERED = "results_sha256"
 FINISHED = "{} is finished: these are its results; nothing was run again"
 MAKERS = ("torch", "transformers", "tokenizers", "vllm")
 GPU = Path("/dev/nvidia0")  # what --device auto takes may have come or gone
-SAYS_DATA = (("plan.json", ("calibration", "path")), ("recovery.json", ("data",)))  # what a model was fitted to
+# Where a model's own files name the data that it was fitted to.
+SAYS_DATA = (("plan.json", ("calibration", "path")), ("recovery.json", ("data",)))
 
 
 def asked(

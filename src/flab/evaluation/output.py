@@ -29,7 +29,8 @@ from flab.evaluation.score import (
 from flab.evaluation.tasks import Prediction, TaskFile
 from flab.models.engines.protocol import Generation
 
-MAX_CHARS = 10_000  # longer text is compared as text only: literal_eval's time and memory grow with it
+# Longer text is compared only as text, because the time and memory of ``literal_eval`` grow with it.
+MAX_CHARS = 10_000
 
 
 def score_output(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> Score:

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from flab.models.engines.store import Key
 
 Message = dict[str, str]
-Render = Callable[[Sequence[Message]], str]  # messages -> text that ends where the assistant's answer begins
+# From messages to the text that ends where the assistant's answer begins.
+Render = Callable[[Sequence[Message]], str]
 
 CUE = "How to solve:"
-END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|fim_")  # for models whose settings name no end token
+# For models whose settings name no end token.
+END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|fim_")
 # A body ends at the next line that starts in column 0, so a top-level statement can be cut; the generator
 # stops at end tokens by itself. Not among them: "\n#", because such a comment may stand in a body; "\nif" and
 # "\nfor", for wrapped text in docstrings; "```" in the middle of a line.
@@ -42,7 +44,8 @@ COMPLETION_STOP = (
     "\n```",
     *END_MARKS,
 )
-STEPS_STOP = ("\n\n", *COMPLETION_STOP)  # steps hold no blank line: 2 of the 317 references that we have seen do
+# Steps hold no blank line: of the 317 references that we have seen, two do.
+STEPS_STOP = ("\n\n", *COMPLETION_STOP)
 LINE_STOP = ("\n", *END_MARKS)
 FENCE_STOP = ("\n```", *END_MARKS)
 PAPER_STOP = ("\nclass", "\ndef", "\nuser", "\n#", "\nif", "\nprint", "'''\n```python", "```")

@@ -36,7 +36,8 @@ from flab.sandbox import Sandbox
 from flab.version import __version__
 
 FORMAT = 1
-ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")  # differs from process to process in the text of an exception
+# The text of an exception may hold an object's address, which differs from process to process.
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 Wanted = list[tuple[Key, Request]]
 
 

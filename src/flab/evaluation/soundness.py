@@ -17,7 +17,8 @@ from flab.progress import say
 from flab.sandbox import Job, Sandbox, Verdict, missing, packages_needed
 
 STUBS = {"one that raises": "raise NotImplementedError", "one that returns None": "return None"}
-BODIES = ("    pass\n", "\tpass\n", "  pass\n")  # complete a prompt that ends in the middle of a function
+# Each completes a prompt that ends in the middle of a function.
+BODIES = ("    pass\n", "\tpass\n", "  pass\n")
 NUM_NAMED = 5
 
 
@@ -29,7 +30,8 @@ class Fault:
     is_weak: bool = False
 
 
-_known: dict[tuple[Problem, str], Fault | None] = {}  # a file is scored several times in a run, by one level
+# A file is scored several times in one run, always at the same level of isolation.
+_known: dict[tuple[Problem, str], Fault | None] = {}
 
 
 def require_sound(task: TaskFile, sandbox: Sandbox, of_references: bool = False) -> None:
@@ -59,6 +61,7 @@ def faults(problems: Sequence[Problem], sandbox: Sandbox, name: str = "tests") -
     keys = {problem.task_id: (replace(problem, task_id=""), sandbox.level) for problem in problems}
     new = {key: None for key in keys.values() if key not in _known}
     needy = {key: absent for key in new if (absent := missing(packages_needed(key[0].test)))}
+    # Two programs for each problem, in one batch over all cores; ``verdicts`` hands them out again two by two.
     tried = [key for key in new if key not in needy]
     jobs = [job_for(problem, body) for problem, _ in tried for body in STUBS.values()]
     verdicts = iter(sandbox.run_many(jobs, f"Trying the tests of {name} on wrong programs") if jobs else [])

@@ -28,7 +28,8 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     "output": ("code", "input", "output"),
 }
 ID_FIELDS = ("task_id", "id")
-CLUSTER_FIELDS = ("cluster", "source")  # what problems of one origin have in common, such as the book they are from
+# Fields that name what problems of one origin have in common, such as the book that they are from.
+CLUSTER_FIELDS = ("cluster", "source")
 # Public tasks by name, and the hub data set that each stands for.
 NAMED_TASKS = {
     "humaneval": "openai/openai_humaneval",

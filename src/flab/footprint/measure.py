@@ -32,7 +32,8 @@ from flab.progress import say, track
 from flab.version import __version__
 
 FORMAT = 1
-GROWTH = 1.05  # throughput that grows by less from one batch size to the next is saturated
+# Throughput that grows by less than this from one batch size to the next is saturated.
+GROWTH = 1.05
 
 
 def measure(

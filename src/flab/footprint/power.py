@@ -19,7 +19,8 @@ from flab.footprint.grid import CODECARBON
 from flab.models.memory import is_gpu
 
 RAPL = Path("/sys/class/powercap")
-POLL_SECONDS = 60.0  # a RAPL counter wraps after 2^32 microjoules or more: at 70 W after a minute at the soonest
+# A RAPL counter wraps after 2^32 microjoules or more: at 70 W after a minute at the earliest.
+POLL_SECONDS = 60.0
 
 
 class Meter(Protocol):
@@ -38,7 +39,8 @@ class NvmlMeter:
     def __init__(self, handles: list[Any]) -> None:
         import pynvml
 
-        self.read = pynvml.nvmlDeviceGetTotalEnergyConsumption  # millijoules since the driver was loaded
+        # In millijoules since the driver was loaded.
+        self.read = pynvml.nvmlDeviceGetTotalEnergyConsumption
         self.handles = handles
         self.method = f"measured: NVML energy counter of {len(handles)} GPU(s), without the rest of the machine"
         self.start()
@@ -102,7 +104,8 @@ class EstimateMeter:
     def start(self) -> None:
         from codecarbon import OfflineEmissionsTracker
 
-        logging.getLogger("codecarbon").disabled = True  # it speaks before it reads its log level
+        # It logs before it reads the log level that it is given.
+        logging.getLogger("codecarbon").disabled = True
         self.tracker = OfflineEmissionsTracker(
             country_iso_code="FRA",  # it must have one; its emissions are not read
             measure_power_secs=1,

@@ -34,7 +34,8 @@ class Subject:
         # Answers come over a pipe of their own, because libraries print to stdout.
         here, there = os.pipe()
         command = [sys.executable, "-P", "-m", "flab.footprint.worker", str(there)]
-        self.process = subprocess.Popen(  # a session of its own: Ctrl-C is for this process, which ends that one
+        # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one.
+        self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

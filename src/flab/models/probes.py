@@ -13,7 +13,8 @@ from typing import Any
 
 from flab.models.child import run_child
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}  # relative to the largest logit
+# Differences of logits that are rounding, relative to the largest logit.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
-BLOCK = 32  # numbers that q8_0, q4_0 and their like quantise together; a row of another length stays in 16 bits
-LARGE_BLOCK = 256  # the same of the k-quants
+# Formats such as q8_0 and q4_0 quantise this many numbers together; rows of any other length stay in 16 bits.
+BLOCK = 32
+# The same of the k-quants.
+LARGE_BLOCK = 256
 
 
 @dataclass(frozen=True)

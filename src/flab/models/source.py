@@ -116,6 +116,7 @@ def check_weights(folder: ModelFolder) -> None:
         CheckpointError: quantised weights, or a config that asks for far more than is stored.
     """
     path = folder.path
+    # By the names and dtypes of the tensors, because quantised models do not always say so in their config.
     for name, tensor in folder.stored.items():
         last = name.rpartition(".")[2]
         if last in QUANTISED or (last in ("weight", "bias") and tensor.dtype not in DTYPES):
@@ -177,6 +178,8 @@ def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored
     heads = int(given["num_attention_heads"] or 1)
     head = int(given["head_dim"] or width // heads)
     keys = int(given["num_key_value_heads"] or heads)
+    # An estimate is enough to tell a damaged config from a real one: embedding, FFN, and the four projections
+    # of the attention.
     asked = vocabulary * width + layers * (2 * width * ffn + 2 * width * head * (heads + keys))
     there = sum(tensor.numel for tensor in stored.values())
     if asked > 2 * there + SLACK:
@@ -195,6 +198,7 @@ def check_normalizer(file: Path) -> None:
     except CheckpointError:
         return
     for name in ("normalizer", "decoder"):
+        # Steps of a sequence multiply: a few replacements in a row can turn one character into gigabytes.
         growth = 1.0
         for step in _steps(data[name]) if isinstance(data.get(name), Mapping) else ():
             growth *= _growth(step)

@@ -59,7 +59,8 @@ def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {name: rope[name] for name in apart if name in rope}
     scaling = {name: value for name, value in rope.items() if name not in apart}
     kind = scaling.get("rope_type", "default")
-    if kind == "longrope":  # there Phi-3 demands these three fields and no other
+    # Phi-3 in transformers 4 demands exactly these three fields.
+    if kind == "longrope":
         if "original_max_position_embeddings" in rope:
             made["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
         scaling = {"type": kind} | {name: rope[name] for name in ("short_factor", "long_factor")}
@@ -75,9 +76,11 @@ def full_layers(layer_types: list[str]) -> int:
 def rewrite_tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tokenizer's config without code and stale ids, and with a class that transformers 4 knows too."""
     made = {name: value for name, value in config.items() if name not in ("auto_map", "added_tokens_decoder")}
-    if made.get("tokenizer_class") == "TokenizersBackend":  # the name that transformers 5 gives it
+    # transformers 5 gives the class a name that 4 does not know.
+    if made.get("tokenizer_class") == "TokenizersBackend":
         made["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(made.get("extra_special_tokens"), list):  # a list in transformers 5, names in 4
+    # A list in transformers 5, a mapping of names in 4.
+    if isinstance(made.get("extra_special_tokens"), list):
         made.setdefault("additional_special_tokens", made.pop("extra_special_tokens"))
     return made
 

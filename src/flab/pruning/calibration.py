@@ -25,8 +25,10 @@ from flab.progress import say_once
 from flab.pruning.chats import in_template
 from flab.pruning.recipe import Recipe
 
-HELD_OUT_EVERY = 8  # rows that choose the ridge
-COMPARE_EVERY = 5  # windows that only compare candidates
+# Every eighth row is kept from the fit and chooses the ridge.
+HELD_OUT_EVERY = 8
+# Every fifth window only compares candidates.
+COMPARE_EVERY = 5
 PAD_MULTIPLE = 16
 
 

@@ -22,9 +22,12 @@ from flab.pruning.refits import REFITS
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
 EXPERT_CRITERION_NAMES = ("reap", "frequency", "random")
 TOKENS = 65_536
-TOKENS_PER_NEURON = 7  # with fewer the closed form fits noise: at 8 per neuron it loses half of what 45 give
-DESCENT_PARAMETERS = 100_000_000  # from this on a Gauss-Newton step costs more than many passes of mini-batches
-DESCENT_TOKENS_PER_NEURON = 20  # with fewer, mini-batches add nothing to the closed form
+# With fewer tokens the closed form fits noise. At 8 per neuron it loses half of what 45 give.
+TOKENS_PER_NEURON = 7
+# From this size on, one Gauss-Newton step costs more than many passes of mini-batches.
+DESCENT_PARAMETERS = 100_000_000
+# With fewer tokens, mini-batches add nothing to the closed form.
+DESCENT_TOKENS_PER_NEURON = 20
 NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "magnitude", "random", "first")
 
 

@@ -31,7 +31,8 @@ from flab.pruning.refits import REFITS
 # From deep to shallow the KL falls and then rises again, with some noise. Three candidates in a row that are worse
 # than the best are taken as the rising side; each further one would cost a whole walk with refit.
 PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
-PROBED_PARAMETERS = 100_000_000  # from this size on, depth is probed on few tokens before any split is built
+# From this size on, depth is probed on few tokens before any split is built.
+PROBED_PARAMETERS = 100_000_000
 PROBE_TOKENS = 1024
 
 

@@ -37,10 +37,13 @@ from flab.pruning.cuts.vocabulary import (
 from flab.pruning.objective import cut_mass_kl, expected_counts
 from flab.pruning.recipe import Recipe
 
-LARGE_VOCABULARY = 32_768  # above so many tokens no calibration text holds all that other text of its kind needs
+# No calibration text holds all tokens that other text of its kind needs of a vocabulary above this size.
+LARGE_VOCABULARY = 32_768
 EXPECTED_TOKENS = 12_288  # places at which the uncut model is asked what it would write
-RANK_WEIGHT = 0.003  # of the order of ids, as a fraction of all counts
-RANK_OFFSET = 300  # ids; the first are bytes, and their neighbours are all frequent
+# How much the order of ids counts, as a fraction of all counts.
+RANK_WEIGHT = 0.003
+# In ids. The first are bytes, and their neighbours are all frequent.
+RANK_OFFSET = 300
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     if len(kept) == head.out_features:
         return 0.0
     runner = LayerRunner(checkpoint.model, family)
-    old_of = torch.tensor(kept)  # the windows are in new ids, and the model still has the old ones
+    # The windows are in new ids, but the model still has the old ones.
+    old_of = torch.tensor(kept)
     total = 0.0
     count = 0
     for batch in track(data.compare, "Mass of the cut tokens", unit="batches"):

@@ -151,7 +151,8 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
-    for file in (out, out.with_suffix(".meta.json")):  # data.json has the sidecar of data.jsonl
+    # Both names are checked, because data.json has the same sidecar as data.jsonl.
+    for file in (out, out.with_suffix(".meta.json")):
         check_file(file, overwrite, read)
     check_place(out.with_suffix(".generations.jsonl"), read)
 

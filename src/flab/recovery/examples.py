@@ -109,6 +109,7 @@ def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
 
 
 def _targets(window: Window) -> list[int]:
+    # Target t is token t + 1; the last position has none. Prompt tokens are no targets either.
     following = [*window.ids[1:], IGNORED]
     first = max(1, window.answer_from)  # the token at 0 has nothing before it
     return [token if at + 1 >= first else IGNORED for at, token in enumerate(following)]

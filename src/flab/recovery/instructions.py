@@ -37,7 +37,8 @@ FORMATS = (
     "prompt + completion (optional test + entry_point), instruction + answer, messages, conversations, text, or a task's fields "
     "(code, input, output; prompt, cot)"
 )
-CALL = re.compile(r"(?P<code>.*)\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)  # the last one
+# The last assertion of a prompt, without its right side.
+CALL = re.compile(r"(?P<code>.*)\nassert (?P<entry>[A-Za-z_]\w*)\((?P<input>.*)\) ==\s*\Z", re.DOTALL)
 TYPED = """def typed(value):
     kind = type(value)
     if kind in (list, tuple):
@@ -89,6 +90,8 @@ class Instruction:
         if read_literal(predicted) is None:
             return None
         try:
+            # The answer is read as a literal and written anew, so nothing of the model's text gets into the
+            # program that is run.
             value = repr(ast.literal_eval(predicted))
         except ValueError:  # a hexadecimal number of more digits than Python writes
             return None

@@ -17,7 +17,8 @@ from flab.models.memory import resident_peak
 from flab.recovery.loss import CHUNK_ELEMENTS
 from flab.recovery.settings import Training
 
-LOGIT_COPIES = 5  # logits, their gradient, both log-softmax results, the difference
+# Logits, their gradient, both log-softmax results, and the difference.
+LOGIT_COPIES = 5
 
 
 def predicted_peak(student: Any, teacher: Any, training: Training, parameters: int) -> int:

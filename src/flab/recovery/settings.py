@@ -11,7 +11,8 @@ from flab.models.options import setting
 
 METHODS = ("auto", "full", "lora")
 TARGETS = ("answers", "all")
-LORA_FROM = 1_000_000_000  # parameters from which ``auto`` means LoRA
+# From this many parameters on, ``auto`` means LoRA.
+LORA_FROM = 1_000_000_000
 # Adapters start from zero and frozen weights hold the model in place, so they bear the usual 2e-4; a small
 # pruned model trained as a whole learns fastest at 1e-3.
 LEARNING_RATES = {"full": 1e-3, "lora": 2e-4}

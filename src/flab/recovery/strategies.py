@@ -13,9 +13,11 @@ from flab.errors import OptionError
 from flab.models.engines.protocol import Decoding
 from flab.models.options import setting
 
-KINDS = ("code", "cot", "output", "chat", "instruction", "own")  # those of a mix; plain text has a share of its own
+# The kinds of rows that a mix can name. Plain text has a share of its own.
+KINDS = ("code", "cot", "output", "chat", "instruction", "own")
 UNTESTED = ("reference", "self", "drop")
-GREEDY = 0  # the number of the greedy answer; the tries after it are drawn
+# The number of the greedy answer; the tries after it are drawn.
+GREEDY = 0
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,10 @@ from flab.recovery.trainer import RecoveryTrainer, make_trainer, remove_loss, se
 from flab.version import __version__
 
 DEFAULT_EPOCHS = 3.0
-LEAST_FREE = 2**20  # bytes; with fewer a failed write is one of a full disk
-TRAINING_SHARE = 0.9  # of a time budget; the rest is for measuring held-out rows
+# In bytes. With less room left, a failed write is taken for that of a full disk.
+LEAST_FREE = 2**20
+# Of a time budget; the rest is for measuring held-out rows.
+TRAINING_SHARE = 0.9
 
 
 @dataclass
@@ -82,7 +84,8 @@ def recover(
     out, source, original = Path(out), resolve(folder), resolve(teacher)
     state = PartialState(cpu=options.device == "cpu")
     if options.device == "cuda" and state.num_processes > 1:
-        options = replace(options, device=f"cuda:{state.local_process_index}")  # each process on a device of its own
+        # Each process works on a device of its own.
+        options = replace(options, device=f"cuda:{state.local_process_index}")
     plan = check_inputs(source, original, Path(data), out, options.overwrite)
     bench = _prepare(source, original, Path(data), out, plan, training, options)
     _claim(bench, options.overwrite, state)
@@ -110,7 +113,8 @@ def _prepare(
     try_saving(student, family)
     parameters = shape_of(student.model, family).total
     if training.method_for(parameters) == "full" and student.model.dtype != torch.float32:
-        student.model.float()  # full training needs float32 weights; the products may still be bfloat16
+        # Full training needs float32 weights; the products may still be in bfloat16.
+        student.model.float()
     teacher, _ = open_teacher(original, plan, student, options)
     samples = in_template(samples, source, student.tokenizer, training.template)
     eos = end_of_text(student.model, list(range(student.tokenizer.get_vocab_size())))

@@ -38,7 +38,8 @@ from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
 from flab.recovery.teacher import Teacher, final_states
 
-REMEMBERED_BYTES = 2 * 2**30  # of the teacher's states at most
+# The most that the teacher's remembered states may take.
+REMEMBERED_BYTES = 2 * 2**30
 LOGGED = 100  # points of the curve of the training loss
 
 

@@ -102,6 +102,7 @@ def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
     assert recipe.tokens is not None
     task = [sample.text for sample in texts.task]
     available = sum(map(len, task)) / characters_per_token(facts, task)
+    # If there is less text than was asked for, general text shrinks with it and the shares stay.
     of_task = min(available, recipe.tokens * (1 - recipe.general))
     return int(of_task / (1 - recipe.general))
 
@@ -241,7 +242,10 @@ def training_stages(
         epochs,
         training.gradient_checkpointing,
     )
+    # Adam reads and writes weights, gradients and two moments of each parameter at every step: some 64 bytes.
     amount += work(memory=epochs * rows / training.batch * 64 * (parameters if full else 0))
+    # A checkpoint of full training holds the weights and Adam's two moments in float32; one of LoRA is small
+    # beside that.
     checkpoint = parameters * (12 if full else 1)
     amount += work(write=training.evaluations * checkpoint)
     spent = 60 * training.minutes if training.minutes is not None else seconds(amount, speed)

@@ -35,8 +35,10 @@ CONTEXT = 256
 LARGEST = 2048  # features of the matrices that are factored
 COPIED_BYTES = 2**27
 DISK_BYTES = 2**26
-TESTS_A_SECOND = 8.0  # programs in the sandbox, measured on two cores
-SECONDS_TO_START = 6.0  # of a process that loads torch and transformers, measured on two cores
+# Programs in the sandbox, measured on two cores.
+TESTS_A_SECOND = 8.0
+# Of a process that loads torch and transformers, measured on two cores.
+SECONDS_TO_START = 6.0
 
 
 def measure_speed(
@@ -73,11 +75,14 @@ def _seconds(once: Callable[[], object], place: torch.device) -> float:
     for _ in range(50):
         start = time.perf_counter()
         once()
+        # A GPU works on after the call returns; the clock must wait for it.
         if place.type == "cuda":
             torch.cuda.synchronize(place)
         taken.append(time.perf_counter() - start)
         if len(taken) > 1 and sum(taken) > SECONDS_EACH:
             break
+    # The shortest, because whatever else runs on the machine only ever adds time; the first one pays for
+    # warming up.
     return min(taken[1:])
 
 
@@ -88,6 +93,7 @@ def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
     small.vocab_size = 64
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:1]
+    # Special ids of the real vocabulary lie outside of the 64 tokens left here.
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(small, name, None)
     dtype = {"mixed": torch.bfloat16, "auto": torch.float32}.get(precision) or getattr(torch, precision)
@@ -116,11 +122,13 @@ def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) 
 def _product_speeds(shape: Shape, precision: str, place: torch.device) -> dict[str, float]:
     """FLOP in a second: of Gram matrices, factorisations in both precisions, and the head."""
     features = min(shape.width, 2 * LARGEST)
-    statistics = torch.bfloat16 if precision in ("mixed", "bfloat16") else torch.float32  # as the refit sums them
+    # In the precision in which the refit sums its statistics.
+    statistics = torch.bfloat16 if precision in ("mixed", "bfloat16") else torch.float32
     x = torch.randn(1024, features, device=place).to(statistics)
     found = {"gram": 2 * x.numel() * features / _seconds(lambda: x.T @ x, place)}
     size = min(shape.width, LARGEST)
     for name, dtype in (("single", torch.float32), ("double", torch.float64)):
+        # Diagonally dominant, hence positive definite: it has a Cholesky factor.
         matrix = torch.eye(size, dtype=dtype, device=place) * size + 1
         work = torch.empty_like(matrix).T
 
@@ -149,7 +157,9 @@ def _learning_speed(shape: Shape, place: torch.device) -> float:
             out = nn.functional.silu(x @ matrices[0].T) @ matrices[1]
         out.float().pow(2).sum().backward()  # type: ignore[no-untyped-call]
 
-    return 10 * STEP_TOKENS * matrices[0].numel() / _seconds(step, place)  # the first matrix's input has no gradient
+    # Ten operations for each number of a matrix: four forward, four for the gradients of both matrices, and two to pass
+    # the gradient through the second. Nobody asks for that of the first one's input.
+    return 10 * STEP_TOKENS * matrices[0].numel() / _seconds(step, place)
 
 
 def _memory_speed(place: torch.device) -> float:
@@ -161,6 +171,7 @@ def _memory_speed(place: torch.device) -> float:
 
 def _disk_speeds(folder: Path) -> dict[str, float]:
     """Return bytes in a second that are written through to the disk, read back past the system's cache, and hashed."""
+    # Random bytes, because a disk or file system that compresses would write zeros in no time.
     data = os.urandom(2**20) * (DISK_BYTES // 2**20)
     with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
         start = time.perf_counter()
@@ -168,6 +179,7 @@ def _disk_speeds(folder: Path) -> dict[str, float]:
         file.flush()
         os.fsync(file.fileno())
         written = time.perf_counter() - start
+        # Without this the file would be read back from memory.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()
         file.seek(0)

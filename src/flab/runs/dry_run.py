@@ -105,6 +105,7 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
     stages = [replace(one, name=f"prune: {one.name}") for one in prune_stages(facts, plan, speed, options)]
     chosen = recipe.evaluate
     tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
+    # Answers are made in another precision than the cut, so the speed is measured once more for them.
     asked = _speed(facts, "float32" if options.device == "cpu" else facts.stored, options, out, chosen.batch_size)
     models = {"original": facts.size, "pruned": plan.cut}
     if recipe.data is not None and recipe.recover is not None:
@@ -143,6 +144,7 @@ def _measuring_stage(recipe: RecipeFile, facts: ModelFacts, speed: Speed) -> Sta
     """Both models timed at every batch size up to the largest, in two processes, and metered."""
     costs = recipe.measure
     assert costs is not None
+    # Batches of 1, 2, 4, ... up to the largest: as many as it has binary digits.
     sizes = costs.max_batch.bit_length()
     steps = 2 * costs.new_tokens * (costs.rounds + sizes + 1) * facts.shape.layers
     amount = work(
@@ -153,6 +155,7 @@ def _measuring_stage(recipe: RecipeFile, facts: ModelFacts, speed: Speed) -> Sta
 
 
 def _speed(facts: ModelFacts, precision: str, options: Options, out: PathLike, batch: int = BATCH) -> dict[str, float]:
+    # The disk that is timed is the one that will hold the output.
     place = next(parent for parent in as_path(out).absolute().parents if parent.is_dir())
     return measure_speed(facts.config, facts.shape, precision, options.device, place, facts.tokenizer, batch)
 

@@ -40,10 +40,13 @@ from flab.pruning.search import PATIENCE, PROBE_TOKENS, PROBED_PARAMETERS
 Work = Counter[str]
 Speed = Mapping[str, float]  # how much of each kind of work a second does
 
-RIDGES_TRIED = 3  # of those among many features: where the neighbouring layer ended, and one step to either side
+# Of a wide layer's ridges: the one where the neighbouring layer ended, and one step to either side.
+RIDGES_TRIED = 3
 RECONSTRUCTIONS = 1.5  # rates tried per layer: the second where the first does not help
-RACED = 0.5  # share of the layers that a race scores to the end
-ADAM_BYTES = 36  # moved per number and step: weight, gradient and both moments read and written, the gradient cleared
+# The part of the layers that a race scores to the end.
+RACED = 0.5
+# Moved for each number and step: weight, gradient and both moments read and written, the gradient cleared.
+ADAM_BYTES = 36
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -163,7 +166,8 @@ def gram_work(features: int, targets: int, tokens: int) -> Work:
     """Return the work of the lower triangle of X^T X and of Y^T X, added up in float64 after every micro-batch."""
     batches = tokens / Options.batch_tokens
     # Each product is two operations. After every micro-batch the F x F sums are updated: 14 bytes each.
-    triangle = features * (features + min(features, BLOCK_ROWS))  # by blocks of rows, each up to its diagonal
+    # Block by block of rows, each up to its diagonal.
+    triangle = features * (features + min(features, BLOCK_ROWS))
     return work(gram=(triangle + 2 * features * targets) * tokens, memory=14 * features * features * batches)
 
 
@@ -173,7 +177,8 @@ def solving(features: int, targets: int) -> Work:
     once = features**3 / 3 + 2 * targets * features**2
     tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
     if features > FAST_FEATURES:
-        few = min(targets, SKETCH)  # random combinations of the targets, on which the ridges are compared
+        # Ridges of many features are compared on random combinations of the targets.
+        few = min(targets, SKETCH)
         return work(single=tries * (features**3 / 3 + 4 * few * features**2), double=once)
     return work(double=tries * (once + 2 * targets * features**2) + once)
 

@@ -62,6 +62,7 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
     stored = folder.stored
     config.tie_word_embeddings = f"{family.head}.weight" not in stored  # what the weights say
     tokenizer, named_ids, warnings = load_tokenizer(path)
+    # A model of shapes without memory: everything that is counted comes from its tensors' sizes.
     with quiet(), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     return ModelFacts(

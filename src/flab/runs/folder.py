@@ -49,7 +49,9 @@ class Run:
             return False
         say_stage(len(self.met), self.count, f"{name}: {output}")
         if self.stages.pop(name, None) is not None:
-            self.save()  # or a stop after the output is replaced would leave the old record of the new output
+            # Were the old record left, a stop after the output is replaced would make it the record of the new
+            # output.
+            self.save()
         reset_peak(options.device)
         report = self._metered(name, digest, work)
         used, how = resident_peak()
@@ -69,6 +71,8 @@ class Run:
     def _metered(self, name: str, digest: str, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """Do the work; what it costs is added to what stopped tries of the same cost, and kept should this one stop too."""
         before = self.spent.get(name, {})
+        # Only a stopped try of the very same work counts: what was spent on other settings made nothing of this
+        # output.
         before = before if before.get("fingerprint") == digest else {}
         start = time.perf_counter()
         energy = Energy()

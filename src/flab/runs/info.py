@@ -112,6 +112,8 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
         return {"remove": remove, "reachable": False}
     deepest = splits[0]
     shallowest = splits[-1]
+    # How much of the cut falls to tokens, to layers (with all of their neurons), and to neurons of the layers
+    # that stay.
     removed = shape.total - deepest.parameters
     tokens = (shape.vocabulary - deepest.vocabulary) * shape.per_token
     layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.width * shape.per_neuron)

@@ -127,6 +127,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+# YAML 1.1 wants a dot in a number with an exponent, so it would read a learning rate of 1e-3 as text.
 _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))  # type: ignore[no-untyped-call]
 
@@ -343,6 +344,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         base = get_origin(one) or one
         if base is tuple and isinstance(value, list):
             return tuple(_typed(part, get_args(one)[0], where) for part in value)
+        # ``type(value)`` and not isinstance, because true would pass as the number 1.
         if base is float and type(value) in (int, float):
             if not abs(value) <= sys.float_info.max:
                 raise OptionError(f"{where}: got {value!r:.60}, expected a finite number.")

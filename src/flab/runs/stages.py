@@ -58,6 +58,7 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     recipe = replace(recipe, options=settled(recipe.options))
     run = Run(recipe, folder, *known_stages(folder))
+    # Everything that a later stage needs is looked at before the first one starts, which may take hours.
     check_inputs(recipe)
     model = resolve(recipe.model)
     check_place(folder, [model, *recipe.inputs])
@@ -103,6 +104,8 @@ def run_prune(run: Run, model: Path) -> None:
     recipe = run.recipe.prune
     out = run.folder / "pruned"
     data = [recipe.calibration] if recipe.calibration is not None else []
+    # What a stage reads decides whether it is done again: settings and the digests of files, never times or
+    # paths.
     reads = {
         "recipe": recipe.to_json(),
         "model": model_fingerprint(model),
@@ -208,6 +211,8 @@ def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> No
         return {"gains": report["gains"]}
 
     run.stage("measure", reads, out, work)
+    # The cost of the stages is known only now, so the payback is added to what was measured, also if nothing
+    # was measured anew.
     made = {stage: run.stages[stage] for stage in run.met}
     report = read_json(out)
     write_json(out, report | {"payback": payback(made, report, solving(runs[0]) if solvable else None)})

@@ -36,7 +36,8 @@ from flab.runs.folder import SWEEP, check_limit, earlier
 from flab.version import __version__
 
 FORMAT = 1
-PATIENCE = 1  # depths in a row that are worse than the best, after which fewer layers are not tried
+# Depths in a row that are worse than the best, after which fewer layers are not tried.
+PATIENCE = 1
 
 
 def sweep(
@@ -62,6 +63,8 @@ def sweep(
     if not budgets:
         raise OptionError("`remove`: got none; give one or more budgets, e.g. 0.2 and 0.4.")
     check_limit(limit, tasks)
+    # From small to large, because each budget starts from what the smaller one found. ``replace`` checks each
+    # value.
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     start = time.perf_counter()
     planner = Planner(model, recipe, options, many=True)

@@ -41,6 +41,8 @@ def run_form(names: dict[str, Any], form: dict[str, Any], candidate: Any) -> Non
 
 def finish(result: Any) -> None:
     """Run what a check returned to its end; a check that returns False failed."""
+    # An async test that is only called has run nothing yet. It is awaited here, or it would pass whatever it
+    # says.
     if hasattr(result, "__await__"):
         import asyncio
 

@@ -128,7 +128,8 @@ class Guard:
     def reach(self, frame: Any, args: tuple[Any, ...]) -> None:
         """Refuse the program, directly and through the standard library."""
         name = frame.f_code.co_filename
-        keeps_tracing = self.trusted(name) and name.endswith("/doctest.py")  # it sets the tracing that there was
+        # doctest saves the tracing function that there was and sets it again.
+        keeps_tracing = self.trusted(name) and name.endswith("/doctest.py")
         if not keeps_tracing and self.is_program(self.asker(frame)):
             self.tampering("the interpreter's frames, objects or tracing")
 

@@ -42,7 +42,8 @@ LINK_UP = 1
 FILTER = 2
 CAPABILITY_VERSION = 0x20080522
 FRAMES = 30  # below the program here, for helpers of the tests, and for the hook
-GRACE_S = 1  # the kernel counts CPU time for the limit in ticks, and was seen a seventh ahead of what was used
+# The kernel counts CPU time for the limit in ticks, and was seen a seventh ahead of what had been used.
+GRACE_S = 1
 FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "memory"),
     (NameError, "name"),
@@ -285,7 +286,8 @@ def verdict(
 def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
     """Limit this process, load the program, ask for the tests, run them and report."""
     os.environ.clear()
-    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's memory grows with its threads; os.environ stays empty
+    # numpy's memory grows with its threads. ``putenv`` leaves os.environ, which the program sees, empty.
+    os.putenv("OPENBLAS_NUM_THREADS", "1")
     sys.path[:] = [folder for folder in sys.path if folder] + ([job["packages"]] if job["packages"] else [])
     sys.argv[:] = ["candidate"]
     # Limits come before anything of the program is seen; the CPU limit follows once start-up, which does not count, is over.
@@ -322,7 +324,8 @@ def run(job: dict[str, Any], code: Any, tests_fd: int, reporter: Reporter, snaps
     lies = honest.Honest(is_trusted, lambda what: end("tampering", what))
     module = sys.modules["candidate"] = sys.modules["__main__"] = type(sys)("candidate")
     names = vars(module)
-    names["__builtins__"] = sys.modules["builtins"]  # the real ones, which tests may patch; ours are a copy
+    # The program gets the real builtins, which tests may patch. The harness works on a copy.
+    names["__builtins__"] = sys.modules["builtins"]
     program = job.pop("program")
     borrow = lender(names, program, snapshot.modules)
     seed(program)

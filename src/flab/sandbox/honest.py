@@ -33,9 +33,12 @@ METHODS = ("__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__contai
 MAX_ITEMS = 2000
 MAX_DEPTH = 12
 MAX_RUNS = 100
-ATTRIBUTES_DEPTH = 2  # how deep the attributes of objects that compare by them are looked at; a graph would have no end
-GIVES_LIARS = ("/unittest/mock.py", "/test/")  # parts of the standard library with objects that equal everything
-HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, whose methods can be anything
+# How deep to follow the attributes of objects that compare by them. A graph of objects would have no end.
+ATTRIBUTES_DEPTH = 2
+# Parts of the standard library whose objects equal everything.
+GIVES_LIARS = ("/unittest/mock.py", "/test/")
+# Py_TPFLAGS_HEAPTYPE marks a class made by a class statement, whose methods can be anything.
+HEAP_TYPE = 1 << 9
 
 
 class _Slot:

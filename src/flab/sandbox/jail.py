@@ -27,13 +27,15 @@ from flab.sandbox.packages import INSIDE
 
 # Nothing of flab's own environment reaches the program: it may hold tokens, proxies and paths.
 LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
-LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"  # else each thread takes 64 MiB of the address space that is allowed
+# By default glibc reserves 64 MiB for each thread, and the limit is on address space.
+LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"
 DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store")
 # ``nosuid`` takes the power from set-user-id programs, ``nodev`` from device files that a bound folder may
 # hold.
 READ_ONLY = "ro,nosuid,nodev"
-Binds = tuple[tuple[str, str], ...]  # packages to lend: name in the folder of packages, and where it is
+# The packages to lend: each one's name in the folder of packages, and where it is.
+Binds = tuple[tuple[str, str], ...]
 Launcher = Callable[[Binds], list[str]]
 Level = Literal["bubblewrap", "namespaces", "rlimits"]
 # bwrap cannot limit how many files a tmpfs holds, and old ones cannot limit its size. So both file systems are mounted
@@ -169,7 +171,8 @@ def bubblewrap_root(packages: Binds = ()) -> list[str]:
     """List bwrap's arguments that make the same root as ``script``."""
     words = "--unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try --die-with-parent".split()
     for folder in bound_folders():
-        for parent in reversed(folder.parents[:-1]):  # bwrap's own would be closed where the real one is: /root
+        # bwrap copies the modes of parent folders, and a closed one such as /root would keep the program out.
+        for parent in reversed(folder.parents[:-1]):
             words += ["--perms", "0755", "--dir", str(parent)]
         words += ["--ro-bind", str(folder), str(folder)]
     words += ["--perms", "0755", "--dir", INSIDE] if packages else []

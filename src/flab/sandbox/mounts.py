@@ -22,6 +22,8 @@ def mount_table() -> list[Mount]:
         return []
     found = []
     for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        # A varying number of optional fields stands before the hyphen, so the line is read from there in both
+        # directions.
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2) if after.count(" ") > 1 else (after.partition(" ")[0], "", "")
         found.append(Mount(before.split()[4].replace("\\040", " "), kind, tuple(options.split(","))))

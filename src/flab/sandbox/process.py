@@ -116,7 +116,9 @@ def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
 def _file(content: Any) -> Iterator[int]:
     """Yield a nameless file that holds ``content``."""
     with tempfile.TemporaryFile() as file:
-        file.write(marshal.dumps(content))  # half the start-up time of json; only our own side writes it
+        # marshal takes half the start-up time of json. It is safe here, because only flab's own side writes
+        # this file.
+        file.write(marshal.dumps(content))
         file.seek(0)
         yield file.fileno()
 
@@ -229,6 +231,8 @@ class _Talk:
         else:
             self.heard += data
             if self.tests and b"\nloaded " + self.key + b"\n" in self.heard and not self.tests_in.closed:
+                # Tests may be larger than a pipe holds, and the program may never read: writing must not block
+                # the reading of the report.
                 os.set_blocking(self.tests_in.fileno(), False)
                 selector.register(self.tests_in.fileno(), selectors.EVENT_WRITE)
                 self.heard = self.heard.replace(b"\nloaded " + self.key + b"\n", b"\n", 1)
@@ -252,6 +256,7 @@ def _end(process: subprocess.Popen[bytes], patience_s: float) -> tuple[int, floa
     The group is killed before the leader is reaped, so that its number cannot have gone to anyone else.
     """
     deadline = time.monotonic() + patience_s
+    # WNOWAIT looks without reaping: as long as the leader is a zombie, no other process can get its number.
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() >= deadline:
             break

@@ -33,12 +33,14 @@ ANYWHERE = ("eq", "ne")  # compared outside of asserts too: ``same = out == expe
 COPIES = ("copy", "deepcopy")
 # These compare what they are given, as does all that begins with assert; of abs, a difference.
 COMPARERS = ("isclose", "allclose", "array_equal", "array_equiv", "approx", "index", "count", "remove")
-ENDLESS = ("map", "filter", "starmap")  # these end early when what they call raises StopIteration
+# These end early, without an error, when what they call raises StopIteration.
+ENDLESS = ("map", "filter", "starmap")
 CHECKS = ("isinstance", "issubclass")
 # Patched by tests, aware of their caller, or known to the compiler by name.
 OWN_BUSINESS = set("input print open exec eval compile globals locals vars dir super breakpoint exit quit".split())
 REAL = {name for name in vars(builtins) if not name.startswith("_")} - OWN_BUSINESS
-PLAYFUL = {"this", "antigravity", "test", "idlelib", "turtledemo"}  # importing these does something
+# Importing one of these does something: prints a poem, opens a browser.
+PLAYFUL = {"this", "antigravity", "test", "idlelib", "turtledemo"}
 CATCHING = {"AssertionError", "Exception", "BaseException"}
 
 
@@ -77,7 +79,8 @@ def _prepare(source: str, entry_point: str) -> Tests:
         form = form_of(tree, entry_point)
         changed = _Rewriter(bound, borrowed, names_of_data(tree)).visit(tree)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # the compiler wonders at a call of a constant
+            # The compiler warns of a constant that is called: the helpers are constants.
+            warnings.simplefilter("ignore", SyntaxWarning)
             code = compile(ast.fix_missing_locations(changed), TEST_FILE, "exec", dont_inherit=True, optimize=0)
     except NOT_PYTHON as error:
         return Tests(source, entry_point, None, f"{type(error).__name__}: {error}")
@@ -152,7 +155,8 @@ class _Rewriter(ast.NodeTransformer):
         self.in_assert = 0
         self.caught = 0  # inside what is meant to catch a failed assert
         self.within = 0  # inside a with
-        self.uses: dict[int, str] = {}  # what becomes of a comparison's result, if it is not taken for a yes or no
+        # By the id of a comparison: what becomes of its result, if it is not taken for a yes or no.
+        self.uses: dict[int, str] = {}
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         base = node.value
@@ -253,6 +257,8 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_Match(self, node: ast.Match) -> ast.stmt:
+        # A match compares with patterns inside the interpreter, where no helper can be put. So its subject is
+        # looked at instead.
         node.subject = _call("seen", [self.visit(node.subject)], node)
         for case in node.cases:
             case.guard = self.visit(case.guard) if case.guard is not None else None

@@ -139,7 +139,8 @@ class Sandbox:
         # nothing.
         keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
-        tests = prepare(job.test, job.entry_point.strip())  # MBPP has names with a blank at the end
+        # Some of MBPP's entry points end with a blank.
+        tests = prepare(job.test, job.entry_point.strip())
         packages = tuple(name for name in (*tests.packages, *job.packages) if is_installed(name))
         inside: dict[str, Any] = {
             "program": job.program,
@@ -239,7 +240,8 @@ def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overra
 
 def name_end(raw: Raw, cpu_limit: int, overran: bool) -> tuple[Outcome, str]:
     """Name the end of a process that did not finish: CPU limit, memory, or left early."""
-    code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code  # a shell reports signal s as 128 + s
+    # A shell reports a death by signal s as exit code 128 + s.
+    code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code
     if overran:
         return "memory", "killed by the system: its processes used up the memory together"
     # At the hard limit the kernel sends SIGKILL, which looks like any other kill but for the CPU time that was

@@ -38,6 +38,7 @@ def docstring_format(problem: Problem, rng: Random) -> Problem | None:
     docstring = find_docstring(program)
     if docstring is None:
         return _checked(program, _to_docstring(program))
+    # Formats are tried in random order, and the first that changes anything but the code is taken.
     for make in rng.sample(FORMATS, len(FORMATS)):
         made = _checked(program, make(program, docstring, rng))
         if made is not None:

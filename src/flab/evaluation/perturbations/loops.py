@@ -15,7 +15,8 @@ from flab.evaluation.perturbations.programs import Program, bound_names, fresh, 
 
 ENDLESS = {"count", "cycle", "repeat", "iter", "open"}
 CHANGES = {"append", "extend", "insert", "remove", "pop", "popleft", "clear", "add", "discard", "update", "sort"}
-GATHERING = {"sum", "max", "min", "sorted", "len", "list", "set", "tuple"}  # they read a generator to its end
+# These read a generator to its end, so a list in its place changes nothing.
+GATHERING = {"sum", "max", "min", "sorted", "len", "list", "set", "tuple"}
 USED = {"list", "len", "iter", "int", "range"}
 Body = Sequence[ast.stmt]
 
@@ -84,6 +85,8 @@ def _for_to_while(program: Program, body: Body, place: int, node: ast.stmt) -> R
     taken = _taken(program)
     target = program.source(node.target)
     over = program.source(node.iter)
+    # A range becomes a plain counter. Anything else is put into a list first, because it may have no length and
+    # no index.
     counted = _range_parts(program, node.iter)
     if counted is None:
         items = fresh("items", taken)
@@ -100,6 +103,7 @@ def _for_to_while(program: Program, body: Body, place: int, node: ast.stmt) -> R
         test = f"{index} {'>' if size < 0 else '<'} {stop}"
         first = f"{target} = {index}"
         step = f"{index} += {size}"
+    # The counter moves on before the body: a ``continue`` there would otherwise skip the step and never end.
     lines = [*(indent + one for one in [*setup, f"while {test}:"]), inner + first, inner + step]
     text = "".join(line + "\n" for line in lines)
     return Rewrite(start, end, text, len(text))
@@ -128,6 +132,8 @@ def _may_change(node: ast.For) -> bool:
         for one in ast.walk(node.iter)
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute)
     }
+    # Only calls that are known to end and to give the same items each time; whatever else is called may do
+    # anything.
     known = {"range", "enumerate", "zip", "sorted", "reversed", "list", "set", "len", "str", "map", "filter", "dict"}
     known |= {"items", "keys", "values", "split", "tuple", "min", "max", "int", "abs", "strip", "lower", "sqrt", "join"}
     if called & ENDLESS or called - known:
@@ -149,6 +155,7 @@ def _while_to_for(program: Program, body: Body, place: int, node: ast.stmt) -> R
     if header is None or not isinstance(node, ast.While) or node.orelse:
         return None
     start, end, indent, inner = header
+    # ``iter(int, 1)`` calls int() until it returns 1, which it never does: a for loop without end.
     lines = [f"{indent}for {fresh('_', _taken(program))} in iter(int, 1):"]
     if not (isinstance(node.test, ast.Constant) and node.test.value):
         step = inner[len(indent) :] if inner.startswith(indent) else "    "
@@ -201,6 +208,7 @@ def _gathered(node: ast.stmt) -> ast.ListComp | ast.GeneratorExp | None:
 
 def _is_local(program: Program, found: ast.ListComp | ast.GeneratorExp) -> bool:
     """Whether the comprehension's variables are used nowhere else in the function, inside no ``lambda``, and no await."""
+    # A comprehension has a scope of its own, a loop has not: its variable would overwrite one of the same name.
     targets = _names(*(one.target for one in found.generators))
     own = [one.id for one in ast.walk(found) if isinstance(one, ast.Name)]
     everywhere = [one.id for one in ast.walk(program.function) if isinstance(one, ast.Name)]

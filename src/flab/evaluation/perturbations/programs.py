@@ -74,6 +74,8 @@ class Program:
     def offset(self, line: int, column: int) -> int:
         """Offset in the text of a tree's position, whose column counts UTF-8 bytes."""
         start = self.line_starts[line - 1]
+        # ``ast`` counts columns in bytes of UTF-8, Python's strings count characters: they differ after the
+        # first umlaut.
         whole = self.text[start : self.line_starts[line] - 1]
         return start + len(whole.encode()[:column].decode())
 
@@ -107,6 +109,8 @@ class Program:
         """Apply edits that do not overlap; None if one reaches across the end of the prompt."""
         prompt = self.text[: self.boundary]
         solution = self.text[self.boundary :]
+        # From the end to the beginning, so that an edit does not move the places of those that are still to
+        # come.
         for edit in sorted(edits, key=lambda one: (one.start, one.end), reverse=True):
             if edit.end <= self.boundary:
                 prompt = prompt[: edit.start] + edit.text + prompt[edit.end :]
@@ -125,6 +129,7 @@ def read_program(problem: Problem) -> Program | None:
     bodies = [problem.canonical_solution] if problem.canonical_solution is not None else STANDINS
     for body in bodies:
         text = problem.prompt + body
+        # These end lines for some of Python's readers and not for others, and offsets would be wrong.
         if "\r" in text or "\f" in text:
             return None
         try:

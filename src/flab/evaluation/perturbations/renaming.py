@@ -65,6 +65,7 @@ def rename_arguments(problem: Problem, rng: Random) -> Problem | None:
     scheme = rng.choice(ARGUMENT_SCHEMES)
     names = {name: fresh(scheme(name, number), taken) for number, name in enumerate(old, start=1)}
     used = {node.id for node in ast.walk(program.function) if isinstance(node, ast.Name)}
+    # A function that looks at its own names, such as by locals(), would notice the renaming.
     if not names or used & REFLECTION:
         return None
     test = _with_keywords_renamed(problem.test, names, problem.entry_point)
@@ -114,6 +115,8 @@ def _renamed(program: Program, root: ast.AST, names: Names, keywords_of: Iterabl
     for node in _calls(wanted, callees):
         node.arg = names.get(node.arg or "", node.arg)
     edits = [*_code_edits(program, root, names), *_keyword_edits(program, names, callees)]
+    # The text is edited and the tree is renamed, each by itself. Only if the edited text parses to the renamed
+    # tree is the result used, so a name that one of the two has missed cannot slip through.
     made = program.edited([*edits, *_prose_edits(program, names)])
     if made is None or made == program.problem:
         return None
@@ -216,6 +219,8 @@ def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
 def _mention(name: str) -> re.Pattern[str]:
     """Where a text means the name; a word of small letters only if it is written as code."""
     word = rf"(?<![\w.]){re.escape(name)}(?!\w)"
+    # A parameter may be called ``list`` or ``a``: in prose such a word is a word, and only marked as code it is
+    # the name.
     is_word = name.isalpha() and name.islower() and (len(name) > 1 or name == "a")
     if not is_word:
         return re.compile(word)

@@ -77,6 +77,8 @@ class Generator(Protocol):
 
 def batches(requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
     """Return indices of the requests in batches of like length, longest prompts first; the same on every run."""
+    # Rows of like length share a batch, so little is padding. The longest come first: if memory is short, it
+    # fails at once.
     order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt), index))
     return [order[at : at + decoding.batch_size] for at in range(0, len(order), decoding.batch_size)]
 
@@ -170,6 +172,8 @@ def finish_rows(
     tokenizer: Tokenizer, rows: Sequence[Encoded], made: Sequence[list[int]], eos_ids: Sequence[int]
 ) -> list[Generation]:
     """Decode what was made after each prompt, and cut it at its end token or earliest stop string."""
+    # The text is cut at whichever comes first, an end token or a stop string. A backend may have gone on a few
+    # tokens beyond.
     ends = [next((at for at, token in enumerate(ids) if token in eos_ids), None) for ids in made]
     kept = [ids[:end] for ids, end in zip(made, ends, strict=True)]
     texts = decode_after(tokenizer, [row.ids for row in rows], kept)
@@ -187,6 +191,8 @@ def _finish(text: str, row: Encoded, num_tokens: int, end: int | None) -> Genera
 
 def decode_after(tokenizer: Tokenizer, prompts: Sequence[list[int]], made: Sequence[list[int]]) -> list[str]:
     """Decode each row as what follows its prompt, so that a decoder cannot strip a leading indentation."""
+    # A decoder may strip a space at the beginning of a text, and in Python the first space of an answer is
+    # indentation. So prompt and answer are decoded together, and the prompt's own text is taken off.
     before = tokenizer.decode_batch(list(prompts), skip_special_tokens=False)
     joined = [prompt + ids for prompt, ids in zip(prompts, made, strict=True)]
     both = tokenizer.decode_batch(joined, skip_special_tokens=False)

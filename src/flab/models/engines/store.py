@@ -100,6 +100,8 @@ class Store:
         assert self._file is not None
         fresh = {key: made for key, made in rows if key not in self._rows}
         assert len({key for key, _ in rows}) == len(rows), "a sample twice in one batch"
+        # One write and one flush for a whole batch: after a crash the file holds all of it, or a torn end that
+        # is cut off later.
         data = b"".join(_line(self.fingerprint, key, made) for key, made in fresh.items())
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
@@ -126,6 +128,8 @@ class Store:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror}); give a folder to write in.") from None
         try:
+            # A lock of the operating system ends with the process, so a killed run leaves nothing that would
+            # have to be removed by hand.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(file)

@@ -111,7 +111,8 @@ class Batch:
         tokens_B = tokens_B.to(self.mask_BT.device)
         # Rows that ended leave the cache too, so that a step costs only what still runs.
         if len(kept) < len(self.running):
-            at = torch.tensor(kept)  # on the CPU it selects on every device that the layers may be on
+            # An index on the CPU selects on every device that the layers may be on.
+            at = torch.tensor(kept)
             self.cache.batch_select_indices(at)
             self.mask_BT = self.mask_BT[at]
             self.next_B1 = self.next_B1[at]

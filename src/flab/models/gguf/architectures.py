@@ -157,7 +157,10 @@ def rope_factors(config: Any) -> list[float] | None:
     context = float(rope["original_max_position_embeddings"])
     divisors = []
     for place in range(0, head, 2):
-        turns = context / (2 * math.pi * base ** (place / head))  # how often the wave turns within the original context
+        # How often the wave turns within the original context.
+        turns = context / (2 * math.pi * base ** (place / head))
+        # 0 for waves that turn rarely within the original context (stretched), 1 for fast ones (kept), linear
+        # in between.
         share = min(1.0, max(0.0, (turns - low) / (high - low)))
         divisors.append(1 / ((1 - share) / factor + share))
     return divisors

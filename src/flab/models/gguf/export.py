@@ -16,7 +16,8 @@ from flab.models.gguf.vocabulary import CONTROL
 from flab.models.gguf.write import TYPES, Written, write_gguf
 
 BY_LLAMA_QUANTIZE = ("q5_0", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs")
-SERVED_CONTEXT = 8192  # tokens that the printed command asks room for; a longer context needs memory for it
+# Tokens that the printed command asks room for; a longer context needs memory for it.
+SERVED_CONTEXT = 8192
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant

@@ -77,6 +77,7 @@ def read_vocabulary(folder: Path, rows: int, pre: str | None = None, recorded: s
         made.add_space_prefix = _adds_space(data)
         made.warnings += _unscored(data)
     made.ids = _special_ids(folder, data, tokens)
+    # What the tokenizer puts around an empty text is what it puts around every text.
     marks = tokenizer.encode("").ids
     made.add_bos = made.ids.get("bos") in marks
     made.add_eos = made.ids.get("eos") in marks and len(marks) > made.add_bos
@@ -115,7 +116,8 @@ def _type(index: int, names: Mapping[int, str], added: Mapping[int, Any], model:
     if index not in names:
         return UNUSED
     if names[index] == model.get("unk_token") and model.get("byte_fallback"):
-        return UNKNOWN  # a byte-level model may name its end of text so, and never makes it of a text
+        # A byte-level model may call its end of text so, but no text ever makes it.
+        return UNKNOWN
     if index in added:
         return CONTROL if added[index]["special"] else USER_DEFINED
     name = names[index]
@@ -183,6 +185,7 @@ def _special_ids(folder: Path, data: Mapping[str, Any], tokens: list[str]) -> di
     found: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "pad"):
         named = roles.get(f"{role}_token")
+        # A special token is stored as text, or as an object with its text in ``content``.
         name = named.get("content") if isinstance(named, dict) else named
         index = place.get(name) if isinstance(name, str) else _first(config.get(f"{role}_token_id"))
         if index is not None and 0 <= index < len(tokens):

@@ -121,6 +121,7 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = 
 
 def _add(writer: Any, key: str, value: Any) -> None:
     """Add a value by its type; whole numbers are 32 bits wide."""
+    # ``bool`` comes before ``int`` because the type is looked up exactly: True is an int to isinstance.
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds[type(value)](key, value)
 
@@ -149,6 +150,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: Written) -> None:
     """The table of tensors first, then their numbers in the same order; a tied head is left out, as llama.cpp expects."""
+    # GGUF wants every shape and type before the first number, so the headers are read first and the weights one
+    # at a time after.
     stored = headers(folder)
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     types = {name: _storage(name, tensor.shape, written, gguf, name == head) for name, tensor in stored.items()}
@@ -212,6 +215,7 @@ def _rotated(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Return rows (H * S, ...) of H heads with the halves of each head interleaved: first, S/2 + first, second, ..."""
     size = rows.shape[0] // heads
     halves = rows.reshape(heads, 2, size // 2, *rows.shape[1:])
+    # (heads, 2, S/2) becomes (heads, S/2, 2): row i of the first half is followed by row i of the second.
     return halves.transpose(1, 2).reshape(rows.shape)
 
 

@@ -31,7 +31,8 @@ NUM_TEXTS = 200
 NUM_PROMPTS = 30
 NEW_TOKENS = 48
 LONGEST_PROMPT = 256  # tokens
-TIE = 1e-4  # logits closer than this, relative to the largest, are a tie: engines sum in other orders
+# Logits closer than this, relative to the largest, are a tie: engines add up in other orders.
+TIE = 1e-4
 WORKER = Path(__file__).parent / "worker.py"
 
 
@@ -100,6 +101,8 @@ class Reference:
         Every token must have the largest logit (up to :data:`TIE`) after the prompt and the tokens before it, so an answer
         without ties is the greedy one. A short answer must end where the reference would end it too.
         """
+        # One pass over prompt and answer gives the model's choice at every place of the answer, as greedy
+        # decoding would have made it.
         logits = self.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]  # (answer + 1, V)
         best = logits.argmax(-1).tolist()
         ties = 0
@@ -107,6 +110,8 @@ class Reference:
             if token == best[place]:
                 continue
             lead = float(logits[place, best[place]] - logits[place, token])
+            # Relative to the largest logit, because rounding errors grow with the size of the numbers that are
+            # added up.
             lead /= max(float(logits[place].abs().max()), 1.0)
             if lead >= TIE:
                 return f"token {place} is {token}, not {best[place]} (which leads by {lead:.1e})", ties

@@ -176,7 +176,9 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
 def _renumber_ids(value: Any, new_of: Mapping[int, int]) -> Any:
     if isinstance(value, list):
         new = [_renumber_ids(v, new_of) for v in value]
-        return [v for v in new if v is not None] or None  # an empty list of ends would end no answer
+        # An empty list of end tokens would end no answer at all; None lets transformers fall back to the
+        # config.
+        return [v for v in new if v is not None] or None
     return new_of.get(value) if isinstance(value, int) else value
 
 

@@ -32,9 +32,12 @@ from flab.models.families import extended
 from flab.pruning.refit.curvature import Theta, product_dtype
 
 EPOCHS = 2
-STEP_TOKENS = 1024  # what one step of Adam sees
-JUDGE_TOKENS = 4096  # at once, where no gradient is needed
-RATE = 0.01  # step of Adam relative to the root mean square of each matrix
+# One step of Adam sees this many tokens.
+STEP_TOKENS = 1024
+# Tokens at once where no gradient is needed.
+JUDGE_TOKENS = 4096
+# Adam's step relative to the root mean square of each matrix.
+RATE = 0.01
 WARMUP = 0.05  # of all steps
 BETAS = (0.9, 0.95)
 TINY = 1e-12

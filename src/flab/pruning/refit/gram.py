@@ -37,9 +37,12 @@ FAST_ROUNDS = 8
 ALL_RIDGES = 1024
 # Above this many features the ridges are compared in float32, which is twice as fast, and on a sketch of the targets.
 FAST_FEATURES = 2048
-SKETCH = 256  # random combinations of the targets, on which the ridges are compared there
-ATTEMPTS = 4  # to factor a matrix, with ten times the ridge each time
-BLOCK_ROWS = 512  # of a matrix at once, where a copy of all of it would be made
+# Random combinations of the targets, on which the ridges of many features are compared.
+SKETCH = 256
+# To factor a matrix, with ten times the ridge each time.
+ATTEMPTS = 4
+# Rows of a matrix at once where a copy of the whole would be made.
+BLOCK_ROWS = 512
 
 
 class Gram:

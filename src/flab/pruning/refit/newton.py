@@ -27,9 +27,11 @@ from flab.pruning.refit.curvature import KroneckerBlocks, Theta, product_dtype
 # A second step costs as much as the first and lowers the KL at most budgets (docs/log.md, one step against two).
 MAX_STEPS = 2
 CG_ITERATIONS = 10
-DAMPING = 1e-2  # relative to the mean of the curvature's diagonal, for each matrix
+# Relative to the mean of the curvature's diagonal, for each matrix.
+DAMPING = 1e-2
 SHORTEST_STEP = 1 / 16
-KEPT_BYTES = 2**27  # of the inputs, features and slopes of one linearisation
+# The most that the inputs, features and slopes of one linearisation may take.
+KEPT_BYTES = 2**27
 
 
 @dataclass(frozen=True)

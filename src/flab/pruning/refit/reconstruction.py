@@ -28,7 +28,9 @@ from flab.pruning.refit.curvature import product_dtype
 
 EPOCHS = 10
 STEP_TOKENS = 1024  # one step of Adam sees about so many
-RATES = (0.02, 0.0025)  # step of Adam relative to the root mean square of each tensor; the first that helps is taken
+# Adam's step relative to the root mean square of each tensor. They are tried in this order, and the first that
+# helps is taken.
+RATES = (0.02, 0.0025)
 # A layer on hidden states (B, T, D), with its mask and positions.
 Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 

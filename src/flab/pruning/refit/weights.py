@@ -12,7 +12,8 @@ import torch
 
 from flab.models.layers import Batch
 
-OUTLIER = 4  # times the median size, beyond which the stream of a token is an outlier
+# A token whose stream is more than this many times the median size is an outlier.
+OUTLIER = 4
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def _strip(layers: Json) -> Strip:
 
 def _charts(found: Json) -> Charts:
     charts = [_candidates(found["candidates"])] if found["candidates"] else []
+    # Only the KL criterion measures every step; the others rank all layers at once and have no curve to draw.
     path = [one for one in found["layer_path"] if one["kl"] is not None]
     return Charts([*charts, _path(path)] if path else charts)
 

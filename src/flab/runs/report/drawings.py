@@ -102,6 +102,7 @@ def _untangle(figure: Figure, notes: Sequence[Annotation]) -> None:
 
     The last series is the most important one (the chosen split), so its labels are placed first.
     """
+    # Labels have no size before they are laid out.
     figure.draw_without_rendering()
     taken: list[BboxBase] = []
     for note in reversed(notes):
@@ -126,6 +127,8 @@ def _scales(axes: Axes, data: Json) -> None:
     axes.margins(x=0.08)
     if tops and data.get("share_y"):
         lows = [value for point in points for value in (point["y"], point.get("low")) if value is not None]
+        # Just below the lowest whisker, rounded down to a tenth: on an axis from zero the curves would be one
+        # line.
         axes.set_ylim(max(0.0, math.floor(10 * min(lows) - 0.5) / 10), max(1.0, *tops) + 0.05)
     elif tops:
         axes.set_ylim(0, max(tops) * 1.15 or 1.0)

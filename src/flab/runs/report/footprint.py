@@ -58,6 +58,7 @@ def _chart(found: Json) -> Chart:
 
 
 def _stages(found: Json) -> Table:
+    # Columns that would be empty in every row are left out.
     on_device = any(row["peak_device_bytes"] is not None for row in found["stages"])
     metered = any(has_value(row["energy"]) for row in found["stages"])
     rows = [_stage(row, on_device, metered) for row in found["stages"]]

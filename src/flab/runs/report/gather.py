@@ -60,6 +60,8 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
         raise malformed(run, "its JSON files", error) from error
     made: dict[str, Any] = {}
     missing: dict[str, str] = {}
+    # A part may be missing, with a reason that goes onto the page. A part that is malformed stops the report:
+    # half a truth would look like a whole one.
     for name, (files, part) in PARTS.items():
         try:
             made[name] = part(inputs, made)

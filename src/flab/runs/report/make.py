@@ -29,6 +29,7 @@ def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
     run = as_path(run)
     report = gather(run, as_path(sweep) if sweep is not None else None)
     try:
+        # All pages are made before the first is written, so an error leaves no half of a report.
         texts, warnings = _texts(run, report)
     except MALFORMED as error:
         raise malformed(run, "values in its JSON files", error) from error

@@ -39,8 +39,11 @@ def markdown(text: str) -> str:
 def plain(text: str) -> str:
     """Return text on one line in which every sign that Markdown or HTML would read is taken literally."""
     text = re.sub(r"\s+", " ", text)  # a line break would begin a heading, a list or code
+    # ``&`` first, or the replacements of the others would be escaped again.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = MARKDOWN.sub(lambda found: f"\\{found[0]}" if not found[0].isdigit() else f"{found[0]}{NO_BREAK}", text)
+    # GitHub turns addresses and names in plain text into links and mentions. A space of no width inside them
+    # stops that.
     text = re.sub(r"\b(www|mailto|xmpp)(?=[.:])", lambda found: f"{found[1]}{NO_BREAK}", text, flags=re.IGNORECASE)
     text = re.sub(r"@(?=[\w-]+\.\w)|(?<!\w)@(?=\w)", f"@{NO_BREAK}", text)
     return text.replace("://", "&#58;//")

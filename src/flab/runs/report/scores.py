@@ -62,6 +62,8 @@ def judged(paired: Json | None) -> str | None:
         return None
     kept = paired["retention"]
     beyond = paired["mcnemar_p"] < CHANCE
+    # Deliberately one-sided: either sign of a loss is enough to call it a loss, a gain has to be significant by
+    # both.
     if (kept is not None and kept["high"] < 1) or (beyond and paired["lost"] > paired["won"]):
         return "worse"
     return "better" if beyond and paired["won"] > paired["lost"] else "open"
@@ -160,6 +162,8 @@ def _kept(found: list[Json]) -> list[Chart]:
         "that only the original passes, plus: that only the smaller model passes; McNemar's exact p, two-sided."
     )
     table = Table("What is kept of the original's passes", columns, lines, note)
+    # The axis begins near the lowest whisker: on an axis from zero the differences that matter could not be
+    # seen.
     lowest = min(row["low"] for row in rows)
     data = {
         "rows": rows,

@@ -61,9 +61,11 @@ def draw(name: str, label: str, width: float, height: float, paint: Callable[[Fi
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    # matplotlib numbers its ids by a random salt; a fixed one for each drawing gives the same bytes every time.
     settings: Any = {**SETTINGS, "svg.hashsalt": f"flab {name}"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a glyph that the font for measuring lacks; the page's has it
+        # The font that measures text may lack a glyph that the page's font has.
+        warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure)
@@ -78,11 +80,15 @@ def cleaned(svg: str, name: str, label: str) -> str:
     assert view is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    # Ids must be unique on a page that holds several drawings. Those of groups are not needed; the others get
+    # the drawing's name.
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = body.replace("xlink:href", "href")
     body = _own_ids(body, name)
     body = re.sub(r"font: (?:(\d+) )?([\d.]+px)[^;\"]*", _without_family, body)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+    # The drawing was made in colours that occur nowhere else. They become the page's variables, which differ in
+    # dark mode.
     for placeholder, (_, shown) in COLOURS.items():
         body = body.replace(placeholder, shown)
     body = re.sub(r">\s+<", "><", body).strip()

@@ -50,6 +50,8 @@ def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
     summed_up = _prints((inputs.summary or {}).get("stages"))
     if inputs.run.get("met") is not None and summed_up is not None and summed_up != _prints(stages):
         yield SUMMARY, ""
+    # A recovered model belongs to this run only if its student is the model that this run pruned; a newer cut
+    # leaves it behind.
     student = inputs.recovery["identity"].get("student") if inputs.recovery is not None else None
     is_made = {
         ORIGINAL: True,

@@ -32,6 +32,8 @@ def verdict(report: Json) -> dict[str, Any]:
     A loss is called a loss, and what was not measured is named. The outcome is that of the main task: ``kept``, ``worse`` or
     ``missing``.
     """
+    # This is the sentence at the top of the report: how much was removed; what was kept, with its interval;
+    # what it costs to run.
     parts = [one for one in (_size(report), _kept(report), _cost(report)) if one]
     sentence = "; ".join(parts)
     outcome = _outcome(report)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Figure = Mapping[str, Any]  # value, unit, low, high, rounds, method, reason: as measure.json has them
+# With value, unit, low, high, rounds, method and reason, as in measure.json.
+Figure = Mapping[str, Any]
 
 NONE = "–"
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -24,7 +25,8 @@ DURATIONS = (
     (1e-9, 1e-6, "µs"),
 )  # from, size
 SCALED_UNITS = {"B": "B", "bytes": "B", "byte": "B", "FLOP": "FLOP", "FLOPs": "FLOP", "flops": "FLOP"}
-HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode's categories of what has no shape of its own
+# Unicode's categories of characters without a shape of their own.
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def count(value: float | None) -> str:
