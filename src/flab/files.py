@@ -269,7 +269,9 @@ def new_folder(
     except OSError as error:
         raise cannot_write(path, error, ": nothing was left behind") from None
     except Exception as error:
-        if _is_disk_full(error):
+        # safetensors says in an error of its own that the disk is full.
+        text = str(error).lower()
+        if type(error).__name__ == "SafetensorError" and ("no space left" in text or "os error 28" in text):
             full = OSError(errno.ENOSPC, "no space left on device")
             raise cannot_write(path, full, ": nothing was left behind") from None
         raise
@@ -375,12 +377,6 @@ def _is_abandoned(path: Path) -> bool:
         return False
     finally:
         os.close(file)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Return whether a library's own error (that of safetensors) means that the disk is full."""
-    text = str(error).lower()
-    return type(error).__name__ == "SafetensorError" and ("no space left" in text or "os error 28" in text)
 
 
 def as_path(value: str | os.PathLike[str]) -> Path:
