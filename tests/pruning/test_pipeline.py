@@ -16,9 +16,11 @@ from flab import Options, Recipe, apply, evaluate, prune
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
 from flab.evaluation.settings import Settings
 from flab.models.checkpoint import load
+from flab.pruning import planner
 from flab.pruning.advice import deep_cut_hint
 from flab.pruning.pipeline import build, plan
 from flab.pruning.plan import Plan
+from flab.pruning.refit.walk import Walk
 from flab.pruning.search import PATIENCE, Candidate, Split, _worsening, decide
 from flab.sandbox import Sandbox
 from support import pico
@@ -124,6 +126,24 @@ def test_a_plan_with_pins_and_dropped_layers(pico_folder, recipe):
     pinned = plan(pico_folder("qwen2"), recipe(remove=0.2, width=32, layers=4, vocabulary=384, finalists=1))
     assert (pinned.vocabulary.after, pinned.layers.after, pinned.width.after) == (384, 4, 32)
     assert all(len(k) == 32 for k in pinned.width.kept)
+
+
+def test_a_plan_that_cuts_only_tokens_reads_no_text_in_the_layers(pico_folder, recipe, monkeypatch):
+    seen = []
+    walk = Walk.__init__
+
+    def counted(self, runner, cut, fit, compare, streams=None):
+        seen.append(sum(batch.ids.numel() for batch in [*fit, *compare]))
+        walk(self, runner, cut, fit, compare, streams)
+
+    monkeypatch.setattr(Walk, "__init__", counted)
+    monkeypatch.setattr(planner, "WHOLE_BODY_TOKENS", 1)
+    decided = plan(pico_folder("qwen2"), recipe(remove=0.02))
+    assert decided.kl_nats_per_token == 0
+    assert decided.vocabulary.after < decided.vocabulary.before
+    assert decided.layers.after == decided.layers.before
+    assert decided.width.kept == [list(range(decided.width.before))] * decided.layers.before
+    assert max(seen) < decided.calibration["fit_tokens"] / 2
 
 
 @pytest.mark.parametrize("criteria", [("last-token", "first"), ("perplexity", "fisher"), ("angular", "entropy")])

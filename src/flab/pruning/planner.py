@@ -50,6 +50,8 @@ from flab.pruning.vocabulary import Counts, Needs, model_counts, plan_vocabulary
 from flab.sandbox import Sandbox
 from flab.version import __version__
 
+WHOLE_BODY_TOKENS = 1024  # read by a plan that cuts nothing but tokens
+
 
 @dataclass
 class Clock:
@@ -282,6 +284,9 @@ class Bench:
         built, _ = open_to_cut(self.source, self.options)
         cut_vocabulary(built.model, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
+        if candidate.split.layers == self.shape.layers and candidate.split.width == self.shape.width:
+            # Only tokens go: no layer changes, and that their divergence is zero shows on few tokens as well as on all.
+            data, streams = self._tokens(WHOLE_BODY_TOKENS), None
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
         candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
@@ -292,11 +297,13 @@ class Bench:
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and run the tests on it, if there are any."""
-        tokens = self.recipe.finalist_tokens
-        data = first_tokens(self.material.windows, tokens, self.options.batch_tokens, self.recipe.prompt_weight)
-        built = self.build(candidate, data, compared=True)
+        built = self.build(candidate, self._tokens(self.recipe.finalist_tokens), compared=True)
         self.try_tests(candidate, built)
         free(built)
+
+    def _tokens(self, number: int) -> CalibrationSet:
+        """Return the first windows, of about so many tokens."""
+        return first_tokens(self.material.windows, number, self.options.batch_tokens, self.recipe.prompt_weight)
 
     def find_tests(self) -> None:
         """Choose the calibration problems that no fit has seen and whose tests are sound, and a sandbox to run them in."""

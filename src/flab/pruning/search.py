@@ -236,7 +236,7 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
     """
     known = search.known
     alone = lone_candidate(search, splits)
-    if alone is None or search.winner_needs_scores:
+    if alone is None or (search.winner_needs_scores and alone.split.width < search.shape.width):
         search.score_neurons()
     if alone is None and search.shape.total >= PROBED_PARAMETERS and len(splits) > 1:
         splits = without_hopeless_depths(search, splits)

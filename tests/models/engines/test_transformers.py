@@ -126,6 +126,18 @@ def test_finished_rows_leave_the_batch(model, tokenizer, prompts):
     assert sizes == [sum(length > step for length in lengths) for step in range(max(lengths))]
 
 
+def test_the_head_reads_contiguous_rows(model, tokenizer, prompts):
+    # A slice of the hidden states would make PyTorch copy the whole head once for each row of the batch.
+    seen = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].is_contiguous()))
+    requests = [Request(prompt, ()) for prompt in prompts]
+    TransformersGenerator(model, tokenizer).generate(requests, Decoding(max_new_tokens=3))
+    hook.remove()
+    assert seen == [True] * 3
+    assert not head._forward_pre_hooks
+
+
 def test_the_watch_sees_a_stop_string_at_the_token_that_completes_it(tokenizer):
     rows = encode_requests(tokenizer, [Request("x", ("\ndef ", "long stop string")), Request("x", ())], 9, None)
     watch, ids, other = StopWatch(tokenizer, rows), tokenizer.encode("ab\ndef c").ids, tokenizer.encode("\ndef ").ids
