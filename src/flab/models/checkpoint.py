@@ -26,16 +26,17 @@ from flab.models.folder import read_object
 from flab.models.layers import MIXED_MARK, multiplies_bfloat16
 from flab.models.memory import trim
 from flab.models.options import STORED_DTYPES, Options
+from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
 from flab.models.tokenizer import first_line, load_tokenizer, quiet
+from flab.models.weights import check_finite, leave_in_files, place_of
 
 MIXED = "mixed"  # the name of this precision in plans
 NARROW = {"bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
 MIXED_BYTES = 2**26  # from this size on, a model with 16-bit weights is cut in mixed precision
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
 
-FINITE_PART = 1 << 22  # numbers looked at together
 # What only counts with sampling or with beams, and the value that transformers lets pass without.
 SAMPLING: dict[str, Any] = {
     "temperature": 1.0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "top_k": 50, "epsilon_cutoff": 0.0,
@@ -91,11 +92,18 @@ def fingerprint(source: ModelSource) -> str:
     return digest.hexdigest()
 
 
-def load(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Checkpoint:
+def load(
+    source: ModelSource,
+    dtype: str = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    in_files: bool = False,
+) -> Checkpoint:
     """Load a stock folder (or hub id) for reading or cutting, in eval mode, without gradients.
 
     ``dtype`` is "auto" (as stored), "float32", "bfloat16" or "float16"; ``device`` a torch device or "balanced"
-    (accelerate spreads the layers over all devices).
+    (accelerate spreads the layers over all devices). ``in_files`` leaves the layers' weights where they are stored, to be
+    read one layer at a time (:mod:`flab.models.weights`).
 
     Raises:
         CheckpointError, UnsupportedModelError
@@ -109,21 +117,17 @@ def load(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_re
             f"{path}: the tokenizer has more tokens than the embedding has rows (id {highest}, {config.vocab_size} rows). "
             "Fetch the model again."
         )
-    model = load_model(folder, dtype, device, trust_remote_code)
-    check_finite(path, model)
-    return Checkpoint(path, model, tokenizer, named_ids, warnings)
-
-
-def check_finite(path: Path, model: Any) -> None:
-    """CheckpointError where a weight is NaN or infinite: names its tensor."""
+    # Weights come mapped from their files: nothing is in memory before it is read.
+    model = load_model(folder, dtype, "cpu" if in_files else device, trust_remote_code)
+    if in_files:
+        layers = family_of(config).layers
+        leave_in_files(model.get_submodule(layers), layers, folder.file_of, torch.device(device))
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data if tensor.is_meta else tensor.data.to(device)
     for name, parameter in model.named_parameters():
-        if parameter.device.type == "meta":
-            continue
-        # In parts, because the answers for all numbers of an embedding at once would take as much memory as they do.
-        if not all(bool(torch.isfinite(part).all()) for part in parameter.detach().flatten().split(FINITE_PART)):
-            raise CheckpointError(
-                f"{path}: {name} holds NaN or infinite numbers: the weights are damaged. Fetch it again."
-            )
+        if not parameter.is_meta:
+            check_finite(path, name, parameter)
+    return Checkpoint(path, model, tokenizer, named_ids, warnings)
 
 
 def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
@@ -163,6 +167,7 @@ def cast_parameters(model: Any, dtype: str) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch_dtypes[dtype])
     model.config.dtype = torch_dtypes[dtype]
+    setattr(model, MIXED_MARK, False)
 
 
 def try_saving(checkpoint: Checkpoint, family: Family) -> None:
@@ -231,18 +236,23 @@ def _settle_generation(path: Path, config: Any) -> list[str]:
     return [f"generation_config.json: {', '.join(dropped)} without sampling or beams have no effect and are left out"]
 
 
-def save(checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None) -> None:
+def save(
+    checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None, writer: ShardWriter | None = None
+) -> None:
     """Write model, tokenizer and what else of the source folder a stock model needs into ``folder``.
 
-    ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files as they are.
+    ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files as they are. ``writer`` has
+    the tensors that are written already.
     """
     model = checkpoint.model
-    model.config.tie_word_embeddings = is_tied(model, family_of(model.config))
+    family = family_of(model.config)
+    with writer or ShardWriter(folder, layout(model, family)) as open_files:
+        open_files.finish(model)
+    model.config.tie_word_embeddings = is_tied(model, family)
+    model.config.architectures = [type(model).__name__]
     with quiet():
-        model.save_pretrained(folder)
-    # safetensors writes files that only the owner may read; a checkpoint is meant to be shared.
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
     rewrite_config(folder, model.config.tie_word_embeddings)
     copy_sidecars(checkpoint.path, folder, renumbered=tokenizer_json is not None)
     if tokenizer_json is not None:
@@ -265,15 +275,18 @@ def same_precision(source: ModelSource, options: Options) -> Options:
     return replace(options, dtype=folder.stored_dtype if dtype == "auto" else dtype)
 
 
-def open_model(source: ModelSource, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+def open_model(
+    source: ModelSource, options: Options, dtype: str | None = None, in_files: bool = False
+) -> tuple[Checkpoint, Family]:
     """Load a model for cutting.
 
     Raises:
         CheckpointError, UnsupportedModelError
     """
     folder, options = ModelFolder.open(source), settled(options)
-    checkpoint = load(folder, dtype or compute_dtype(folder, options), options.device, options.trust_remote_code)
-    if any(p.device.type == "meta" for p in checkpoint.model.parameters()):
+    dtype = dtype or compute_dtype(folder, options)
+    checkpoint = load(folder, dtype, options.device, options.trust_remote_code, in_files)
+    if any(p.is_meta and place_of(p) is None for p in checkpoint.model.parameters()):
         raise CheckpointError(f"{folder.path} does not fit on the devices here: use a larger one, or `device` cpu.")
     return checkpoint, family_of(checkpoint.model.config)
 
@@ -293,8 +306,12 @@ def cutting_dtype(source: ModelSource, options: Options) -> str:
     return MIXED if mixed else compute_dtype(folder, options)
 
 
-def open_to_cut(source: ModelSource, options: Options, dtype: str | None = None) -> tuple[Checkpoint, Family]:
+def open_to_cut(
+    source: ModelSource, options: Options, dtype: str | None = None, in_files: bool = False
+) -> tuple[Checkpoint, Family]:
     """Load a model to be read and cut layer by layer: its layers stay as they are stored where all is 16 bits wide.
+
+    With ``in_files`` the layers' weights are not even in memory, on whatever single device.
 
     All else is in float32. :class:`flab.models.layers.LayerRunner` widens one layer at a time, or multiplies in the
     layers' own 16 bits where ``dtype`` is "mixed". To call the model as a whole,
@@ -310,7 +327,8 @@ def open_to_cut(source: ModelSource, options: Options, dtype: str | None = None)
     # Layers may stay in 16 bits only if every stored tensor is in that dtype: widening one at a time is then
     # lossless.
     narrow = mixed or (computing == "float32" and options.device != BALANCED and folder.dtypes == {NARROW.get(stored)})
-    checkpoint, family = open_model(folder, options, stored if narrow else computing)
+    in_files = in_files and options.device != BALANCED
+    checkpoint, family = open_model(folder, options, stored if narrow else computing, in_files)
     try_saving(checkpoint, family)
     if narrow:
         inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}

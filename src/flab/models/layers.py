@@ -18,6 +18,7 @@ from torch import nn
 from flab.models.branch import Branch
 from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear, norm_at
 from flab.models.mixture import Mixture, Routing, mixture_of
+from flab.models.weights import in_memory, place_of, read_in
 
 MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
 ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
@@ -75,6 +76,7 @@ def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
 class LayerRunner:
     """Runs single layers of a model with the masks and positions that the model itself gives each of them.
 
+    The weights of a layer may lie in the model's files (:mod:`flab.models.weights`): they are in memory while it works.
     Layers may be held in a narrower dtype than the rest of the model. Each is widened while it works, unless the model was
     opened for mixed precision (:func:`flab.models.checkpoint.open_to_cut`): then the products inside a layer are made in
     the layer's own 16 bits, and the residual stream, the norms and all statistics stay in float32.
@@ -88,13 +90,17 @@ class LayerRunner:
         self.mixed: bool = getattr(model, MIXED_MARK, False)
         self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
-    @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
         """Return hidden states entering the first layer, (B, T, D), with whatever the model does to its embeddings."""
+        return self.embed_ids(batch.ids)
+
+    @torch.no_grad()
+    def embed_ids(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Return the same for token ids alone."""
         # The model is called as a whole with stand-ins for its layers. So it computes its own embeddings, masks
         # and rotary positions, whatever the family does there, and no layer runs.
-        calls = self._record(batch.ids)
-        self._kwargs.setdefault((len(batch.ids), batch.ids.shape[1]), [kwargs for _, kwargs in calls])
+        calls = self._record(ids_BT)
+        self._kwargs.setdefault((len(ids_BT), ids_BT.shape[1]), [kwargs for _, kwargs in calls])
         return calls[0][0]
 
     @torch.no_grad()
@@ -130,21 +136,25 @@ class LayerRunner:
 
     def device(self, index: int) -> torch.device:
         """Where layer ``index`` computes."""
-        return linear(self.layers[index], self.family.attention_out).weight.device
+        weight = linear(self.layers[index], self.family.attention_out).weight
+        place = place_of(weight)
+        return weight.device if place is None else place.device
 
     @contextlib.contextmanager
     def at_work(self, index: int) -> Iterator[nn.Module]:
-        """Layer ``index`` with its parameters in the computing precision; afterwards they are what they were."""
+        """Layer ``index`` with its parameters in memory and in the computing precision; afterwards they are what they were."""
         layer = self.layers[index]
         held = []
-        for module in layer.modules() if not self.mixed else ():
-            # Swapped, not cast in place: the narrow tensors stay as they are and are put back, so nothing is
-            # rounded twice.
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dtype != self.dtype:
-                    held.append((module, name, parameter))
-                    setattr(module, name, nn.Parameter(parameter.to(self.dtype), requires_grad=False))
         try:
+            # Swapped, not cast in place: the tensors that are held stay as they are and are put back, so nothing is
+            # rounded twice.
+            for module in layer.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    working = in_memory(parameter)
+                    working = working if self.mixed else working.to(self.dtype)
+                    if working is not parameter:
+                        held.append((module, name, parameter))
+                        setattr(module, name, nn.Parameter(working, requires_grad=False))
             yield layer
         finally:
             for module, name, parameter in held:
@@ -155,7 +165,7 @@ class LayerRunner:
         if not self.mixed:
             return contextlib.nullcontext()
         weight = linear(self.layers[0], self.family.attention_out).weight
-        return torch.autocast(weight.device.type, dtype=weight.dtype)
+        return torch.autocast(self.device(0).type, dtype=weight.dtype)
 
     def widen(self, dtype: torch.dtype | None = None) -> None:
         """Put all parameters into one precision for good, as the model called as a whole needs them.
@@ -165,6 +175,7 @@ class LayerRunner:
         """
         if dtype is None:
             dtype = linear(self.layers[0], self.family.attention_out).weight.dtype if self.mixed else self.dtype
+        read_in(self.model)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
         setattr(self.model, MIXED_MARK, False)

@@ -32,6 +32,24 @@ def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
         return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
 
 
+def walked_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
+    """Return the same by walking through the layers, whose weights may lie in files: each is read once."""
+    import torch
+
+    from flab.models.families import family_of
+    from flab.models.layers import LayerRunner
+    from flab.models.scorer import scorer_of
+
+    runner = LayerRunner(model, family_of(model.config))
+    head = scorer_of(model)
+    states = [runner.embed_ids(torch.tensor([row])) for row in ids]
+    for index in range(len(runner.layers)):
+        with runner.at_work(index):
+            states = [runner.layer(index, hidden) for hidden in states]
+    with torch.no_grad():
+        return [head(runner.finish(hidden))[0, -1, :64].float().tolist() for hidden in states]
+
+
 def same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
     """Compare logits within the rounding error of the dtype; returns whether they agree, and the largest difference."""
     largest = max(abs(x) for row in then for x in row)

@@ -56,6 +56,11 @@ class ModelFolder:
         """What the files' headers say of the tensors, by name; CheckpointError if a file is truncated or damaged."""
         return {name: tensor for file in self.files for name, tensor in header_of(file).items()}
 
+    @cached_property
+    def file_of(self) -> dict[str, Path]:
+        """The file of each tensor, by the tensor's name."""
+        return {name: file for file in self.files for name in header_of(file)}
+
     @property
     def size_bytes(self) -> int:
         """Size of the weight files."""

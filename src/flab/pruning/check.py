@@ -17,7 +17,7 @@ from typing import Any
 
 from flab.errors import CheckpointError, OptionError
 from flab.models.child import run_child
-from flab.models.probes import last_logits, probe_ids
+from flab.models.probes import probe_ids, walked_logits
 
 PROOF = "proof.json"
 
@@ -77,14 +77,14 @@ def check(
 
 
 def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> None:
-    """Write the logits of the model in memory on fixed token ids, for the fresh process to compare with."""
+    """Write the logits of the model as it was saved on fixed token ids, for the fresh process to compare with."""
     ids = probe_ids(model.config.vocab_size)
     proof = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "refit": refit,
         "trained": trained,
         "ids": ids,
-        "logits": last_logits(model, ids),
+        "logits": walked_logits(model, ids),
     }
     (folder / PROOF).write_text(json.dumps(proof) + "\n")
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from flab.errors import PlanError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_space, new_folder
-from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save
+from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save, torch_dtypes
 from flab.models.devices import settled
+from flab.models.families import Family
 from flab.models.folder import resolve
 from flab.models.options import Options
 from flab.models.scorer import scorer_of
+from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.progress import say
@@ -30,7 +35,7 @@ from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.walk import Cut
 from flab.pruning.sibling import adopted, check_sibling
-from flab.pruning.surgeon import carve
+from flab.pruning.surgeon import carve, layers_after, slice_layers
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
 
@@ -76,23 +81,45 @@ def apply(
             f"the plan was made for another model ({plan.model['path']}): {source.path} has other files. Plan again, or pass "
             "`sibling` for the same architecture with other weights."
         )
-    checkpoint, family = open_to_cut(source, options, None if replayed else plan.model["compute_dtype"])
+    kind = plan.refit.kind if refit else "none"
+    stored = source.stored_dtype if replayed else plan.model["stored_dtype"]
+    computing = None if replayed else plan.model["compute_dtype"]
+    # A cut alone copies numbers and needs no other precision than theirs.
+    computing = stored if kind == "none" else computing
+    checkpoint, family = open_to_cut(source, options, computing, in_files=True)
     warnings = check_sibling(checkpoint, family, plan) if replayed else []
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, plan.vocabulary.kept)
-    kind = plan.refit.kind if refit else "none"
     data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])
     cut_vocabulary(checkpoint.model, family, plan.vocabulary.kept)
-    kl = None
-    if any(cut.after < cut.before for name, cut in plan.cuts.items() if name != "vocabulary"):
-        compare = data.compare if replayed else []
-        _, walk = carve(checkpoint.model, family, replay_cut(plan, kind), data.fit, compare)
-        kl = walk.divergence(scorer_of(checkpoint.model))[0] if compare else None
-    if replayed:
-        plan = adopted(plan, source, family, options, kl, warnings)
-        for warning in plan.warnings[-1 - len(warnings) :]:
-            say(warning)
-    return _save(checkpoint, tokenizer_json, plan, kind, out, options)
+    cut = replay_cut(plan, kind)
+    shapes = layout(checkpoint.model, family, torch_dtypes[stored], layers_after(checkpoint.model, family, cut))
+    if all(one.after == one.before for name, one in plan.cuts.items() if name != "vocabulary"):
+        cut = replace(cut, kind="none")  # layers that stay as they are need no refit
+    with new_folder(out, options.overwrite) as folder, ShardWriter(folder, shapes) as writer:
+        kl = _cut_into(writer, checkpoint.model, family, cut, data, compared=replayed)
+        if replayed:
+            plan = adopted(plan, source, family, options, kl, warnings)
+            for warning in plan.warnings[-1 - len(warnings) :]:
+                say(warning)
+        _save(checkpoint, tokenizer_json, plan, kind, folder, writer)
+    return out
+
+
+def _cut_into(
+    writer: ShardWriter, model: Any, family: Family, cut: Cut, data: CalibrationSet, compared: bool
+) -> float | None:
+    """Cut a model whose layers lie in files; each goes to ``writer`` when it is done. Returns the KL if ``compared``."""
+    device = model.get_input_embeddings().weight.device
+
+    def store(place: int, layer: nn.Module) -> None:
+        writer.take(model, f"{family.layers}.{place}", layer, device)
+
+    if cut.kind == "none":
+        slice_layers(model, family, cut, store)
+        return None
+    _, walk = carve(model, family, cut, data.fit, data.compare if compared else [], done=store)
+    return walk.divergence(scorer_of(model))[0] if compared else None
 
 
 def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
@@ -104,22 +131,26 @@ def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options:
     check_folder(out, options.overwrite, [source.path, *recipe.inputs])
     check_space(out, int((1 - recipe.remove) * source.size_bytes))
     decided, built, tokenizer_json = Planner(source, recipe, options).plan()
-    _save(built, tokenizer_json, decided, decided.refit.kind, out, options)
+    with new_folder(out, options.overwrite) as folder:
+        _save(built, tokenizer_json, decided, decided.refit.kind, folder)
     free(built)
     return decided
 
 
 def _save(
-    checkpoint: Checkpoint, tokenizer_json: dict[str, Any] | None, plan: Plan, kind: str, out: Path, options: Options
-) -> Path:
-    """Write the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
+    checkpoint: Checkpoint,
+    tokenizer_json: dict[str, Any] | None,
+    plan: Plan,
+    kind: str,
+    folder: Path,
+    writer: ShardWriter | None = None,
+) -> None:
+    """Fill the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
     cast_parameters(checkpoint.model, plan.model["stored_dtype"])
-    with new_folder(out, options.overwrite) as folder:
-        save(checkpoint, folder, tokenizer_json)
-        plan.write(folder / "plan.json")
-        (folder / "kept_tokens.json").write_text(json.dumps(plan.vocabulary.kept) + "\n")
-        write_proof(checkpoint.model, folder, refit=kind)
-    return out
+    save(checkpoint, folder, tokenizer_json, writer)
+    plan.write(folder / "plan.json")
+    (folder / "kept_tokens.json").write_text(json.dumps(plan.vocabulary.kept) + "\n")
+    write_proof(checkpoint.model, folder, refit=kind)
 
 
 def prune(

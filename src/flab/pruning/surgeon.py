@@ -1,21 +1,28 @@
-"""The only surgeon: carries decisions out on a model in memory, in place.
+"""The only surgeon: carries decisions out on a model, in place.
 
-It makes no choice. Layers are cut as the walk passes them, so that no second copy of the model is ever held.
+It makes no choice. Layers are cut as the walk passes them, so that no second copy of the model is ever held. Those whose
+weights lie in files are read one by one; what becomes of a cut layer is up to the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from flab.models.families import Family, layers_of
 from flab.models.layers import Batch, LayerRunner
+from flab.models.weights import read_in
 from flab.progress import track
 from flab.pruning.cuts.layers import cut_layers
-from flab.pruning.refit.new_layer import NewLayer, replace_weights
+from flab.pruning.refit.new_layer import NewLayer, cut_inside, replace_weights
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Cut, Walk
+
+Done = Callable[[int, nn.Module], None]  # takes each cut layer and its place in the cut model
 
 
 def carve(
@@ -25,6 +32,7 @@ def carve(
     fit: Sequence[Batch],
     compare: Sequence[Batch],
     streams: Streams | None = None,
+    done: Done = lambda place, layer: None,
 ) -> tuple[list[NewLayer], Walk]:
     """Cut layers and neurons, or experts, of ``model`` in place and put the refitted weights in.
 
@@ -32,16 +40,43 @@ def carve(
     """
     walk = Walk(LayerRunner(model, family), cut, fit, compare, streams)
     layers = layers_of(model, family)
-    decisions = []
+    decisions: list[NewLayer] = []
     for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):
-        replace_weights(layers[new.index], family, new)
+        layer = layers[new.index]
+        read_in(layer)
+        replace_weights(layer, family, new)
+        done(len(decisions), layer)
         decisions.append(
             replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None, mixture=None)
         )
-    if len(cut.kept_layers) < len(layers):
+    _cut_depth(model, family, cut)
+    return decisions, walk
+
+
+def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:
+    """Cut layers and neurons, or experts, of ``model`` in place without a refit: as :func:`carve`, but it needs no text."""
+    layers = layers_of(model, family)
+    for place, index in enumerate(track(cut.kept_layers, "Cutting", unit="layers")):
+        read_in(layers[index])
+        if cut.neurons is not None:
+            cut_inside(layers[index], family, cut.neurons[place])
+        done(place, layers[index])
+    _cut_depth(model, family, cut)
+
+
+def layers_after(model: Any, family: Family, cut: Cut) -> list[nn.Module]:
+    """Return what the layers of ``model`` will be, without their numbers: modules on the meta device."""
+    # All layers are of one size, so one stands for all.
+    one = copy.deepcopy(layers_of(model, family)[0]).to("meta")
+    cut_inside(one, family, range(cut.width))
+    return [one] * len(cut.kept_layers)
+
+
+def _cut_depth(model: Any, family: Family, cut: Cut) -> None:
+    """Let go of the layers that are not kept, and put the new sizes into the config."""
+    if len(cut.kept_layers) < len(layers_of(model, family)):
         cut_layers(model, family, cut.kept_layers)
     if family.experts:
         model.config.num_experts = cut.width
     else:
         model.config.intermediate_size = cut.width
-    return decisions, walk

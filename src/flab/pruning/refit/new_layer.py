@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from flab.models.families import Family, linear
-from flab.models.mixture import Mixture
+from flab.models.mixture import Mixture, mixture_of
 from flab.pruning.cuts.neurons import cut_ffn
 from flab.pruning.refit.descent import Examples
 
@@ -43,13 +44,23 @@ class NewLayer:
     mixture: Mixture | None = None  # the experts that stay, in place of the matrices of an FFN
 
 
+def cut_inside(layer: nn.Module, family: Family, kept: Sequence[int]) -> None:
+    """Keep only these neurons, or experts, of one layer, in place."""
+    if family.experts:
+        mixture = mixture_of(layer, family)
+        if len(kept) < mixture.count:
+            layer.set_submodule(family.ffn, mixture.only(kept).ffn)
+    elif len(kept) < linear(layer, family.ffn_out).in_features:
+        cut_ffn(layer, family, kept)
+
+
 def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     """Cut one layer's FFN to the chosen neurons and put the new weights into it."""
     attention = linear(layer, family.attention_out)
     if new.mixture is not None:
         layer.set_submodule(family.ffn, copy.deepcopy(new.mixture.ffn).to(attention.weight.dtype))
-    elif family.ffn_out and len(new.neurons) < linear(layer, family.ffn_out).in_features:
-        cut_ffn(layer, family, new.neurons)
+    elif family.ffn_out:
+        cut_inside(layer, family, new.neurons)
     if new.state is not None:
         layer.load_state_dict(new.state)
         return

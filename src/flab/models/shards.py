@@ -1,0 +1,158 @@
+"""A model's tensors written one by one into safetensors files whose layout is fixed before the first of them.
+
+safetensors itself writes a file from tensors that are all in memory. Here only the one that is written has to be. The
+files are those that transformers' ``save_pretrained`` writes, byte for byte, except that it splits models later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from flab.models.families import Family, is_tied, layers_of
+from flab.models.folder import DTYPES, INDEX
+from flab.models.weights import leave_in_files
+
+SHARD_BYTES = 5 * 10**9
+PART_BYTES = 2**26  # written at a time
+SAFETENSORS_NAME = {getattr(torch, name): stored for stored, name in DTYPES.items()}
+
+
+def layout(
+    model: Any, family: Family, dtype: torch.dtype | None = None, layers: Sequence[nn.Module] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return what will be stored of a model: meta tensors in its own order, by the names that its files give them.
+
+    Args:
+        model: as it is, but for its layers.
+        family: of the model.
+        dtype: what all will be cast to; by default they stay what they are.
+        layers: what its layers will be; by default what they are.
+    """
+    inside: dict[str, torch.Tensor] = {}
+    for place, layer in enumerate(layers_of(model, family) if layers is None else layers):
+        inside |= {f"{family.layers}.{place}.{name}": tensor for name, tensor in layer.state_dict().items()}
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(f"{family.layers}."):
+            made |= inside
+        elif name != f"{family.head}.weight" or not is_tied(model, family):
+            made[name] = tensor
+    empty = {name: torch.empty(t.shape, dtype=dtype or t.dtype, device="meta") for name, t in made.items()}
+    stored: dict[str, torch.Tensor] = revert_weight_conversion(model, empty)
+    return stored
+
+
+class ShardWriter:
+    """The weight files of a folder, open to take their tensors in any order.
+
+    As a context manager it closes the files.
+    """
+
+    def __init__(self, folder: Path, layout: Mapping[str, torch.Tensor]) -> None:
+        """Make the files, as large as they will be.
+
+        Args:
+            folder: exists.
+            layout: tensors of the shapes and dtypes to come, by name, in the model's order; on the meta device.
+
+        Raises:
+            OSError: the disk is full, or the place cannot be written.
+        """
+        self.folder = folder
+        self.layout = dict(layout)
+        self.missing = set(layout)
+        self._places: dict[str, tuple[int, int]] = {}  # file descriptor and offset of each tensor
+        self._files: list[int] = []
+        split = split_torch_state_dict_into_shards(
+            self.layout, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
+        )
+        self.files: dict[str, Path] = {name: folder / file for name, file in split.tensor_to_filename.items()}
+        for file, names in split.filename_to_tensors.items():
+            self._make(folder / file, names)
+        if split.is_sharded:
+            total = sum(tensor.numel() for tensor in layout.values())
+            index = {"metadata": {"total_parameters": total, **split.metadata}, "weight_map": split.tensor_to_filename}
+            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _make(self, path: Path, names: list[str]) -> None:
+        """Write the header of one file and reserve its room."""
+        # safetensors sorts by dtype, the widest first, which keeps all tensors aligned, and then by name.
+        ordered = sorted(names, key=lambda name: (-self.layout[name].dtype.itemsize, name))
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        starts = {}
+        for name in ordered:
+            tensor = self.layout[name]
+            starts[name] = offset
+            end = offset + prod(tensor.shape) * tensor.dtype.itemsize
+            header[name] = {
+                "dtype": SAFETENSORS_NAME[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        self._files.append(file)
+        start = 8 + len(text)
+        os.posix_fallocate(file, 0, start + offset)  # a disk that is too full says so now
+        os.pwrite(file, len(text).to_bytes(8, "little") + text, 0)
+        self._places |= {name: (file, start + begin) for name, begin in starts.items()}
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor at its place, in the dtype of the layout."""
+        expected = self.layout[name]
+        assert tensor.shape == expected.shape, f"{name}: {tuple(tensor.shape)}, laid out as {tuple(expected.shape)}"
+        file, offset = self._places[name]
+        numbers = tensor.detach().to("cpu", expected.dtype).contiguous().flatten()
+        for part in torch.split(numbers, PART_BYTES):
+            left = part.view(torch.uint8).numpy().data
+            while left:
+                written = os.pwrite(file, left, offset)
+                offset += written
+                left = left[written:]
+        self.missing.discard(name)
+
+    def take(self, model: Any, prefix: str, layer: nn.Module, device: torch.device) -> None:
+        """Write all tensors of a finished layer and free its memory; it can be read again from what was written.
+
+        Args:
+            model: what the layer is or will be a part of.
+            prefix: the name of the layer in it.
+            layer: has its final weights.
+            device: what works with the layer.
+        """
+        tensors = {f"{prefix}.{name}": tensor for name, tensor in layer.state_dict().items()}
+        for name, tensor in revert_weight_conversion(model, tensors).items():
+            self.write(name, tensor)
+        leave_in_files(layer, prefix, self.files, device)
+
+    def finish(self, model: Any) -> None:
+        """Write all tensors of a model that are not written yet."""
+        tensors = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name not in self.files or name in self.missing
+        }
+        for name, tensor in revert_weight_conversion(model, tensors).items():
+            if name in self.missing:
+                self.write(name, tensor)
+        assert not self.missing, f"never written: {sorted(self.missing)[:3]}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._files:
+            os.close(self._files.pop())

@@ -1,0 +1,154 @@
+"""A model whose layers lie in files is cut to the same bytes as one in memory, and never is in memory whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from flab import Options, apply
+from flab.errors import CheckpointError, OutputError
+from flab.models import shards
+from flab.models.checkpoint import cast_parameters, load_model, open_to_cut, save, torch_dtypes
+from flab.models.families import FAMILIES, layers_of
+from flab.models.layers import LayerRunner
+from flab.models.shards import ShardWriter, layout
+from flab.models.weights import Place, filed, place_of
+from flab.pruning.cuts.vocabulary import cut_vocabulary
+from flab.pruning.pipeline import plan
+from flab.pruning.refit.walk import Cut
+from flab.pruning.surgeon import carve, layers_after, slice_layers
+from support import pico
+from support.calibrated import data_for
+
+KEPT = [0, 1, 3, 4]
+
+
+def cut_of(kind: str, experts: bool = False) -> Cut:
+    before, after = (8, 5) if experts else (64, 40)
+    inner = [sorted(random.Random(place).sample(range(before), after)) for place in range(len(KEPT))]
+    return Cut(KEPT, after, kind, neurons=inner)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def opened(source: Path, kind: str, in_files: bool):
+    """Open a model; without a refit, which needs text of whole tokens, half of its vocabulary goes."""
+    checkpoint, family = open_to_cut(source, Options(), in_files=in_files)
+    cut_vocabulary(
+        checkpoint.model, family, list(range(0, pico.tokenizer().get_vocab_size(), 2 if kind == "none" else 1))
+    )
+    return checkpoint, family
+
+
+def written_from_memory(source: Path, kind: str, folder: Path, dtype: str) -> dict[str, bytes]:
+    """Cut a model in memory, and let transformers write it."""
+    checkpoint, family = opened(source, kind, in_files=False)
+    data = data_for(10)
+    fit, compare = ([], []) if kind == "none" else (data.fit, data.compare)
+    carve(checkpoint.model, family, cut_of(kind, bool(family.experts)), fit, compare)
+    cast_parameters(checkpoint.model, dtype)
+    checkpoint.model.save_pretrained(folder)
+    return files_of(folder)
+
+
+def written_from_files(source: Path, kind: str, folder: Path, dtype: str) -> dict[str, bytes]:
+    checkpoint, family = opened(source, kind, in_files=True)
+    model, cut = checkpoint.model, cut_of(kind, bool(family.experts))
+    folder.mkdir()
+    shapes = layout(model, family, torch_dtypes[dtype], layers_after(model, family, cut))
+    with ShardWriter(folder, shapes) as writer:
+
+        def store(place, layer):
+            writer.take(model, f"{family.layers}.{place}", layer, torch.device("cpu"))
+            # Experts are stored apart and held together, so no file has them under their own names.
+            assert family.experts or all(parameter.is_meta for parameter in layer.parameters())
+
+        if kind == "none":
+            slice_layers(model, family, cut, store)
+        else:
+            data = data_for(10)
+            carve(model, family, cut, data.fit, data.compare, done=store)
+        cast_parameters(model, dtype)
+        save(checkpoint, folder, None, writer)
+    return files_of(folder)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_cut_from_files_is_the_cut_in_memory(family, tmp_path):
+    source = pico.build(family, tmp_path / "model", dtype=torch.bfloat16)
+    kind = "none"
+    whole = written_from_memory(source, kind, tmp_path / "whole", "bfloat16")
+    streamed = written_from_files(source, kind, tmp_path / "streamed", "bfloat16")
+    assert streamed["model.safetensors"] == whole["model.safetensors"]
+    assert streamed["generation_config.json"] == whole["generation_config.json"]
+    theirs, ours = json.loads(whole["config.json"]), json.loads(streamed["config.json"])
+    assert {name: ours[name] for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["simple", "residual", "newton", "reconstruction"])
+def test_a_refit_from_files_is_the_refit_in_memory(kind, dtype, tmp_path):
+    source = pico.build("llama", tmp_path / "model", dtype=torch_dtypes[dtype])
+    whole = written_from_memory(source, kind, tmp_path / "whole", dtype)
+    streamed = written_from_files(source, kind, tmp_path / "streamed", dtype)
+    assert streamed["model.safetensors"] == whole["model.safetensors"]
+
+
+def test_a_layer_is_in_memory_only_while_it_works(pico_folder):
+    checkpoint, family = open_to_cut(pico_folder("qwen2"), Options(), in_files=True)
+    layers = layers_of(checkpoint.model, family)
+    assert len(list(filed(layers))) == len(list(layers.parameters()))
+    runner = LayerRunner(checkpoint.model, family)
+    with runner.at_work(2) as layer:
+        assert not any(parameter.is_meta for parameter in layer.parameters())
+        assert all(parameter.is_meta for parameter in layers[1].parameters())
+    assert all(place_of(parameter) is not None for parameter in layers.parameters())
+
+
+def test_damaged_weights_are_found_when_they_are_read(tmp_path):
+    source = pico.build("llama", tmp_path / "model")
+    model = load_model(source)
+    model.model.layers[3].mlp.up_proj.weight[1, 2] = float("nan")
+    model.save_pretrained(tmp_path / "damaged")
+    place = Place(tmp_path / "damaged" / "model.safetensors", "model.layers.3.mlp.up_proj.weight", torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.up_proj\.weight holds NaN or infinite"):
+        place.read(torch.float32)
+    place.file.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        place.read(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def decided(pico_folder, recipe):
+    return plan(pico_folder("llama"), recipe(remove=0.3, refit="residual"))
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_apply_writes_shards_that_hold_the_same_tensors(refit, decided, pico_folder, tmp_path, monkeypatch):
+    source = pico_folder("llama")
+    whole = files_of(apply(source, decided, tmp_path / "whole", refit=refit))
+    monkeypatch.setattr(shards, "SHARD_BYTES", 60_000)
+    parts = apply(source, decided, tmp_path / "parts", refit=refit)
+    assert len(list(parts.glob("model-*-of-*.safetensors"))) > 2
+    load_model(parts).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == whole["model.safetensors"]
+    others = {name for name in whole if "safetensors" not in name}
+    assert {name: whole[name] for name in others} == {name: files_of(parts)[name] for name in others}
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(decided, pico_folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"No space left on device\): nothing was left behind"):
+        apply(pico_folder("llama"), decided, tmp_path / "out", refit=False)
+    assert list(tmp_path.iterdir()) == []
