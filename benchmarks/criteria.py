@@ -23,7 +23,7 @@ from flab.models.layers import LayerRunner
 from flab.models.options import Options
 from flab.pruning.calibration import CalibrationSet
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch
-from flab.pruning.cuts.neurons import FFN_CRITERIA, NeuronSearch
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.finalists import run_problems
 from flab.pruning.planner import Planner
@@ -100,7 +100,7 @@ class Lab:
         """Scores of all neurons, None for elimination."""
         if criterion == "elimination":
             return None
-        return FFN_CRITERIA[criterion](NeuronSearch(LayerRunner(self.model, self.bench.family), self.data.fit))
+        return NEURON_CRITERIA[criterion](NeuronSearch(LayerRunner(self.model, self.bench.family), self.data.fit))
 
     def without(self, removed: tuple[int, ...]) -> list[int]:
         return [i for i in range(self.bench.shape.layers) if i not in removed]
@@ -117,7 +117,7 @@ def neurons(lab: Lab, table: Table) -> None:
         "pass@1",
         "bits/byte",
     )
-    for criterion in (*FFN_CRITERIA, "elimination"):
+    for criterion in (*NEURON_CRITERIA, "elimination"):
         scores = lab.scores(criterion)
         for name, (kind, projection) in (REFITS | (MORE_REFITS if scores is None else {})).items():
             cut = Cut(range(lab.bench.shape.layers), width, kind, projection, scores)

@@ -158,7 +158,7 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
         f"{report['parameters_after']:,}",
         f"{report['removed_fraction']:.1%} (body {body:.1%})",
     )
-    for name in ("vocabulary", "layers", "width" if "width" in report else "experts"):
+    for name in (name for name in ("vocabulary", "layers", "experts", "width") if name in report):
         before = report[name]["before"]
         after = report[name]["after"]
         table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")

@@ -32,7 +32,7 @@ def loads_in(
     ``stored`` are its tensors by name; ``original`` is the config and the tensors of the model it was made from.
     ``broken_pattern`` is whether layers are gone from a pattern that repeats.
     """
-    rows = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    rows = {"hidden_size": config.hidden_size, "intermediate_size": ffn_width(config)}
     odd = [f"{name} {size}" for name, size in rows.items() if size % LARGE_BLOCK]
     return {
         "transformers": {
@@ -59,11 +59,16 @@ def loads_in(
     }
 
 
+def ffn_width(config: Any) -> int:
+    """Return the neurons of one FFN, in a mixture of experts of one expert."""
+    return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+
+
 def tensor_parallel_sizes(config: Any) -> list[int]:
     """On how many devices vLLM can share the model evenly, of 1, 2, 4, 8 and 16."""
     heads = config.num_attention_heads
     kv_heads = config.num_key_value_heads
-    width = config.intermediate_size
+    width = ffn_width(config)
     # vLLM gives each device the same number of query heads and neurons. Key-value heads are shared out, or
     # repeated where there are fewer of them than devices.
     return [

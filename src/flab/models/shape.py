@@ -55,9 +55,14 @@ class Shape:
         return self.width // self.block if self.block > 1 else 0
 
     @property
-    def sparse_width(self) -> int:
-        """Neurons fitted together, times the tokens of which one reaches them: of a dense FFN its width."""
-        return self.block * self.width // self.active if self.experts else self.width
+    def fitted(self) -> int:
+        """Neurons that are fitted together: those of one expert, or all of a dense FFN."""
+        return self.block if self.experts else self.width
+
+    @property
+    def passed(self) -> int:
+        """Neurons that a token passes through."""
+        return self.active or self.width
 
     @property
     def inner(self) -> str:
@@ -89,7 +94,7 @@ class Shape:
         """
         # An embedding lookup is no product and costs nothing here; the head, vocabulary x hidden, is one even
         # where it is tied.
-        neurons = min(width, self.active or width) * self.products_per_neuron + width // self.block * self.per_block
+        neurons = min(width, self.passed) * self.products_per_neuron + width // self.block * self.per_block
         weights = layers * (self.products_per_layer + neurons) + vocabulary * self.hidden
         return 2 * weights + 4 * layers * context * self.attention
 

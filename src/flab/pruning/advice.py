@@ -18,7 +18,7 @@ DEEP_KL = 0.05  # nats per token: from here on answers change
 def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
     """Warn if there is too little text for least squares, or none to hold out."""
     found = []
-    if (tokens := data.num_fit_tokens) < 4 * shape.sparse_width:
+    if (tokens := data.num_fit_tokens) < 4 * shape.fitted * shape.width // shape.passed:
         what = f"{shape.experts} experts" if shape.experts else f"a width of {shape.width}"
         found.append(
             f"{tokens} calibration tokens for {what}: least squares wants several times as "

@@ -15,6 +15,7 @@ from typing import Any
 from flab.errors import PlanError
 from flab.files import read_regular, write_text
 from flab.models.options import STORED_DTYPES
+from flab.models.shape import Shape
 from flab.pruning.refits import REFITS
 
 FORMAT = 2
@@ -156,6 +157,7 @@ class Plan:
     def sizes(self) -> dict[str, dict[str, Any]]:
         """Return the sizes before and after each cut, and which layers stay."""
         found: dict[str, dict[str, Any]] = {name: dict(kept.sizes()) for name, kept in self.cuts.items()}
+        found |= neurons_of(found, self.model)
         found["layers"]["kept"] = self.layers.kept
         return found
 
@@ -184,6 +186,18 @@ class Plan:
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{path} is not JSON ({error}): expected a file written by `flab plan`.") from None
         return _from_json(data, path)
+
+
+def mixture_facts(shape: Shape) -> dict[str, int]:
+    """Return what a plan's model facts say of its experts; nothing for a dense model."""
+    return {"expert_width": shape.block} if shape.experts else {}
+
+
+def neurons_of(cuts: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return the FFN width that the experts of a mixture add up to, under ``width``; nothing for a dense model."""
+    if "experts" not in cuts:
+        return {}
+    return {"width": {when: cuts["experts"][when] * model.get("expert_width", 1) for when in ("before", "after")}}
 
 
 def _from_json(data: Any, path: Path) -> Plan:

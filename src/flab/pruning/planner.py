@@ -40,7 +40,7 @@ from flab.pruning.calibration import (
 )
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.finalists import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
-from flab.pruning.plan import Kept, Plan, Refit
+from flab.pruning.plan import Kept, Plan, Refit, mixture_facts
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import NewLayer
 from flab.pruning.refit.streams import SWEEP_BYTES, Streams
@@ -332,7 +332,7 @@ class Bench:
         kind = self.search.cut_for(split, winner.removed).kind
         return Plan(
             remove=recipe.remove,
-            model=model_facts(self.source, self.family, self.options),
+            model=model_facts(self.source, self.family, self.options) | mixture_facts(shape),
             calibration=calibration_facts(self),
             cuts={
                 "vocabulary": Kept(shape.vocabulary, len(self.material.kept), self.material.kept),

@@ -131,7 +131,9 @@ class Recipe:
 
     def resolved(self, shape: Shape) -> Recipe:
         """Return the recipe with all that was left to flab decided for a model of this shape."""
-        tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * shape.sparse_width)
+        # An expert sees only the tokens that pass through it.
+        enough = TOKENS_PER_NEURON * shape.fitted * shape.width // shape.passed
+        tokens = self.tokens if self.tokens is not None else max(TOKENS, enough)
         refit = self.refit
         if shape.experts and refit in ("newton", "descent"):
             raise OptionError(

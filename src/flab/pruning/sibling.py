@@ -81,7 +81,7 @@ def adopted(
     origin = f"replayed on a sibling: layers, neurons and tokens were chosen on {plan.model['path']}{measured}"
     return replace(
         plan,
-        model=model_facts(source, family, options),
+        model={**plan.model, **model_facts(source, family, options)},
         kl_nats_per_token=plan.kl_nats_per_token if kl is None else kl,
         warnings=[*plan.warnings, origin, *warnings],
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flab.models.compatibility import ffn_width
 from flab.models.memory import resident_peak
 from flab.recovery.loss import CHUNK_ELEMENTS
 from flab.recovery.settings import Training
@@ -38,7 +39,8 @@ def activation_bytes(config: Any, tokens: int, element: int, training: Training)
     layers = int(config.num_hidden_layers)
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     heads = config.num_attention_heads + getattr(config, "num_key_value_heads", config.num_attention_heads)
-    per_layer = int(12 * width + 2 * heads * head + 4 * config.intermediate_size)
+    neurons = ffn_width(config) * int(getattr(config, "num_experts_per_tok", None) or 1)
+    per_layer = int(12 * width + 2 * heads * head + 4 * neurons)
     if training.gradient_checkpointing:
         return tokens * element * (layers * width + 2 * per_layer)
     return tokens * element * layers * per_layer

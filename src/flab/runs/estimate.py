@@ -111,8 +111,8 @@ def split_tokens(tokens: int) -> tuple[int, int]:
 
 def layer_share(shape: Shape, width: float) -> float:
     """Return what a layer of this width costs, relative to an uncut one."""
-    whole = shape.products_per_layer + shape.width * shape.products_per_neuron
-    return (shape.products_per_layer + width * shape.products_per_neuron) / whole
+    whole = shape.products_per_layer + shape.passed * shape.products_per_neuron
+    return (shape.products_per_layer + min(width, shape.passed) * shape.products_per_neuron) / whole
 
 
 def ffn_share(shape: Shape) -> float:
@@ -139,7 +139,7 @@ def walk_work(
     # What every kept layer costs besides: the statistics and the solution of its projections, then the refit's own steps.
     each = []
     if steps.target is not None:
-        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), solving(cut.width, shape.hidden)]
+        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), ffn_solving(shape, cut)]
     if steps.attention and output_projection:
         each += [gram_work(shape.attention, shape.hidden, fit), solving(shape.attention, shape.hidden)]
     if eliminate and cut.width < shape.width:
@@ -159,7 +159,15 @@ def walk_work(
 def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
     """Features, Gram and cross matrices of one FFN; ``targets`` times the hidden size are fitted."""
     features = work(layer=fit * ffn_share(shape))
-    return features + gram_work(shape.width, targets * shape.hidden, fit)
+    passes = shape.passed // shape.fitted  # experts of one token
+    return features + gram_work(shape.fitted, targets * shape.hidden, fit * passes)
+
+
+def ffn_solving(shape: Shape, cut: Size) -> Work:
+    """Return the work of solving for the output projection of one FFN, or of each expert that stays."""
+    if shape.experts:
+        return times(solving(shape.fitted, shape.hidden), cut.width // shape.block)
+    return solving(cut.width, shape.hidden)
 
 
 def gram_work(features: int, targets: int, tokens: int) -> Work:
@@ -275,9 +283,12 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
     if steps.target is None:
         return streams
     targets = 2 * shape.hidden if steps.ffn == "descent" else shape.hidden
-    single = 4 * cut.width**2 if cut.width > FAST_FEATURES else 0
+    fitted = min(cut.width, shape.fitted)
+    single = 4 * fitted**2 if fitted > FAST_FEATURES else 0
     # The Gram matrix, its factor and a work copy, F x F in float64, with the cross matrices of the targets beside them.
-    statistics = 3 * 8 * shape.width**2 + 3 * 8 * targets * shape.width + single
+    statistics = 3 * 8 * shape.fitted**2 + 3 * 8 * targets * shape.fitted + single
+    if shape.experts:  # all tokens of the layer, and its experts in float32
+        statistics += 4 * (2 * fit * shape.hidden + cut.width * shape.products_per_neuron)
     neurons = cut.width * shape.products_per_neuron
     # Descent keeps three streams in bfloat16, twice while they are joined, a target in float32, and six copies of the weights.
     # Newton keeps one linearisation and the vectors of the conjugate gradients.

@@ -79,6 +79,7 @@ def test_a_plan_of_experts_is_written_read_and_replayed(pico_folder, recipe, tmp
     made = build(source, tmp_path / "built", recipe(remove=0.1, experts=5, layers=4))
     assert set(made.cuts) == {"vocabulary", "layers", "experts"}
     assert made.cuts["experts"].sizes() == {"before": 8, "after": 5}
+    assert made.summary()["width"] == {"before": 8 * 24, "after": 5 * 24}  # neurons of all experts
     assert made.criteria["experts"] == "reap"
     made.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == made

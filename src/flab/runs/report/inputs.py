@@ -11,6 +11,7 @@ from typing import Any
 from flab.errors import DataError
 from flab.evaluation.record import RESULTS
 from flab.files import read_json
+from flab.pruning.plan import neurons_of
 
 Json = Mapping[str, Any]
 
@@ -130,7 +131,8 @@ def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
     value: dict[str, Any] = finite(read_json(path))
     layout = layout or path.name
     if layout == "plan.json" and isinstance(value.get("cuts"), dict):
-        value |= value["cuts"]  # format 2; in format 1 they lie beside the other fields
+        # In format 1 they lie beside the other fields.
+        value |= value["cuts"] | neurons_of(value["cuts"], value.get("model", {}))
     if missing := [name for name in NEEDED.get(layout, ()) if name not in value]:
         raise DataError(f"{path}: lacks {', '.join(missing)}; make it again with this version of flab")
     known = FORMATS.get(layout)
