@@ -40,8 +40,10 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     sizes = found["sizes"]
     tokenizer = found["tokenizer"]
     say(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
+    experts = f" in {sizes['experts']} experts" if sizes["experts"] else ""
     say(
-        f"{sizes['layers']} layers, hidden size {sizes['hidden']:,}, FFN width {sizes['width']:,}, {sizes['heads']} heads "
+        f"{sizes['layers']} layers, hidden size {sizes['hidden']:,}, FFN width {sizes['width']:,}{experts}, "
+        f"{sizes['heads']} heads "
         f"({sizes['key_value_heads']} for keys and values), context {sizes['context'] or 'not named'}"
     )
     adds = f"puts {' '.join(tokenizer['adds'])} before a text" if tokenizer["adds"] else "adds nothing to a text"

@@ -81,8 +81,11 @@ class Shape:
 
     def parameters(self, vocabulary: int, layers: int, width: int) -> int:
         """Count all parameters of a model of these sizes, tied ones once."""
-        layer = self.per_layer + width * self.per_neuron + width // self.block * self.per_block
-        return self.fixed + vocabulary * self.per_token + layers * layer
+        return self.fixed + vocabulary * self.per_token + layers * (self.per_layer + self.ffn(width))
+
+    def ffn(self, width: int) -> int:
+        """Count the parameters of one FFN of this many neurons, with the router's rows for its experts."""
+        return width * self.per_neuron + width // self.block * self.per_block
 
     def body(self, layers: int, width: int) -> int:
         """Return parameters without embeddings and head."""

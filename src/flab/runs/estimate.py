@@ -266,7 +266,7 @@ def probe_work(shape: Shape, cut: Size) -> Work:
 def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
     """Return the bytes of a model opened to be cut: its layers with ``body`` bytes a number, all else with ``rest``."""
     return (
-        size.layers * (shape.per_layer + size.width * shape.per_neuron) * body
+        size.layers * (shape.per_layer + shape.ffn(size.width)) * body
         + (size.vocabulary * shape.per_token + shape.fixed) * rest
     )
 

@@ -54,6 +54,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
             "vocabulary": shape.vocabulary,
             "layers": shape.layers,
             "width": shape.width,
+            "experts": shape.experts,
             "hidden": shape.hidden,
             "heads": config.num_attention_heads,
             "key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
@@ -74,11 +75,12 @@ def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
     shape = facts.shape
     rows = shape.vocabulary * shape.per_token
     name = "embedding, which is the head too" if facts.tied else "embedding and head"
-    neurons = shape.layers * shape.width * shape.per_neuron
+    neurons = shape.layers * shape.ffn(shape.width)
+    unit = "expert" if shape.experts else "neuron"
     found = [
         (name, rows, f"{shape.per_token:,} for each token"),
         ("attention and norms", shape.layers * shape.per_layer, f"{shape.per_layer:,} for each layer"),
-        ("FFN", neurons, f"{shape.per_neuron:,} for each neuron of each layer"),
+        ("FFN", neurons, f"{shape.ffn(shape.block):,} for each {unit} of each layer"),
         ("final norm and the like", shape.fixed, "not cut"),
     ]
     return [{"name": n, "parameters": p, "share": p / shape.total, "unit": unit} for n, p, unit in found]
@@ -116,7 +118,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
     # that stay.
     removed = shape.total - deepest.parameters
     tokens = (shape.vocabulary - deepest.vocabulary) * shape.per_token
-    layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.width * shape.per_neuron)
+    layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.ffn(shape.width))
     return {
         "remove": remove,
         "reachable": True,
