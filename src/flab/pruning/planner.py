@@ -14,7 +14,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from flab.errors import OptionError
 from flab.evaluation.tasks import Problem
 from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, open_to_cut
 from flab.models.families import Family, shape_of
@@ -223,7 +222,7 @@ class Planner:
 
 def _pins_within(needs: Needs, shape: Shape, recipe: Recipe) -> Pins:
     """Return the recipe's pins; BudgetError if no split meets the budget, before the model is asked for anything."""
-    pins = pins_of(recipe, shape)
+    pins = recipe.pins(shape)
     feasible_splits(shape, recipe.remove, needs.size(shape, recipe.remove, pins), pins)
     return pins
 
@@ -391,17 +390,3 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
         "sandbox": bench.sandbox.level if bench.sandbox is not None else None,
         "batch_tokens": bench.options.batch_tokens,
     } | bench.material.settings
-
-
-def pins_of(recipe: Recipe, shape: Shape) -> Pins:
-    """Return the user's pins, checked; a list of layers to drop pins their number."""
-    pins = recipe.pins
-    if recipe.drop_layers is not None:
-        dropped = set(recipe.drop_layers)
-        if not dropped <= set(range(shape.layers)) or len(dropped) == shape.layers:
-            raise OptionError(
-                f"`drop_layers`: got {sorted(dropped)}, allowed some but not all of 0 to {shape.layers - 1}."
-            )
-        pins = replace(pins, layers=shape.layers - len(dropped))
-    pins.check(shape)
-    return replace(pins, width=pins.experts * shape.block) if pins.experts else pins

@@ -145,10 +145,19 @@ class Recipe:
                 refit = "descent" if tokens >= DESCENT_TOKENS_PER_NEURON * shape.width else "residual"
         return replace(self, tokens=tokens, refit=refit)
 
-    @property
-    def pins(self) -> Pins:
-        """The sizes that the user fixed."""
-        return Pins(self.vocabulary, self.layers, self.width, self.width_multiple, self.experts)
+    def pins(self, shape: Shape) -> Pins:
+        """Return the sizes that the user fixed, checked; a list of layers to drop pins their number."""
+        layers = self.layers
+        if self.drop_layers is not None:
+            dropped = set(self.drop_layers)
+            if not dropped <= set(range(shape.layers)) or len(dropped) == shape.layers:
+                raise OptionError(
+                    f"`drop_layers`: got {sorted(dropped)}, allowed some but not all of 0 to {shape.layers - 1}."
+                )
+            layers = shape.layers - len(dropped)
+        pins = Pins(self.vocabulary, layers, self.width, self.width_multiple, self.experts)
+        pins.check(shape)
+        return replace(pins, width=pins.experts * shape.block) if pins.experts else pins
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

@@ -19,7 +19,6 @@ from flab.models.options import Options
 from flab.pruning.budget import Split, feasible_splits
 from flab.pruning.calibration import Texts, read_texts
 from flab.pruning.finalists import BATCH, NEW_TOKENS
-from flab.pruning.planner import pins_of
 from flab.pruning.recipe import Recipe
 from flab.pruning.vocabulary import Counts, Needs
 from flab.recovery.memory import activation_bytes, logit_bytes
@@ -85,7 +84,7 @@ def planned(facts: ModelFacts, recipe: Recipe) -> Planned:
     texts = read_texts(recipe)
     shape = facts.shape
     recipe = recipe.resolved(shape)
-    pins = pins_of(recipe, shape)
+    pins = recipe.pins(shape)
     vocabulary = pins.vocabulary or needs_of(facts, texts, recipe).size(shape, recipe.remove, pins)
     splits = feasible_splits(shape, recipe.remove, vocabulary, pins)
     assert recipe.tokens is not None
@@ -263,7 +262,7 @@ def plan_memory(facts: ModelFacts, options: Options) -> int:
     recipe = Recipe().resolved(facts.shape)
     assert recipe.tokens is not None
     vocabulary = assumed_vocabulary(facts.shape, recipe.remove)
-    split = feasible_splits(facts.shape, recipe.remove, vocabulary, recipe.pins)[0]
+    split = feasible_splits(facts.shape, recipe.remove, vocabulary, recipe.pins(facts.shape))[0]
     cut = Size(split.vocabulary, split.layers, split.width)
     walk = walk_bytes(facts.shape, cut, *split_tokens(recipe.tokens), recipe.refit)
     return opened_bytes(facts, facts.size, options) + walk

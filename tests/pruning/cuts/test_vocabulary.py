@@ -271,7 +271,7 @@ def bench(folder: Path, corpus: list[str] = CORPUS) -> tuple[Checkpoint, Counts]
 def tokens_of(checkpoint: Checkpoint, asked: Recipe, counts: Counts, expected=dict) -> list[int]:
     """The kept tokens of a recipe, new id -> old id."""
     shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
-    return plan_vocabulary(Needs(checkpoint, asked, counts), shape, asked.remove, asked.pins, expected)
+    return plan_vocabulary(Needs(checkpoint, asked, counts), shape, asked.remove, asked.pins(shape), expected)
 
 
 def test_a_multiple_of_64_is_reached_by_real_tokens(pico_folder, recipe):
