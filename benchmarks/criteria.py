@@ -28,7 +28,7 @@ from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.finalists import run_problems
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.walk import Cut
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.surgeon import carve
 from flab.sandbox import Sandbox
 

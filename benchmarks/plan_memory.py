@@ -30,9 +30,8 @@ from flab.models.memory import reset_peak, resident_peak, trim
 from flab.pruning.objective import CHUNK_ELEMENTS
 from flab.pruning.planner import Planner
 from flab.pruning.refit.gram import BLOCK_ROWS
-from flab.pruning.refit.newton import KEPT_BYTES
+from flab.pruning.refit.newton import KEPT_BYTES, MOST_TOKENS
 from flab.pruning.refit.streams import SEARCH_BYTES
-from flab.pruning.refit.walk import NEWTON_TOKENS
 
 
 def make_model(given: argparse.Namespace, folder: Path) -> int:
@@ -63,7 +62,7 @@ def predicted(given: argparse.Namespace, parameters: int) -> dict[str, float]:
         "layer at work": 4 * layer,
         "statistics": 8 * 2 * (width**2 + hidden * width),
         "solver": 8 * (width**2 + 5 * BLOCK_ROWS * width + 4 * hidden * width),
-        "newton": 4 * 2 * min(tokens, NEWTON_TOKENS) * hidden + 8 * ffn + 24 * kept**2 + KEPT_BYTES,
+        "newton": 4 * 2 * min(tokens, MOST_TOKENS) * hidden + 8 * ffn + 24 * kept**2 + KEPT_BYTES,
         "calibration": 4 * 5 * tokens * hidden,
         "streams": min(SEARCH_BYTES, 4 * 2 * given.layers * tokens * hidden),
         "activations": 4 * 8 * ROW_ELEMENTS,

@@ -32,7 +32,7 @@ from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.cuts.layers import LayerSearch, by_kl, cut_layers
 from flab.pruning.cuts.neurons import NeuronSearch, choose_neurons, cut_ffn, score_activation
 from flab.pruning.cuts.vocabulary import cut_vocabulary
-from flab.pruning.refit.walk import Cut
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.surgeon import carve
 from flab.recovery.loss import IGNORED, loss_terms
 from support import pico

@@ -16,7 +16,8 @@ from flab.models.layers import LayerRunner, by_rows
 from flab.pruning.calibration import CalibrationSet, calibration_set, windows_of
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.walk import Walk
 from flab.pruning.surgeon import carve
 from support import pico
 

@@ -12,7 +12,8 @@ from flab.models.layers import LayerRunner
 from flab.pruning.budget import Pins, feasible_splits
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.walk import Walk
 from flab.pruning.search import Search, search_splits
 from support.calibrated import fresh
 

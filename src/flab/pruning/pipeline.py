@@ -33,7 +33,7 @@ from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.plan import Plan
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.walk import Cut
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.sibling import adopted, check_sibling
 from flab.pruning.surgeon import carve, layers_after, slice_layers
 

@@ -24,8 +24,9 @@ from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.recipe import Recipe
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.refit.streams import Streams
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.walk import Walk
 from flab.pruning.refits import REFITS
 
 # From deep to shallow the KL falls and then rises again, with some noise. Three candidates in a row that are worse

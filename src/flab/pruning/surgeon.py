@@ -18,9 +18,9 @@ from flab.models.layers import Batch, LayerRunner
 from flab.models.weights import read_in
 from flab.progress import track
 from flab.pruning.cuts.layers import cut_layers
-from flab.pruning.refit.new_layer import NewLayer, cut_inside, replace_weights
+from flab.pruning.refit.new_layer import Cut, NewLayer, cut_inside, replace_weights
 from flab.pruning.refit.streams import Streams
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.walk import Walk
 
 Done = Callable[[int, nn.Module], None]  # takes each cut layer and its place in the cut model
 

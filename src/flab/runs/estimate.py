@@ -29,7 +29,6 @@ from flab.pruning.refit.gram import (
     RIDGES,
     SKETCH,
 )
-from flab.pruning.refit.walk import NEWTON_TOKENS
 from flab.pruning.refits import REFITS
 from flab.pruning.search import PATIENCE, PROBE_TOKENS, PROBED_PARAMETERS
 
@@ -220,7 +219,7 @@ def newton_work(hidden: int, width: int, neurons: int, fit: int) -> Work:
     """Gauss-Newton steps by conjugate gradients: each iteration is some five products with every weight for every token."""
     # Linearising is a forward and a backward pass with the Gram matrices of the preconditioner; an iteration is J d and J^T J d.
     # Each step also judges about three candidates: halved steps on the fitted tokens, and the held-out ones.
-    tokens = min(fit, NEWTON_TOKENS) * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
+    tokens = min(fit, newton.MOST_TOKENS) * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
     linearised = 6 * neurons * tokens + 2 * tokens * (hidden**2 + width**2)
     iteration = 6 * neurons * tokens * 16 / 18 * 2
     preconditioned = 4 * hidden * neurons + 2 * hidden * width**2

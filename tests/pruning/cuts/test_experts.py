@@ -18,7 +18,7 @@ from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.pipeline import build
 from flab.pruning.plan import Plan
 from flab.pruning.refit.experts import MixtureTokens, refit_experts
-from flab.pruning.refit.walk import Cut
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.surgeon import carve
 
 

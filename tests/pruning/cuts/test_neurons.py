@@ -12,7 +12,8 @@ from flab.models.layers import LayerRunner
 from flab.pruning.cuts.layers import LAYER_CRITERIA
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch, choose_neurons, score_activation
 from flab.pruning.recipe import LAYER_CRITERION_NAMES, NEURON_CRITERION_NAMES
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.walk import Walk
 from flab.pruning.surgeon import carve
 from support.calibrated import data_for, fresh
 

@@ -7,8 +7,9 @@ import torch
 
 from flab.models.families import head_of
 from flab.models.layers import LayerRunner
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.refit.streams import Streams
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.walk import Walk
 from support.calibrated import fresh
 
 

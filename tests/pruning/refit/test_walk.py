@@ -15,7 +15,8 @@ from flab.pruning.calibration import CalibrationSet
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.objective import kl_divergence
 from flab.pruning.pipeline import plan
-from flab.pruning.refit.walk import Cut, Walk
+from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.walk import Walk
 from flab.pruning.refit.weights import TokenWeights
 from flab.pruning.surgeon import carve
 from support import pico

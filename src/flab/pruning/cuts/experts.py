@@ -54,6 +54,8 @@ def _over_tokens(search: ExpertSearch, outputs: bool) -> tuple[torch.Tensor, tor
     for batch in track(search.batches, "Experts", unit="batches"):
         hidden = runner.embed(batch)
         for index, mixture in enumerate(search.mixtures):
+            # One walk through the uncut model: each mixture scores its experts on the stream that really enters
+            # it.
             mid = runner.mid(index, hidden)
             with runner.at_work(index), torch.no_grad():
                 entering, routing = runner.routed(index, mid[batch.valid.to(mid.device)], mixture)

@@ -75,6 +75,7 @@ def refit_experts(mixture: Mixture, tokens: MixtureTokens, move_router: bool) ->
     mixture.ffn.float()
     original = mixture.experts.down_proj.detach().clone()
     ridges = _fit_outputs(mixture, tokens, original)
+    # A moved router sends tokens to other experts, so their projections no longer fit and are solved once more.
     if move_router and _move_router(mixture, tokens):
         ridges = _fit_outputs(mixture, tokens, original)
     return float(torch.tensor(ridges).median())
@@ -88,6 +89,8 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
     ridges: dict[int, float] = {}
     for _ in range(ROUNDS):
         for expert in range(mixture.count):
+            # The tokens of this expert and the weight that the router gives it there. An expert without any
+            # keeps its weights.
             places, gate = routing.tokens_of(expert)
             if not len(places):
                 continue
@@ -101,6 +104,8 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
                 gram.add(features[rows] * root[rows], wanted[rows] * root[rows], held_out)
             weights, ridges[expert] = gram.solve(range(features.shape[1]), None)
             down.data[expert] = weights
+            # What this expert leaves is the target of those after it, like the coordinates of block coordinate
+            # descent.
             missing[places] = wanted - features @ down[expert].T
     return list(ridges.values())
 
@@ -109,6 +114,8 @@ def _move_router(mixture: Mixture, tokens: MixtureTokens) -> bool:
     """Move the router's rows towards the target by Adam, if held-out tokens agree; returns whether they moved."""
     name = mixture.family.router
     ffn = copy.copy(mixture.ffn)  # it shares all but the router
+    # A shallow copy with a dict of modules of its own: setting the router there leaves the mixture itself
+    # untouched until held-out tokens have agreed.
     ffn._modules = dict(ffn._modules)
 
     def run(router: nn.Module, inputs_BTD: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What becomes of one kept layer: the decisions, the new weights, and how they are put into a layer."""
+"""What to do to the layers (:class:`Cut`), and what became of one: its new weights, and how they are put into it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ from flab.models.families import Family, linear
 from flab.models.mixture import Mixture, mixture_of
 from flab.pruning.cuts.neurons import cut_ffn
 from flab.pruning.refit.descent import Examples
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to do: which layers stay, how wide they become, how neurons are chosen and weights refitted.
+
+    In a mixture of experts the width is the number of experts, and they stand for the neurons.
+    ``neurons`` (one list per kept layer) and the ridges replay a plan; without them they are chosen here. ``scores`` is
+    (L, F) over the original layers, or None for elimination.
+    """
+
+    kept_layers: Sequence[int]
+    width: int
+    kind: str = "residual"  # one of REFITS
+    output_projection: bool = True
+    scores: torch.Tensor | None = None
+    neurons: Sequence[Sequence[int]] | None = None
+    ridge_ffn: Sequence[float] | None = None
+    ridge_attention: Sequence[float] | None = None
+    newton_steps: Sequence[int] | None = None
+    descended: Sequence[bool] | None = None
+    scaling: str = "feature"  # what a ridge is relative to, "mean" also weighs all tokens alike
+    reconstruction_rates: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

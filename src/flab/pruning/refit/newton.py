@@ -27,6 +27,8 @@ from flab.pruning.refit.curvature import KroneckerBlocks, Theta, product_dtype
 # A second step costs as much as the first and lowers the KL at most budgets (docs/log.md, one step against two).
 MAX_STEPS = 2
 CG_ITERATIONS = 10
+# One token costs some hundred times what the residual refit spends on it, so only this many are fitted on.
+MOST_TOKENS = 32_768
 # Relative to the mean of the curvature's diagonal, for each matrix.
 DAMPING = 1e-2
 SHORTEST_STEP = 1 / 16

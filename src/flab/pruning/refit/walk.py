@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -30,37 +30,12 @@ from flab.pruning.refit.curvature import product_dtype
 from flab.pruning.refit.descent import Example, Examples, descend
 from flab.pruning.refit.experts import mixture_tokens, refit_experts
 from flab.pruning.refit.gram import Gram
-from flab.pruning.refit.new_layer import FfnSolution, NewLayer, replace_weights
-from flab.pruning.refit.newton import FfnProblem, Tokens, newton_refit
+from flab.pruning.refit.new_layer import Cut, FfnSolution, NewLayer, replace_weights
+from flab.pruning.refit.newton import MOST_TOKENS, FfnProblem, Tokens, newton_refit
 from flab.pruning.refit.reconstruction import Rows, reconstruct
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.weights import TokenWeights
 from flab.pruning.refits import REFITS
-
-NEWTON_TOKENS = 32_768  # fitted on at most so many; each costs some hundred times what it costs the residual refit
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What to do: which layers stay, how wide they become, how neurons are chosen and weights refitted.
-
-    In a mixture of experts the width is the number of experts, and they stand for the neurons.
-    ``neurons`` (one list per kept layer) and the ridges replay a plan; without them they are chosen here. ``scores`` is
-    (L, F) over the original layers, or None for elimination.
-    """
-
-    kept_layers: Sequence[int]
-    width: int
-    kind: str = "residual"  # one of REFITS
-    output_projection: bool = True
-    scores: torch.Tensor | None = None
-    neurons: Sequence[Sequence[int]] | None = None
-    ridge_ffn: Sequence[float] | None = None
-    ridge_attention: Sequence[float] | None = None
-    newton_steps: Sequence[int] | None = None
-    descended: Sequence[bool] | None = None
-    scaling: str = "feature"  # what a ridge is relative to, "mean" also weighs all tokens alike
-    reconstruction_rates: Sequence[float] | None = None
 
 
 class Walk:
@@ -85,6 +60,9 @@ class Walk:
         self.batches = [*fit, *compare]
         self.num_fit = len(fit)
         self.weights = TokenWeights(fit, cut.scaling)
+        # Two residual streams go through the layers side by side: the original's, which every fit aims at, and
+        # that of the pruned model so far, which each refitted layer will really see. Comparison batches come
+        # along, for the KL at the end.
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
         self.clean = True  # both streams are still one
@@ -92,6 +70,7 @@ class Walk:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[NewLayer]:
+        # The layer that reads a kept layer's output: the next kept one, or the head after the last.
         following = [*self.cut.kept_layers[1:], len(self.runner.layers)]
         first = self.cut.kept_layers[0]
         for index in range(first):
@@ -119,9 +98,12 @@ class Walk:
 
     def _layer(self, place: int, index: int, after: int) -> NewLayer:
         original_mid = self._original_mid(index)
+        # The attention comes first, so that the FFN's problem sees the stream that the new attention leaves.
         attention, mid, attention_ridge = self._attention(place, index, original_mid)
         untouched = self.clean and after == index + 1 and self.cut.width == self._count(index)
         self._advance_original(index, original_mid)
+        # Removed layers still move the original's stream. After this loop it is what the next kept layer should
+        # read, so this layer's FFN is asked to do their work as well.
         for skipped in range(index + 1, after):
             self._skip(skipped)
         if untouched:
@@ -130,6 +112,8 @@ class Walk:
             same = torch.empty(0) if self.runner.family.experts else with_bias(self._ffn(index)).double()
             return NewLayer(index, everything, same, attention, 0.0, attention_ridge)
         self.clean = False
+        # The simple refit reproduces the FFN's own output on the original's stream and ignores all earlier
+        # cuts.
         fitted_to_itself = original_mid if self.steps.target == "own" else None
         del original_mid
         if self.runner.family.experts:
@@ -142,6 +126,7 @@ class Walk:
             move = {"newton": self._newton, "descent": self._descent}[self.steps.ffn]
             new = move(place, new, mid, solution)
         del solution
+        # Back from units of the stream to the weights that the checkpoint stores.
         new = replace(new, ffn_out=self.runner.ffn_branch(index).own(new.ffn_out))
         if self.steps.layer:
             new = self._reconstructed(place, new)
@@ -203,6 +188,7 @@ class Walk:
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
         )
         weights = branch.own(weights)
+        # The pruned stream goes on with rounded weights, as the saved model will compute it.
         new = weights.to(projection.weight.dtype)
         mid = [self.pruned[n].to(f.device) + branch(nn.functional.linear(f, new)) for n, f in enumerate(caught)]
         return weights, mid, ridge
@@ -228,6 +214,8 @@ class Walk:
         old = branch.weights()
         targets = old.shape[0]
         descent = self.steps.ffn == "descent"
+        # Only elimination reads the Gram matrix to choose. If neither it nor a fit is wanted, no pass over the
+        # tokens is needed.
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
@@ -280,6 +268,7 @@ class Walk:
         """Solve for the kept columns; returns the weights, the ridge, and the part that makes up for earlier cuts."""
         old = self.runner.ffn_branch(index).weights()
         width = self._ffn(index).in_features
+        # The bias, if there is one, is the column after the last neuron, and always stays.
         columns = [*neurons, *range(width, old.shape[1])]
         if gram is None or self.steps.target is None:
             return old[:, columns].double(), 0.0, None
@@ -287,6 +276,8 @@ class Walk:
             columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None, self.likely_ridge
         )
         self.likely_ridge = ridge
+        # For descent the Gram matrix holds two problems of the same features: first the stream's targets, then
+        # the FFN's own output. The difference of their solutions is what makes up for earlier cuts.
         weights = solved[: len(old)]
         return weights, ridge, weights - solved[len(old) :] if len(solved) > len(old) else None
 
@@ -324,6 +315,7 @@ class Walk:
         rates = self.cut.reconstruction_rates
         if rates and not rates[place]:
             return new
+        # On a copy, because held-out rows may refuse the outcome, and then the layer is needed as it was.
         start = copy.deepcopy(old)
         replace_weights(start, self.runner.family, new)
         made, rate = reconstruct(
@@ -346,6 +338,8 @@ class Walk:
             inputs = self.pruned[n].to(self.runner.device(index)).float()
             targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
             damped = self.weights.damped(targets.flatten(0, 1), typical).view(valid.shape)
+            # Whole rows pass the layer, so tokens that must not count get the weight 0 instead of being left
+            # out.
             weight = batch.weight.to(inputs.device) * valid * damped.pow(2)
             yield Rows(inputs, targets, weight * ~held, weight * held)
 
@@ -356,7 +350,7 @@ class Walk:
         branch = self.runner.ffn_branch(index)
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
         typical = self.weights.typical(self.original)
-        stride = max(1, -(-tokens // NEWTON_TOKENS))  # batches are sorted by length: every n-th are of all lengths
+        stride = max(1, -(-tokens // MOST_TOKENS))  # batches are sorted by length: every n-th are of all lengths
         for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
             for part, rows, weight in self.weights.parts(batch, self.original[n].to(mid[n].device), typical):
@@ -365,6 +359,9 @@ class Walk:
                     wanted = self.original[n].to(mid[n].device)[rows]
                     missing = (wanted - here).float()
                     if branch.norm is not None:
+                        # The steps run through the real FFN without the norm behind it, so the target is
+                        # multiplied by the size that the norm divides by, and the weight divided by it: a token
+                        # counts as much as before.
                         _, missing, size = branch.problem(self.runner.ffn_features(index, here), missing)
                         assert size is not None
                         missing = missing * size
