@@ -10,7 +10,7 @@ import pytest
 from flab.errors import CheckpointError, DataError, FlabError, OptionError
 from flab.footprint import measure as module
 from flab.footprint import power
-from flab.footprint.figures import Figure, measured, unknown
+from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, unknown
 from flab.footprint.measure import measure, time_batches, time_rounds
 from flab.footprint.payback import payback
 from flab.footprint.rows import energy_figures, gains
@@ -143,16 +143,11 @@ class Fake:
     def __init__(self, name: str, log: list, seconds: float = 1.0, most: int = 99, parallel: int = 99) -> None:
         self.name, self.log, self.seconds, self.most, self.parallel = name, log, seconds, most, parallel
 
-    def time(self, batch: int) -> dict:
+    def time(self, batch: int) -> Timing:
         self.log.append((self.name, batch))
         if batch > self.most:
             raise OutOfMemoryError
-        return {
-            "first": 0.0,
-            "rest": self.seconds * max(1.0, batch / self.parallel),
-            "prefill_bytes": 10 * batch,
-            "decode_bytes": 20 * batch,
-        }
+        return Timing(0.0, self.seconds * max(1.0, batch / self.parallel), 10 * batch, 20 * batch)
 
 
 def test_models_are_timed_in_turn_after_a_warm_up():
@@ -165,16 +160,22 @@ def test_models_are_timed_in_turn_after_a_warm_up():
 def test_throughput_ends_at_saturation_of_both():
     log: list = []
     rows = time_batches([Fake("A", log, parallel=2), Fake("B", log, parallel=4)], Measuring(rounds=1, new_tokens=10))
-    assert [row["batch"] for row in rows[0]] == [1, 2, 4, 8]
-    assert [row["tokens_per_second"].value for row in rows[0]] == [10, 20, 20, 20]
-    assert [row["tokens_per_second"].value for row in rows[1]] == [10, 20, 40, 40]
-    assert rows[1][1]["peak_bytes"] == 40
+    assert [row.batch for row in rows[0]] == [1, 2, 4, 8]
+    assert [row.tokens_per_second.value for row in rows[0]] == [10, 20, 20, 20]
+    assert [row.tokens_per_second.value for row in rows[1]] == [10, 20, 40, 40]
+    assert rows[1][1].peak_bytes == 40
+
+
+def test_throughput_is_written_as_measure_json_has_always_had_it():
+    written = json.dumps(Throughput(4, measured([2.0, 4.0], "tokens/s", "x"), 80).to_json())
+    figure = '{"value": 3.0, "unit": "tokens/s", "method": "measured: x", "low": 2.0, "high": 4.0, "rounds": 2, "reason": null}'
+    assert written == f'{{"batch": 4, "tokens_per_second": {figure}, "peak_bytes": 80}}'
 
 
 def test_throughput_ends_where_one_does_not_fit_and_both_keep_the_same_sizes():
     log: list = []
     rows = time_batches([Fake("A", log), Fake("B", log, most=2)], Measuring(rounds=1))
-    assert [[row["batch"] for row in one] for one in rows] == [[1, 2], [1, 2]]
+    assert [[row.batch for row in one] for one in rows] == [[1, 2], [1, 2]]
 
 
 def test_a_gain_is_the_ratio_of_medians_with_the_widest_ends():
@@ -198,7 +199,7 @@ def test_a_gain_is_the_ratio_of_medians_with_the_widest_ends():
 
 
 def window(joules, tokens=2000, method="measured: NVML"):
-    return {"energy": Figure(joules, "J", method).to_json(), "tokens": tokens}
+    return Window(Figure(joules, "J", method), tokens)
 
 
 def test_energy_per_token_per_problem_and_co2():
@@ -224,9 +225,7 @@ def test_an_estimate_stays_an_estimate():
 
 
 def test_no_energy_no_co2():
-    found = energy_figures(
-        [{"energy": unknown("J", "no power sensor").to_json(), "tokens": 4}], 1, None, {"grams_per_kwh": 1}
-    )
+    found = energy_figures([Window(unknown("J", "no power sensor"), 4)], 1, None, {"grams_per_kwh": 1})
     assert set(found) == {"energy_per_1000_tokens", "energy_per_solved_problem"}
     assert all(figure.value is None and figure.reason == "no power sensor" for figure in found.values())
 

@@ -73,8 +73,7 @@ def sweep(
         Path, typer.Option("-o", "--output", metavar="PATH", help="Folder of the sweep, which resumes there.")
     ],
     more: Annotated[
-        list[float] | None,
-        typer.Argument(metavar="BUDGET", help="More budgets, so that --remove 0.2 0.4 0.6 works."),
+        list[float] | None, typer.Argument(metavar="BUDGET", help="More budgets, so that --remove 0.2 0.4 0.6 works.")
     ] = None,
     budgets: Annotated[
         list[float] | None,

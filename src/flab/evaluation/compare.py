@@ -21,10 +21,10 @@ from flab.evaluation.metrics import (
     retention,
 )
 from flab.evaluation.record import RESULTS, RUN
+from flab.evaluation.score import Rows, by_item
 from flab.files import PathLike, as_path, read_json
 
 Task = Mapping[str, Any]
-Rows = Sequence[Mapping[str, Any]]
 # Of the identity only these must agree, since two models differ in the rest. Of settings and versions all must.
 MUST_AGREE = {"identity": ("dtype", "device")}
 
@@ -140,11 +140,7 @@ def cluster_names(ids: Sequence[str], clusters: Mapping[str, str] | None) -> lis
 
 
 def compare_passes(
-    rows_a: Rows,
-    rows_b: Rows,
-    name: str = "passed",
-    clusters: Mapping[str, str] | None = None,
-    margin: float = MARGIN,
+    rows_a: Rows, rows_b: Rows, name: str = "passed", clusters: Mapping[str, str] | None = None, margin: float = MARGIN
 ) -> dict[str, Any]:
     """Compare a field of the rows: paired counts, p, both rates, their difference and ratio, and what they decide."""
     a = by_item(rows_a, name)
@@ -171,14 +167,6 @@ def compare_passes(
 def rates(found: Mapping[str, Sequence[bool]]) -> list[float]:
     """Return the pass rate of each item over its samples."""
     return [sum(one) / len(one) for one in found.values()]
-
-
-def by_item(rows: Rows, name: str) -> dict[str, list[bool]]:
-    """Return a field of each item's samples."""
-    found: dict[str, list[bool]] = {}
-    for row in rows:
-        found.setdefault(row["task_id"], []).append(bool(row[name]))
-    return found
 
 
 def _compare_cot(a: Task, b: Task) -> dict[str, Any]:

@@ -52,10 +52,7 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, An
 
 def metrics() -> dict[str, BLEU]:
     """Return the two settings; ``force`` silences a warning about text that is split at white space already."""
-    return {
-        "bleu_paper": BLEU(tokenize="none", smooth_method="none", force=True),
-        "bleu_default": BLEU(force=True),
-    }
+    return {"bleu_paper": BLEU(tokenize="none", smooth_method="none", force=True), "bleu_default": BLEU(force=True)}
 
 
 def _row(task_id: str, sample: int, made: Generation, reference: str, sentence: BLEU) -> dict[str, Any]:

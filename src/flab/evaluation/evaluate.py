@@ -37,14 +37,7 @@ from flab.evaluation.tasks import (
     parse_task_argument,
     read_task,
 )
-from flab.files import (
-    PathLike,
-    as_path,
-    check_place,
-    check_result,
-    read_regular,
-    write_json,
-)
+from flab.files import PathLike, as_path, check_place, check_result, read_regular, write_json
 from flab.models.chat import chat_template
 from flab.models.devices import settled
 from flab.models.engines.protocol import Generation, Generator

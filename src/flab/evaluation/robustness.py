@@ -20,7 +20,7 @@ from flab.evaluation.perturbations.docstrings import docstring_format, docstring
 from flab.evaluation.perturbations.partial import dead_code, loop_form
 from flab.evaluation.perturbations.programs import read_program
 from flab.evaluation.perturbations.renaming import rename_arguments, rename_function
-from flab.evaluation.score import Score
+from flab.evaluation.score import Score, by_item
 from flab.evaluation.tasks import Problem, TaskFile, make_task
 
 PERTURBATIONS: dict[str, Callable[[Problem, Random], Problem | None]] = {
@@ -71,8 +71,8 @@ def robustness_summary(clean: Score, perturbed: Score) -> dict[str, Any]:
 
     pass@1 is over all samples; counts and p are of each problem's first sample, the only pairing there is.
     """
-    before = _by_id(clean)
-    after = _by_id(perturbed)
+    before = by_item(clean.rows, "passed")
+    after = by_item(perturbed.rows, "passed")
     ids = [task_id for task_id in before if task_id in after]
     if not ids:
         raise DataError(f"{clean.name} and {perturbed.name} share no problem; compare runs on files of one origin")
@@ -90,11 +90,3 @@ def robustness_summary(clean: Score, perturbed: Score) -> dict[str, Any]:
         "neither": counts.neither,
         "mcnemar_p": mcnemar_exact(counts.only_a, counts.only_b),
     }
-
-
-def _by_id(score: Score) -> dict[str, list[bool]]:
-    """Pass or fail of each problem's samples."""
-    found: dict[str, list[bool]] = {}
-    for row in score.rows:
-        found.setdefault(row["task_id"], []).append(bool(row["passed"]))
-    return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flab.evaluation.metrics import bootstrap_mean, wilson_interval
 from flab.models.engines.protocol import Generation
+
+Rows = Sequence[Mapping[str, Any]]  # of results: one for each sample of each item, in order
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,17 @@ def failure_class(text: str, finish_reason: str, otherwise: str) -> str:
     return "length" if finish_reason == "length" else otherwise
 
 
-def passes_by_item(rows: Sequence[dict[str, Any]], name: str = "passed") -> list[int]:
-    """Return how many samples of each item have ``name`` true, items in order of appearance."""
-    counts: dict[str, int] = {}
+def by_item(rows: Rows, name: str) -> dict[str, list[bool]]:
+    """Return a field of each item's samples."""
+    found: dict[str, list[bool]] = {}
     for row in rows:
-        counts[row["task_id"]] = counts.get(row["task_id"], 0) + bool(row[name])
-    return list(counts.values())
+        found.setdefault(row["task_id"], []).append(bool(row[name]))
+    return found
+
+
+def passes_by_item(rows: Rows, name: str = "passed") -> list[int]:
+    """Return how many samples of each item have ``name`` true, items in order of appearance."""
+    return [sum(found) for found in by_item(rows, name).values()]
 
 
 def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:

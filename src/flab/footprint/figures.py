@@ -45,6 +45,37 @@ class Figure:
         return Figure(self.value * factor, unit, f"{self.method}; {how}", low, high, self.rounds)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """One batch of answers: seconds to the first token and of all that follow, and the memory's peak in both phases."""
+
+    first: float
+    rest: float
+    prefill_bytes: int
+    decode_bytes: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Answers that were metered together: what they cost, in joules, and the tokens that were made."""
+
+    energy: Figure
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Tokens per second and peak memory at one batch size."""
+
+    batch: int
+    tokens_per_second: Figure
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields."""
+        return asdict(self)
+
+
 def measured(values: Sequence[float], unit: str, method: str) -> Figure:
     """Return the median of several measurements, with their extremes."""
     return Figure(statistics.median(values), unit, f"measured: {method}", min(values), max(values), len(values))

@@ -19,7 +19,7 @@ from typing import Any
 from flab.data.samples import files_under
 from flab.errors import OptionError
 from flab.files import PathLike
-from flab.footprint.figures import measured, unknown
+from flab.footprint.figures import Throughput, Timing, Window, measured, unknown
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring, check_context
@@ -80,7 +80,7 @@ def measure(
         speeds = time_rounds(subjects, settings, 1, "Timing single answers")
         batches = time_batches(subjects, settings)
         energies = meter(subjects, settings, batches)
-    known = all(window["energy"]["value"] is not None for windows in energies for window in windows)
+    known = all(window.energy.value is not None for windows in energies for window in windows)
     rows = [row_of(*parts, grid) for parts in zip(subjects, speeds, batches, energies, solved, strict=True)]
     if not known:  # no CO2 beside a model whose energy has no number
         for row in rows:
@@ -98,9 +98,9 @@ def measure(
     }
 
 
-def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, title: str) -> list[list[dict[str, Any]]]:
+def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, title: str) -> list[list[Timing]]:
     """Return each model's timings, round by round, the models in turn; the first round only warms up."""
-    found: list[list[dict[str, Any]]] = [[] for _ in subjects]
+    found: list[list[Timing]] = [[] for _ in subjects]
     for number in track(range(settings.rounds + 1), title):
         for place, subject in enumerate(subjects):
             timing = subject.time(batch)
@@ -108,9 +108,9 @@ def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, ti
     return found
 
 
-def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[dict[str, Any]]]:
+def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[Throughput]]:
     """Timings of 1, 2, 4, ... answers at once, until no model makes :data:`GROWTH` times as many tokens per second."""
-    found: list[list[dict[str, Any]]] = [[] for _ in subjects]
+    found: list[list[Throughput]] = [[] for _ in subjects]
     size = 1
     while size <= settings.max_batch:
         try:
@@ -128,34 +128,31 @@ def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[
     return found
 
 
-def throughput(size: int, timings: Sequence[Mapping[str, float]], settings: Measuring) -> dict[str, Any]:
+def throughput(size: int, timings: Sequence[Timing], settings: Measuring) -> Throughput:
     """Return tokens per second and peak memory at one batch size."""
-    speeds = [size * settings.new_tokens / (t["first"] + t["rest"]) for t in timings]
+    speeds = [size * settings.new_tokens / (one.first + one.rest) for one in timings]
     how = f"generated tokens over seconds, reading {settings.prompt_tokens} tokens each included"
-    return {
-        "batch": size,
-        "tokens_per_second": measured(speeds, "tokens/s", how),
-        "peak_bytes": max(max(t["prefill_bytes"], t["decode_bytes"]) for t in timings),
-    }
+    peak = max(max(one.prefill_bytes, one.decode_bytes) for one in timings)
+    return Throughput(size, measured(speeds, "tokens/s", how), peak)
 
 
-def _is_saturated(rows: Sequence[Mapping[str, Any]]) -> bool:
+def _is_saturated(rows: Sequence[Throughput]) -> bool:
     if len(rows) < 2:
         return False
-    before, now = (row["tokens_per_second"].value for row in rows[-2:])
-    return bool(now < GROWTH * before)
+    before, now = (row.tokens_per_second.value or 0.0 for row in rows[-2:])
+    return now < GROWTH * before
 
 
 def meter(
-    subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[list[dict[str, Any]]]:
+    subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Throughput]]
+) -> list[list[Window]]:
     """Return windows of metered answers at each model's best batch size, in turn; if nothing meters, only the reason."""
-    found: list[list[dict[str, Any]]] = [[] for _ in subjects]
+    found: list[list[Window]] = [[] for _ in subjects]
     if why := subjects[0].facts["no_meter"]:
-        return [[{"energy": unknown("J", why).to_json(), "tokens": 0}] for _ in subjects]
+        return [[Window(unknown("J", why), 0)] for _ in subjects]
     for _ in track(range(settings.rounds), "Metering energy"):
         for rows, subject, sizes in zip(found, subjects, batches, strict=True):
-            rows.append(subject.energy(int(best(sizes)["batch"]), settings.window_seconds))
+            rows.append(subject.energy(best(sizes).batch, settings.window_seconds))
     return found
 
 

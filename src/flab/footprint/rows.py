@@ -10,23 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flab.footprint.figures import Figure, measured, unknown
+from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, unknown
 from flab.footprint.solved import Solving
 from flab.footprint.subject import Subject
 
 KWH_PER_JOULE = 1 / 3.6e6
 
 
-def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def best(rows: Sequence[Throughput]) -> Throughput:
     """Return the batch size of the highest throughput."""
-    return max(rows, key=lambda row: row["tokens_per_second"].value)
+    return max(rows, key=lambda row: row.tokens_per_second.value or 0.0)
 
 
 def row_of(
     subject: Subject,
-    speeds: Sequence[Mapping[str, float]],
-    batches: Sequence[Mapping[str, Any]],
-    energies: Sequence[Mapping[str, Any]],
+    speeds: Sequence[Timing],
+    batches: Sequence[Throughput],
+    energies: Sequence[Window],
     solved: Solving | None,
     grid: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -41,22 +41,20 @@ def row_of(
     for name in ("flops_per_token", "flops_prefill"):
         figures[name] = checked(figures[name], facts["flops_counted"][name])
     figures |= memory_figures(facts, speeds, top)
-    figures["time_to_first_token"] = measured([s["first"] for s in speeds], "s", clock)
+    figures["time_to_first_token"] = measured([one.first for one in speeds], "s", clock)
     rest = f"{clock}, mean of {new - 1} tokens after the first"
-    figures["time_per_output_token"] = measured([s["rest"] / (new - 1) for s in speeds], "s", rest)
-    figures["throughput"] = top["tokens_per_second"].scaled(
-        1, "tokens/s", f"{top['batch']} at once, the best size tried"
-    )
+    figures["time_per_output_token"] = measured([one.rest / (new - 1) for one in speeds], "s", rest)
+    figures["throughput"] = top.tokens_per_second.scaled(1, "tokens/s", f"{top.batch} at once, the best size tried")
     figures["tokens_per_character"] = Figure(
         text["tokens"] / text["characters"], "", f"measured: tokens over characters of {Path(text['name']).name}"
     )
-    figures |= energy_figures(energies, int(top["batch"]), solved, grid)
+    figures |= energy_figures(energies, top.batch, solved, grid)
     return {
         "name": subject.name,
         "path": str(subject.folder),
         "sha256": facts["sha256"],
         "figures": {name: figure.to_json() for name, figure in figures.items()},
-        "throughput": [row | {"tokens_per_second": row["tokens_per_second"].to_json()} for row in map(dict, batches)],
+        "throughput": [row.to_json() for row in batches],
     }
 
 
@@ -67,31 +65,29 @@ def checked(figure: Figure, counted: int) -> Figure:
     return replace(figure, method=f"{figure.method}; torch counts {counted:,} with eager attention ({off:+.2%})")
 
 
-def memory_figures(
-    facts: Mapping[str, Any], speeds: Sequence[Mapping[str, float]], top: Mapping[str, Any]
-) -> dict[str, Figure]:
+def memory_figures(facts: Mapping[str, Any], speeds: Sequence[Timing], top: Throughput) -> dict[str, Figure]:
     """Peak memory in each phase, and what the process took before the model was there."""
     how = facts["memory_method"]
     found = {"memory_before_load": Figure(facts["before_bytes"], "B", f"measured: {how}, libraries imported, no model")}
     found["peak_memory_load"] = Figure(facts["load_bytes"], "B", f"measured: {how}, peak while loading")
     for phase in ("prefill", "decode"):
         found[f"peak_memory_{phase}"] = measured(
-            [s[f"{phase}_bytes"] for s in speeds], "B", f"{how}, peak of the phase, one answer at a time"
+            [getattr(one, f"{phase}_bytes") for one in speeds], "B", f"{how}, peak of the phase, one answer at a time"
         )
-    found["peak_memory_throughput"] = Figure(top["peak_bytes"], "B", f"measured: {how}, {top['batch']} answers at once")
+    found["peak_memory_throughput"] = Figure(top.peak_bytes, "B", f"measured: {how}, {top.batch} answers at once")
     return found
 
 
 def energy_figures(
-    windows: Sequence[Mapping[str, Any]], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
+    windows: Sequence[Window], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
 ) -> dict[str, Figure]:
     """Return joules and CO2 of 1,000 generated tokens and of each solved problem; no CO2 without joules and a grid."""
-    reason = next((w["energy"]["reason"] for w in windows if w["energy"]["value"] is None), None)
+    reason = next((one.energy.reason for one in windows if one.energy.value is None), None)
     if reason is not None:
         names = ("energy_per_1000_tokens", "energy_per_solved_problem")
         return {name: unknown("J", reason) for name in names}
-    values = [1000 * w["energy"]["value"] / w["tokens"] for w in windows]
-    how = f"{windows[-1]['energy']['method']}; {batch} answers at once, prompts included"
+    values = [1000 * (one.energy.value or 0.0) / one.tokens for one in windows]
+    how = f"{windows[-1].energy.method}; {batch} answers at once, prompts included"
     energy = replace(measured(values, "J", ""), method=how)
     if solved is None:
         each = unknown("J", "no results of flab eval were given (`results`)")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,14 @@ from flab.footprint.figures import Figure, by_formula
 from flab.models.engines.protocol import Encoded
 from flab.models.engines.transformers import Batch
 from flab.models.families import Family, head_of, is_tied, kv_width, layers_of
-from flab.models.folder import weight_files
+from flab.models.folder import headers
 from flab.models.shape import Shape
 
 
 def storage(folder: Path) -> Figure:
     """Return bytes of all tensors in the folder's safetensors files, from their headers."""
-    total = sum(sum(_tensor_bytes(file)) for file in weight_files(folder))
+    total = sum(tensor.size_bytes for tensor in headers(folder).values())
     return Figure(total, "B", "measured: bytes of all tensors in the safetensors files")
-
-
-def _tensor_bytes(file: Path) -> list[int]:
-    with file.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(length))
-    spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    return [end - start for start, end in spans]
 
 
 def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[str, Figure]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from flab import errors
 from flab.errors import FlabError
+from flab.footprint.figures import Figure, Timing, Window
 from flab.footprint.settings import Measuring
 from flab.models.options import Options
 
@@ -96,10 +97,11 @@ class Subject:
             )
         return said
 
-    def time(self, batch: int) -> dict[str, float]:
-        """Return one answer, or ``batch`` of them at once: seconds and peaks of both phases."""
-        return self._ask(**{"do": "time", "with": {"batch": batch}})
+    def time(self, batch: int) -> Timing:
+        """Time one answer, or ``batch`` of them at once."""
+        return Timing(**self._ask(**{"do": "time", "with": {"batch": batch}}))
 
-    def energy(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Return joules and tokens of answering for at least so many seconds."""
-        return self._ask(**{"do": "energy", "with": {"batch": batch, "seconds": seconds}})
+    def energy(self, batch: int, seconds: float) -> Window:
+        """Meter answers for at least so many seconds."""
+        said = self._ask(**{"do": "energy", "with": {"batch": batch, "seconds": seconds}})
+        return Window(Figure(**said["energy"]), said["tokens"])

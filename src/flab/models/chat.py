@@ -80,17 +80,27 @@ class ChatTemplate:
 
 def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     """Read ``chat_template.jinja`` or ``tokenizer_config.json`` of a model's folder; None without a template."""
-    settings = _read_settings(folder / "tokenizer_config.json")
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.is_file() else _default_template(settings.get("chat_template"))
+    template = template_of(folder)
     if not template:
         return None
+    settings = _read_settings(folder / "tokenizer_config.json")
     return ChatTemplate(
         folder=folder,
         template=template,
         named={name: _token_text(value) for name, value in settings.items() if name.endswith("_token") and value},
         start=tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False),
     )
+
+
+def template_of(folder: Path) -> str | None:
+    """Return the jinja source of a model's chat template; of several in a tokenizer's config the one named default."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    value = _read_settings(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(value, list):
+        value = next((entry["template"] for entry in value if entry.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
 
 
 def continued(prompt: str, answer: str) -> str:
@@ -108,13 +118,6 @@ def _read_settings(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another `preset`.") from None
     return settings if isinstance(settings, dict) else {}
-
-
-def _default_template(value: Any) -> str | None:
-    """Return a template, or the one named ``default`` of a list of named ones."""
-    if isinstance(value, list):
-        return next((entry["template"] for entry in value if entry.get("name") == "default"), None)
-    return value if isinstance(value, str) else None
 
 
 def _token_text(value: Any) -> str:

@@ -45,10 +45,7 @@ def loads_in(
             "of_the_original": tensor_parallel_sizes(original[0]) if original else None,
             "how": "by its divisibility rules, not run",
         },
-        "llama.cpp": {
-            "needs": _needs(config, renumbered, broken_pattern),
-            "how": "by its converter's rules, not run",
-        },
+        "llama.cpp": {"needs": _needs(config, renumbered, broken_pattern), "how": "by its converter's rules, not run"},
         "k-quants": {
             "ok": not odd,
             "why": f"row lengths not a multiple of 256: {', '.join(odd)}"

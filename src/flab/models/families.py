@@ -150,8 +150,7 @@ def family_of(config: Any) -> Family:
             "-o TEXT, and cut the result."
         )
     reason = REFUSED.get(config.model_type) or next(
-        (what for key, what in _MISSING.items() if getattr(config, key, None)),
-        "a family row and its contract test",
+        (what for key, what in _MISSING.items() if getattr(config, key, None)), "a family row and its contract test"
     )
     raise UnsupportedModelError(
         f"model_type {config.model_type!r} cannot be cut: flab lacks {reason}. Supported: {', '.join(FAMILIES)}."

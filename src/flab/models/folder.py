@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ class Stored:
     def numel(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes these take: the format calls a dtype by its bits, such as BF16 or F8_E4M3."""
+        bits = re.search(r"\d+", self.dtype)
+        return self.numel * (int(bits[0]) if bits else 8) // 8
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:

@@ -69,11 +69,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
         except Exception as error:
             return tokenizer, set(), [f"AutoTokenizer cannot load {path.name}: {first_line(error)}"]
     named = {i for i in [*auto.all_special_ids, *auto.get_added_vocab().values()] if i is not None}
-    return (
-        tokenizer,
-        {i for i in named if i < tokenizer.get_vocab_size()},
-        tokenizer_warnings(tokenizer, auto),
-    )
+    return (tokenizer, {i for i in named if i < tokenizer.get_vocab_size()}, tokenizer_warnings(tokenizer, auto))
 
 
 def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:

@@ -65,10 +65,7 @@ def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> 
 
 
 def run_problems(
-    checkpoint: Checkpoint,
-    problems: Sequence[Problem],
-    sandbox: Sandbox,
-    batch_size: int = BATCH,
+    checkpoint: Checkpoint, problems: Sequence[Problem], sandbox: Sandbox, batch_size: int = BATCH
 ) -> Score:
     """Complete the problems greedily and run their tests; a model that was opened to be cut is widened for it."""
     LayerRunner(checkpoint.model, family_of(checkpoint.model.config)).widen()

@@ -54,9 +54,7 @@ class Recipe:
         None, "Experts to keep in each layer of a mixture. Default: chosen by the search.", expert=True
     )
     width_multiple: int | None = setting(
-        None,
-        "Keep a width that is a multiple of N. Default: 32, or 64, 128 or 256 if that costs little.",
-        expert=True,
+        None, "Keep a width that is a multiple of N. Default: 32, or 64, 128 or 256 if that costs little.", expert=True
     )
     drop_layers: tuple[int, ...] | None = setting(
         None, "Layers to remove, counted from 0, e.g. 3,5. Default: chosen by the criterion.", expert=True

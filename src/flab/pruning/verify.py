@@ -207,16 +207,10 @@ def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Pl
         ]
     return [
         *weights,
-        (
-            "kept tokens have the same text, probes the same split",
-            lambda: _tokens_equal(checkpoint, original, plan),
-        ),
+        ("kept tokens have the same text, probes the same split", lambda: _tokens_equal(checkpoint, original, plan)),
         ("any text survives encode -> decode as before", lambda: _round_trips(checkpoint, original)),
         ("AutoTokenizer is as true as the original's", lambda: _auto_equal(checkpoint, original)),
-        (
-            "special ids and chat template are intact",
-            lambda: _roles_equal(folder, checkpoint, original, plan),
-        ),
+        ("special ids and chat template are intact", lambda: _roles_equal(folder, checkpoint, original, plan)),
     ]
 
 

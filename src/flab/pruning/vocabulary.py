@@ -20,20 +20,8 @@ from flab.models.shape import Shape
 from flab.models.tokenizer import TokenizerModel, end_of_text
 from flab.progress import track
 from flab.pruning.budget import Pins, rounded_up, spare_tokens, vocabulary_for
-from flab.pruning.calibration import (
-    CalibrationSet,
-    Texts,
-    calibration_set,
-    calibration_windows,
-    window_settings,
-)
-from flab.pruning.cuts.vocabulary import (
-    choose_vocabulary,
-    count_tokens,
-    covered_tokens,
-    floor_tokens,
-    required_tokens,
-)
+from flab.pruning.calibration import CalibrationSet, Texts, calibration_set, calibration_windows, window_settings
+from flab.pruning.cuts.vocabulary import choose_vocabulary, count_tokens, covered_tokens, floor_tokens, required_tokens
 from flab.pruning.objective import cut_mass_kl, expected_counts
 from flab.pruning.recipe import Recipe
 

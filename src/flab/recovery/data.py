@@ -196,10 +196,7 @@ def own_rows(written: list[dict[str, Any]], problems: Sequence[tuple[str, str]])
 
 
 def choose(
-    asked: Sequence[Instruction],
-    own: Mapping[str, Sequence[Answer]],
-    references: Mapping[str, Answer],
-    making: Making,
+    asked: Sequence[Instruction], own: Mapping[str, Sequence[Answer]], references: Mapping[str, Answer], making: Making
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the rows that the strategy takes; also returns how many instructions gave none, and whose words were taken."""
     rows: list[dict[str, Any]] = []

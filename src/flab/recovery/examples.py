@@ -95,10 +95,7 @@ def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
     """Return rows of ``input_ids``, ``targets`` (the next token, ``IGNORED`` if none is asked for) and ``seq_lengths``."""
     from datasets import Dataset, disable_progress_bars
 
-    rows = {
-        "input_ids": [w.ids for w in windows],
-        "targets": [_targets(w) for w in windows],
-    }
+    rows = {"input_ids": [w.ids for w in windows], "targets": [_targets(w) for w in windows]}
     disable_progress_bars()  # of datasets: packing takes a moment
     data = Dataset.from_dict(rows)
     if not packing:

@@ -24,8 +24,7 @@ class Training:
     """What is minimised, for how long, in which batches."""
 
     method: str = setting(
-        "auto",
-        "Which weights to train: full (all), lora (low-rank updates) or auto (lora from 1 billion parameters).",
+        "auto", "Which weights to train: full (all), lora (low-rank updates) or auto (lora from 1 billion parameters)."
     )
     alpha: float = setting(
         1.0, "Weight of the KL against the teacher; 0 is cross entropy alone, 1 is distillation alone.", expert=True

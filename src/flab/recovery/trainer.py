@@ -18,13 +18,7 @@ import torch
 from accelerate import DistributedType
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from flab.errors import OptionError, TrainingError
 from flab.models.checkpoint import Checkpoint

@@ -20,8 +20,6 @@ from flab.models.tokenizer import load_tokenizer, quiet
 from flab.pruning.budget import VOCABULARY_MULTIPLE, rounded_up
 from flab.runs.estimate import NUMBER_BYTES, Size
 
-ELEMENT = {"F32": 4, "BF16": 2, "F16": 2}  # bytes of a number, by safetensors' names
-
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -75,7 +73,7 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
         named_ids=named_ids,
         warnings=warnings,
         stored=folder.stored_dtype,
-        weights_bytes=sum(one.numel * ELEMENT.get(one.dtype, 4) for one in stored.values()),
+        weights_bytes=sum(one.size_bytes for one in stored.values()),
     )
 
 

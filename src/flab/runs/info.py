@@ -10,6 +10,7 @@ from typing import Any
 
 from flab.errors import BudgetError
 from flab.files import PathLike, as_path
+from flab.models.chat import template_of
 from flab.models.compatibility import loads_in
 from flab.models.devices import settled
 from flab.models.folder import headers
@@ -88,20 +89,15 @@ def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
 
 def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
     """Return what splits the text, and what goes around it."""
-    model = json.loads(facts.tokenizer.to_str())["model"]
-    byte_level = "ByteLevel" in json.dumps(json.loads(facts.tokenizer.to_str()).get("decoder") or {})
+    data = json.loads(facts.tokenizer.to_str())
+    byte_level = "ByteLevel" in json.dumps(data.get("decoder") or {})
     start = facts.tokenizer.encode("", add_special_tokens=True).tokens
-    template = (facts.path / "chat_template.jinja").is_file()
-    if not template and (facts.path / "tokenizer_config.json").is_file():
-        template = bool(
-            json.loads((facts.path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-        )
     return {
-        "kind": model.get("type", "BPE") + (", byte level" if byte_level else ""),
+        "kind": data["model"].get("type", "BPE") + (", byte level" if byte_level else ""),
         "tokens": facts.tokenizer.get_vocab_size(),
         "special": len(facts.named_ids),
         "adds": start,
-        "chat_template": template,
+        "chat_template": bool(template_of(facts.path)),
     }
 
 

@@ -32,17 +32,7 @@ from flab.sandbox.rewrite import Tests, prepare
 from flab.sandbox.seccomp import filter_program
 
 Outcome = Literal[
-    "passed",
-    "syntax",
-    "name",
-    "assertion",
-    "exception",
-    "timeout",
-    "memory",
-    "exit",
-    "empty",
-    "tampering",
-    "uncalled",
+    "passed", "syntax", "name", "assertion", "exception", "timeout", "memory", "exit", "empty", "tampering", "uncalled"
 ]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 SECRET_CHARS = 32

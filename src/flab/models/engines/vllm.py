@@ -28,6 +28,7 @@ from flab.models.engines.protocol import (
     finish_rows,
     untruncated,
 )
+from flab.models.folder import read_object
 
 
 class VllmGenerator:
@@ -45,8 +46,8 @@ class VllmGenerator:
         from tokenizers import Tokenizer
 
         self._vllm = import_vllm()
-        config = _read_json(path / "config.json")
-        settings = _read_json(path / "generation_config.json", {})
+        config = read_object(path / "config.json")
+        settings = _read_if_there(path / "generation_config.json")
         if not (path / "tokenizer.json").is_file():
             raise CheckpointError(
                 f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one."
@@ -98,22 +99,15 @@ def import_vllm() -> Any:
 def plain_tokenizer_folder(source: Path, target: Path) -> None:
     """Write a folder from which ``AutoTokenizer`` builds exactly what ``tokenizer.json`` says."""
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
-    settings = _read_json(source / "tokenizer_config.json", {})
+    settings = _read_if_there(source / "tokenizer_config.json")
     settings.pop("added_tokens_decoder", None)  # stale ids would win over tokenizer.json
     settings.pop("auto_map", None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (target / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _read_json(file: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    if missing is not None and not file.is_file():
-        return missing
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON ({error}): give the folder of a whole model.") from None
-    assert isinstance(data, dict), file
-    return data
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_object(file) if file.is_file() else {}
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -12,13 +12,7 @@ from typing import Any
 
 from flab.errors import UnsupportedModelError
 
-ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "starcoder2": "starcoder2",
-}
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "starcoder2": "starcoder2"}
 ACTIVATIONS = {"starcoder2": ("gelu", "gelu_pytorch_tanh", "gelu_new")}
 SILU = ("silu", "swish")
 _NAMES = {

@@ -9,9 +9,9 @@ from typing import Any
 
 from flab.errors import OptionError, OutputError
 from flab.files import PathLike, as_path, check_file, check_space, new_file, scratch_folder, write_text
+from flab.models.chat import template_of
 from flab.models.child import run_child
 from flab.models.folder import resolve, weight_files
-from flab.models.gguf.provenance import chat_template_of
 from flab.models.gguf.vocabulary import CONTROL
 from flab.models.gguf.write import TYPES, Written, write_gguf
 
@@ -103,7 +103,7 @@ def modelfile_of(written: Written, folder: Path) -> str:
     vocabulary = written.vocabulary
     ends = {vocabulary.ids[role] for role in ("eos", "eot") if role in vocabulary.ids}
     stops = [vocabulary.tokens[index] for index in sorted(ends) if vocabulary.types[index] == CONTROL]
-    template = chat_template_of(folder)
+    template = template_of(folder)
     lines = [f"FROM ./{written.path.name}", f"PARAMETER num_ctx {min(written.context, SERVED_CONTEXT)}"]
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     if template is None:

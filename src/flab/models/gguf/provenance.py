@@ -73,18 +73,6 @@ def licence_of(folder: Path) -> str | None:
     return None
 
 
-def chat_template_of(folder: Path) -> str | None:
-    """Return the chat template, from its own file or from the tokenizer's config; of several the one named default."""
-    file = folder / "chat_template.jinja"
-    config = folder / "tokenizer_config.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    if isinstance(template, list):
-        template = next((one["template"] for one in template if one.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
 def _plan(folder: Path) -> dict[str, Any] | None:
     """Return the plan that the folder was made by, if it holds one."""
     file = folder / "plan.json"

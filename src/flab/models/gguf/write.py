@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from flab.errors import OptionError
 from flab.files import new_file
+from flab.models.chat import template_of
 from flab.models.checkpoint import read_config
 from flab.models.folder import headers, weight_files
 from flab.models.gguf.architectures import (
@@ -26,7 +27,7 @@ from flab.models.gguf.architectures import (
     tensor_name,
     window_warnings,
 )
-from flab.models.gguf.provenance import chat_template_of, provenance_of, recorded_pre_tokenizer
+from flab.models.gguf.provenance import provenance_of, recorded_pre_tokenizer
 from flab.models.gguf.vocabulary import Vocabulary, read_vocabulary
 from flab.models.shape import BLOCK
 
@@ -110,7 +111,7 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = 
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             writer.add_file_type(_file_type(gguf, kind))
             _add_vocabulary(writer, vocabulary)
-            template = chat_template_of(folder)
+            template = template_of(folder)
             if template is not None:
                 writer.add_chat_template(template)
             _write_tensors(gguf, writer, folder, config, written)

@@ -157,18 +157,7 @@ def _sweep_table(rows: list[Json]) -> Table:
         NONE if one["task_total"] is None else f"{one['task_passed']} of {one['task_total']}",
         percent(one["retention"]), "yes" if one["pareto"] else "no",
     ] for one in rows]  # fmt: skip
-    columns = [
-        "asked for",
-        "removed",
-        "parameters",
-        "vocabulary",
-        "layers",
-        "width",
-        "KL",
-        "tests",
-        "kept",
-        "best",
-    ]
+    columns = ["asked for", "removed", "parameters", "vocabulary", "layers", "width", "KL", "tests", "kept", "best"]
     note = (
         "sweep.json: each budget planned, built and measured, not trained; best: no other has fewer parameters and "
         "keeps more."
