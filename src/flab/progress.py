@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Self, TypeVar
 
@@ -100,6 +101,20 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
         for number, item in enumerate(items, 1):
             yield item
             meter.set(number)
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each named stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.start, 2)
+        self.start = now
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from flab.models.shards import ShardWriter, layout
 from flab.models.weights import Place, filed, place_of
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.pipeline import plan
-from flab.pruning.refit.walk import Cut
+from flab.pruning.refit.new_layer import Cut
 from flab.pruning.surgeon import carve, layers_after, slice_layers
 from support import pico
 from support.calibrated import data_for

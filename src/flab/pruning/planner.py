@@ -7,7 +7,6 @@ built as the plan would build them, and their tests decide. A :class:`Planner` p
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +22,7 @@ from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder, ModelSource
 from flab.models.tokenizer import end_of_text, new_tokenizer
-from flab.progress import say
+from flab.progress import Clock, say
 from flab.pruning.advice import deep_cut_hint, few_texts, ridges_at_the_end
 from flab.pruning.budget import Pins, Split, feasible_splits
 from flab.pruning.calibration import (
@@ -50,20 +49,6 @@ from flab.sandbox import Sandbox
 from flab.version import __version__
 
 WHOLE_BODY_TOKENS = 1024  # read by a plan that cuts nothing but tokens
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each named stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    start: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.start, 2)
-        self.start = now
 
 
 @dataclass(frozen=True)
