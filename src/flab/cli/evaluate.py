@@ -119,6 +119,8 @@ def _run(
         if known is not None:
             say(FINISHED.format(folder))
             return known
+    # Imported here and not above, because it brings torch along: four seconds that a finished run does not
+    # need.
     from flab.evaluation.evaluate import evaluate as run
 
     try:

@@ -131,6 +131,7 @@ def check(
     The folder is loaded again and compared with its plan and proof; the
     programs that load it are listed. The exit code is 1 if a check fails.
     """
+    # A wrong folder is the more likely mistake, and ``check`` itself has the message for it.
     if against is not None and as_path(folder).is_dir():
         check_model(against)
     from flab.pruning.check import check as verify

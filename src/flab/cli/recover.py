@@ -106,6 +106,7 @@ def recover(
         report = run(folder, teacher, as_path(data_file), as_path(output), training, options)
     except KeyboardInterrupt:
         raise FlabError(f"interrupted: checkpoints are in {output}.training; the same command resumes.") from None
+    # Under torchrun every process gets here, and only the first has written anything.
     if "output" not in report:  # another process than the first
         return
     emit(report) if json_ else show_recovery(report)

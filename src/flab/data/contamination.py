@@ -177,6 +177,7 @@ class _Index:
 
 def _grams(tokens: Gram, n: int) -> Iterator[Gram]:
     """Runs of ``n`` tokens that hold no unknown one."""
+    # The place of the last word that no problem has. A run of n tokens may begin only after it.
     unknown = -1
     for end, token in enumerate(tokens):
         if token < 0:

@@ -40,6 +40,8 @@ def problem_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise DataError(f"{where}: test is {type(more).__name__}; allowed is text")
     lines = setup.replace("\r\n", "\n").split("\n") if setup else []
     test = "\n".join([*imports, *lines, *tests, *([more.replace("\r\n", "\n")] if more.strip() else [])]) + "\n"
+    # The reference has to be a body under a prompt, as in HumanEval, so the program is taken apart and put
+    # together anew.
     function, others = _split(code, test, where)
     prompt, body = _prompt_and_body(code, function, others, str(words))
     return row | {"prompt": prompt, "entry_point": function.name, "canonical_solution": body, "test": test}

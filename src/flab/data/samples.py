@@ -137,6 +137,7 @@ def sample_of(row: Mapping[str, Any], where: str, number: int = 1) -> Sample:
     entry_point = _field(row, "entry_point", where) if row.get("entry_point") is not None else None
     if is_chat(row):
         messages = chat_of(row, where)
+        # The last turn is the answer if the assistant has it; a chat that ends with the user has none.
         answer = [messages.pop()] if messages[-1]["role"] == "assistant" else []
         prompt = "".join(f"{spoken(message)}\n\n" for message in messages)
         return Sample(prompt, "".join(map(spoken, answer)), test, entry_point, identity, (*messages, *answer))

@@ -55,6 +55,8 @@ class Window:
 
 def split_windows(ids: list[int], window: int) -> list[Window]:
     """Cut one text into windows that overlap by half; each token but the first counts exactly once."""
+    # Half a window overlaps, so every counted token but those of the first window has at least that much before
+    # it.
     stride = window // 2
     windows = [Window(ids[:window], 1)] if len(ids) > 1 else []
     for counted in range(window, len(ids), stride):

@@ -71,6 +71,7 @@ def decide(
 
 
 def _word(low: float, high: float, margin: float) -> Word:
+    # The whole interval decides, not the difference itself: above zero, above minus the margin, or below it.
     if low > 0:
         return "superior"
     if low > -margin:

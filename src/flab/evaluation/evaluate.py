@@ -226,6 +226,7 @@ def export_run(folder: Path, tasks: Sequence[TaskFile], report: dict[str, Any], 
     exports.mkdir()
     for task, made in zip(tasks, report["tasks"], strict=True):
         lm_eval_task(task, exports / TASKS, max_new_tokens)
+        # EvalPlus looks for the function by its own name, so a renamed one cannot be scored there.
         if task.kind != "code" or task.perturbation == "rename-function":
             continue
         answers = iter([Generation(row["text"], row["num_tokens"], row["finish_reason"]) for row in made["rows"]])

@@ -44,6 +44,8 @@ def final_code(reply: str, entry_point: str) -> str:
     parsed = [(block, tree) for block in blocks if (tree := _parse(block.text)) is not None and tree.body]
     answers = [at for at, (_, tree) in enumerate(parsed) if defines(tree, name)]
     if not answers:
+        # No block defines the function: all that is Python is kept, since the answer may be spread over several
+        # blocks.
         named = [block for block in blocks if block.language] or blocks
         return "\n\n".join(block.text for block in ([block for block, _ in parsed] or named)) + "\n"
     # A reply may hold drafts. The last block that defines the function is the answer; imports and helpers of

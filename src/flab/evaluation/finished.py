@@ -51,6 +51,7 @@ def asked(
     if not all(file.exists() for file in files):
         return None
     files += fitted_to(files[0])
+    # Everything that can change an answer or its score, the versions of the libraries included.
     question = {"settings": asdict(settings), "options": asdict(options), "gpu": GPU.exists(), **more}
     made_by = [__version__, *(_version(name) for name in MAKERS)]
     content = [question, made_by, [_stamps(file) for file in files], [str(task) for task in tasks]]

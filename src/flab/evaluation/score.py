@@ -67,6 +67,8 @@ def passes_by_item(rows: Rows, name: str = "passed") -> list[int]:
 
 def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:
     """95 % interval of a rate: Wilson for one sample, bootstrap over items for several."""
+    # With one sample a problem passes or fails, and Wilson's interval for a proportion holds. With several it
+    # has a rate.
     if num_samples == 1:
         return list(wilson_interval(sum(passes), len(passes)))
     return list(bootstrap_mean([count / num_samples for count in passes]))

@@ -179,6 +179,7 @@ def _clusters(rows: Sequence[tuple[str, Row]], items: Sequence[Item]) -> dict[st
     """Name what each item shares with others; nothing if all are alike or all apart."""
     for name in CLUSTER_FIELDS:
         values = [row.get(name) for _, row in rows]
+        # A field in which all rows are equal, or all different, groups nothing.
         if all(isinstance(value, str | int) for value in values) and 1 < len(set(values)) < len(values):
             return {item.task_id: str(value) for item, value in zip(items, values, strict=True)}
     return {}
@@ -219,6 +220,7 @@ def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
         if given in seen:
             first = seen[given].removeprefix(where.rpartition(":")[0] + ":")
             raise DataError(f"{where}: task_id {given!r} is on line {first} too; ids must be unique")
+        # An id made of the content stays the same when other rows come or go, which a row's number would not.
         name = given or _hash_id(item, kind, seen)
         seen[name] = where
         items.append(replace(item, task_id=name))

@@ -68,6 +68,7 @@ def measure(
     if against is not None:
         from flab.models.checkpoint import same_precision
 
+        # In the original's precision for both: a smaller model alone might be computed in another one.
         options = same_precision(resolve(os.fspath(against)), options)
     options = settled(options)
     with ExitStack() as open_processes:
@@ -122,6 +123,7 @@ def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[
             break
         for rows, made in zip(found, timings, strict=True):
             rows.append(throughput(size, made, settings))
+        # Both models get the same batch sizes, so their curves can be laid side by side.
         if all(map(_is_saturated, found)):
             break
         size *= 2

@@ -115,6 +115,8 @@ def _co2(joules: Figure, grid: Mapping[str, Any] | None) -> Figure:
 def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return how many times faster the second model is, beside what its bytes and its operations predict."""
     old, new = (row["figures"] for row in rows)
+    # Decoding one answer is bound by memory: a token reads every weight and the cache once. A full batch is
+    # bound by arithmetic, so its gain is predicted from operations instead.
     steps = [subject.facts["step_bytes"] for subject in subjects]
     work = [subject.facts["answer_flops"] for subject in subjects]
     return {

@@ -41,6 +41,7 @@ class ChatTemplate:
     start: str = ""
 
     def __call__(self, messages: Sequence[Mapping[str, Any]], thinking: bool = False) -> str:
+        # The tokenizer puts its start token before the text again, so the template's own is taken off.
         return self._text(messages, thinking, add_generation_prompt=True).removeprefix(self.start)
 
     @property

@@ -31,6 +31,8 @@ class Routing:
 
     def tokens_of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which tokens pass through an expert, (n,), and its weight in each, (n, 1)."""
+        # A token has K experts; ``place`` is which of them this one is, and so which of its K weights belongs
+        # to it.
         tokens, place = torch.where(self.experts == expert)
         return tokens, self.weights[tokens, place, None]
 
@@ -64,6 +66,9 @@ class Mixture:
 
     def route(self, hidden_ND: torch.Tensor) -> Routing:
         """Run the FFN on what enters it, after the norm, and note what its experts were called with."""
+        # The router's arithmetic differs from family to family. What it decided is read where every family
+        # needs it: at the call of the experts, whose arguments are the hidden states, the chosen experts and
+        # their weights.
         caught: list[Any] = []
         handle = self.experts.register_forward_pre_hook(lambda _, args: caught.extend(args))
         try:
@@ -88,6 +93,8 @@ class Mixture:
         made = Mixture(copy.deepcopy(self.ffn), self.family)
         for module in (made.experts, made.router):
             for name, parameter in list(module.named_parameters()):
+                # Whatever has a row for each expert loses rows, the router's bias included; the rest of the
+                # router stays.
                 if len(parameter) == before:
                     rows = torch.tensor(kept, device=parameter.device)
                     setattr(module, name, nn.Parameter(parameter.data[rows], requires_grad=False))

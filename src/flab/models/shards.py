@@ -43,8 +43,11 @@ def layout(
         inside |= {f"{family.layers}.{place}.{name}": tensor for name, tensor in layer.state_dict().items()}
     made: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
+        # All layers take the place where the first of the model's own stood, so the order stays the one that
+        # save_pretrained writes.
         if name.startswith(f"{family.layers}."):
             made |= inside
+        # A tied head is the embedding, which is stored once.
         elif name != f"{family.head}.weight" or not is_tied(model, family):
             made[name] = tensor
     empty = {name: torch.empty(t.shape, dtype=dtype or t.dtype, device="meta") for name, t in made.items()}
@@ -102,6 +105,7 @@ class ShardWriter:
             }
             offset = end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # The header is padded with blanks to a multiple of 8, as the format wants it for aligned tensors.
         text += b" " * (-len(text) % 8)
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         self._files.append(file)
@@ -117,6 +121,7 @@ class ShardWriter:
         file, offset = self._places[name]
         numbers = tensor.detach().to("cpu", expected.dtype).contiguous().flatten()
         for part in torch.split(numbers, PART_BYTES):
+            # As bytes, because numpy has no bfloat16. ``pwrite`` may write less than it is given.
             left = part.view(torch.uint8).numpy().data
             while left:
                 written = os.pwrite(file, left, offset)

@@ -41,6 +41,7 @@ class Place:
                 tensor: torch.Tensor = reader.get_tensor(self.name)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{self.file}: {self.name} cannot be read ({error}). Fetch it again.") from None
+        # Once is enough: a layer may be read for each candidate, and a file does not change meanwhile.
         if not self.checked:
             check_finite(self.file.parent, self.name, tensor)
             self.checked = True

@@ -146,6 +146,7 @@ def _save(
     writer: ShardWriter | None = None,
 ) -> None:
     """Fill the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
+    # Everything was computed in a wider precision; the folder has the original's.
     cast_parameters(checkpoint.model, plan.model["stored_dtype"])
     save(checkpoint, folder, tokenizer_json, writer)
     plan.write(folder / "plan.json")
@@ -162,6 +163,7 @@ def prune(
     folder = as_path(out)
     decided = build(model, folder, recipe, options)
     built = time.perf_counter()
+    # The check runs in a process of its own, on what was written and not on what is in memory.
     verdict = check(folder, resolve(model))
     generality = compare_generality(os.fspath(model), folder, options)
     seconds = {"build": built - start, "check": time.perf_counter() - built}
@@ -175,6 +177,7 @@ def prune(
 
 def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:
     """Bits per byte on code that no calibration reads, before and after, on equally much text."""
+    # The size of the original decides for both, so that they read the same text.
     size_bytes = general_size(resolve(model))
     before, after = (generality_of(source, options, size_bytes) for source in (model, folder))
     return {

@@ -206,6 +206,8 @@ def _from_json(data: Any, path: Path) -> Plan:
         raise PlanError(
             f"{path}: plan format {got!r}, this flab reads {OLD_FORMAT} and {FORMAT}. Make the plan again with `flab plan`."
         )
+    # A field too few or too many means another version of flab, and guessing what it meant would cut the wrong
+    # thing.
     names = {f.name for f in fields(Plan)}
     if data["format"] == OLD_FORMAT:
         names = names - {"cuts"} | set(DENSE)

@@ -94,6 +94,7 @@ class Planner:
         self.known = known or Known()
         self.many = many
         self.texts = read_texts(recipe)
+        # Each of these is made for the first budget and serves those that follow.
         self._in_template = False
         self._counts: Counts | None = None
         self._expected: dict[int, float] | None = None
@@ -119,16 +120,21 @@ class Planner:
         search = bench.search
         clock.lap("vocabulary")
         candidates = search_splits(search, bench.splits)
+        # The search's model, its streams and its small batches are freed before the winner is built from a
+        # fresh copy, so two models are never in memory at once.
         search.model = None
         if not self.many:
             bench.material.free_streams()
         free(checkpoint)
         clock.lap("search")
+        # A sweep decides by KL and tries only its winners on the tests: judging finalists for each budget would
+        # take longer than the rest.
         finalists = 1 if self.many else bench.recipe.finalists
         if self.many or min(len(candidates), finalists) > 1:
             bench.find_tests()
         winner = decide(candidates, finalists, bench.judge)
         clock.lap("finalists")
+        # The winner is fitted on all tokens. Candidates and finalists saw fewer.
         built = bench.build(winner, bench.material.data, streams=bench.material.streams)
         search.warnings += deep_cut_hint(bench.recipe, winner) + ridges_at_the_end(bench.decisions)
         clock.lap("winner")
@@ -143,6 +149,8 @@ class Planner:
         recipe = replace(self.recipe, remove=self.recipe.remove if remove is None else remove)
         shape = shape_of(checkpoint.model, family)
         recipe = recipe.resolved(shape)
+        # The order is the paper's: tokens first, since all that follows is measured on a model without the
+        # others.
         kept, splits = self._splits(checkpoint, family, recipe)
         material = self._material_for(checkpoint, family, kept, recipe)
         cut_vocabulary(checkpoint.model, family, kept)
@@ -229,6 +237,7 @@ def prepare_material(
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, kept)
     settings = window_settings(recipe, checkpoint.model)
+    # With the new tokenizer: the windows hold new ids, as the pruned model will read them.
     windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
     data = calibration_set(windows, options.batch_tokens, recipe.prompt_weight)
     return Material(

@@ -45,6 +45,8 @@ def _check_texts(checkpoint: Checkpoint, plan: Plan) -> None:
     """The plan's ids mean the same tokens; compared only if the model that it was made for is still there."""
     try:
         file = resolve(plan.model["path"]) / "tokenizer.json"
+        # Equal sizes do not mean equal tokens: ids are compared by their text, if the plan's model is still
+        # there to ask.
         old = read_object(file)["model"]["vocab"]
     except (CheckpointError, KeyError):
         return
@@ -60,6 +62,8 @@ def _check_needed(checkpoint: Checkpoint, plan: Plan) -> list[str]:
     """Refuse a plan that cuts a token this model has a role for; warn if pieces of its chat template go."""
     kept = set(plan.vocabulary.kept)
     roles = set(TokenizerModel(checkpoint.tokenizer).added.values()) | checkpoint.named_ids
+    # A chat model has roles that its base model did not need, and a plan made on the base may have cut their
+    # tokens.
     if gone := sorted(roles - kept):
         names = ", ".join(repr(checkpoint.tokenizer.id_to_token(i)) for i in gone[:5])
         raise PlanError(

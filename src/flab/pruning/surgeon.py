@@ -45,7 +45,10 @@ def carve(
         layer = layers[new.index]
         read_in(layer)
         replace_weights(layer, family, new)
+        # The caller may write the layer out and let its weights go before the next one is read.
         done(len(decisions), layer)
+        # Decisions are kept for the plan without their weights, which are in the layer now: those of all layers
+        # together would be a second model.
         decisions.append(
             replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None, mixture=None)
         )

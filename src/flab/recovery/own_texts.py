@@ -98,6 +98,8 @@ def _complete(
         (_key(task, at, start), Request(start, END_MARKS, sample_seed(making.seed, task, str(at), 0)))
         for at, start in starts
     ]
+    # At temperature 1 from the whole distribution: what the model knows, in the proportions in which it knows
+    # it.
     fill(store, generator, wanted, Decoding(making.max_new_tokens, 1.0, 1.0, making.batch_size))
     return [_ended(made) for made in stored(store, [key for key, _ in wanted])]
 

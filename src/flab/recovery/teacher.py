@@ -30,6 +30,8 @@ def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options)
             "Give the original."
         )
     teacher, family = open_model(model, options)
+    # The same cut of tokens as the student's: both then have a distribution over the same vocabulary, which a
+    # KL needs.
     teacher.tokenizer, _ = new_tokenizer(teacher.tokenizer, _rows(teacher.model), plan.vocabulary.kept)
     cut_vocabulary(teacher.model, family, plan.vocabulary.kept)
     check_same_ids(teacher, student)
@@ -43,6 +45,7 @@ def check_same_ids(teacher: Checkpoint, student: Checkpoint) -> None:
         raise CheckpointError(
             f"the teacher has {rows[0]} tokens, the student {rows[1]}: recover what flab pruned from it."
         )
+    # The sizes may agree while the numbers do not, so every token is compared.
     ours = student.tokenizer.get_vocab(with_added_tokens=True)
     theirs = teacher.tokenizer.get_vocab(with_added_tokens=True)
     if ours != theirs:
@@ -75,6 +78,7 @@ class Teacher:
         names = batch["rows"].tolist()
         if all(name in self.states for name in names):
             return torch.cat([self.states[name] for name in names])
+        # Only hidden states are kept, D numbers a token. Logits would be V, which is a hundred times as many.
         return final_states(self.model, batch["input_ids"], batch["position_ids"])[self.used(batch)]
 
     @torch.no_grad()

@@ -287,6 +287,7 @@ def _stock_model(trainer: RecoveryTrainer, bench: Bench, options: Options) -> An
         model = open_model(bench.facts["student"], options)[0].model
         model.load_state_dict(whole)
     elif bench.facts["method"] == "lora":
+        # The low-rank updates are added to the weights they belong to, so the folder is an ordinary model.
         model = trainer.model.merge_and_unload()
         remove_loss(model)
     else:

@@ -64,6 +64,7 @@ def distilled_forward(
     ``counts`` (answer tokens, KL tokens) are those of the whole step if it is larger than this batch.
     """
     states = final_states(student, input_ids, position_ids)
+    # Only tokens that count reach the heads: with prompts masked that is often less than half of them.
     used = chosen_tokens(targets, within, objective)
     taught = teacher_states if objective.alpha > 0 else None
     terms = loss_terms(scorer_of(student), states[used], targets[used], taught, teacher_head, objective.temperature)

@@ -217,6 +217,7 @@ def _model(value: Any, path: Path) -> str:
 def _prune(raw: Any, path: Path) -> Recipe:
     where = f"{path}: prune"
     given = dict(_mapping(raw, where))
+    # ``bundled`` means the same as leaving it out: the rows that come with flab.
     if (calibration := given.get("calibration")) is not None:
         given["calibration"] = (
             None if calibration == BUNDLED else _beside(path, _typed(calibration, str, f"{where}: calibration"))
@@ -298,6 +299,7 @@ def _sources(value: Any, where: str, path: Path, bundled: tuple[Path, ...]) -> t
             continue
         kind, source = parse_task_argument(one)
         local = _beside(path, source)
+        # A file beside the recipe goes before a data set of the same name on the hub.
         name = source if is_hub_id(source) and not local.exists() else str(local)
         found.append(f"{kind}:{name}" if kind else name)
     return tuple(found)

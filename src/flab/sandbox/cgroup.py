@@ -197,6 +197,8 @@ def _make(home: Path, memory_bytes: int) -> Path | None:
         limit = _limit_file(path)
         if limit is None or not os.access(path / "cgroup.procs", os.W_OK) or not _may_move(path):
             raise OSError("no memory controller here")
+        # The limit holds for all processes of the run and their files in /tmp, while RLIMIT_AS only ever bounds
+        # one process.
         limit.write_text(str(memory_bytes + SLACK_BYTES), encoding="ascii")
         # With swap left open a program could fill the disk behind the memory limit.
         swap = path / "memory.swap.max"

@@ -62,6 +62,8 @@ def entries(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """List the files and folders to lend for some modules: name in the folder of packages, and where it is."""
     found: dict[str, str] = {}
     for name in names:
+        # Each package is lent by itself and not the whole of site-packages, where the program could read what
+        # else is installed.
         spec = importlib.util.find_spec(name) if is_installed(name) else None
         if spec is None:
             continue
@@ -86,6 +88,7 @@ def _with_dependencies(names: Iterable[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         seen[name] = None
+        # What an extra asks for was not installed for this package, so it is not lent.
         parsed = [REQUIREMENT.match(line) for line in requires if "extra ==" not in line]
         waiting += [one[1] for one in parsed if one is not None]
     return list(seen)

@@ -44,6 +44,8 @@ class Pristine:
         for name, module in self.modules.items():
             self.names.append((module, fixed(vars(module))))
             for kind in list(vars(module).values()):
+                # Only classes that Python code defines can be patched, and only those of the module itself are
+                # looked at, not what it imports.
                 own = isinstance(kind, type) and kind.__module__.partition(".")[0] == name.partition(".")[0]
                 if own and id(kind) not in seen and kind.__flags__ & HEAP_TYPE and not kind.__flags__ & IMMUTABLE:
                     seen.add(id(kind))
@@ -52,6 +54,7 @@ class Pristine:
     def restore(self) -> None:
         """Put back what the program replaced or removed; what it added stays."""
         for name, module in self.modules.items():
+            # A program may replace a whole module in ``sys.modules`` as well as single names in it.
             sys.modules[name] = module
         for holder, name, value in list(self.differences()):
             put(holder, name, value)

@@ -111,6 +111,8 @@ class Sandbox:
                     verdicts[index], retry = future.result()
                     again += [index] if retry else []
             except BaseException:
+                # Without this the pool would wait for programs that may run for a minute before an interrupt
+                # gets through.
                 stop.now()
                 raise
             finally:

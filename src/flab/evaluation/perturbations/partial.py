@@ -56,6 +56,8 @@ def loop_form(problem: Problem, rng: Random) -> Problem | None:
     program = read_program(problem)
     if program is None or problem.canonical_solution is None:
         return None
+    # In a random order, because the first loop that can be changed may leave too little of the reference behind
+    # it.
     found = list(rewrites(program))
     for rewrite in rng.sample(found, len(found)):
         before = program.text[: rewrite.start]

@@ -69,6 +69,8 @@ class TransformersGenerator:
             for row, token in zip(batch.running, tokens_B.tolist(), strict=True):
                 made[row].append(token)
             kept = [at for at, row in enumerate(batch.running) if not self._ended(rows[row], made[row])]
+            # End tokens are told by id. Stop strings may begin in the middle of a token, so for them the text
+            # has to be looked at.
             stopped = watch.stopped([(batch.running[at], made[batch.running[at]]) for at in kept])
             kept = [at for at, stop in zip(kept, stopped, strict=True) if not stop]
             if not kept:

@@ -55,6 +55,7 @@ class VllmGenerator:
         self.tokenizer = untruncated(Tokenizer.from_file(str(path / "tokenizer.json")))
         self.eos_ids = _as_list(settings.get("eos_token_id", config.get("eos_token_id")))
         self.context = engine.get("max_model_len") or config.get("max_position_embeddings")
+        # The folder lives as long as the generator: vLLM may read the tokenizer again at any time.
         scratch = contextlib.ExitStack()
         folder = scratch.enter_context(scratch_folder())
         weakref.finalize(self, scratch.close)
@@ -69,6 +70,7 @@ class VllmGenerator:
             return []
         rows = encode_requests(self.tokenizer, requests, decoding.max_new_tokens, self.context)
         settings = [self._settings(row, decoding) for row in rows]
+        # Prompts as ids, so that both engines read exactly the same tokens.
         outputs = self.engine.generate([{"prompt_token_ids": row.ids} for row in rows], settings, use_tqdm=False)
         made = [list(output.outputs[0].token_ids) for output in outputs]
         return finish_rows(self.tokenizer, rows, made, self.eos_ids)

@@ -85,6 +85,8 @@ def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     elif family.ffn_out:
         cut_inside(layer, family, new.neurons)
     if new.state is not None:
+        # A reconstructed layer has changed everywhere, so all of its tensors are taken over and nothing else is
+        # to do.
         layer.load_state_dict(new.state)
         return
     if family.ffn_out:

@@ -25,6 +25,8 @@ def recovery(inputs: Inputs) -> dict[str, Any]:
             or "nothing was trained: give `data:` and `recover:` in the recipe, or use "
             "`flab recover SMALLER --teacher MODEL --data data.jsonl --minutes 30 -o RECOVERED`"
         )
+    # transformers logs the training loss and the held-out measurements in one list; the keys tell which is
+    # which.
     curve = found["curve"]
     return {
         **{name: found.get(name) for name in FACTS},
