@@ -68,7 +68,6 @@ def measure(
     if against is not None:
         from flab.models.checkpoint import same_precision
 
-        # In the original's precision for both: a smaller model alone might be computed in another one.
         options = same_precision(resolve(os.fspath(against)), options)
     options = settled(options)
     with ExitStack() as open_processes:
