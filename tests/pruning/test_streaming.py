@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ import torch
 
 from flab import Options, apply
 from flab.errors import CheckpointError, OutputError
-from flab.models import shards
-from flab.models.checkpoint import cast_parameters, load_model, open_to_cut, save, torch_dtypes
+from flab.models import memory, shards
+from flab.models.checkpoint import cast_parameters, load_model, one_layer_at_a_time, open_to_cut, save, torch_dtypes
 from flab.models.families import FAMILIES, layers_of
 from flab.models.layers import LayerRunner
 from flab.models.shards import ShardWriter, layout
 from flab.models.weights import Place, filed, place_of
 from flab.pruning.cuts.vocabulary import cut_vocabulary
-from flab.pruning.pipeline import plan
+from flab.pruning.pipeline import build, plan
 from flab.pruning.refit.new_layer import Cut
 from flab.pruning.surgeon import carve, layers_after, slice_layers
 from support import pico
@@ -100,6 +101,40 @@ def test_a_refit_from_files_is_the_refit_in_memory(kind, dtype, tmp_path):
     whole = written_from_memory(source, kind, tmp_path / "whole", dtype)
     streamed = written_from_files(source, kind, tmp_path / "streamed", dtype)
     assert streamed["model.safetensors"] == whole["model.safetensors"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_mixture_from_files_is_refitted_as_in_memory(family, tmp_path):
+    source = pico.build(family, tmp_path / "model", dtype=torch.bfloat16)
+    whole = written_from_memory(source, "residual", tmp_path / "whole", "bfloat16")
+    streamed = written_from_files(source, "residual", tmp_path / "streamed", "bfloat16")
+    assert streamed["model.safetensors"] == whole["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"drop_layers": (1,), "neuron_criterion": "activation"}, {"neuron_criterion": "magnitude"}],
+    ids=["residual", "activation", "magnitude"],
+)
+def test_planning_with_one_layer_in_memory_decides_the_same(changes, pico_folder, recipe, tmp_path):
+    source = pico_folder("llama", dtype=torch.bfloat16)
+    wanted = recipe(remove=0.3, refit="residual", **changes)
+    plans = [build(source, tmp_path / str(one), wanted, Options(one_layer=one)) for one in (False, True)]
+    assert replace(plans[0], seconds={}) == replace(plans[1], seconds={})
+    whole, streamed = (files_of(tmp_path / str(one)) for one in (False, True))
+    assert [name for name in whole if name != "plan.json" and whole[name] != streamed.get(name)] == []
+
+
+def test_a_model_larger_than_memory_is_said_once(pico_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    memory.MEMINFO.write_text("MemTotal: 99 kB\nMemAvailable:  20 kB\n")
+    assert one_layer_at_a_time(pico_folder("llama"), Options(device="cpu"))
+    assert "0.0 GB are free: one layer at a time is read" in capsys.readouterr().err
+    memory.MEMINFO.write_text("MemAvailable: 99000000 kB\n")
+    assert not one_layer_at_a_time(pico_folder("llama"), Options(device="cpu"))
+    assert one_layer_at_a_time(pico_folder("llama"), Options(device="cpu", one_layer=True))
+    memory.MEMINFO.unlink()
+    assert not one_layer_at_a_time(pico_folder("llama"), Options(device="cpu"))
 
 
 def test_a_layer_is_in_memory_only_while_it_works(pico_folder):

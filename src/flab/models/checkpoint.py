@@ -24,17 +24,19 @@ from flab.models.devices import BALANCED, settled
 from flab.models.families import Family, family_of, is_tied
 from flab.models.folder import read_object
 from flab.models.layers import MIXED_MARK, multiplies_bfloat16
-from flab.models.memory import trim
+from flab.models.memory import free_bytes, trim
 from flab.models.options import STORED_DTYPES, Options
 from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
 from flab.models.tokenizer import first_line, load_tokenizer, quiet
 from flab.models.weights import check_finite, leave_in_files, place_of
+from flab.progress import say_once
 
 MIXED = "mixed"  # the name of this precision in plans
 NARROW = {"bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
 MIXED_BYTES = 2**26  # from this size on, a model with 16-bit weights is cut in mixed precision
+HEADROOM = 1.3  # memory that planning takes, in sizes of the model: streams and statistics come on top
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
 
 # What only counts with sampling or with beams, and the value that transformers lets pass without.
@@ -339,6 +341,24 @@ def open_to_cut(
         checkpoint.model.set_experts_implementation("eager")
     setattr(checkpoint.model, MIXED_MARK, mixed)
     return checkpoint, family
+
+
+def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
+    """Return whether a model is to be cut with one layer in memory at a time: as asked, or if it does not fit; says so."""
+    folder, options = ModelFolder.open(source), settled(options)
+    if options.one_layer or options.device == BALANCED:
+        return options.one_layer
+    computing = cutting_dtype(folder, options)
+    wide = computing == "float32" and folder.dtypes != {NARROW.get(folder.stored_dtype)}
+    needed = HEADROOM * (sum(tensor.numel for tensor in folder.stored.values()) * 4 if wide else folder.size_bytes)
+    there = free_bytes(options.device)
+    if there is None or needed <= there:
+        return False
+    say_once(
+        f"the model needs about {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are free: one layer at a time is read from its "
+        "files, and KL alone decides between finalists"
+    )
+    return True
 
 
 def free(checkpoint: Checkpoint) -> None:

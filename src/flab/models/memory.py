@@ -12,6 +12,7 @@ from pathlib import Path
 LARGE_BYTES = 2**30  # resident; a smaller process loses more time by it than it gains memory
 STATM = Path("/proc/self/statm")
 
+MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -55,6 +56,19 @@ def resident_peak() -> tuple[int, str]:
             return 1024 * kilobytes, "resident set of the process"
     except (OSError, StopIteration, ValueError):
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident set of the process since its start"
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the memory that a model may take on this device; None if the system does not say."""
+    if is_gpu(device):
+        import torch
+
+        indices = range(torch.cuda.device_count()) if device == "balanced" else [torch.device(device).index or 0]
+        return sum(torch.cuda.mem_get_info(index)[0] for index in indices)
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = MEMINFO.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return None
 
 
 def trim() -> None:

@@ -36,6 +36,7 @@ class Options:
     device: str = setting("auto", "Device: auto (CUDA if there is any), cpu, cuda, cuda:1, ..., balanced (over all).")
     dtype: str = setting("auto", f"Precision to compute in: {', '.join(STORED_DTYPES)}, or auto.", expert=True)
     batch_tokens: int = 4096
+    one_layer: bool = False  # keep one layer in memory at a time, as is done anyway with a model that does not fit
     overwrite: bool = setting(False, "Replace the output if it exists.")
     unsandboxed: bool = setting(
         False, "Without isolation, run tests with resource limits alone: they can reach files and network.", expert=True

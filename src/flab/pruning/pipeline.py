@@ -130,7 +130,12 @@ def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options:
     source = ModelFolder.open(model)
     check_folder(out, options.overwrite, [source.path, *recipe.inputs])
     check_space(out, int((1 - recipe.remove) * source.size_bytes))
-    decided, built, tokenizer_json = Planner(source, recipe, options).plan()
+    planner = Planner(source, recipe, options)
+    decided, built, tokenizer_json = planner.plan()
+    if planner.one_layer:
+        free(built)
+        apply(model, decided, out, options)
+        return decided
     with new_folder(out, options.overwrite) as folder:
         _save(built, tokenizer_json, decided, decided.refit.kind, folder)
     free(built)

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from flab.evaluation.tasks import Problem
-from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, open_to_cut
+from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, one_layer_at_a_time, open_to_cut
 from flab.models.families import Family, shape_of
 from flab.models.gguf.pretokenizers import name_in
 from flab.models.options import Options
@@ -43,7 +43,7 @@ from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import NewLayer
 from flab.pruning.refit.streams import SWEEP_BYTES, Streams
 from flab.pruning.search import Candidate, Known, Search, decide, search_splits
-from flab.pruning.surgeon import carve
+from flab.pruning.surgeon import carve, keep, let_go
 from flab.pruning.vocabulary import Counts, Needs, model_counts, plan_vocabulary, vocabulary_kl
 from flab.sandbox import Sandbox
 from flab.version import __version__
@@ -94,6 +94,7 @@ class Planner:
         self.known = known or Known()
         self.many = many
         self.texts = read_texts(recipe)
+        self.one_layer = one_layer_at_a_time(self.source, options)
         # Each of these is made for the first budget and serves those that follow.
         self._in_template = False
         self._counts: Counts | None = None
@@ -113,7 +114,8 @@ class Planner:
         """Decide what stays for one budget, by default the recipe's.
 
         Returns:
-            The plan; the model that it makes, as ``apply`` would cut it; and its ``tokenizer.json`` (None: as it was).
+            The plan; the model that it makes, as ``apply`` would cut it, without its layers if there is one layer in memory
+            at a time; and its ``tokenizer.json`` (None: as it was).
         """
         clock = Clock()
         bench, checkpoint = self.open_bench(remove)
@@ -169,6 +171,7 @@ class Planner:
             winner_tokens=material.data.num_fit_tokens,
         )
         bench = Bench(self.source, recipe, self.options, self.texts, family, shape, material, splits, search)
+        bench.one_layer = self.one_layer
         return bench, checkpoint
 
     def free_streams(self) -> None:
@@ -178,7 +181,7 @@ class Planner:
 
     def _open(self) -> tuple[Checkpoint, Family]:
         """Load the model; with the first one at hand, put the chats of the texts into its template."""
-        checkpoint, family = open_to_cut(self.source, self.options)
+        checkpoint, family = open_to_cut(self.source, self.options, in_files=self.one_layer)
         if not self._in_template:
             self.texts = self.texts.in_template(checkpoint, self.recipe.template)
             self._in_template = True
@@ -266,6 +269,7 @@ class Bench:
     material: Material
     splits: list[Split]
     search: Search
+    one_layer: bool = False  # in memory at a time
     sandbox: Sandbox | None = None  # set if there are tests, and isolation to run them in
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
@@ -274,13 +278,14 @@ class Bench:
         self, candidate: Candidate, data: CalibrationSet, compared: bool = False, streams: Streams | None = None
     ) -> Checkpoint:
         """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
-        built, _ = open_to_cut(self.source, self.options)
+        built, _ = open_to_cut(self.source, self.options, in_files=self.one_layer)
         cut_vocabulary(built.model, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         if candidate.split.layers == self.shape.layers and candidate.split.width == self.shape.width:
             # Only tokens go: no layer changes, and that their divergence is zero shows on few tokens as well as on all.
             data, streams = self._tokens(WHOLE_BODY_TOKENS), None
-        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams)
+        done = let_go if self.one_layer else keep
+        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done)
         candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
         if math.isnan(candidate.kl_search):
@@ -300,6 +305,8 @@ class Bench:
 
     def find_tests(self) -> None:
         """Choose the calibration problems that no fit has seen and whose tests are sound, and a sandbox to run them in."""
+        if self.one_layer:
+            return  # no whole model could answer them
         self.problems = judge_problems(self.texts, self.material.data, self.recipe)
         if self.problems:
             self.sandbox = judge_sandbox(self.options, self.search.warnings)

@@ -25,6 +25,15 @@ from flab.pruning.refit.walk import Walk
 Done = Callable[[int, nn.Module], None]  # takes each cut layer and its place in the cut model
 
 
+def keep(place: int, layer: nn.Module) -> None:
+    """Leave a cut layer in the model."""
+
+
+def let_go(place: int, layer: nn.Module) -> None:
+    """Free the memory of a cut layer, of which only the decisions are wanted."""
+    layer.to("meta")
+
+
 def carve(
     model: Any,
     family: Family,
@@ -32,7 +41,7 @@ def carve(
     fit: Sequence[Batch],
     compare: Sequence[Batch],
     streams: Streams | None = None,
-    done: Done = lambda place, layer: None,
+    done: Done = keep,
 ) -> tuple[list[NewLayer], Walk]:
     """Cut layers and neurons, or experts, of ``model`` in place and put the refitted weights in.
 

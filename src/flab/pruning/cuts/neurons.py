@@ -44,7 +44,10 @@ def score_activation(search: NeuronSearch) -> torch.Tensor:
 
     All tokens are of the kept vocabulary (it is cut first), as COMPACT's common activations ask.
     """
-    totals = [torch.zeros(search.width, dtype=torch.float64, device=out.weight.device) for out in search.outputs]
+    totals = [
+        torch.zeros(search.width, dtype=torch.float64, device=search.runner.device(index))
+        for index in range(len(search.outputs))
+    ]
     for batch in track(search.batches, "Neuron activations", unit="batches"):
         hidden = search.runner.embed(batch)
         # One layer at a time: the activations are what enters the output projection, and only their squares are kept.
@@ -53,7 +56,10 @@ def score_activation(search: NeuronSearch) -> torch.Tensor:
                 hidden = search.runner.layer(index, hidden)
             totals[index] += caught[0][batch.valid].float().pow(2).sum(0).double()
     # A neuron writes a_tj W_down[:, j] into the stream, so its energy is the product of the two squared norms.
-    norms = [out.weight.float().pow(2).sum(0).double() for out in search.outputs]
+    norms = []
+    for index, out in enumerate(search.outputs):
+        with search.runner.at_work(index):
+            norms.append(out.weight.float().pow(2).sum(0).double())
     return torch.stack([(t * n).cpu() for t, n in zip(totals, norms, strict=True)])
 
 
@@ -123,12 +129,13 @@ def score_magnitude(search: NeuronSearch) -> torch.Tensor:
     family = search.runner.family
     scores = []
     # For an input of norm 1 the neuron adds at most this to the stream, because |act(z)| <= |z|.
-    for layer, out in zip(layers_of(search.runner.model, family), search.outputs, strict=True):
-        score = out.weight.double().norm(dim=0)
-        for matrix in ffn_inputs(layer, family):
-            # Without the bias column, if there is one: only the weights scale with the input.
-            score = score * matrix[:, : out.out_features].double().norm(dim=1)
-        scores.append(score.cpu())
+    for index, out in enumerate(search.outputs):
+        with search.runner.at_work(index) as layer:
+            score = out.weight.double().norm(dim=0)
+            for matrix in ffn_inputs(layer, family):
+                # Without the bias column, if there is one: only the weights scale with the input.
+                score = score * matrix[:, : out.out_features].double().norm(dim=1)
+            scores.append(score.cpu())
     return torch.stack(scores)
 
 
