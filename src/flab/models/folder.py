@@ -86,6 +86,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_if_there(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, an empty one if there is no such file; CheckpointError as :func:`read_object`."""
+    return read_object(path) if path.is_file() else {}
+
+
 def check_entries(path: Path) -> None:
     """Raise CheckpointError if the folder holds a pipe, a socket or a device, which a reader would wait for without end."""
     for entry in sorted(path.iterdir()):

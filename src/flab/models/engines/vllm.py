@@ -28,7 +28,7 @@ from flab.models.engines.protocol import (
     finish_rows,
     untruncated,
 )
-from flab.models.folder import read_object
+from flab.models.folder import read_if_there, read_object
 
 
 class VllmGenerator:
@@ -47,7 +47,7 @@ class VllmGenerator:
 
         self._vllm = import_vllm()
         config = read_object(path / "config.json")
-        settings = _read_if_there(path / "generation_config.json")
+        settings = read_if_there(path / "generation_config.json")
         if not (path / "tokenizer.json").is_file():
             raise CheckpointError(
                 f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one."
@@ -101,15 +101,11 @@ def import_vllm() -> Any:
 def plain_tokenizer_folder(source: Path, target: Path) -> None:
     """Write a folder from which ``AutoTokenizer`` builds exactly what ``tokenizer.json`` says."""
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
-    settings = _read_if_there(source / "tokenizer_config.json")
+    settings = read_if_there(source / "tokenizer_config.json")
     settings.pop("added_tokens_decoder", None)  # stale ids would win over tokenizer.json
     settings.pop("auto_map", None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (target / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-
-
-def _read_if_there(file: Path) -> dict[str, Any]:
-    return read_object(file) if file.is_file() else {}
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from flab.errors import OptionError, UnsupportedModelError
+from flab.models.folder import read_if_there
 from flab.models.gguf.pretokenizers import name_of
 
 # Token types of GGUF.
@@ -180,8 +181,8 @@ def _parts(value: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 def _special_ids(folder: Path, data: Mapping[str, Any], tokens: list[str]) -> dict[str, int]:
     """Return ids of the special tokens: by the tokenizer's config, else by the model's, and those of infill by their names."""
     place = {token: index for index, token in enumerate(tokens)}
-    roles = _read(folder / "tokenizer_config.json")
-    config = _read(folder / "config.json") | _read(folder / "generation_config.json")
+    roles = read_if_there(folder / "tokenizer_config.json")
+    config = read_if_there(folder / "config.json") | read_if_there(folder / "generation_config.json")
     found: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "pad"):
         named = roles.get(f"{role}_token")
@@ -207,7 +208,3 @@ def _first(value: Any) -> int | None:
     """Return an id, or the first of a list of them."""
     value = value[0] if isinstance(value, list) and value else value
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}

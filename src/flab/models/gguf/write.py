@@ -122,7 +122,7 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = 
 
 def _add(writer: Any, key: str, value: Any) -> None:
     """Add a value by its type; whole numbers are 32 bits wide."""
-    # ``bool`` comes before ``int`` because the type is looked up exactly: True is an int to isinstance.
+    # By the exact type, since True is an int to isinstance.
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds[type(value)](key, value)
 

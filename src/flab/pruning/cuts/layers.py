@@ -25,9 +25,8 @@ from flab.models.scorer import scorer_of
 from flab.progress import track
 from flab.pruning.objective import kl_divergence
 
-# A race ends early for candidates that cannot win any more. Five standard errors are far beyond chance, because
-# the same bound is applied to every candidate after every batch, and a good layer thrown out is not found
-# again.
+# A race ends early for candidates that cannot win any more. Five standard errors are far beyond chance: the bound is
+# applied to every candidate after every batch, and a good layer that is thrown out does not come back.
 RACE_Z = 5.0  # standard errors by which a candidate must trail before it is dropped
 RACE_WARM_UP = 4  # micro-batches before anything is dropped
 

@@ -104,8 +104,7 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
                 gram.add(features[rows] * root[rows], wanted[rows] * root[rows], held_out)
             weights, ridges[expert] = gram.solve(range(features.shape[1]), None)
             down.data[expert] = weights
-            # What this expert leaves is the target of those after it, like the coordinates of block coordinate
-            # descent.
+            # What this expert leaves is the target of those after it, as in block coordinate descent.
             missing[places] = wanted - features @ down[expert].T
     return list(ridges.values())
 

@@ -30,7 +30,7 @@ FIRST_RIDGE = 4  # where a search among many features begins
 MEAN_RIDGES = RIDGES[:3] + RIDGES[4:5]
 ELIMINATION_RIDGE = 1e-2
 # Columns are eliminated in rounds instead of one by one. More rounds come closer to the exact order; each costs
-# a solve and moves the inverse, which is hundreds of megabytes above FAST_FEATURES, so there it is fewer rounds.
+# a solve and moves the inverse, which is hundreds of megabytes above FAST_FEATURES, so there are fewer there.
 ELIMINATION_ROUNDS = 16
 FAST_ROUNDS = 8
 # Up to this many features every ridge is tried; above it, only those on the way down from FIRST_RIDGE.

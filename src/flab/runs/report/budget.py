@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flab.runs.report.blocks import Chart, Charts, Gap, Section, Table, Text
@@ -92,10 +92,10 @@ def _kept_chart(found: Json) -> Chart:
     scored = [one for one in swept if one["retention"] is not None]
     tested = [one | {"solved": one["task_passed"] / one["task_total"]} for one in swept if one["task_total"]]
     series = [
-        _series("sweep, score", "muted", True, scored, "retention"),
-        _series("sweep, calibration tests", "faint", True, tested, "solved"),
-        *(_series(one["name"], _style(one["name"]), False, [one], "retention") for one in known),
-        _series("as published", "ink", False, found["published"]["points"], "retention"),
+        series_of("sweep, score", "muted", True, scored, "retention"),
+        series_of("sweep, calibration tests", "faint", True, tested, "solved"),
+        *(series_of(one["name"], _style(one["name"]), False, [one], "retention") for one in known),
+        series_of("as published", "ink", False, found["published"]["points"], "retention"),
     ]
     note = (
         f"This run: passes over the original's on {found['task'] or 'no task'}, all samples; whiskers: 95 % bootstrap over "
@@ -108,15 +108,7 @@ def _kept_chart(found: Json) -> Chart:
     rows += [[one["name"], percent(one["removed_fraction"], 0), _published(one), NONE]
              for one in found["published"]["points"]]  # fmt: skip
     table = Table("What is kept over what is removed", ["model", "removed", "kept", "95 %"], rows, note)
-    data = {
-        "x": "parameters removed",
-        "y": "share",
-        "percent_x": True,
-        "series": series,
-        "rules": [1.0],
-        "share_y": True,
-    }
-    return Chart("kept", "lines", "What is kept", data, note, table)
+    return Chart("kept", "lines", "What is kept", kept_data(series), note, table)
 
 
 def _published(one: Json) -> str:
@@ -126,20 +118,31 @@ def _published(one: Json) -> str:
 def _kl_chart(found: Json) -> Chart:
     known = [one | {"kl_nats_per_token": one["kl"]} for one in found["points"] if one["kl"] is not None]
     swept = found["sweep"] or []
-    series = [_series("sweep, untrained", "muted", True, swept, "kl_nats_per_token")]
-    series += [_series(one["name"], _style(one["name"]), False, [one], "kl_nats_per_token") for one in known]
+    series = [series_of("sweep, untrained", "muted", True, swept, "kl_nats_per_token")]
+    series += [series_of(one["name"], _style(one["name"]), False, [one], "kl_nats_per_token") for one in known]
     note = "Nats per token against the original on the calibration's comparison windows, cut and not trained."
     rows = [[one["name"], percent(one["removed_fraction"]), number(one["kl"])] for one in known]
     rows += [["sweep", percent(one["removed_fraction"]), number(one["kl_nats_per_token"])] for one in swept]
     table = Table("KL over what is removed", ["model", "removed", "KL"], rows, note)
-    data = {"x": "parameters removed", "y": "KL, nats per token", "percent_x": True, "series": series}
-    return Chart("kl", "lines", "How far the model moves", data, note, table)
+    return Chart("kl", "lines", "How far the model moves", kl_data(series), note, table)
 
 
-def _series(label: str, style: str, line: bool, rows: list[Any], field: str) -> dict[str, Any]:
-    names = {"low": "low", "high": "high"} if field == "retention" else {}
+def series_of(label: str, style: str, line: bool, rows: Sequence[Json], field: str) -> dict[str, Any]:
+    """Return a field over the fraction removed, with its interval if it is the retention."""
+    names = ("low", "high") if field == "retention" else ()
     points = [{"x": one["removed_fraction"], "y": one[field], **{n: one.get(n) for n in names}} for one in rows]
     return {"label": label, "style": style, "line": line, "points": points}
+
+
+def kept_data(series: Sequence[Json]) -> dict[str, Any]:
+    """Return the drawing of what is kept over what is removed."""
+    axes = {"x": "parameters removed", "y": "share", "percent_x": True, "rules": [1.0], "share_y": True}
+    return {**axes, "series": series}
+
+
+def kl_data(series: Sequence[Json]) -> dict[str, Any]:
+    """Return the drawing of the KL over what is removed."""
+    return {"x": "parameters removed", "y": "KL, nats per token", "percent_x": True, "series": series}
 
 
 def _style(name: str) -> str:

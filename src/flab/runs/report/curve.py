@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.files import write_text
-from flab.runs.report.budget import PUBLISHED, SOURCE
+from flab.runs.report.budget import PUBLISHED, SOURCE, kept_data, kl_data, series_of
 from flab.runs.report.drawings import drawing
 from flab.runs.report.markup import table
 
@@ -41,36 +41,16 @@ def _alone(name: str, label: str, data: Json) -> str:
 def _kept(rows: list[Json]) -> dict[str, Any]:
     """Scores over the original's if a task was measured, else the calibration's tests; the published points for scale."""
     scored = [row for row in rows if row["retention"] is not None]
-    tested = [row for row in rows if row["task_total"]]
-    series = [
-        _series("score over the original's", "accent", [(r["removed_fraction"], r["retention"]) for r in scored]),
-        _series(
-            "calibration tests solved",
-            "second",
-            [(r["removed_fraction"], r["task_passed"] / r["task_total"]) for r in tested],
-        ),
-        _series(
-            "as published, other models", "ink", [(p["removed_fraction"], p["retention"]) for p in PUBLISHED], False
-        ),
-    ]
-    return {
-        "x": "parameters removed",
-        "y": "share",
-        "percent_x": True,
-        "rules": [1.0],
-        "series": series,
-        "share_y": True,
-    }
+    tested = [row | {"solved": row["task_passed"] / row["task_total"]} for row in map(dict, rows) if row["task_total"]]
+    return kept_data([
+        series_of("score over the original's", "accent", True, scored, "retention"),
+        series_of("calibration tests solved", "second", True, tested, "solved"),
+        series_of("as published, other models", "ink", False, PUBLISHED, "retention"),
+    ])  # fmt: skip
 
 
 def _kl(rows: list[Json]) -> dict[str, Any]:
-    points = [(row["removed_fraction"], row["kl_nats_per_token"]) for row in rows]
-    series = [_series("cut, not trained", "accent", points)]
-    return {"x": "parameters removed", "y": "KL, nats per token", "percent_x": True, "series": series}
-
-
-def _series(label: str, style: str, points: list[tuple[float, float]], line: bool = True) -> dict[str, Any]:
-    return {"label": label, "style": style, "line": line, "points": [{"x": x, "y": y} for x, y in points]}
+    return kl_data([series_of("cut, not trained", "accent", True, rows, "kl_nats_per_token")])
 
 
 def _table(rows: list[Json]) -> str:
