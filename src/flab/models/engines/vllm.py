@@ -53,7 +53,8 @@ class VllmGenerator:
                 f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one."
             )
         self.tokenizer = untruncated(Tokenizer.from_file(str(path / "tokenizer.json")))
-        self.eos_ids = _as_list(settings.get("eos_token_id", config.get("eos_token_id")))
+        ends = settings.get("eos_token_id", config.get("eos_token_id"))
+        self.eos_ids: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         self.context = engine.get("max_model_len") or config.get("max_position_embeddings")
         # The folder lives as long as the generator: vLLM may read the tokenizer again at any time.
         scratch = contextlib.ExitStack()
@@ -106,7 +107,3 @@ def plain_tokenizer_folder(source: Path, target: Path) -> None:
     settings.pop("auto_map", None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (target / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -109,7 +109,8 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = 
             for name, value in provenance_of(folder).items():
                 _add(writer, name, value)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            writer.add_file_type(_file_type(gguf, kind))
+            file_type = "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"
+            writer.add_file_type(int(getattr(gguf.LlamaFileType, file_type)))
             _add_vocabulary(writer, vocabulary)
             template = template_of(folder)
             if template is not None:
@@ -125,11 +126,6 @@ def _add(writer: Any, key: str, value: Any) -> None:
     # By the exact type, since True is an int to isinstance.
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds[type(value)](key, value)
-
-
-def _file_type(gguf: Any, kind: str) -> int:
-    name = "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"
-    return int(getattr(gguf.LlamaFileType, name))
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:

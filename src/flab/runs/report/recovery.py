@@ -52,17 +52,16 @@ def section(report: Json) -> Section:
     if found is None:
         made.blocks.append(Gap(report["missing"]["recovery"]))
         return made
-    made.blocks += [Charts([_chart(found, *term) for term in TERMS if _has(found, term[0])]), _held_out(found)]
+    made.blocks += [
+        Charts([_chart(found, *term) for term in TERMS if any(term[0] in entry for entry in found["curve"])]),
+        _held_out(found),
+    ]
     made.blocks += [_cost(found)]
     if found["data"]:
         made.blocks.append(_steps(found["data"]))
     elif "data" in report["missing"]:
         made.blocks.append(Gap(report["missing"]["data"]))
     return made
-
-
-def _has(found: Json, term: str) -> bool:
-    return any(term in entry for entry in found["curve"])
 
 
 def _chart(found: Json, term: str, label: str, style: str) -> Chart:

@@ -182,11 +182,9 @@ def each_text(value: Any, change: Any) -> Any:
 def visible(text: str) -> str:
     """Return text whose control, format and bidi characters are shown as symbols, so that none of them acts."""
     text = text.replace("\r\n", "\n")
-    return "".join(_shown(char) if _is_hidden(char) else char for char in text)
-
-
-def _is_hidden(char: str) -> bool:
-    return char not in "\n\t" and unicodedata.category(char) in HIDDEN
+    return "".join(
+        _shown(char) if char not in "\n\t" and unicodedata.category(char) in HIDDEN else char for char in text
+    )
 
 
 def _shown(char: str) -> str:
