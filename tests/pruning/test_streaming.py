@@ -19,7 +19,7 @@ from flab.models.checkpoint import cast_parameters, load_model, one_layer_at_a_t
 from flab.models.families import FAMILIES, layers_of
 from flab.models.layers import LayerRunner
 from flab.models.shards import ShardWriter, layout
-from flab.models.weights import Place, filed, place_of
+from flab.models.weights import Place, check_finite, filed, place_of
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.pipeline import build, plan
 from flab.pruning.refit.new_layer import Cut
@@ -159,6 +159,16 @@ def test_damaged_weights_are_found_when_they_are_read(tmp_path):
     place.file.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         place.read(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_numbers_are_no_damage_and_infinite_ones_are(dtype):
+    tensor = torch.full((3, 40), torch.finfo(dtype).max, dtype=dtype)  # their sum overflows
+    check_finite(Path("model"), "w", tensor)
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        tensor[1, 7] = bad
+        with pytest.raises(CheckpointError, match="model: w holds NaN or infinite numbers"):
+            check_finite(Path("model"), "w", tensor)
 
 
 @pytest.fixture(scope="module")
