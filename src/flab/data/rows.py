@@ -258,6 +258,7 @@ def _parquet_rows(path: Path, data: bytes) -> Rows:
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        # Batch by batch, because a Parquet file unpacks to many times its size.
         for batch in table.iter_batches():
             for row in batch.to_pylist():
                 number += 1

@@ -126,8 +126,9 @@ class EstimateMeter:
             f"estimated: codecarbon, machine mode ({data.cpu_model}, load x design power: {data.cpu_power:.1f} W; memory by "
             f"its size: {data.ram_power:.1f} W; GPUs: {data.gpu_power:.1f} W)"
         )
+        # From the power and our own clock, because codecarbon's own sum may bill a second too much.
         power = float(data.cpu_power + data.ram_power + data.gpu_power)
-        return power * seconds  # its own sum may bill a second too much
+        return power * seconds
 
 
 @dataclass

@@ -57,6 +57,8 @@ def write_texts(
         answers = dict(
             zip(questions, _complete(store, generator, ANSWERS, list(questions.items()), making), strict=True)
         )
+    # For a chat the model wrote the question first and then the answer. Any other text is one piece, and its opening
+    # stands for the prompt.
     pairs = [
         (questions[at], answers[at]) if at in questions else (opening, text)
         for (at, (is_chat, opening)), text in zip(mine, texts, strict=True)

@@ -132,6 +132,8 @@ def _plan(planner: Planner, budget: float, folder: Path, state: Mapping[str, Any
     """One budget: its plan on disk, and its row."""
     began = time.perf_counter()
     smaller = [row for row in state["budgets"] if row["remove"] < budget]
+    # Only smaller budgets say anything about this one; rows of larger ones may be there from an earlier,
+    # stopped sweep.
     planner.known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
     planner.known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
     decided, built, _ = planner.plan(budget)
@@ -218,6 +220,7 @@ def measure_budgets(
 
 def mark_best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with ``pareto``: no other has as few parameters and keeps as much, by what all have of retention, tests, KL."""
+    # By the best yardstick that all rows have, because figures of different kinds cannot be compared.
     kept = [-float(row["kl_nats_per_token"]) for row in rows]
     if all(row["retention"] is not None for row in rows):
         kept = [float(row["retention"]) for row in rows]

@@ -75,6 +75,7 @@ def prose_lines(content: str) -> list[tuple[int, str]]:
     in_doctest = False
     for line in content.split("\n"):
         text = line.strip()
+        # A doctest lasts to the next blank line, so what follows ``>>>`` is the expected output and no prose.
         in_doctest = bool(text) and (in_doctest or text.startswith((">>>", "...")))
         plain = QUOTED.sub(" ", text)
         if not in_doctest and not CODE_MARKS.search(plain) and len(re.findall(r"[A-Za-z]+", plain)) >= MIN_PROSE_WORDS:

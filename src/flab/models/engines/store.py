@@ -137,6 +137,7 @@ class Store:
             other = f"cannot be locked ({error.strerror}); give a folder on a local disk."
             raise DataError(f"{self.path}: {busy if isinstance(error, BlockingIOError) else other}") from None
         self._file = file
+        # Another process may have written since the file was read, so it is read again once the lock is held.
         self._rows.clear()
         self._mend(self._read_all())
 

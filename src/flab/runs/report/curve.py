@@ -31,6 +31,8 @@ def _alone(name: str, label: str, data: Json) -> str:
     """Return a drawing as a file of its own, light and dark."""
     svg = drawing("lines", name, label, data)
     style = files("flab.runs.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    # The style sheet begins with the colours as variables, light and dark. A drawing on its own needs these and
+    # nothing else of the page's style.
     colours = style[: style.index("* {")]  # the variables alone
     text = "svg { color: var(--ink); background: var(--paper); font-family: system-ui, sans-serif }"
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(

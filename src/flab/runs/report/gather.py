@@ -84,6 +84,7 @@ def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = each_text(report, without_home)
     problems = (report["examples"] or {"problems": []})["problems"]
     for number, problem in enumerate(problems):
+        # What a model wrote is shown letter by letter, also where it looks like somebody's folder.
         clean = made["examples"]["problems"][number]
         clean["prompt"] = problem["prompt"]
         for name in (ORIGINAL, "smaller"):

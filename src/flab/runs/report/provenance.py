@@ -83,6 +83,8 @@ def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
     """Return the commands that make the run, its measurements and this report again; ``show`` writes a path down."""
     run = show(str(inputs.folder))
     model = show(_model(inputs))
+    # Paths are written as the reader of the page needs them: whole on the page itself, only the names on a card
+    # that is published.
     lines = [f"flab run {show(str((inputs.summary or {}).get('recipe') or 'RECIPE'))} -o {run}"]
     for name in inputs.names[1:]:
         lines.append(f"flab check {run}/{name} --against {model}")

@@ -27,6 +27,8 @@ def tasks(inputs: Inputs) -> list[dict[str, Any]]:
     for name in inputs.names:
         for task in inputs.results.get(name, {"tasks": []})["tasks"]:
             if task["perturbation"] is None:
+                # Tasks are gathered over all models, so a model that was not measured on one just has no entry
+                # there.
                 facts = {part: task[part] for part in ("name", "kind", "sha256")}
                 made.setdefault(task["name"], facts | {"models": []})["models"].append(_model(inputs, name, task))
     return list(made.values())

@@ -49,6 +49,8 @@ def _bytes(inputs: Inputs, name: str) -> int | None:
 def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
     """Return what the run measured after the cut, or after training if its record has that."""
     field = {ORIGINAL: "bits_per_byte_before"}.get(name, "bits_per_byte_after")
+    # The original's figure comes from the cut too, because it is measured there on the same text and at the
+    # same time.
     stage = "recover" if name == "recovered" else "prune"
     found = inputs.run["stages"].get(stage, {}).get("generality") or {}
     return found.get(field)

@@ -162,6 +162,8 @@ def _chance(outcome: str, paired: Json, task: Json) -> str:
         return f"The loss is significant: the smaller model {does.format('fewer')} than the original."
     if outcome == "better":
         return f"The gain is significant: the smaller model {does.format('more')} than the original."
+    # No significant difference is not the same as no loss: the lower end of the interval says how large one
+    # could be.
     if kept and kept["low"] < 1:
         return f"The difference is not significant; a loss of up to {percent(1 - kept['low'])} cannot be excluded."
     return "The difference is not significant."
