@@ -26,6 +26,19 @@ def test_a_system_without_setpriv_runs_it_all_the_same(monkeypatch):
     assert run_child([sys.executable, "-c", "print(1)"]).stdout == "1\n"
 
 
+def test_what_a_program_leaves_behind_ends_with_it(tmp_path):
+    """A server that outlives its program holds its output open: neither does flab wait for it, nor does it stay."""
+    sleeper = "import time; time.sleep(600)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleeper!r}]).pid)"
+    left = int(run_child([sys.executable, "-c", code]).stdout)
+    for _ in range(200):
+        if not is_running(left):
+            return
+        time.sleep(0.05)
+    os.kill(left, signal.SIGKILL)
+    pytest.fail("what the program started lives on")
+
+
 @pytest.mark.skipif(shutil.which(ENDS_WITH_PARENT[0]) is None, reason="no setpriv here")
 def test_a_killed_flab_takes_the_program_with_it(tmp_path):
     sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + ' '); time.sleep(600)"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")  # of util-linux
 
@@ -14,7 +18,22 @@ def run_child(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end with ``given`` as its input; it does not outlive this process, not even a killed one.
 
-    Systems without ``setpriv`` leave it running.
+    Processes that it started and left behind end with it. Systems without ``setpriv`` leave it running after a kill.
     """
     bound = ENDS_WITH_PARENT if shutil.which(ENDS_WITH_PARENT[0]) else ()
-    return subprocess.run([*bound, *command], input=given, capture_output=True, text=True, check=False, env=environment)
+    # Its output goes into files: a pipe would be open, and waited for, as long as any process that it left behind lives.
+    with tempfile.TemporaryFile("w+") as source, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        source.write(given)
+        source.seek(0)
+        child = subprocess.Popen(
+            [*bound, *command], stdin=source, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
+        try:
+            child.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(child.args, child.returncode, out.read(), err.read())

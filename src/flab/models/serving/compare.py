@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -139,15 +140,23 @@ def ask(
         done = run_child(command, json.dumps(asked), _environment(work))
     try:
         made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return made
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return {"error": f"it ended without an answer (exit {done.returncode}): {last}"}
+    if "error" in made and "root cause above" in made["error"]:
+        made["error"] = root_cause(done.stderr) or made["error"]
+    return made
+
+
+def root_cause(log: str) -> str | None:
+    """Return the first exception that an engine's own processes wrote into its log: its message alone points to there."""
+    found = re.search(r"\b(?:[A-Z]\w*(?:Error|Exception)): .+", log)
+    return found.group(0) if found else None
 
 
 def _environment(work: Path) -> dict[str, str]:
     """Return the environment of an engine: no downloads, and all that it writes in the folder that is removed afterwards."""
-    own = {"VLLM_CACHE_ROOT": str(work), "TMPDIR": str(work)}
+    own = {"VLLM_CACHE_ROOT": str(work), "VLLM_CPU_KVCACHE_SPACE": "1", "TMPDIR": str(work)}  # 1 GiB of keys and values
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "NO_COLOR": "1", **own}
 
 

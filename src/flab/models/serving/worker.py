@@ -83,14 +83,34 @@ def ctranslate2(path: str, asked: Json) -> Json:
     }
 
 
+def free_memory() -> float:
+    """Return the share of the memory that is free, of the GPU where there is one."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return float(free / total)
+    memory = psutil.virtual_memory()
+    return float(memory.available / memory.total)
+
+
 def vllm(path: str, asked: Json) -> Json:
     """vLLM on the CPU; ``path`` is the model's folder."""
     import vllm as library
 
-    model = library.LLM(path, dtype="float32", max_model_len=asked["context"], enforce_eager=True)
+    # vLLM takes a share of all memory, 0.92 by default, and refuses to start if less is free. The prompts need little.
+    model = library.LLM(
+        path,
+        dtype="float32",
+        max_model_len=asked["context"],
+        enforce_eager=True,
+        gpu_memory_utilization=0.8 * free_memory(),
+    )
     tokenizer = model.get_tokenizer()
     settings = library.SamplingParams(temperature=0.0, max_tokens=asked["new_tokens"])
     results = model.generate([{"prompt_token_ids": ids} for ids in asked["prompts"]], settings)
+    model.llm_engine.engine_core.shutdown()  # its processes would outlive this one
     return {
         "version": library.__version__,
         "tokens": [list(tokenizer.encode(text)) for text in asked["texts"]],
