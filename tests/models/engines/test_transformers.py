@@ -55,6 +55,8 @@ def pieces_of(generations):
 
 @pytest.mark.parametrize(("family", "settings"), WINDOWS, ids=lambda value: str(value))
 def test_batches_equal_model_generate_one_at_a_time(pico_folder, family, settings):
+    if family in ("qwen2_moe", "qwen3_moe", "mixtral"):
+        pytest.xfail("the grouped product of experts does not exist in float64")
     model = AutoModelForCausalLM.from_pretrained(pico_folder(family, **settings)).eval()
     if family != "gemma2":  # whose softmax is in float32, in which the mask of a float64 model is minus infinity
         model = model.double()
