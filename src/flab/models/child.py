@@ -22,7 +22,11 @@ def run_child(
     """
     bound = ENDS_WITH_PARENT if shutil.which(ENDS_WITH_PARENT[0]) else ()
     # Its output goes into files: a pipe would be open, and waited for, as long as any process that it left behind lives.
-    with tempfile.TemporaryFile("w+") as source, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+") as source,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
         source.write(given)
         source.seek(0)
         child = subprocess.Popen(
