@@ -62,7 +62,7 @@ def test_no_counter_is_no_energy_and_says_why(tmp_path):
     meter, why = find_meter("cpu", False, tmp_path / "nothing")
     assert meter is None
     assert "no power sensor" in why
-    assert "`estimate`" in why
+    assert "--estimate (in a recipe: `estimate: true`)" in why
 
 
 def test_a_counter_that_may_not_be_read_says_why(tmp_path):

@@ -26,17 +26,12 @@ def test_a_system_without_setpriv_runs_it_all_the_same(monkeypatch):
     assert run_child([sys.executable, "-c", "print(1)"]).stdout == "1\n"
 
 
-def test_what_a_program_leaves_behind_ends_with_it(tmp_path):
+def test_what_a_program_leaves_behind_ends_with_it():
     """A server that outlives its program holds its output open: neither does flab wait for it, nor does it stay."""
     sleeper = "import time; time.sleep(600)"
     code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleeper!r}]).pid)"
     left = int(run_child([sys.executable, "-c", code]).stdout)
-    for _ in range(200):
-        if not is_running(left):
-            return
-        time.sleep(0.05)
-    os.kill(left, signal.SIGKILL)
-    pytest.fail("what the program started lives on")
+    assert ends(left), "what the program started lives on"
 
 
 @pytest.mark.skipif(shutil.which(ENDS_WITH_PARENT[0]) is None, reason="no setpriv here")
@@ -50,12 +45,17 @@ def test_a_killed_flab_takes_the_program_with_it(tmp_path):
     child = int((tmp_path / "pid").read_text())
     flab.send_signal(signal.SIGKILL)
     flab.wait()
+    assert ends(child), "the program lives on"
+
+
+def ends(process: int) -> bool:
+    """Wait ten seconds for a process to end; one that does not is killed."""
     for _ in range(200):
-        if not is_running(child):
-            return
+        if not is_running(process):
+            return True
         time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the program lives on")
+    os.kill(process, signal.SIGKILL)
+    return False
 
 
 def is_running(process: int) -> bool:

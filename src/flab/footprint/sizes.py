@@ -72,12 +72,13 @@ def answer_flops(config: Any, shape: Shape, prompt: int, new: int) -> int:
 
 
 def count_flops(model: Any, prompt: int) -> dict[str, int]:
-    """torch's own count of a prompt and of the token after it, with eager attention: it does not see fused kernels."""
+    """torch's count of a prompt and of the token after it, eager throughout: it does not see fused kernels."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation, model.config._experts_implementation
     model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
     try:
         with torch.inference_mode():
             batch = Batch(model, [Encoded([0] * prompt, 2, (), 0)], pad_id=0)
@@ -86,5 +87,6 @@ def count_flops(model: Any, prompt: int) -> dict[str, int]:
             with FlopCounterMode(display=False) as second:
                 batch.read_tokens(logits_BV.argmax(dim=-1), [0])
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before[0])
+        model.set_experts_implementation(before[1])
     return {"flops_prefill": first.get_total_flops(), "flops_per_token": second.get_total_flops()}
