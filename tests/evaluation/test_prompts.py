@@ -177,7 +177,7 @@ def test_without_vllm_there_is_one_line_that_says_what_to_install(monkeypatch, p
 
 def test_vllm_wants_a_model_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing: give the folder of a whole model"):
         VllmGenerator(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"has no tokenizer.json"):
