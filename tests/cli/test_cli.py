@@ -310,7 +310,7 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 @pytest.mark.parametrize("old", [False, True], ids=["new", "overwrite"])
-def test_an_interrupt_leaves_nothing(stage, old, flab, pico_folder, calibration_file, place, monkeypatch):
+def test_an_interrupt_leaves_nothing_unfinished_and_names_what_a_repetition_needs(stage, old, flab, pico_folder, calibration_file, place, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -322,7 +322,9 @@ def test_an_interrupt_leaves_nothing(stage, old, flab, pico_folder, calibration_
     assert code == 2
     assert out == ""
     assert err.splitlines()[-1].startswith("flab: interrupted")
-    assert [p.name for p in place.iterdir()] == (["out"] if old else [])
+    left = {p.name for p in place.iterdir()}
+    assert left - {"out.planning"} == ({"out"} if old else set())
+    assert ("out.planning; the same command resumes" in err) == ("out.planning" in left)
     if old:
         names = {p.name for p in pico_folder().iterdir()} | {"plan.json", "proof.json"}
         assert {p.name for p in (place / "out").iterdir()} == names

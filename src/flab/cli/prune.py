@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +12,31 @@ import typer
 from flab.cli.early import check_model, check_planning
 from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import Json, Model, Output, emit, takes
+from flab.errors import FlabError
 from flab.files import as_path, check_file, check_folder
 from flab.models.options import Options
 from flab.progress import add, console, say, table_of
+from flab.pruning.journal import is_uncleared, working_folder
 from flab.pruning.recipe import Recipe
 
 PLAN_EXAMPLE = "Example: flab plan MODEL --remove 0.22 --calibration rows.jsonl -o plan.json"
 APPLY_EXAMPLE = "Example: flab apply MODEL plan.json -o SMALLER"
 PRUNE_EXAMPLE = "Example: flab prune MODEL --remove 0.22 --calibration rows.jsonl -o SMALLER"
 CHECK_EXAMPLE = "Example: flab check SMALLER --against MODEL"
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say what an interrupted planning of ``out`` leaves, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        work = working_folder(out)
+        if not work.is_dir():
+            raise
+        raise FlabError(
+            f"interrupted: what planning has found so far is in {work}; the same command resumes."
+        ) from None
 
 
 @takes(recipe=Recipe, options=Options)
@@ -31,8 +48,12 @@ def plan(
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Decide what to remove and write the plan; cut nothing."""
-    check_file(as_path(output), options.overwrite, (model, *recipe.inputs))
+    """Decide what to remove and write the plan; cut nothing.
+
+    A stopped command resumes.
+    """
+    file = as_path(output)
+    check_file(file, options.overwrite or is_uncleared(file), (model, *recipe.inputs))
     check_planning(model, recipe)
     if dry_run:
         from flab.runs.dry_run import estimate_plan
@@ -41,8 +62,8 @@ def plan(
         return
     from flab.pruning.pipeline import plan as make
 
-    decided = make(model, recipe, options)
-    decided.write(as_path(output))
+    with resumable(file):
+        decided = make(model, recipe, options, file)
     emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
 
 
@@ -79,8 +100,9 @@ def apply(
 def prune(
     model: Model, recipe: Any, options: Any, output: Output, dry_run: DryRun = False, json_: Json = False
 ) -> None:
-    """Plan, apply and check in one step."""
-    check_folder(as_path(output), options.overwrite, (model, *recipe.inputs))
+    """Plan, apply and check in one step. A stopped command resumes."""
+    folder = as_path(output)
+    check_folder(folder, options.overwrite or is_uncleared(folder), (model, *recipe.inputs))
     check_planning(model, recipe)
     if dry_run:
         from flab.runs.dry_run import estimate_plan
@@ -89,7 +111,8 @@ def prune(
         return
     from flab.pruning.pipeline import prune as run
 
-    report = run(model, output, recipe, options)
+    with resumable(folder):
+        report = run(model, folder, recipe, options)
     if json_:
         emit(report)
     else:

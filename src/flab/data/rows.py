@@ -34,6 +34,7 @@ LINE_SUFFIXES = {".jsonl", ".ndjson", ".parquet"}  # rows for sure
 TABLE_SUFFIXES = {".json", ".csv", ".tsv"}  # rows, or the settings of a program
 ROW_SUFFIXES = LINE_SUFFIXES | TABLE_SUFFIXES
 PACKED = ".gz"
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can name one alone, and no tokenizer takes it
 HOW = "give JSON lines, a JSON array, CSV, TSV or Parquet with rows, or source code and plain text under their usual suffix"
 
 
@@ -181,6 +182,10 @@ def _object_rows(path: Path, text: str) -> Rows:
 def _object(value: Any, where: str) -> tuple[str, Row]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: got {type(value).__name__}, not an object; each row must be one object")
+    if half := HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
+        raise DataError(
+            f"{where}: holds \\u{ord(half[0]):x}, half of a surrogate pair, which is no character; remove it"
+        )
     return where, value
 
 

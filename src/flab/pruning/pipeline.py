@@ -16,7 +16,7 @@ from torch import nn
 
 from flab.errors import PlanError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
-from flab.files import PathLike, as_path, check_folder, check_space, new_folder
+from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save, torch_dtypes
 from flab.models.devices import settled
 from flab.models.families import Family
@@ -30,6 +30,7 @@ from flab.progress import say
 from flab.pruning.calibration import CalibrationSet, calibration_set, calibration_windows, read_texts, verify_sources
 from flab.pruning.check import check, write_proof
 from flab.pruning.cuts.vocabulary import cut_vocabulary
+from flab.pruning.journal import SAVED, Journal, is_uncleared, working_folder
 from flab.pruning.plan import Plan
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
@@ -40,14 +41,28 @@ from flab.pruning.surgeon import carve, layers_after, slice_layers
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
 
 
-def plan(model: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
+def plan(
+    model: PathLike, recipe: Recipe | None = None, options: Options | None = None, out: PathLike | None = None
+) -> Plan:
     """Decide what stays: vocabulary first, then depth and width together. Cuts nothing on disk.
+
+    The plan is written to the file ``out`` if that is given; a stopped call then resumes.
 
     Raises:
         FlabError: one of its kinds for anything wrong with the model, the data or the budget.
     """
-    decided, built, _ = Planner(model, recipe or Recipe(), settled(options or Options())).plan()
-    free(built)
+    options = settled(options or Options())
+    file = as_path(out) if out is not None else None
+    planner = Planner(model, recipe or Recipe(), options, work=working_folder(file) if file is not None else None)
+    if file is not None:
+        check_free(file, options.overwrite or planner.journal.is_saved)
+    with planner.journal.cleared_by_failure():
+        decided, built, _ = planner.plan()
+        free(built)
+        if file is not None:
+            planner.journal.keep(SAVED, True)
+            decided.write(file)
+    planner.journal.clear()
     return decided
 
 
@@ -123,23 +138,36 @@ def _cut_into(
 
 
 def build(model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None) -> Plan:
-    """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time."""
-    recipe = recipe or Recipe()
-    options = settled(options or Options())
-    out = as_path(out)
-    source = ModelFolder.open(model)
-    check_folder(out, options.overwrite, [source.path, *recipe.inputs])
-    check_space(out, int((1 - recipe.remove) * source.size_bytes))
-    planner = Planner(source, recipe, options)
-    decided, built, tokenizer_json = planner.plan()
-    if planner.one_layer:
-        free(built)
-        apply(model, decided, out, options)
-        return decided
-    with new_folder(out, options.overwrite) as folder:
-        _save(built, tokenizer_json, decided, decided.refit.kind, folder)
-    free(built)
+    """Plan, and save the model that won: the folder that :func:`apply` would write, without cutting it a second time.
+
+    A stopped call resumes.
+    """
+    decided, journal = _build(model, as_path(out), recipe or Recipe(), settled(options or Options()))
+    journal.clear()
     return decided
+
+
+def _build(model: PathLike, out: Path, recipe: Recipe, options: Options) -> tuple[Plan, Journal]:
+    """Plan and save; the journal of the planning is left to be cleared once the output is checked."""
+    source = ModelFolder.open(model)
+    check_folder(out, options.overwrite or is_uncleared(out), [source.path, *recipe.inputs])
+    check_space(out, int((1 - recipe.remove) * source.size_bytes))
+    planner = Planner(source, recipe, options, work=working_folder(out))
+    journal = planner.journal
+    options = replace(options, overwrite=options.overwrite or journal.is_saved)
+    check_free(out, options.overwrite)
+    with journal.cleared_by_failure():
+        decided, built, tokenizer_json = planner.plan()
+        if planner.one_layer:
+            free(built)
+            apply(model, decided, out, options)
+            journal.keep(SAVED, True)
+            return decided, journal
+        with new_folder(out, options.overwrite) as folder:
+            _save(built, tokenizer_json, decided, decided.refit.kind, folder)
+            journal.keep(SAVED, True)
+    free(built)
+    return decided, journal
 
 
 def _save(
@@ -162,15 +190,16 @@ def _save(
 def prune(
     model: PathLike, out: PathLike, recipe: Recipe | None = None, options: Options | None = None
 ) -> dict[str, Any]:
-    """Plan, apply and check in one; returns what ``flab prune --json`` prints."""
+    """Plan, apply and check in one; returns what ``flab prune --json`` prints. A stopped call resumes."""
     options = settled(options or Options())
     start = time.perf_counter()
     folder = as_path(out)
-    decided = build(model, folder, recipe, options)
+    decided, journal = _build(model, folder, recipe or Recipe(), options)
     built = time.perf_counter()
     # The check runs in a process of its own, on what was written and not on what is in memory.
     verdict = check(folder, resolve(model))
     generality = compare_generality(os.fspath(model), folder, options)
+    journal.clear()
     seconds = {"build": built - start, "check": time.perf_counter() - built}
     return decided.summary() | {
         "output": str(folder),

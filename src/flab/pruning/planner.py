@@ -9,67 +9,46 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from flab.evaluation.tasks import Problem
 from flab.models.checkpoint import Checkpoint, cutting_dtype, fingerprint, free, one_layer_at_a_time, open_to_cut
+from flab.models.engines.store import fingerprint as digest
 from flab.models.families import Family, shape_of
 from flab.models.gguf.pretokenizers import name_in
 from flab.models.options import Options
 from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder, ModelSource
-from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.progress import Clock, say
 from flab.pruning.advice import deep_cut_hint, few_texts, ridges_at_the_end
 from flab.pruning.budget import Pins, Split, feasible_splits
 from flab.pruning.calibration import (
     CalibrationSet,
     Texts,
-    Window,
     announce,
-    calibration_set,
-    calibration_windows,
     first_tokens,
     read_texts,
-    window_settings,
 )
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.finalists import judge_batch, judge_problems, judge_sandbox, run_problems, sound_problems
+from flab.pruning.journal import Journal
+from flab.pruning.material import Material, prepare_material
 from flab.pruning.plan import Kept, Plan, Refit, mixture_facts
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import NewLayer
 from flab.pruning.refit.streams import SWEEP_BYTES, Streams
 from flab.pruning.search import Candidate, Known, Search, decide, search_splits
 from flab.pruning.surgeon import carve, keep, let_go
-from flab.pruning.vocabulary import Counts, Needs, model_counts, plan_vocabulary, vocabulary_kl
+from flab.pruning.vocabulary import Counts, Needs, model_counts, plan_vocabulary
 from flab.sandbox import Sandbox
 from flab.version import __version__
 
 WHOLE_BODY_TOKENS = 1024  # read by a plan that cuts nothing but tokens
+MEASURED = ("kl", "kl_answer", "kl_search", "task_passed", "task_total", "task_success")  # of a finalist
 
 
-@dataclass(frozen=True)
-class Material:
-    """The kept tokens and what follows from them; budgets that keep the same tokens share it."""
-
-    kept: list[int]  # new id -> old id
-    tokenizer: Tokenizer
-    tokenizer_json: dict[str, Any] | None  # None if the vocabulary stays whole
-    settings: dict[str, Any]  # what decides the windows
-    windows: list[Window]
-    data: CalibrationSet  # all windows: the winner is fitted on them
-    small: CalibrationSet  # the first of them: the search sees these
-    kl_vocabulary: float  # nats per token
-    streams: Streams  # of the model with this vocabulary, over ``data``
-    small_streams: Streams = field(default_factory=Streams)  # over ``small``
-
-    def free_streams(self) -> None:
-        """Free what can be computed again."""
-        self.streams.clear()
-        self.small_streams.clear()
 
 
 class Planner:
@@ -80,9 +59,15 @@ class Planner:
     """
 
     def __init__(
-        self, model: ModelSource, recipe: Recipe, options: Options, known: Known | None = None, many: bool = False
+        self,
+        model: ModelSource,
+        recipe: Recipe,
+        options: Options,
+        known: Known | None = None,
+        many: bool = False,
+        work: Path | None = None,
     ) -> None:
-        """Read the texts.
+        """Read the texts, and what a stopped planning of the same left in the folder ``work``.
 
         Raises:
             CheckpointError: no model.
@@ -95,6 +80,8 @@ class Planner:
         self.many = many
         self.texts = read_texts(recipe)
         self.one_layer = one_layer_at_a_time(self.source, options)
+        identity = identity_of(fingerprint(self.source), recipe, options, self.texts) if work is not None else ""
+        self.journal = Journal(work, identity)
         # Each of these is made for the first budget and serves those that follow.
         self._in_template = False
         self._counts: Counts | None = None
@@ -169,6 +156,7 @@ class Planner:
             warnings=[*checkpoint.warnings, *few_texts(recipe, shape, material.data)],
             streams=material.small_streams,
             winner_tokens=material.data.num_fit_tokens,
+            journal=self.journal,
         )
         bench = Bench(self.source, recipe, self.options, self.texts, family, shape, material, splits, search)
         bench.one_layer = self.one_layer
@@ -195,7 +183,13 @@ class Planner:
 
         def expected() -> dict[int, float]:
             if self._expected is None:
-                self._expected = model_counts(checkpoint, family, self.texts, recipe, self.options.batch_tokens)
+                found = self.journal.recall(
+                    "expected tokens",
+                    lambda: list(
+                        model_counts(checkpoint, family, self.texts, recipe, self.options.batch_tokens).items()
+                    ),
+                )
+                self._expected = dict(found)
             return self._expected
 
         kept = plan_vocabulary(needs, shape, recipe.remove, pins, expected)
@@ -212,7 +206,9 @@ class Planner:
         if self._material is None or self._material.kept != kept:
             self._material = None  # its memory is free before the next is made
             streams = Streams(SWEEP_BYTES if self.many else 0)
-            self._material = prepare_material(checkpoint, family, kept, self.texts, recipe, self.options, streams)
+            self._material = prepare_material(
+                checkpoint, family, kept, self.texts, recipe, self.options, streams, self.journal
+            )
         return self._material
 
 
@@ -221,39 +217,6 @@ def _pins_within(needs: Needs, shape: Shape, recipe: Recipe) -> Pins:
     pins = recipe.pins(shape)
     feasible_splits(shape, recipe.remove, needs.size(shape, recipe.remove, pins), pins)
     return pins
-
-
-def prepare_material(
-    checkpoint: Checkpoint,
-    family: Family,
-    kept: list[int],
-    texts: Texts,
-    recipe: Recipe,
-    options: Options,
-    streams: Streams,
-) -> Material:
-    """Tokenize and pack the texts for a vocabulary, and measure its cut; the model still has its own.
-
-    Raises:
-        DataError: there is too little text.
-    """
-    rows = checkpoint.model.get_input_embeddings().num_embeddings
-    tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, kept)
-    settings = window_settings(recipe, checkpoint.model)
-    # With the new tokenizer: the windows hold new ids, as the pruned model will read them.
-    windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
-    data = calibration_set(windows, options.batch_tokens, recipe.prompt_weight)
-    return Material(
-        kept=kept,
-        tokenizer=tokenizer,
-        tokenizer_json=tokenizer_json,
-        settings=settings,
-        windows=windows,
-        data=data,
-        small=first_tokens(windows, recipe.search_tokens, options.batch_tokens, recipe.prompt_weight),
-        kl_vocabulary=vocabulary_kl(checkpoint, family, kept, data),
-        streams=streams,
-    )
 
 
 @dataclass
@@ -285,7 +248,8 @@ class Bench:
             # Only tokens go: no layer changes, and that their divergence is zero shows on few tokens as well as on all.
             data, streams = self._tokens(WHOLE_BODY_TOKENS), None
         done = let_go if self.one_layer else keep
-        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done)
+        layers = None if compared else self.search.journal.files(candidate.name)
+        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done, layers)
         candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
         if math.isnan(candidate.kl_search):
@@ -295,9 +259,15 @@ class Bench:
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and run the tests on it, if there are any."""
-        built = self.build(candidate, self._tokens(self.recipe.finalist_tokens), compared=True)
-        self.try_tests(candidate, built)
-        free(built)
+        known = self.search.journal.get(f"finalist {candidate.name}")
+        if known is None:
+            built = self.build(candidate, self._tokens(self.recipe.finalist_tokens), compared=True)
+            self.try_tests(candidate, built)
+            free(built)
+            known = {name: getattr(candidate, name) for name in MEASURED}
+            self.search.journal.keep(f"finalist {candidate.name}", known)
+        for name, value in known.items():
+            setattr(candidate, name, value)
 
     def _tokens(self, number: int) -> CalibrationSet:
         """Return the first windows, of about so many tokens."""
@@ -391,3 +361,11 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
         "sandbox": bench.sandbox.level if bench.sandbox is not None else None,
         "batch_tokens": bench.options.batch_tokens,
     } | bench.material.settings
+
+
+def identity_of(model: str, recipe: Recipe, options: Options, texts: Texts, apart: Iterable[str] = ()) -> str:
+    """Return a digest of all that decides a plan, but the fields ``apart``; ``model`` is the fingerprint of the source."""
+    sources = [one.sha256 for one in (*texts.sources, *texts.corpus_sources)]
+    plain = recipe.to_json() | dict.fromkeys(("calibration", "corpus", *apart))
+    where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}
+    return digest({"flab": __version__, "model": model, "recipe": plain, "options": where, "data": sources})

@@ -23,6 +23,7 @@ from flab.pruning.calibration import CalibrationSet, thinned
 from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
+from flab.pruning.journal import Journal
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import Cut
 from flab.pruning.refit.streams import Streams
@@ -54,6 +55,11 @@ class Candidate:
     chosen: bool = False
 
     removed: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Layers and width, and which layers go."""
+        return f"{self.split.layers} layers x {self.split.width} without {list(self.removed)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields, the split's sizes among them."""
@@ -91,6 +97,7 @@ class Search:
     scores: torch.Tensor | None = None
     streams: Streams = field(default_factory=Streams)
     winner_tokens: int | None = None  # that the winner is fitted on; None: as many as the candidates
+    journal: Journal = field(default_factory=Journal)
 
     @property
     def layer_path(self) -> list[dict[str, Any]]:
@@ -141,8 +148,12 @@ class Search:
         path = self.known.layer_path
         if self.recipe.layer_criterion != "kl":
             path.clear()  # the others score all layers at once
+        elif not path:
+            path += self.journal.get("layer path") or []
         search = LayerSearch(LayerRunner(self.model, self.family), self.data.fit, self.recipe.seed, path=path)
         for removed in LAYER_CRITERIA[self.recipe.layer_criterion](search):
+            if self.recipe.layer_criterion == "kl" and len(path) > len(self.journal.get("layer path") or []):
+                self.journal.keep("layer path", list(path))
             yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
@@ -162,26 +173,29 @@ class Search:
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Build a split without touching the model, and measure it."""
+        candidate = self.candidate(split, removed)
+        candidate.kl_search, kl_answer = self.journal.recall(candidate.name, lambda: self._divergence(split, removed))
+        candidate.kl_answer = _number(kl_answer)
+        return candidate
+
+    def _divergence(self, split: Split, removed: Sequence[int]) -> tuple[float, float]:
+        """Return the KL of a split, and that on answers."""
         cut = self.cut_for(split, removed, compared=True)
         # The walk keeps the pruned stream beside the original's and leaves the layers as they are, so one model in memory
         # serves all candidates.
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
         for _ in track(walk, f"Candidate {split}", total=split.layers, unit="layers"):
             pass
-        kl, kl_answer = walk.divergence(scorer_of(self.model))
-        return self.candidate(split, removed, kl, _number(kl_answer))
+        return walk.divergence(scorer_of(self.model))
 
-    def candidate(
-        self, split: Split, removed: Sequence[int], kl: float = math.nan, kl_answer: float | None = None
-    ) -> Candidate:
+    def candidate(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Return a split with its sizes; one that is alone needs no KL before it is built as the winner."""
         return Candidate(
             split=split,
             kept_layers=[i for i in range(self.shape.layers) if i not in set(removed)],
             removed_fraction=1 - split.parameters / self.shape.total,
             flops_per_token=self.shape.flops_per_token(split.vocabulary, split.layers, split.width),
-            kl_search=kl,
-            kl_answer=kl_answer,
+            kl_search=math.nan,
             removed=tuple(removed),
         )
 
@@ -200,6 +214,21 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
         or search.recipe.layer_criterion != "kl"
     ):
         return splits
+    narrow, gone, shorter = search.journal.recall("probe", lambda: _probed(search, deepest))
+    say(
+        f"  before any refit: {deepest.layers} x {deepest.width} KL {narrow:.3f}; without layer {gone} alone {shorter:.3f}"
+    )
+    if shorter <= narrow:
+        return splits
+    search.warnings.append(
+        f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
+        f"and with all layers {deepest.width} neurons wide {narrow:.3f}, both before the refit."
+    )
+    return [deepest]
+
+
+def _probed(search: Search, deepest: Split) -> tuple[float, int, float]:
+    """Return the KL of the deepest split before the refit, the layer that costs least alone, and the KL without it."""
     few = thinned(search.data, PROBE_TOKENS)
     runner = LayerRunner(search.model, search.family)
     # The deepest split, cut without a refit.
@@ -215,15 +244,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     # The cheapest single removal from the same model on the same tokens.
     layers = LayerSearch(runner, few.fit, search.recipe.seed)
     removed = next(by_kl(layers))
-    shorter = layers.path[0]["kl"]
-    say(f"  before any refit: {deepest} KL {narrow:.3f}; without layer {removed[0]} alone {shorter:.3f}")
-    if shorter <= narrow:
-        return splits
-    search.warnings.append(
-        f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
-        f"and cut to {deepest} {narrow:.3f}, both before the refit."
-    )
-    return [deepest]
+    return narrow, removed[0], layers.path[0]["kl"]
 
 
 def _number(value: float) -> float | None:

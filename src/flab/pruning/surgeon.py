@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from flab.models.weights import read_in
 from flab.progress import track
 from flab.pruning.cuts.layers import cut_layers
 from flab.pruning.refit.new_layer import Cut, NewLayer, cut_inside, replace_weights
+from flab.pruning.refit.resume import ResumedWalk
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Walk
 
@@ -42,12 +44,15 @@ def carve(
     compare: Sequence[Batch],
     streams: Streams | None = None,
     done: Done = keep,
+    kept: Path | None = None,
 ) -> tuple[list[NewLayer], Walk]:
     """Cut layers and neurons, or experts, of ``model`` in place and put the refitted weights in.
 
+    Layers that a stopped run left in the folder ``kept`` are taken from there, the others are added to it.
     Returns the decisions made (without weights) and the finished walk, which knows the divergence.
     """
-    walk = Walk(LayerRunner(model, family), cut, fit, compare, streams)
+    given = (LayerRunner(model, family), cut, fit, compare, streams)
+    walk = Walk(*given) if kept is None else ResumedWalk(*given, kept=kept)
     layers = layers_of(model, family)
     decisions: list[NewLayer] = []
     for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):

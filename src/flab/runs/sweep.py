@@ -23,13 +23,11 @@ from flab.files import PathLike, as_path, check_place, write_json
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import free, same_precision
 from flab.models.devices import settled
-from flab.models.engines.store import fingerprint
 from flab.models.options import Options
 from flab.progress import say
-from flab.pruning.calibration import Texts
 from flab.pruning.pipeline import apply
 from flab.pruning.plan import Plan
-from flab.pruning.planner import Planner
+from flab.pruning.planner import Planner, identity_of
 from flab.pruning.recipe import Recipe
 from flab.pruning.search import Known
 from flab.runs.folder import SWEEP, check_limit, earlier
@@ -38,6 +36,7 @@ from flab.version import __version__
 FORMAT = 1
 # Depths in a row that are worse than the best, after which fewer layers are not tried.
 PATIENCE = 1
+OF_BUDGETS = ("remove", "finalists", "finalist_tokens")  # what does not decide what one budget leaves for the next
 
 
 def sweep(
@@ -71,7 +70,7 @@ def sweep(
     source = planner.source.path
     check_place(folder, [source, *recipe.inputs, *(parse_task_argument(os.fspath(task))[1] for task in tasks)])
     sha256 = model_fingerprint(planner.source)
-    state = known_sweep(folder, _digest(sha256, recipe, options, planner.texts))
+    state = known_sweep(folder, identity_of(sha256, recipe, options, planner.texts, OF_BUDGETS))
     if tasks:
         sandbox_for(read_tasks(tasks, limit, (), 0), options)
     planner.known = _known(state)
@@ -112,14 +111,6 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
             f"-o {folder} holds a sweep of another model, recipe or data: give a new folder, or remove this one."
         )
     return before
-
-
-def _digest(model: str, recipe: Recipe, options: Options, texts: Texts) -> str:
-    """All that decides the plans, but the budgets; ``model`` is the fingerprint of the source."""
-    sources = [one.sha256 for one in (*texts.sources, *texts.corpus_sources)]
-    plain = recipe.to_json() | dict.fromkeys(("remove", "calibration", "corpus", "finalists", "finalist_tokens"))
-    where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}
-    return fingerprint({"flab": __version__, "model": model, "recipe": plain, "options": where, "data": sources})
 
 
 def _known(state: Mapping[str, Any]) -> Known:

@@ -167,7 +167,6 @@ class Walk:
             return None, original_mid, 0.0
         if not self.cut.output_projection or not self.steps.attention:
             return None, [self.runner.mid(index, h) for h in self.pruned], 0.0
-        projection = linear(self.runner.layers[index], self.runner.family.attention_out)
         branch = self.runner.attention_branch(index)
         old = branch.weights()
         caught = []
@@ -188,10 +187,14 @@ class Walk:
             range(old.shape[1]), self.cut.ridge_attention[place] if self.cut.ridge_attention else None
         )
         weights = branch.own(weights)
-        # The pruned stream goes on with rounded weights, as the saved model will compute it.
-        new = weights.to(projection.weight.dtype)
-        mid = [self.pruned[n].to(f.device) + branch(nn.functional.linear(f, new)) for n, f in enumerate(caught)]
-        return weights, mid, ridge
+        return weights, self._attended(index, caught, weights), ridge
+
+    def _attended(self, index: int, features: list[torch.Tensor], weights: torch.Tensor) -> list[torch.Tensor]:
+        """Return the pruned stream before the FFN, by new weights of the attention's output projection."""
+        branch = self.runner.attention_branch(index)
+        # The stream goes on with rounded weights, as the saved model will compute it.
+        new = weights.to(linear(self.runner.layers[index], self.runner.family.attention_out).weight.dtype)
+        return [self.pruned[n].to(f.device) + branch(nn.functional.linear(f, new)) for n, f in enumerate(features)]
 
     def _ffn_refit(
         self, place: int, index: int, mid: list[torch.Tensor], original_mid: list[torch.Tensor] | None

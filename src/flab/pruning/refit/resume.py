@@ -1,0 +1,94 @@
+"""A walk that keeps each finished layer in a file, and after a stop goes on from the first that is missing.
+
+The streams past a kept layer come from the same operations as where the layer was found, so that a resumed walk ends at the
+same bits as one that nobody stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from flab.files import new_file
+from flab.models.families import extended
+from flab.pruning.refit.new_layer import NewLayer, replace_weights
+from flab.pruning.refit.walk import Walk
+
+TENSORS = ("ffn_out", "attention_out", "ffn_in", "state")  # fields of a layer that hold tensors
+
+
+class ResumedWalk(Walk):
+    """A walk whose finished layers lie in the folder ``kept``."""
+
+    def __init__(self, *given: Any, kept: Path) -> None:
+        super().__init__(*given)
+        self.kept = kept
+
+    def _layer(self, place: int, index: int, after: int) -> NewLayer:
+        file = self.kept / f"{place}.safetensors"
+        known = read_layer(file)
+        if known is not None:
+            self._pass(known, after)
+            return known
+        new = super()._layer(place, index, after)
+        write_layer(new, file, self._ffn(index).weight.dtype)
+        return new
+
+    def _pass(self, new: NewLayer, after: int) -> None:
+        """Take both streams past a layer that is known already."""
+        index = new.index
+        untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
+        original_mid = self._original_mid(index)
+        if new.attention_out is not None:
+            columns = new.attention_out.shape[1]
+            features = [extended(self.runner.attention_features(index, h), columns) for h in self.pruned]
+            mid = self._attended(index, features, new.attention_out)
+        else:
+            mid = original_mid if self.clean else [self._mid(index, h) for h in self.pruned]
+        self._advance_original(index, original_mid)
+        for skipped in range(index + 1, after):
+            self._skip(skipped)
+        if untouched:
+            self.pruned = list(self.original)
+            return
+        self.clean = False
+        self.likely_ridge = new.ridge_ffn
+        if new.state is None:
+            self._advance_pruned(new, mid)
+            return
+        made = copy.deepcopy(self.runner.layers[index])
+        replace_weights(made, self.runner.family, new)
+        self.pruned = [self.runner.run(index, hidden, made) for hidden in self.pruned]
+
+
+def write_layer(new: NewLayer, file: Path, dtype: torch.dtype) -> None:
+    """Keep a layer, in the precision in which it is put into the model."""
+    given = {"ffn_out": new.ffn_out, "attention_out": new.attention_out}
+    tensors = {name: tensor.to(dtype) for name, tensor in given.items() if tensor is not None}
+    tensors |= {f"ffn_in.{number}": tensor.to(dtype) for number, tensor in enumerate(new.ffn_in or ())}
+    tensors |= {f"state.{name}": tensor for name, tensor in (new.state or {}).items()}
+    plain = {field.name: getattr(new, field.name) for field in fields(new) if field.name not in TENSORS}
+    with new_file(file) as temporary:
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, {"layer": json.dumps(plain)})
+
+
+def read_layer(file: Path) -> NewLayer | None:
+    """Return a layer that a stopped run kept, None if it kept none."""
+    try:
+        with safe_open(file, "pt") as kept:
+            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+            plain = json.loads(kept.metadata()["layer"])
+    except (OSError, SafetensorError):
+        return None
+    new = NewLayer(ffn_out=tensors["ffn_out"], attention_out=tensors.get("attention_out"), **plain)
+    inputs = [tensors[f"ffn_in.{number}"] for number in range(len(tensors)) if f"ffn_in.{number}" in tensors]
+    state = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
+    return replace(new, ffn_in=inputs or None, state=state or None)
