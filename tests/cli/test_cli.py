@@ -310,7 +310,9 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 @pytest.mark.parametrize("old", [False, True], ids=["new", "overwrite"])
-def test_an_interrupt_leaves_nothing_unfinished_and_names_what_a_repetition_needs(stage, old, flab, pico_folder, calibration_file, place, monkeypatch):
+def test_an_interrupt_leaves_nothing_unfinished_and_names_what_a_repetition_needs(
+    stage, old, flab, pico_folder, calibration_file, place, monkeypatch
+):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 

@@ -191,6 +191,7 @@ FOREIGN = {
         r"not text \(image_url\)",
     ),
     "a turn without role": ("rows.jsonl", b'{"messages": [{"text": "a"}]}', "objects with role and content"),
+    "half a surrogate pair": ("rows.jsonl", b'{"text": "a"}\n{"text": "a\\ud800"}', r"rows.jsonl:2: holds \\ud800, half of a"),
     "an empty chat": ("rows.jsonl", b'{"messages": []}', "holds no question"),
     "Alpaca with a number": ("rows.jsonl", b'{"instruction": "a", "output": 3}', "output is int, not text"),
 }  # fmt: skip

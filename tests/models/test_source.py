@@ -190,6 +190,36 @@ def test_greedy_settings_with_flags_of_sampling_are_settled_with_a_warning(sourc
     config.save_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("num_beams", "x", "a whole number"),
+        ("eos_token_id", [1, "x"], "a whole number"),
+        ("temperature", "hot", "a number"),
+        ("stop_strings", 5, "text"),
+        ("pad_token_id", True, "a whole number"),
+    ],
+)
+def test_a_generation_config_that_nothing_can_generate_with_is_refused_at_the_start(field, value, wanted, source):
+    edit(source / "generation_config.json", **{field: value})
+    with pytest.raises(CheckpointError, match=rf"generation_config.json: {field} is .*, expected {wanted}"):
+        opened(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "none"}, "does not load: unknown name 'none'"),
+        ({"rms_norm_eps": "x"}, "Validation error for field 'rms_norm_eps': TypeError"),
+        ({"intermediate_size": 60}, r"mismatched keys in the weights \(model.layers.0.mlp.down_proj.weight"),
+    ],
+)
+def test_what_transformers_does_not_load_is_named(changes, words, source):
+    edit(source / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        load(source)
+
+
 def test_settings_of_sampling_stay(source):
     edit(source / "generation_config.json", temperature=0.6, top_p=0.9, top_k=20, do_sample=True)
     checkpoint = opened(source)

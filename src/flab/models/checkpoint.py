@@ -45,6 +45,16 @@ SAMPLING: dict[str, Any] = {
     "eta_cutoff": 0.0,
 }  # fmt: skip
 BEAMS: dict[str, Any] = {"early_stopping": False, "length_penalty": 1.0}
+# What a generation config may hold. transformers takes anything, and generation fails with it.
+GENERATION_KINDS: dict[str, Any] = (
+    dict.fromkeys(
+        ("eos_token_id", "pad_token_id", "bos_token_id", "num_beams", "num_return_sequences", "max_length"), int
+    )
+    | dict.fromkeys(("max_new_tokens", "min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"), int)
+    | dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"), float | int)
+    | {"stop_strings": str}
+)
+GENERATION_LISTS = ("eos_token_id", "stop_strings")  # may be several
 
 torch_dtypes: dict[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
 
@@ -148,6 +158,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", tr
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
             )
         except MemoryError:
             raise
@@ -156,7 +167,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu", tr
     # transformers only warns of these and fills missing weights with random numbers, which would be pruned like
     # any other.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if wrong := sorted(map(str, info.get(kind, ()))):
+        if wrong := sorted(name if isinstance(name, str) else str(name[0]) for name in info.get(kind, ())):
             names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
             raise CheckpointError(
                 f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again."
@@ -214,6 +225,7 @@ def _check_text(file: Path) -> None:
 
 def _settle_generation(path: Path, config: Any) -> list[str]:
     """Take out of a generation config what transformers refuses to save; greedy settings stay greedy."""
+    _check_types(path, config)
     dropped = dict[str, None]()
     # Many published models carry sampling settings beside greedy decoding. transformers loads such a config but
     # refuses to save it.
@@ -236,6 +248,18 @@ def _settle_generation(path: Path, config: Any) -> list[str]:
     if not dropped:
         return []
     return [f"generation_config.json: {', '.join(dropped)} without sampling or beams have no effect and are left out"]
+
+
+def _check_types(path: Path, config: Any) -> None:
+    """CheckpointError where a generation config holds what only generation would find to be of the wrong kind."""
+    for name, kind in GENERATION_KINDS.items():
+        value = getattr(config, name, None)
+        listed = value if isinstance(value, list) and name in GENERATION_LISTS else [value]
+        if any(isinstance(one, bool) or not isinstance(one, kind) for one in listed if one is not None):
+            wanted = {int: "a whole number", float | int: "a number", str: "text"}[kind]
+            raise CheckpointError(
+                f"{path}/generation_config.json: {name} is {value!r:.40}, expected {wanted}: correct it, or remove it."
+            )
 
 
 def save(

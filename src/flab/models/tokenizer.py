@@ -46,7 +46,11 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return what a library says is wrong, on one line: a heading with what stands below it, a name without its quotes alone."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    if isinstance(error, KeyError):
+        return f"unknown name {lines[0]}"
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:

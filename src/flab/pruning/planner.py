@@ -49,8 +49,6 @@ WHOLE_BODY_TOKENS = 1024  # read by a plan that cuts nothing but tokens
 MEASURED = ("kl", "kl_answer", "kl_search", "task_passed", "task_total", "task_success")  # of a finalist
 
 
-
-
 class Planner:
     """Plans of one model: owns the texts, the token counts, the material and what one budget leaves for the next.
 
@@ -248,7 +246,7 @@ class Bench:
             # Only tokens go: no layer changes, and that their divergence is zero shows on few tokens as well as on all.
             data, streams = self._tokens(WHOLE_BODY_TOKENS), None
         done = let_go if self.one_layer else keep
-        layers = None if compared else self.search.journal.files(candidate.name)
+        layers = None if compared or self.family.experts else self.search.journal.files(candidate.name)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done, layers)
         candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer

@@ -58,8 +58,8 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Layers and width, and which layers go."""
-        return f"{self.split.layers} layers x {self.split.width} without {list(self.removed)}"
+        """Its size, and which layers go."""
+        return f"{self.split} without {list(self.removed)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields, the split's sizes among them."""
@@ -215,14 +215,12 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     ):
         return splits
     narrow, gone, shorter = search.journal.recall("probe", lambda: _probed(search, deepest))
-    say(
-        f"  before any refit: {deepest.layers} x {deepest.width} KL {narrow:.3f}; without layer {gone} alone {shorter:.3f}"
-    )
+    say(f"  before any refit: {deepest} KL {narrow:.3f}; without layer {gone} alone {shorter:.3f}")
     if shorter <= narrow:
         return splits
     search.warnings.append(
         f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
-        f"and with all layers {deepest.width} neurons wide {narrow:.3f}, both before the refit."
+        f"and cut to {deepest} {narrow:.3f}, both before the refit."
     )
     return [deepest]
 

@@ -21,11 +21,11 @@ from flab.models.families import extended
 from flab.pruning.refit.new_layer import NewLayer, replace_weights
 from flab.pruning.refit.walk import Walk
 
-TENSORS = ("ffn_out", "attention_out", "ffn_in", "state")  # fields of a layer that hold tensors
+TENSORS = ("ffn_out", "attention_out", "ffn_in", "state", "mixture")  # fields of a layer that are not plain values
 
 
 class ResumedWalk(Walk):
-    """A walk whose finished layers lie in the folder ``kept``."""
+    """A walk whose finished layers lie in the folder ``kept``; not for mixtures of experts."""
 
     def __init__(self, *given: Any, kept: Path) -> None:
         super().__init__(*given)
@@ -51,7 +51,7 @@ class ResumedWalk(Walk):
             features = [extended(self.runner.attention_features(index, h), columns) for h in self.pruned]
             mid = self._attended(index, features, new.attention_out)
         else:
-            mid = original_mid if self.clean else [self._mid(index, h) for h in self.pruned]
+            mid = original_mid if self.clean else [self.runner.mid(index, h) for h in self.pruned]
         self._advance_original(index, original_mid)
         for skipped in range(index + 1, after):
             self._skip(skipped)
