@@ -94,7 +94,7 @@ class Journal:
         try:
             yield
         except FlabError as error:
-            if not isinstance(error, OutputError):
+            if not isinstance(error, OutputError) or not self._begun:
                 self.clear()
             raise
 

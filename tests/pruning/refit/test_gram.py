@@ -163,3 +163,32 @@ def test_elimination_equals_brute_force_greedy(forced):
 
 def test_elimination_of_nothing_keeps_everything():
     assert random_gram()[0].eliminate(9) == list(range(9))
+
+
+def rounded_gram(features: int, tokens: int) -> Gram:
+    """Sums with fewer tokens than features whose products were rounded: some eigenvalues are negative."""
+    gram, x, y = Gram(torch.randn(4, features)), torch.randn(tokens, features) + 1, torch.randn(tokens, 4)
+    gram.add(x, y, held_out=False)
+    gram.add(x[::2], y[::2], held_out=True)
+    for total in gram.gram:
+        noise = torch.randn(features, features, dtype=torch.float64) * total.diagonal().mean() * 0.02
+        total += noise.tril() + noise.tril(-1).T
+    return gram
+
+
+@pytest.mark.parametrize("fast", [100, 1000], ids=["float32", "float64"])
+def test_rounding_that_leaves_no_factor_is_no_traceback(fast, monkeypatch):
+    """The first real model crashed so twice: in the solution, and then in the elimination with few tokens."""
+    from flab.pruning.refit.gram import ELIMINATION_RIDGE
+
+    monkeypatch.setattr("flab.pruning.refit.gram.FAST_FEATURES", fast)
+    torch.manual_seed(0)
+    gram = rounded_gram(features=200, tokens=30)
+    whole = gram.gram[0] + gram.gram[1]
+    scale = whole.diagonal().sqrt()
+    lowest_eigenvalue = float(torch.linalg.eigvalsh(whole / scale / scale[:, None])[0])
+    assert lowest_eigenvalue < -ELIMINATION_RIDGE  # so there is no factor at first
+    kept = gram.eliminate(120)
+    assert len(set(kept)) == 120
+    weights, _ = gram.solve(kept, None)
+    assert bool(torch.isfinite(weights).all())

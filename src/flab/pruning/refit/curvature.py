@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from flab.models.layers import multiplies_bfloat16
+from flab.pruning.refit.gram import factored
 
 # The input projections (F, D) or (F, D + 1), last the output projection (D, F) or (D, F + 1).
 Theta = list[torch.Tensor]
@@ -74,13 +75,13 @@ class KroneckerBlocks:
         neurons = [norms * slope for slope in self.slopes]
         # The mean of the diagonal of n_j A over all neurons and inputs is the product of the two means.
         shifts = [float(damping * n.mean() * size.mean()) + tiny for n in neurons]
-        shifts.append(float(damping * self.features.diagonal().mean()) + tiny)
         # In the basis Q the damped block n_j A + shift is diagonal.
-        scales = [n[:, None] * size + shift for n, shift in zip(neurons, shifts[:-1], strict=True)]
+        scales = [n[:, None] * size + shift for n, shift in zip(neurons, shifts, strict=True)]
         # The output projection's block, the Gram matrix of the features, is the same for every output: one factor.
         gram = self.features.double()
-        gram.diagonal().add_(shifts[-1])
-        return Preconditioner(shifts, basis, scales, torch.linalg.cholesky(gram).to(out.dtype))
+        shift = damping * self.features.diagonal().mean() + tiny
+        factor, shift = factored(gram, shift, torch.empty_like(gram))
+        return Preconditioner([*shifts, float(shift)], basis, scales, factor.to(out.dtype))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ Legend: N tokens, D targets, P features (FFN neurons or attention outputs, one m
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -124,8 +123,8 @@ class Gram:
 
             def held_out_error(ridge: float) -> float:
                 try:
-                    weights = _ridge(fit, judged_fit, judged_prior, ridge, work_quick)
-                except LinAlgError:
+                    weights = _ridge(fit, judged_fit, judged_prior, ridge, work_quick, attempts=1)
+                except CheckpointError:
                     return math.inf
                 return _squared_error(weights, held, judged_held)
 
@@ -135,7 +134,7 @@ class Gram:
             first = grid.index(likely) if likely in grid else FIRST_RIDGE
             ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else min(first, len(grid) - 1))
         # The ridge is known now, so the held-out tokens are worth more in the fit.
-        return _ridge_at_last(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
+        return _ridge(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
 
     def _sketched(self, *matrices_DP: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the same few random combinations of the targets of each matrix, (SKETCH, P), where there are many features.
@@ -171,12 +170,16 @@ class Gram:
         """
         # H = X X^T + shift, equilibrated; its inverse prices every column: without column j, and all others adjusted to make
         # up for it, the squared error grows by ||W_j||^2 / (H^-1)_jj.
-        inverse = torch.add(*self.gram, out=_column_major(self.gram[0]))
-        scale = self._scale(inverse.diagonal())
-        _divide(inverse, scale)
-        shift = ELIMINATION_RIDGE * inverse.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        inverse.diagonal().add_(shift)
-        inverse = _inverse(inverse).T  # symmetric: the same by rows
+        gram = torch.add(*self.gram)
+        scale = self._scale(gram.diagonal())
+        _divide(gram, scale)
+        # Prices only rank the columns, and the shift bounds the condition number, so float32 is enough for many of them, in
+        # half the time.
+        quick = torch.float32 if len(gram) > FAST_FEATURES else torch.float64
+        work = _column_major(gram.new_empty(0, dtype=quick), len(gram))
+        factor, shift = factored(gram, relative_shift(gram, ELIMINATION_RIDGE), work)
+        del gram, work
+        inverse = torch.cholesky_inverse(factor, out=factor).T  # symmetric: the same by rows
         # The ridge solution with all columns, W* = (Y X^T + shift W_0) H^-1, in equilibrated units.
         right = (self.cross[0][self.judged] + self.cross[1][self.judged]).div_(scale)
         right = right.add_(shift * (self.weight[self.judged].double() * scale))
@@ -232,19 +235,6 @@ def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | 
     return grid[at]
 
 
-def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """The inverse of a positive-definite, column-major matrix, in its memory; a large one in float32 if it has a factor.
-
-    Prices only rank the columns, and the shift bounds the condition number, so float32 is enough for them in half the time.
-    """
-    if len(matrix) > FAST_FEATURES:
-        with contextlib.suppress(LinAlgError):
-            # If rounding to float32 cost the matrix its factor, the float64 version below still has one.
-            single = matrix.to(torch.float32)
-            return torch.cholesky_inverse(torch.linalg.cholesky(single, out=single), out=single)
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrix, out=matrix), out=matrix)
-
-
 def _divide(matrix: torch.Tensor, scale: torch.Tensor) -> None:
     """Divide rows and columns by the scale, in place."""
     matrix.div_(scale).div_(scale[:, None])
@@ -277,33 +267,49 @@ def _taken(
 
 
 def _ridge(
-    gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float, work: torch.Tensor
+    gram: torch.Tensor,
+    cross: torch.Tensor,
+    prior: torch.Tensor,
+    ridge: float,
+    work: torch.Tensor,
+    attempts: int = ATTEMPTS,
 ) -> torch.Tensor:
-    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums; ``work`` is column-major and overwritten.
-
-    It is solved in the precision of ``work``.
-    """
+    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums; for the rest see :func:`factored`."""
     # W (G + shift I) = Y X^T + shift W_prior, by a Cholesky factor and two triangular solves.
-    shift = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    work.copy_(gram).diagonal().add_(shift)
-    factor = torch.linalg.cholesky(work, out=work)
+    factor, shift = factored(gram, relative_shift(gram, ridge), work, attempts)
     right = (cross + shift * prior).to(work.dtype).T  # column-major too: solved in place
     torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     torch.linalg.solve_triangular(factor.T, right, upper=True, out=right)
     return right.T
 
 
-def _ridge_at_last(
-    gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, ridge: float, work: torch.Tensor
-) -> torch.Tensor:
-    """As :func:`_ridge`, with a larger ridge where rounding left the matrix without a factor."""
-    # The shift bounds the condition number except for rounding. Ten times the ridge changes the solution little
-    # and ends that.
-    for attempt in range(ATTEMPTS):
+def relative_shift(gram: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return the ridge times the mean of the diagonal, above zero."""
+    return ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def factored(
+    gram: torch.Tensor, shift: torch.Tensor, work: torch.Tensor, attempts: int = ATTEMPTS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the Cholesky factor of a Gram matrix with a shift of its diagonal, and the shift that was needed.
+
+    Args:
+        gram: (P, P), the lower triangle is read.
+        shift: added to the diagonal; ten times more at each attempt where rounding left the matrix without a factor.
+        work: (P, P), column-major, where the factor is made, in the precision of this matrix.
+        attempts: how many shifts are tried.
+
+    Raises:
+        CheckpointError: the matrix has no factor with any of them.
+    """
+    # Sums of rounded products are no longer exactly positive semi-definite: with fewer tokens than features the smallest
+    # eigenvalues would be zero, and rounding makes some of them negative. Ten times the shift changes the solution little.
+    for _ in range(attempts):
+        work.copy_(gram).diagonal().add_(shift)
         try:
-            return _ridge(gram, cross, prior, ridge * 10**attempt, work)
+            return torch.linalg.cholesky(work, out=work), shift
         except LinAlgError:
-            continue
+            shift = 10 * shift
     raise CheckpointError(
         "the statistics of a layer cannot be solved even with a large ridge: give more calibration text, or `refit` none."
     )
