@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from flab.models.folder import Stored
-from flab.models.gguf.architectures import ARCHITECTURES
+from flab.models.gguf.architectures import ARCHITECTURES, QUANTISED, stored_as, written_names
 from flab.models.shape import BLOCK, LARGE_BLOCK
 
 PERIODIC = "counts on a repeating pattern of layers: keep all layers for it"
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
-F16_BITS = 16.0
-Q5_0_BITS = 5.5
-# Bits per weight and the block of each format. llama.cpp stores a matrix whose rows are no whole number of blocks in the
-# format that it falls back to: F16, or for the k-quants Q5_0 where blocks of 32 fit.
-FORMATS = {"q8_0": (8.5, BLOCK), "q4_0": (4.5, BLOCK), "q4_k": (4.5, LARGE_BLOCK)}
+# Bits per weight of each type in a GGUF file.
+BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_0": 5.5, "q4_k": 4.5, "q4_0": 4.5}
+# A model's config and its tensors by name.
+Sizes = tuple[Any, Mapping[str, Stored]]
 
 
 def loads_in(
@@ -24,7 +23,7 @@ def loads_in(
     warnings: list[str],
     renumbered: bool,
     stored: Mapping[str, Stored],
-    original: tuple[Any, Mapping[str, Stored]] | None = None,
+    original: Sizes | None = None,
     broken_pattern: bool = False,
 ) -> dict[str, Any]:
     """Return which programs take the folder as it is, and what each needs.
@@ -52,7 +51,7 @@ def loads_in(
             if odd
             else "all row lengths are multiples of 256",
         },
-        "quantised": {name: quantised(name, stored, original[1] if original else None) for name in FORMATS},
+        "quantised": {name: quantised(name, (config, stored), original) for name in QUANTISED},
     }
 
 
@@ -73,17 +72,18 @@ def tensor_parallel_sizes(config: Any) -> list[int]:
     ]
 
 
-def quantised(name: str, stored: Mapping[str, Stored], original: Mapping[str, Stored] | None = None) -> dict[str, Any]:
-    """Return how many matrices the format cannot take, how many bytes that costs, and the same of the original.
+def quantised(kind: str, model: Sizes, original: Sizes | None = None) -> dict[str, Any]:
+    """Return how many matrices a GGUF type cannot take, the bytes of all tensors, and the same of the original.
 
-    ``more_bytes`` is relative to all matrices in the format. ``bytes_ratio`` is the pruned model's bytes over the original's
-    in this format; ``parameters_ratio`` is what it would be if both were quantised whole.
+    ``more_bytes`` is what the fallbacks cost, relative to a file without any. ``bytes_ratio`` is the pruned model's bytes over
+    the original's in this type, and ``parameters_ratio`` the same of the parameters. The settings and the vocabulary of
+    the file are not counted.
     """
-    found = _fallbacks(name, stored)
+    found = _fallbacks(kind, *model)
     if original is None:
         return found
-    before = _fallbacks(name, original)
-    counts = [sum(tensor.numel for tensor in tensors.values()) for tensors in (stored, original)]
+    before = _fallbacks(kind, *original)
+    counts = [sum(stored[name].numel for name in written_names(stored, config)) for config, stored in (model, original)]
     return found | {
         "original": before,
         "bytes_ratio": found["bytes"] / before["bytes"],
@@ -91,25 +91,19 @@ def quantised(name: str, stored: Mapping[str, Stored], original: Mapping[str, St
     }
 
 
-def _fallbacks(name: str, stored: Mapping[str, Stored]) -> dict[str, Any]:
-    bits, block = FORMATS[name]
-    # Only matrices are quantised; norms and biases stay in float32 and are too small to count here.
-    matrices = [tensor for tensor in stored.values() if len(tensor.shape) == 2]
-    odd = [tensor for tensor in matrices if tensor.shape[1] % block]
-    lost = sum(tensor.numel * (_fallback_bits(tensor.shape[1], block) - bits) for tensor in odd) / 8
-    whole = sum(tensor.numel for tensor in matrices) * bits / 8
+def _fallbacks(kind: str, config: Any, stored: Mapping[str, Stored]) -> dict[str, Any]:
+    block, _ = QUANTISED[kind]
+    tensors = {name: stored[name] for name in written_names(stored, config)}
+    kinds = {name: stored_as(kind, name, tensor.shape, config) for name, tensor in tensors.items()}
+    found, whole = (sum(tensors[name].numel * BITS[both[side]] for name, both in kinds.items()) / 8 for side in (0, 1))
     return {
         "block": block,
         "to": "F16" if block == BLOCK else "Q5_0, or F16 if no multiple of 32",
-        "falls_back": len(odd),
-        "of": len(matrices),
-        "bytes": round(whole + lost),
-        "more_bytes": lost / whole if whole else 0.0,
+        "falls_back": sum(got != wanted for got, wanted in kinds.values()),
+        "of": sum(len(tensor.shape) > 1 for tensor in tensors.values()),
+        "bytes": round(found),
+        "more_bytes": found / whole - 1 if whole else 0.0,
     }
-
-
-def _fallback_bits(row: int, block: int) -> float:
-    return Q5_0_BITS if block == LARGE_BLOCK and row % BLOCK == 0 else F16_BITS
 
 
 def _needs(config: Any, renumbered: bool, broken_pattern: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from flab import apply, assets
 from flab.errors import OptionError, OutputError
-from flab.models.folder import headers
+from flab.models.checkpoint import read_config
+from flab.models.compatibility import quantised
+from flab.models.folder import Stored, headers
 from flab.models.gguf import write
 from flab.models.gguf.architectures import tensor_name
 from flab.models.gguf.export import export_gguf, modelfile_of
@@ -141,20 +142,26 @@ def test_a_pruned_model_falls_back_no_more_than_its_original(pruned, pico_folder
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("width", [480, 320])
-def test_the_bundled_models_bytes_fall_as_its_parameters_do(tmp_path, kind, width):
+def test_the_bundled_models_bytes_fall_as_its_parameters_do(kind, width):
     """By its sizes as the budgets of 22 and 40 % cut them; the vocabulary goes first, so q4_0, whose head is dearer, gains."""
-    written = write.Written(tmp_path / "none", kind, "llama", None, 0)
+    config = read_config(assets.model_path())
+    stored = headers(assets.model_path())
+    cut = {4096: 2304, 640: width}
+    smaller = {name: Stored(t.dtype, tuple(cut.get(size, size) for size in t.shape)) for name, t in stored.items()}
+    found = quantised(kind, (config, smaller), (config, stored))
+    assert found["bytes_ratio"] <= found["parameters_ratio"] + 0.02
+    assert found["falls_back"] == found["original"]["falls_back"] == 0
 
-    def sizes(tokens, neurons):
-        cut = {4096: tokens, 640: neurons}
-        shapes = {n: tuple(cut.get(s, s) for s in t.shape) for n, t in headers(assets.model_path()).items()}
-        types = {n: write._storage(n, shape, written, gguf, "embed" in n) for n, shape in shapes.items()}
-        stored = sum(np.prod(gguf.quant_shape_to_byte_shape(shapes[n], types[n])) for n in shapes)
-        return stored, sum(np.prod(shape) for shape in shapes.values())
 
-    (before, whole), (after, rest) = sizes(4096, 640), sizes(2304, width)
-    assert after / before <= rest / whole + 0.02
-    assert written.fallbacks == []
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize(("family", "width"), [("llama", 64), ("qwen2", 64), ("qwen2", 48), ("starcoder2", 48)])
+def test_the_bytes_that_check_works_out_are_those_written(pico_folder, tmp_path, kind, family, width):
+    """A head of its own and a tied one, rows of whole blocks and others: all tensors' bytes, without the file's settings."""
+    folder = pico_folder(family, intermediate_size=width)
+    written = write_gguf(folder, tmp_path / "model.gguf", kind)
+    found = quantised(kind, (read_config(folder), headers(folder)))
+    assert found["bytes"] == sum(tensor.n_bytes for tensor in GGUFReader(tmp_path / "model.gguf").tensors)
+    assert found["falls_back"] == len(written.fallbacks)
 
 
 def test_a_pruned_model_says_where_it_comes_from(pruned, pico_folder, tmp_path):

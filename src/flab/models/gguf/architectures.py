@@ -7,14 +7,19 @@ second half, llama.cpp's llama rotates neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flab.errors import UnsupportedModelError
+from flab.models.shape import BLOCK, LARGE_BLOCK
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "starcoder2": "starcoder2"}
 ACTIVATIONS = {"starcoder2": ("gelu", "gelu_pytorch_tanh", "gelu_new")}
 SILU = ("silu", "swish")
+# The block of each quantised type, and how the matrix that makes the logits is stored beside it: an error there reaches the
+# answer directly. llama-quantize does the same, but takes Q6_K for q4_0 too where rows are a multiple of 256; the ``gguf``
+# package cannot write that.
+QUANTISED = {"q8_0": (BLOCK, "q8_0"), "q4_0": (BLOCK, "q8_0"), "q4_k": (LARGE_BLOCK, "q6_k")}
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -68,6 +73,35 @@ def tensor_name(name: str) -> str:
     if module not in _NAMES or kind not in ("weight", "bias"):
         raise UnsupportedModelError(f"the tensor {name} has no place in GGUF: flab cannot write this model.")
     return f"{layer}{_NAMES[module]}.{kind}"
+
+
+def written_names(names: Iterable[str], config: Any) -> list[str]:
+    """Return the tensors that a GGUF file holds: all but a tied head, which llama.cpp takes from the embedding."""
+    return [name for name in names if not (name == "lm_head.weight" and _tied(config))]
+
+
+def stored_as(kind: str, name: str, shape: tuple[int, ...], config: Any) -> tuple[str, str]:
+    """Return how a tensor is stored in a file of this type, and how it would be if its rows were whole blocks.
+
+    Vectors are F32. A matrix whose rows are no whole number of blocks falls back to F16, or to Q5_0 if ``kind`` has blocks of
+    256 and rows are a multiple of 32; of these types the matrix that makes the logits takes Q8_0 instead.
+    """
+    if len(shape) < 2:
+        return "f32", "f32"
+    if kind not in QUANTISED:
+        return kind, kind
+    block, kind_of_head = QUANTISED[kind]
+    head = name == ("model.embed_tokens.weight" if _tied(config) else "lm_head.weight")
+    whole = kind_of_head if head else kind
+    if shape[-1] % block == 0:
+        return whole, whole
+    if shape[-1] % BLOCK:
+        return "f16", whole
+    return "q8_0" if head else "q5_0", whole
+
+
+def _tied(config: Any) -> bool:
+    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def heads_to_rotate(name: str, config: Any) -> int | None:

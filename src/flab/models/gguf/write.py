@@ -24,15 +24,15 @@ from flab.models.gguf.architectures import (
     heads_to_rotate,
     rope_factors,
     settings_of,
+    stored_as,
     tensor_name,
     window_warnings,
+    written_names,
 )
 from flab.models.gguf.provenance import provenance_of, recorded_pre_tokenizer
 from flab.models.gguf.vocabulary import Vocabulary, read_vocabulary
-from flab.models.shape import BLOCK
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-BLOCKS = ("q8_0", "q4_0")  # types that quantise a row in whole blocks
 MOST_F16 = 65504.0
 
 
@@ -150,9 +150,10 @@ def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: W
     # GGUF wants every shape and type before the first number, so the headers are read first and the weights one
     # at a time after.
     stored = headers(folder)
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    types = {name: _storage(name, tensor.shape, written, gguf, name == head) for name, tensor in stored.items()}
-    names = [name for name in stored if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+    names = written_names(stored, config)
+    kinds = {name: stored_as(written.type, name, stored[name].shape, config) for name in names}
+    written.fallbacks = [name for name, (kind, whole) in kinds.items() if kind != whole]
+    types = {name: gguf.GGMLQuantizationType[kind.upper()] for name, (kind, _) in kinds.items()}
     factors = rope_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", [len(factors)], np.dtype(np.float32), len(factors) * 4)
@@ -177,24 +178,6 @@ def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: W
         _check_range(name, numbers, types[name], gguf)
         writer.write_tensor_data(gguf.quantize(numbers.float().numpy(), types[name]))
     written.tensors = len(names)
-
-
-def _storage(name: str, shape: tuple[int, ...], written: Written, gguf: Any, head: bool = False) -> Any:
-    """Return how a tensor is stored: vectors in F32, and matrices whose rows are no whole blocks in F16.
-
-    The matrix that makes the logits, ``head``, is kept in Q8_0 where the others are Q4_0, since an error there reaches the
-    answer directly. llama-quantize does the same, except that it takes Q6_K where rows are a multiple of 256, which the
-    ``gguf`` package cannot write.
-    """
-    types = gguf.GGMLQuantizationType
-    if len(shape) == 1:
-        return types.F32
-    if written.type in BLOCKS and shape[-1] % BLOCK:
-        written.fallbacks.append(name)
-        return types.F16
-    if written.type == "q4_0" and head:
-        return types.Q8_0
-    return types[written.type.upper()]
 
 
 def _tensors(folder: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
