@@ -11,6 +11,7 @@ from flab.models.shape import Shape
 from flab.pruning.calibration import COMPARE_EVERY, Window, calibration_set
 from flab.pruning.refit.descent import Descent, Examples
 from flab.pruning.refit.gram import RIDGES, Gram
+from flab.runs.costs import vocabulary_work
 from flab.runs.estimate import (
     Size,
     answering_bytes,
@@ -59,6 +60,16 @@ def test_tokens_split_as_the_calibration_splits_them():
     windows = [Window([1, 2, 3, 4], 4, n) for n in range(10 * COMPARE_EVERY)]
     data = calibration_set(windows)
     assert split_tokens(len(windows) * 4) == (data.num_fit_tokens, data.num_compare_tokens)
+
+
+@pytest.mark.parametrize(("vocabulary", "kept", "expected"), [(4096, 4096, 0), (4096, 512, 0), (40_000, 512, 12_288)])
+def test_a_large_vocabulary_is_chosen_by_what_the_model_expects(vocabulary, kept, expected):
+    shape = Shape(**{**SHAPE.__dict__, "vocabulary": vocabulary})
+    tokens = 10**6
+    read = split_tokens(tokens)[1] + expected if kept < vocabulary else 0
+    assert vocabulary_work(shape, kept, tokens) == work(
+        layer=shape.layers * read, head=2 * shape.hidden * vocabulary * read
+    )
 
 
 @pytest.mark.parametrize("features", [48, 1024])

@@ -16,11 +16,12 @@ from flab.evaluation.tasks import TaskFile
 from flab.models.chat import chat_template
 from flab.models.checkpoint import MIXED, compute_dtype, cutting_dtype
 from flab.models.options import Options
+from flab.models.shape import Shape
 from flab.pruning.budget import Split, feasible_splits
 from flab.pruning.calibration import Texts, read_texts
 from flab.pruning.finalists import BATCH, NEW_TOKENS
 from flab.pruning.recipe import Recipe
-from flab.pruning.vocabulary import Counts, Needs
+from flab.pruning.vocabulary import EXPECTED_TOKENS, LARGE_VOCABULARY, Counts, Needs
 from flab.recovery.memory import activation_bytes, logit_bytes
 from flab.recovery.settings import Training
 from flab.recovery.train import DEFAULT_EPOCHS
@@ -129,8 +130,8 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
     whole = opened_bytes(facts, facts.size, options)
     built = candidates_built(shape, len(plan.splits), recipe.drop_layers is not None)
     reading = work(read=facts.weights_bytes, text=plan.text_bytes)
-    masses = work(layer=shape.layers * compare, head=2 * shape.hidden * shape.vocabulary * compare)
-    stages = [stage_of("vocabulary", reading + masses, speed, whole + 3 * 4 * compare * shape.hidden)]
+    choosing = vocabulary_work(shape, cut.vocabulary, plan.tokens)
+    stages = [stage_of("vocabulary", reading + choosing, speed, whole + 3 * 4 * compare * shape.hidden)]
     searching = times(_candidate(plan, facts, few, few_compared), built)
     if built:
         searching += scoring_work(shape, few, built - 1)
@@ -154,6 +155,16 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
     )
     stages.append(stage_of("winner", last, speed, whole + walk_bytes(shape, cut, fit, compare, recipe.refit)))
     return stages
+
+
+def vocabulary_work(shape: Shape, kept: int, tokens: int) -> Work:
+    """Return what the uncut model reads to choose the tokens of a large vocabulary, and to price the cut of any."""
+    if kept == shape.vocabulary:
+        return work()
+    _, read = split_tokens(tokens)
+    if shape.vocabulary > LARGE_VOCABULARY:
+        read += min(tokens, EXPECTED_TOKENS)
+    return work(layer=shape.layers * read, head=2 * shape.hidden * shape.vocabulary * read)
 
 
 def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: str | None = None) -> Work:
