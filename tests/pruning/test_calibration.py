@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
 
 from flab.data.samples import Sample
-from flab.models.tokenizer import special_prefix
+from flab.models.tokenizer import load_tokenizer, special_prefix
 from flab.pruning.calibration import Window, calibration_set, thinned, windows_of
 from support import pico
 
@@ -53,3 +55,20 @@ def test_windows_begin_as_the_tokenizer_begins_a_text():
     assert [w.ids for w in windows] == [[bos, *w.ids] for w in without]
     assert [w.answer_from for w in windows] == [w.answer_from + 1 for w in without]
     assert windows[0].ids == with_bos.encode(samples[0].text).ids[:16]
+
+
+@pytest.mark.parametrize("has_bos", [False, True])
+def test_a_promised_bos_that_the_tokenizer_does_not_send_is_named(tmp_path, has_bos):
+    """Of such a folder transformers 4 begins a text with BOS, and transformers 5 does not."""
+    folder = pico.build("llama", tmp_path / "model")
+    promised = {"bos_token": "<|im_start|>", "add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(promised))
+    if has_bos:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        special = ("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[special])
+        tokenizer.save(str(folder / "tokenizer.json"))
+    warnings = load_tokenizer(folder)[2]
+    assert ["says add_bos_token, but tokenizer.json puts nothing before a text" in line for line in warnings] == (
+        [] if has_bos else [True]
+    )

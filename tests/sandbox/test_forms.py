@@ -44,6 +44,10 @@ FORMS = {
         "import unittest\nclass T(unittest.TestCase):\n    def test_one(self):\n        self.assertEqual(inc(1), 2)\n"
         "if __name__ == '__main__':\n    unittest.main()\n"
     ),
+    "unittest without a main guard": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_one(self):\n        self.assertEqual(inc(1), 2)\n"
+        "unittest.main()\n"
+    ),
     "nothing but a main guard": "if __name__ == '__main__':\n    assert inc(1) == 2\n",
     "a main function": "def main():\n    assert inc(1) == 2\nif __name__ == '__main__':\n    main()\n",
     "defined under a condition": (

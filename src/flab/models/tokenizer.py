@@ -73,7 +73,8 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
         except Exception as error:
             return tokenizer, set(), [f"AutoTokenizer cannot load {path.name}: {first_line(error)}"]
     named = {i for i in [*auto.all_special_ids, *auto.get_added_vocab().values()] if i is not None}
-    return (tokenizer, {i for i in named if i < tokenizer.get_vocab_size()}, tokenizer_warnings(tokenizer, auto))
+    warnings = [*tokenizer_warnings(tokenizer, auto), *start_warnings(tokenizer, path / "tokenizer_config.json")]
+    return tokenizer, {i for i in named if i < tokenizer.get_vocab_size()}, warnings
 
 
 def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
@@ -86,6 +87,19 @@ def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
     return [
         f"AutoTokenizer builds {type(auto).__name__}, which splits {len(differ)} of {len(PROBES)} probe texts otherwise than "
         "tokenizer.json: flab uses tokenizer.json; load it with transformers.PreTrainedTokenizerFast.from_pretrained."
+    ]
+
+
+def start_warnings(truth: Tokenizer, config: Path) -> list[str]:
+    """Return one line when the config promises a BOS in front of every text that tokenizer.json does not put there."""
+    # AutoTokenizer has read the file by now, and does not keep this field for every class.
+    promised = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("add_bos_token") is True
+    if not promised or special_prefix(truth):
+        return []
+    return [
+        f"{config.name} says add_bos_token, but tokenizer.json puts nothing before a text: transformers 5 and flab add no BOS, "
+        "transformers 4 and servers built on it may: write it into the post_processor of tokenizer.json, or set add_bos_token "
+        "to false."
     ]
 
 

@@ -72,6 +72,7 @@ def prepare(source: str, entry_point: str) -> Tests:
 def _prepare(source: str, entry_point: str) -> Tests:
     try:
         tree = ast.parse(source)
+        tree.body = [node for node in tree.body if not starts_all_tests(node)]
         bound = bound_names(tree) | {entry_point}
         borrowed = borrowed_modules(tree) - bound
         modules = tuple(sorted(imported_modules(tree) | borrowed | runners(tree)))
@@ -85,6 +86,12 @@ def _prepare(source: str, entry_point: str) -> Tests:
     except NOT_PYTHON as error:
         return Tests(source, entry_point, None, f"{type(error).__name__}: {error}")
     return Tests(source, entry_point, code, "", form, modules, tuple(packages_needed(source)), patched)
+
+
+def starts_all_tests(node: ast.stmt) -> bool:
+    """Return whether a statement hands over to unittest or pytest, which would end the program; the harness runs the tests."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in ("unittest.main", "pytest.main")
 
 
 def borrowed_modules(tree: ast.AST) -> set[str]:
