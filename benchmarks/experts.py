@@ -10,6 +10,8 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
+
 from flab import assets
 from flab.evaluation.tasks import read_task
 from flab.models.checkpoint import open_to_cut
@@ -35,13 +37,15 @@ class Lab:
         bench, checkpoint = Planner(folder, recipe, Options()).open_bench()
         self.folder, self.seed, self.shape, self.data = folder, seed, shape, bench.material.data
         self.runner = LayerRunner(checkpoint.model, bench.family)
+        self.scores: dict[str, torch.Tensor] = {}
         self.problems, self.sandbox = read_task(assets.problems_path(), "code").problems[:problems], Sandbox.detect()
 
     def measure(self, criterion: str, kept: int, refit: str) -> tuple[float, float]:
         """KL and pass@1 with ``kept`` experts in each layer."""
-        scores = EXPERT_CRITERIA[criterion](ExpertSearch(self.runner, self.data.fit, self.seed))
+        if criterion not in self.scores:
+            self.scores[criterion] = EXPERT_CRITERIA[criterion](ExpertSearch(self.runner, self.data.fit, self.seed))
         built, family = open_to_cut(self.folder, Options())
-        cut = Cut(range(self.shape.layers), kept, refit, scores=scores)
+        cut = Cut(range(self.shape.layers), kept, refit, scores=self.scores[criterion])
         _, walk = carve(built.model, family, cut, self.data.fit, self.data.compare)
         kl, _ = walk.divergence(scorer_of(built.model))
         result = run_problems(built, self.problems, self.sandbox, batch_size=len(self.problems))
@@ -55,6 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--quarters", type=int, nargs="+", default=[3, 2], help="of the experts that stay")
     parser.add_argument("--refits", nargs="+", default=["none", "simple", "residual"])
     parser.add_argument("--criteria", nargs="+", default=list(EXPERT_CRITERIA))
     args = parser.parse_args()
@@ -63,7 +68,7 @@ def main() -> None:
         lab = Lab(args.folder, args.tokens, seed, args.problems)
         whole = lab.shape.experts
         cases = [("none", "reap", whole)]
-        cases += [(r, c, whole * part // 4) for part in (3, 2) for c in args.criteria for r in args.refits]
+        cases += [(r, c, whole * part // 4) for part in args.quarters for c in args.criteria for r in args.refits]
         for refit, criterion, kept in cases:
             start = time.time()
             kl, success = lab.measure(criterion, kept, refit)

@@ -227,8 +227,13 @@ class TestExperts:
             tokens, weight = routing.tokens_of(expert)
             made[tokens] += weight * mixture.output(expert, hidden[tokens])
         torch.testing.assert_close(made, expected)
+        everywhere, weights = mixture.route_among(range(mixture.count), hidden)
+        assert torch.equal(everywhere, routing.experts)
+        torch.testing.assert_close(weights, routing.weights)
+        without, _ = mixture.route_among([0, 2, 3, 4, 5, 6, 7], hidden)
+        assert 1 not in without
 
-    @pytest.mark.parametrize("criterion", ["reap", "frequency"])
+    @pytest.mark.parametrize("criterion", ["reap", "frequency", "error"])
     def test_an_unused_expert_goes_first_and_changes_nothing(self, name, criterion, case):
         model, family, batch = case
         for layer in layers_of(model, family):

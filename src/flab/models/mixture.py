@@ -37,6 +37,10 @@ class Routing:
         return tokens, self.weights[tokens, place, None]
 
 
+class _CalledError(Exception):
+    """Carries what the experts were called with past the rest of the FFN."""
+
+
 class Mixture:
     """The FFN of one layer as its experts."""
 
@@ -77,6 +81,28 @@ class Mixture:
             handle.remove()
         output = output[0] if isinstance(output, tuple) else output
         return Routing(caught[1], caught[2], output[0])
+
+    def route_among(self, kept: Sequence[int], hidden_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where tokens would go, (N, K) of all experts, and the weights, (N, K), if these experts alone were there."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _CalledError(args)
+
+        index = torch.tensor(kept, device=hidden_ND.device)
+        rows = {
+            f"{self.family.router}.{name}": parameter[index]
+            for name, parameter in self.router.named_parameters()
+            if len(parameter) == self.count
+        }
+        handle = self.experts.register_forward_pre_hook(stop)
+        try:
+            torch.func.functional_call(self.ffn, rows, hidden_ND[None])
+        except _CalledError as called:
+            _, places, weights = called.args[0]
+            return index[places], weights
+        finally:
+            handle.remove()
+        raise AssertionError("the experts were not called")
 
     def features(self, expert: int, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Return what enters the output projection of one expert, (N, F)."""

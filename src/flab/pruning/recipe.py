@@ -20,7 +20,7 @@ from flab.pruning.refits import REFITS
 # The names are listed here as well as in ``LAYER_CRITERIA`` and ``NEURON_CRITERIA`` of ``flab.pruning.cuts``,
 # because the command line shows them and must not import torch for that. A test compares both.
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
-EXPERT_CRITERION_NAMES = ("reap", "frequency", "random")
+EXPERT_CRITERION_NAMES = ("reap", "frequency", "error", "random")
 TOKENS = 65_536
 # With fewer tokens the closed form fits noise. At 8 per neuron it loses half of what 45 give.
 TOKENS_PER_NEURON = 7

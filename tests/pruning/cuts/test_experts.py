@@ -48,6 +48,21 @@ def test_criteria_are_counts_and_means_over_the_experts_own_tokens(mixture):
     assert float(EXPERT_CRITERIA["reap"](search)[0, 5]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_elimination_takes_the_expert_without_which_the_mixture_changes_least(mixture):
+    model, family, batch = mixture
+    runner = LayerRunner(model, family)
+    scores = EXPERT_CRITERIA["error"](ExpertSearch(runner, [batch]))
+    assert sorted(scores[0].tolist()) == [0, 1, 2, 3, 4, 5, 8, 8]  # two are left, as many as a token passes through
+    first = mixture_of(runner.layers[0], family)
+    hidden, whole = runner.routed(0, runner.mid(0, runner.embed(batch)).flatten(0, 1), first)
+    kept = list(range(8))
+    for step in range(2):
+        without = {e: first.only([k for k in kept if k != e]).route(hidden).output for e in kept}
+        gone = min(kept, key=lambda e: float((without[e] - whole.output).norm()))
+        assert scores[0, gone] == step
+        kept.remove(gone)
+
+
 def test_the_refit_finds_the_projections_that_the_target_was_made_with(pico_folder):
     model = load(pico_folder("qwen3_moe", num_experts_per_tok=1)).model
     mixture = mixture_of(layers_of(model, family_of(model.config))[1], family_of(model.config))

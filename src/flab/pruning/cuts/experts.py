@@ -17,6 +17,8 @@ from flab.models.layers import Batch, LayerRunner
 from flab.models.mixture import Mixture, mixture_of
 from flab.progress import track
 
+OUTPUT_ELEMENTS = 2**26  # of all experts' outputs held at once: 256 MiB in float32
+
 
 @dataclass(frozen=True)
 class ExpertSearch:
@@ -70,6 +72,51 @@ def _over_tokens(search: ExpertSearch, outputs: bool) -> tuple[torch.Tensor, tor
     return total, tokens
 
 
+def score_error(search: ExpertSearch) -> torch.Tensor:
+    """(L, E): the step at which greedy elimination takes the expert, by what its going does to the output of its mixture.
+
+    In each step the expert goes without which, its tokens sent to those that are left, the output stays nearest to the
+    uncut mixture's. Judged on the first tokens, as the outputs of all experts for all of them are held at once.
+    """
+    runner = search.runner
+    hidden = [runner.embed(batch) for batch in search.batches]
+    scores = []
+    for index, mixture in enumerate(track(search.mixtures, "Eliminating experts", unit="layers")):
+        mids = [runner.mid(index, one) for one in hidden]
+        most = max(1, OUTPUT_ELEMENTS // (mixture.count * hidden[0].shape[-1]))
+        stream = torch.cat([mid[b.valid.to(mid.device)] for mid, b in zip(mids, search.batches, strict=True)])
+        # Batches are sorted by length: every n-th token is of all lengths.
+        some = stream[:: -(-len(stream) // most)]
+        with runner.at_work(index), torch.no_grad():
+            scores.append(_eliminated(runner, index, some, mixture))
+        hidden = [runner.after_ffn(index, mid) for mid in mids]
+    return torch.stack(scores)
+
+
+def _eliminated(runner: LayerRunner, index: int, mid_ND: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+    """(E,): the step at which each expert of one layer goes; those that are never taken come last."""
+    entering, _ = runner.routed(index, mid_ND, mixture)
+    with runner.products():
+        outputs_END = torch.stack([mixture.output(e, entering).float() for e in range(mixture.count)])
+    tokens = torch.arange(len(entering), device=entering.device)[:, None]
+
+    def output(kept: Sequence[int]) -> torch.Tensor:
+        with runner.products():
+            experts, weights = mixture.route_among(kept, entering)
+        return (outputs_END[experts, tokens] * weights[..., None].float()).sum(1)
+
+    kept = list(range(mixture.count))
+    whole = output(kept)
+    taken = torch.full((mixture.count,), float(mixture.count), dtype=torch.float64)
+    active = mixture.route_among(kept, entering[:1])[0].shape[1]
+    for step in range(mixture.count - active):
+        errors = {e: float((output([k for k in kept if k != e]) - whole).pow(2).sum()) for e in kept}
+        gone = min(kept, key=lambda e: (errors[e], e))
+        taken[gone] = step
+        kept.remove(gone)
+    return taken
+
+
 def score_random(search: ExpertSearch) -> torch.Tensor:
     """(L, E): seeded noise, the baseline that any criterion must beat."""
     generator = torch.Generator().manual_seed(search.seed)
@@ -79,5 +126,6 @@ def score_random(search: ExpertSearch) -> torch.Tensor:
 EXPERT_CRITERIA: dict[str, Callable[[ExpertSearch], torch.Tensor]] = {
     "reap": score_reap,
     "frequency": score_frequency,
+    "error": score_error,
     "random": score_random,
 }
