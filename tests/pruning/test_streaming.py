@@ -19,10 +19,10 @@ from flab.models.checkpoint import cast_parameters, load_model, one_layer_at_a_t
 from flab.models.families import FAMILIES, layers_of
 from flab.models.layers import LayerRunner
 from flab.models.shards import ShardWriter, layout
-from flab.models.weights import Place, check_finite, filed, place_of
+from flab.models.weights import Place, check_finite, filed, in_memory, pieces_of, place_of
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.pipeline import build, plan
-from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.new_layer import Cut, cut_inside
 from flab.pruning.surgeon import carve, layers_after, slice_layers
 from support import pico
 from support.calibrated import data_for
@@ -69,8 +69,7 @@ def written_from_files(source: Path, kind: str, folder: Path, dtype: str) -> dic
 
         def store(place, layer):
             writer.take(model, f"{family.layers}.{place}", layer, torch.device("cpu"))
-            # Experts are stored apart and held together, so no file has them under their own names.
-            assert family.experts or all(parameter.is_meta for parameter in layer.parameters())
+            assert all(place_of(parameter) is not None for parameter in layer.parameters())
 
         if kind == "none":
             slice_layers(model, family, cut, store)
@@ -112,12 +111,18 @@ def test_a_mixture_from_files_is_refitted_as_in_memory(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"drop_layers": (1,), "neuron_criterion": "activation"}, {"neuron_criterion": "magnitude"}],
-    ids=["residual", "activation", "magnitude"],
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"drop_layers": (1,), "neuron_criterion": "activation"}),
+        ("llama", {"neuron_criterion": "magnitude"}),
+        ("qwen3_moe", {}),
+        ("qwen2_moe", {"drop_layers": (1,), "expert_criterion": "frequency"}),
+    ],
+    ids=["residual", "activation", "magnitude", "experts", "shared experts"],
 )
-def test_planning_with_one_layer_in_memory_decides_the_same(changes, pico_folder, recipe, tmp_path):
-    source = pico_folder("llama", dtype=torch.bfloat16)
+def test_planning_with_one_layer_in_memory_decides_the_same(family, changes, pico_folder, recipe, tmp_path):
+    source = pico_folder(family, dtype=torch.bfloat16)
     wanted = recipe(remove=0.3, refit="residual", **changes)
     plans = [build(source, tmp_path / str(one), wanted, Options(one_layer=one)) for one in (False, True)]
     assert replace(plans[0], seconds={}) == replace(plans[1], seconds={})
@@ -137,8 +142,9 @@ def test_a_model_larger_than_memory_is_said_once(pico_folder, tmp_path, monkeypa
     assert not one_layer_at_a_time(pico_folder("llama"), Options(device="cpu"))
 
 
-def test_a_layer_is_in_memory_only_while_it_works(pico_folder):
-    checkpoint, family = open_to_cut(pico_folder("qwen2"), Options(), in_files=True)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe", "qwen2_moe", "mixtral"])
+def test_a_layer_is_in_memory_only_while_it_works(family, pico_folder):
+    checkpoint, family = open_to_cut(pico_folder(family), Options(), in_files=True)
     layers = layers_of(checkpoint.model, family)
     assert len(list(filed(layers))) == len(list(layers.parameters()))
     runner = LayerRunner(checkpoint.model, family)
@@ -153,10 +159,13 @@ def test_damaged_weights_are_found_when_they_are_read(tmp_path):
     model = load_model(source)
     model.model.layers[3].mlp.up_proj.weight[1, 2] = float("nan")
     model.save_pretrained(tmp_path / "damaged")
-    place = Place(tmp_path / "damaged" / "model.safetensors", "model.layers.3.mlp.up_proj.weight", torch.device("cpu"))
+    name = "model.layers.3.mlp.up_proj.weight"
+    file = tmp_path / "damaged" / "model.safetensors"
+    shape = tuple(model.get_parameter(name).shape)
+    place = Place({name: file}, pieces_of(model, name, shape), shape, torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.up_proj\.weight holds NaN or infinite"):
         place.read(torch.float32)
-    place.file.unlink()
+    file.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         place.read(torch.float32)
 
@@ -169,6 +178,18 @@ def test_large_numbers_are_no_damage_and_infinite_ones_are(dtype):
         tensor[1, 7] = bad
         with pytest.raises(CheckpointError, match="model: w holds NaN or infinite numbers"):
             check_finite(Path("model"), "w", tensor)
+
+
+def test_experts_that_go_are_not_read(pico_folder):
+    checkpoint, family = open_to_cut(pico_folder("qwen3_moe"), Options(), in_files=True)
+    layer = layers_of(checkpoint.model, family)[1]
+    whole = in_memory(layer.mlp.experts.gate_up_proj)
+    cut_inside(layer, family, [2, 5, 6])
+    place = place_of(layer.mlp.experts.gate_up_proj)
+    stored = [f"model.layers.1.mlp.experts.{e}.{name}_proj.weight" for name in ("gate", "up") for e in (2, 5, 6)]
+    assert [piece.name for piece in place.pieces] == stored
+    assert torch.equal(in_memory(layer.mlp.experts.gate_up_proj), whole[[2, 5, 6]])
+    assert place_of(layer.mlp.gate.weight) is None  # one tensor holds the router's rows for all experts
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Legend: B rows, T positions, D hidden size, N real tokens.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from flab.models.branch import Branch
 from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear, norm_at
 from flab.models.mixture import Mixture, Routing, mixture_of
 from flab.models.weights import in_memory, place_of, read_in
+from flab.progress import track
 
 MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
 ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
@@ -276,11 +276,14 @@ class LayerRunner:
         norm = self.model.get_submodule(self.family.final_norm)
         return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
 
-    def final(self, batch: Batch) -> torch.Tensor:
-        """Return what enters the head at the real tokens of a batch, all layers passed, (N, D)."""
-        # A deque of length one: every earlier state is freed as soon as the next exists.
-        last = deque(self.forward(batch, range(len(self.layers))), maxlen=1).pop()
-        return self.finish(last)[batch.valid]
+    def finals(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Return what enters the head at the real tokens of each batch, all layers passed, (N, D); each layer is read once."""
+        states = [self.embed(batch) for batch in batches]
+        for index in track(range(len(self.layers)), "Walking through the model", unit="layers"):
+            with self.at_work(index):
+                for place, hidden in enumerate(states):
+                    states[place] = self.layer(index, hidden)
+        return [self.finish(hidden)[batch.valid] for hidden, batch in zip(states, batches, strict=True)]
 
     def forward(self, batch: Batch, kept: Sequence[int]) -> Iterator[torch.Tensor]:
         """Yield the hidden states entering each kept layer in turn, and last those leaving the last."""

@@ -9,7 +9,7 @@ Legend: N tokens, D hidden size, E experts, K experts of one token, F neurons of
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from flab.models.families import Family
+from flab.models.weights import copied, entries
 
 COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # what modules call the number of experts
 
@@ -116,19 +117,24 @@ class Mixture:
     def only(self, kept: Sequence[int]) -> Mixture:
         """Return a copy with these experts alone; the router has their rows, and its other settings stay."""
         before = self.count
-        made = Mixture(copy.deepcopy(self.ffn), self.family)
-        for module in (made.experts, made.router):
-            for name, parameter in list(module.named_parameters()):
-                # Whatever has a row for each expert loses rows, the router's bias included; the rest of the
-                # router stays.
-                if len(parameter) == before:
-                    rows = torch.tensor(kept, device=parameter.device)
-                    setattr(module, name, nn.Parameter(parameter.data[rows], requires_grad=False))
+        # Whatever has a row for each expert loses rows, the router's bias included; the rest of the router stays.
+        indexed = {id(p) for module in (self.experts, self.router) for p in module.parameters() if len(p) == before}
+        made = self._with(lambda p: entries(p, kept) if id(p) in indexed else copied(p))
         for module in made.ffn.modules():
             for name in COUNTS:
                 if getattr(module, name, None) == before:
                     setattr(module, name, len(kept))
         return made
+
+    def cast(self, dtype: torch.dtype) -> Mixture:
+        """Return a copy in another dtype."""
+        return self._with(lambda p: nn.Parameter(p.data.to(dtype, copy=True), requires_grad=False))
+
+    def _with(self, change: Callable[[nn.Parameter], nn.Parameter]) -> Mixture:
+        """Return a copy whose parameters are made of these; the experts that there are now are not held twice for it."""
+        # A deep copy takes what it finds noted as copied already.
+        noted = {id(parameter): change(parameter) for parameter in self.ffn.parameters()}
+        return Mixture(copy.deepcopy(self.ffn, dict[int, Any](noted)), self.family)
 
 
 def mixture_of(layer: nn.Module, family: Family) -> Mixture:

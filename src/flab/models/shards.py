@@ -20,7 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from flab.models.families import Family, is_tied, layers_of
 from flab.models.folder import DTYPES, INDEX
-from flab.models.weights import leave_in_files
+from flab.models.weights import leave_in_files, pieces_of
 
 SHARD_BYTES = 5 * 10**9
 PART_BYTES = 2**26  # written at a time
@@ -138,22 +138,21 @@ class ShardWriter:
             layer: has its final weights.
             device: what works with the layer.
         """
-        tensors = {f"{prefix}.{name}": tensor for name, tensor in layer.state_dict().items()}
-        for name, tensor in revert_weight_conversion(model, tensors).items():
-            self.write(name, tensor)
-        leave_in_files(layer, prefix, self.files, device)
+        for name, tensor in layer.state_dict().items():
+            self._write_pieces(model, f"{prefix}.{name}", tensor)
+        leave_in_files(model, layer, prefix, self.files, device)
 
     def finish(self, model: Any) -> None:
         """Write all tensors of a model that are not written yet."""
-        tensors = {
-            name: tensor
-            for name, tensor in model.state_dict().items()
-            if name not in self.files or name in self.missing
-        }
-        for name, tensor in revert_weight_conversion(model, tensors).items():
-            if name in self.missing:
-                self.write(name, tensor)
+        for name, tensor in model.state_dict().items():
+            self._write_pieces(model, name, tensor)
         assert not self.missing, f"never written: {sorted(self.missing)[:3]}"
+
+    def _write_pieces(self, model: Any, name: str, tensor: torch.Tensor) -> None:
+        """Write what is missing of a tensor, which may be stored in pieces."""
+        for piece in pieces_of(model, name, tuple(tensor.shape)):
+            if piece.name in self.missing:
+                self.write(piece.name, piece.of(tensor))
 
     def __enter__(self) -> Self:
         return self

@@ -6,26 +6,92 @@ Such a parameter is on the meta device and knows its :class:`Place`. Everything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from flab.errors import CheckpointError
+from flab.models.folder import DTYPES, Stored
 
 PLACE = "flab_place"  # the attribute of a parameter that names its place
 FINITE_PART = 1 << 22  # numbers looked at together
 
 
+class Unread(torch.Tensor):
+    """A tensor of a file without its numbers, for transformers to load: it stays on the meta device wherever it is sent."""
+
+    def to(self, *_: object, dtype: torch.dtype | None = None, **__: object) -> torch.Tensor:
+        """Return the tensor in another dtype."""
+        return super().to(dtype=dtype)
+
+
+def without_numbers(stored: Mapping[str, Stored], files: Mapping[str, Path], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model's files by name, to be loaded; those of the part at ``prefix`` without their numbers."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        if name.startswith(f"{prefix}."):
+            dtype = getattr(torch, DTYPES.get(tensor.dtype, "float32"))
+            tensors[name] = torch.empty(tensor.shape, dtype=dtype, device="meta").as_subclass(Unread)
+        else:
+            with safe_open(files[name], "pt", backend="pread") as reader:
+                tensors[name] = reader.get_tensor(name)
+    return tensors
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a parameter as files hold it: some rows of all that it has, under a name of their own.
+
+    Most parameters are one piece. The experts of a mixture are one parameter in memory and many pieces in files.
+    """
+
+    name: str
+    first_row: int  # of the parameter with all dimensions but the last made one
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the parameter that the piece holds."""
+        return slice(self.first_row, self.first_row + prod(self.shape[:-1]))
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the piece of a whole parameter, as a view if the parameter is contiguous."""
+        return _as_rows(tensor)[self.rows].view(self.shape)
+
+
+def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(prod(tensor.shape[:-1]), -1)
+
+
+def pieces_of(model: Any, name: str, shape: tuple[int, ...]) -> list[Piece]:
+    """Return the pieces that transformers stores a parameter of this name and shape in."""
+    # transformers takes the parameter apart. Numbered rows in place of the weights tell which of them each piece gets.
+    numbers = torch.arange(prod(shape[:-1])).view(*shape[:-1], 1)
+    pieces = []
+    for stored, rows in revert_weight_conversion(model, {name: numbers}).items():
+        first = int(rows.flatten()[0])
+        assert torch.equal(rows.flatten(), torch.arange(first, first + rows.numel())), (
+            f"{stored}: rows are not in order"
+        )
+        pieces.append(Piece(stored, first, (*rows.shape[:-1], shape[-1])))
+    return pieces
+
+
 @dataclass
 class Place:
-    """Where a tensor lies, and the device that works with it."""
+    """Where a parameter lies, and the device that works with it."""
 
-    file: Path
-    name: str
+    files: Mapping[str, Path]  # of each tensor, by the tensor's name
+    pieces: Sequence[Piece]
+    shape: tuple[int, ...]
     device: torch.device
     checked: bool = False
 
@@ -33,19 +99,48 @@ class Place:
         """Return the tensor in memory of its own, which is free again as soon as nothing holds the tensor.
 
         Raises:
-            CheckpointError: the file has gone or is damaged, or a number is NaN or infinite.
+            CheckpointError: a file has gone or is damaged, or a number is NaN or infinite.
         """
-        try:
-            # A mapped file would count as resident for as long as it is mapped, so it is not mapped.
-            with safe_open(self.file, "pt", backend="pread") as reader:
-                tensor: torch.Tensor = reader.get_tensor(self.name)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{self.file}: {self.name} cannot be read ({error}). Fetch it again.") from None
+        whole = None if len(self.pieces) == 1 else torch.empty(self.shape, dtype=dtype, device=self.device)
+        # One piece after the other goes to its rows, so that no second copy of all of them is ever held.
+        for piece, tensor in self._tensors():
+            if whole is None:
+                whole = tensor.to(self.device, dtype)
+            else:
+                piece.of(whole).copy_(tensor)
+        assert whole is not None
         # Once is enough: a layer may be read for each candidate, and a file does not change meanwhile.
-        if not self.checked:
-            check_finite(self.file.parent, self.name, tensor)
-            self.checked = True
-        return tensor.to(self.device, dtype)
+        self.checked = True
+        return whole
+
+    def _tensors(self) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """Yield what the files hold of each piece."""
+        for file, pieces in groupby(self.pieces, lambda piece: self.files[piece.name]):
+            name = self.pieces[0].name
+            try:
+                # A mapped file would count as resident for as long as it is mapped, so it is not mapped.
+                with safe_open(file, "pt", backend="pread") as reader:
+                    for piece in pieces:
+                        name = piece.name
+                        tensor = reader.get_tensor(name)
+                        if not self.checked:
+                            check_finite(file.parent, name, tensor)
+                        yield piece, tensor
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise CheckpointError(f"{file}: {name} cannot be read ({error}). Fetch it again.") from None
+
+    def only(self, kept: Sequence[int]) -> Place | None:
+        """Return the place of these entries of the first dimension; None if the files do not hold each of them apart."""
+        rows = prod(self.shape[1:-1])  # of one entry
+        if any(len(range(*piece.rows.indices(prod(self.shape[:-1])))) > rows for piece in self.pieces):
+            return None
+        there = {index: place for place, index in enumerate(kept)}
+        pieces = [
+            replace(piece, first_row=there[piece.first_row // rows] * rows + piece.first_row % rows)
+            for piece in self.pieces
+            if piece.first_row // rows in there
+        ]
+        return replace(self, pieces=pieces, shape=(len(kept), *self.shape[1:]))
 
 
 def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
@@ -59,20 +154,22 @@ def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
             )
 
 
-def leave_in_files(layers: nn.Module, prefix: str, files: Mapping[str, Path], device: torch.device) -> None:
-    """Take the parameters of ``layers`` out of memory; those that no file holds under their own name stay.
+def leave_in_files(model: Any, part: nn.Module, prefix: str, files: Mapping[str, Path], device: torch.device) -> None:
+    """Take the parameters of a part of the model out of memory; those that no file holds stay.
 
     Args:
-        layers: the model's list of layers, or a part of it.
-        prefix: the name of ``layers`` in the model.
+        model: knows how its parameters are stored.
+        part: the model's list of layers, or a part of it.
+        prefix: the name of ``part`` in the model.
         files: the file of each tensor, by the tensor's name.
         device: the device that works with them.
     """
-    for name, module in layers.named_modules(prefix=prefix):
+    for name, module in part.named_modules(prefix=prefix):
         for key, parameter in list(module.named_parameters(recurse=False)):
-            full = f"{name}.{key}"
-            if full in files:
-                _put(module, key, parameter.to("meta"), Place(files[full], full, device))
+            pieces = pieces_of(model, f"{name}.{key}", tuple(parameter.shape))
+            if all(piece.name in files for piece in pieces):
+                place = Place(files, pieces, tuple(parameter.shape), device)
+                setattr(module, key, in_files(place, parameter.dtype))
 
 
 def place_of(parameter: torch.Tensor) -> Place | None:
@@ -86,10 +183,35 @@ def in_memory(parameter: torch.Tensor) -> torch.Tensor:
     return parameter if place is None else place.read(parameter.dtype)
 
 
+def in_files(place: Place, dtype: torch.dtype) -> nn.Parameter:
+    """Return a parameter that lies at a place, and will have this dtype in memory."""
+    parameter = nn.Parameter(torch.empty(place.shape, dtype=dtype, device="meta"), requires_grad=False)
+    setattr(parameter, PLACE, place)
+    return parameter
+
+
+def copied(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a copy of a parameter; one that lies in files stays there."""
+    place = place_of(parameter)
+    if place is not None:
+        return in_files(place, parameter.dtype)
+    return nn.Parameter(parameter.data.clone(), requires_grad=False)
+
+
+def entries(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
+    """Return a copy with these entries of the first dimension; they stay in files that hold each of them apart."""
+    place = place_of(parameter)
+    fewer = place and place.only(kept)
+    if fewer is not None:
+        return in_files(fewer, parameter.dtype)
+    whole = in_memory(parameter).data
+    return nn.Parameter(whole[torch.tensor(kept, device=whole.device)], requires_grad=False)
+
+
 def read_in(module: nn.Module) -> None:
     """Bring the parameters of a module into memory for good."""
     for owner, key, parameter in filed(module):
-        _put(owner, key, in_memory(parameter))
+        setattr(owner, key, nn.Parameter(in_memory(parameter), requires_grad=False))
 
 
 def filed(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
@@ -98,10 +220,3 @@ def filed(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
         for key, parameter in list(owner.named_parameters(recurse=False)):
             if place_of(parameter) is not None:
                 yield owner, key, parameter
-
-
-def _put(owner: nn.Module, key: str, tensor: torch.Tensor, place: Place | None = None) -> None:
-    parameter = nn.Parameter(tensor, requires_grad=False)
-    if place is not None:
-        setattr(parameter, PLACE, place)
-    setattr(owner, key, parameter)

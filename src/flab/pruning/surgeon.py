@@ -57,7 +57,6 @@ def carve(
     decisions: list[NewLayer] = []
     for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):
         layer = layers[new.index]
-        read_in(layer)
         replace_weights(layer, family, new)
         # The caller may write the layer out and let its weights go before the next one is read.
         done(len(decisions), layer)
@@ -74,9 +73,12 @@ def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:
     """Cut layers and neurons, or experts, of ``model`` in place without a refit: as :func:`carve`, but it needs no text."""
     layers = layers_of(model, family)
     for place, index in enumerate(track(cut.kept_layers, "Cutting", unit="layers")):
-        read_in(layers[index])
+        # Files hold each expert apart, so those that go need not be read.
+        if not family.experts:
+            read_in(layers[index])
         if cut.neurons is not None:
             cut_inside(layers[index], family, cut.neurons[place])
+        read_in(layers[index])
         done(place, layers[index])
     _cut_depth(model, family, cut)
 

@@ -18,7 +18,6 @@ from flab.models.layers import LayerRunner
 from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.tokenizer import TokenizerModel, end_of_text
-from flab.progress import track
 from flab.pruning.budget import Pins, rounded_up, spare_tokens, vocabulary_for
 from flab.pruning.calibration import CalibrationSet, Texts, calibration_set, calibration_windows, window_settings
 from flab.pruning.cuts.vocabulary import choose_vocabulary, count_tokens, covered_tokens, floor_tokens, required_tokens
@@ -182,8 +181,8 @@ def model_counts(
     data = calibration_set(windows, batch_tokens)
     runner = LayerRunner(checkpoint.model, family)
     total = torch.zeros(head.out_features, dtype=torch.float64)
-    for batch in track([*data.fit, *data.compare], "Expected tokens", unit="batches"):
-        total += expected_counts(head, runner.final(batch)).cpu()
+    for entering in runner.finals([*data.fit, *data.compare]):
+        total += expected_counts(head, entering).cpu()
     return dict(enumerate(total.tolist()))
 
 
@@ -197,8 +196,8 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     old_of = torch.tensor(kept)
     total = 0.0
     count = 0
-    for batch in track(data.compare, "Mass of the cut tokens", unit="batches"):
-        kl = cut_mass_kl(head, runner.final(replace(batch, ids=old_of[batch.ids])), kept)
+    for entering in runner.finals([replace(batch, ids=old_of[batch.ids]) for batch in data.compare]):
+        kl = cut_mass_kl(head, entering, kept)
         total += float(kl.double().sum())
         count += len(kl)
     # Rounding can make the logarithm of a mass of one slightly positive.

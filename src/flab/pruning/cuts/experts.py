@@ -53,13 +53,12 @@ def _over_tokens(search: ExpertSearch, outputs: bool) -> tuple[torch.Tensor, tor
     runner = search.runner
     shape = (len(search.mixtures), search.mixtures[0].count)
     total, tokens = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
-    for batch in track(search.batches, "Experts", unit="batches"):
-        hidden = runner.embed(batch)
-        for index, mixture in enumerate(search.mixtures):
-            # One walk through the uncut model: each mixture scores its experts on the stream that really enters
-            # it.
-            mid = runner.mid(index, hidden)
-            with runner.at_work(index), torch.no_grad():
+    states = [runner.embed(batch) for batch in search.batches]
+    # One walk through the uncut model: each mixture scores its experts on the stream that really enters it.
+    for index, mixture in enumerate(track(search.mixtures, "Experts", unit="layers")):
+        with runner.at_work(index), torch.no_grad():
+            for place, batch in enumerate(search.batches):
+                mid = runner.mid(index, states[place])
                 entering, routing = runner.routed(index, mid[batch.valid.to(mid.device)], mixture)
                 for expert in range(mixture.count):
                     places, weight = routing.tokens_of(expert)
@@ -68,7 +67,7 @@ def _over_tokens(search: ExpertSearch, outputs: bool) -> tuple[torch.Tensor, tor
                         with runner.products():
                             made = mixture.output(expert, entering[places])
                         total[index, expert] += float((made.float().norm(dim=1) * weight[:, 0].float()).sum())
-            hidden = runner.after_ffn(index, mid)
+                states[place] = runner.after_ffn(index, mid)
     return total, tokens
 
 

@@ -44,23 +44,19 @@ def score_activation(search: NeuronSearch) -> torch.Tensor:
 
     All tokens are of the kept vocabulary (it is cut first), as COMPACT's common activations ask.
     """
-    totals = [
-        torch.zeros(search.width, dtype=torch.float64, device=search.runner.device(index))
-        for index in range(len(search.outputs))
-    ]
-    for batch in track(search.batches, "Neuron activations", unit="batches"):
-        hidden = search.runner.embed(batch)
+    states = [search.runner.embed(batch) for batch in search.batches]
+    scores = []
+    for index, out in enumerate(track(search.outputs, "Neuron activations", unit="layers")):
+        total = torch.zeros(search.width, dtype=torch.float64, device=search.runner.device(index))
         # One layer at a time: the activations are what enters the output projection, and only their squares are kept.
-        for index in range(len(totals)):
-            with _caught_input(search.outputs[index]) as caught:
-                hidden = search.runner.layer(index, hidden)
-            totals[index] += caught[0][batch.valid].float().pow(2).sum(0).double()
-    # A neuron writes a_tj W_down[:, j] into the stream, so its energy is the product of the two squared norms.
-    norms = []
-    for index, out in enumerate(search.outputs):
         with search.runner.at_work(index):
-            norms.append(out.weight.float().pow(2).sum(0).double())
-    return torch.stack([(t * n).cpu() for t, n in zip(totals, norms, strict=True)])
+            for place, batch in enumerate(search.batches):
+                with _caught_input(out) as caught:
+                    states[place] = search.runner.layer(index, states[place])
+                total += caught[0][batch.valid].float().pow(2).sum(0).double()
+            # A neuron writes a_tj W_down[:, j] into the stream, so its energy is the product of the two squared norms.
+            scores.append((total * out.weight.float().pow(2).sum(0).double()).cpu())
+    return torch.stack(scores)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from flab.models.families import Family, linear
 from flab.models.mixture import Mixture, mixture_of
+from flab.models.weights import read_in
 from flab.pruning.cuts.neurons import cut_ffn
 from flab.pruning.refit.descent import Examples
 
@@ -79,10 +79,13 @@ def cut_inside(layer: nn.Module, family: Family, kept: Sequence[int]) -> None:
 
 def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     """Cut one layer's FFN to the chosen neurons and put the new weights into it."""
-    attention = linear(layer, family.attention_out)
     if new.mixture is not None:
-        layer.set_submodule(family.ffn, copy.deepcopy(new.mixture.ffn).to(attention.weight.dtype))
-    elif family.ffn_out:
+        dtype = linear(layer, family.attention_out).weight.dtype
+        layer.set_submodule(family.ffn, new.mixture.cast(dtype).ffn)
+    # Of a layer that lies in files, what has just been replaced is not read.
+    read_in(layer)
+    attention = linear(layer, family.attention_out)
+    if family.ffn_out:
         cut_inside(layer, family, new.neurons)
     if new.state is not None:
         # A reconstructed layer has changed everywhere, so all of its tensors are taken over and nothing else is
