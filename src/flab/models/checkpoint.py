@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab.errors import CheckpointError, OptionError
 from flab.files import read_regular, scratch_folder
@@ -30,7 +30,7 @@ from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource, check_weights
 from flab.models.stock import check_links, copy_sidecars, rewrite_config
 from flab.models.tokenizer import first_line, load_tokenizer, quiet
-from flab.models.weights import check_finite, leave_in_files, place_of, without_numbers
+from flab.models.weights import check_finite, leave_in_files, load_without, place_of
 from flab.progress import say_once
 
 MIXED = "mixed"  # the name of this precision in plans
@@ -129,9 +129,9 @@ def load(
             f"{path}: the tokenizer has more tokens than the embedding has rows (id {highest}, {config.vocab_size} rows). "
             "Fetch the model again."
         )
-    layers = family_of(config).layers if in_files else None
+    layers = family_of(config).layers if in_files else ""
     model = load_model(folder, dtype, "cpu" if in_files else device, trust_remote_code, layers)
-    if layers is not None:
+    if in_files:
         leave_in_files(model, model.get_submodule(layers), layers, folder.file_of, torch.device(device))
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data if tensor.is_meta else tensor.data.to(device)
@@ -142,11 +142,7 @@ def load(
 
 
 def load_model(
-    source: ModelSource,
-    dtype: str = "auto",
-    device: str = "cpu",
-    trust_remote_code: bool = False,
-    without: str | None = None,
+    source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False, without: str = ""
 ) -> Any:
     """Load only the model; every weight comes from the folder or this raises. That of the part ``without`` is not read."""
     if dtype not in (*torch_dtypes, "auto"):
@@ -156,9 +152,8 @@ def load_model(
     dtype = folder.stored_dtype if dtype == "auto" else dtype  # "auto" of transformers is what the config says
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             given: dict[str, Any] = {
-                "config": config,
+                "config": AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code),
                 "dtype": torch_dtypes[dtype],
                 "device_map": {"cpu": None, BALANCED: "auto"}.get(device, device),
                 "use_safetensors": True,
@@ -166,10 +161,9 @@ def load_model(
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": True,  # they are named below
             }
-            if without is None:
-                model, info = AutoModelForCausalLM.from_pretrained(path, **given)
-            else:
-                model, info = _load_without(folder, without, given)
+            model, info = (
+                load_without(folder, without, given) if without else AutoModelForCausalLM.from_pretrained(path, **given)
+            )
         except MemoryError:
             raise
         except Exception as error:
@@ -183,21 +177,6 @@ def load_model(
                 f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again."
             )
     return model.eval().requires_grad_(False)
-
-
-def _load_without(folder: ModelFolder, part: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Load a model as transformers would with what is ``given``, but leave the part on the meta device."""
-    # transformers takes either a folder or tensors, and tensors only in the class of the model itself.
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(given["config"], trust_remote_code=given["trust_remote_code"])
-    tensors = without_numbers(folder.stored, folder.file_of, part)
-    model, info = type(made).from_pretrained(None, state_dict=tensors, **given)
-    # Old folders have the generation config inside the model's config.
-    if (folder.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder.path)
-    else:
-        model.generation_config = GenerationConfig.from_model_config(dict(folder.raw))
-    return model, info
 
 
 def cast_parameters(model: Any, dtype: str) -> None:

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from flab.errors import CheckpointError
-from flab.models.folder import DTYPES, Stored
+from flab.models.folder import DTYPES
+from flab.models.source import ModelFolder
 
 PLACE = "flab_place"  # the attribute of a parameter that names its place
 FINITE_PART = 1 << 22  # numbers looked at together
@@ -33,17 +35,35 @@ class Unread(torch.Tensor):
         return super().to(dtype=dtype)
 
 
-def without_numbers(stored: Mapping[str, Stored], files: Mapping[str, Path], prefix: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a model's files by name, to be loaded; those of the part at ``prefix`` without their numbers."""
+def load_without(folder: ModelFolder, part: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load a model as transformers does, but leave the part at this path on the meta device.
+
+    Args:
+        folder: of the model.
+        part: its path in the model, and so the beginning of the names of its tensors.
+        given: the arguments of ``from_pretrained``, the config among them.
+
+    Returns:
+        What ``from_pretrained`` does: the model, and which keys are missing or wrong.
+    """
+    # transformers takes either a folder or tensors, and tensors only in the class of the model itself.
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(given["config"], trust_remote_code=given["trust_remote_code"])
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in stored.items():
-        if name.startswith(f"{prefix}."):
-            dtype = getattr(torch, DTYPES.get(tensor.dtype, "float32"))
-            tensors[name] = torch.empty(tensor.shape, dtype=dtype, device="meta").as_subclass(Unread)
+    for name, stored in folder.stored.items():
+        if name.startswith(f"{part}."):
+            dtype = getattr(torch, DTYPES.get(stored.dtype, "float32"))
+            tensors[name] = torch.empty(stored.shape, dtype=dtype, device="meta").as_subclass(Unread)
         else:
-            with safe_open(files[name], "pt", backend="pread") as reader:
+            with safe_open(folder.file_of[name], "pt", backend="pread") as reader:
                 tensors[name] = reader.get_tensor(name)
-    return tensors
+    model, info = type(made).from_pretrained(None, state_dict=tensors, **given)
+    # Old folders have the generation config inside the model's config.
+    if (folder.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder.path)
+    else:
+        model.generation_config = GenerationConfig.from_model_config(dict(folder.raw))
+    return model, info
 
 
 @dataclass(frozen=True)
