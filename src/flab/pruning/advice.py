@@ -51,7 +51,7 @@ def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
 
 
 def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
-    """Name the dearer refit if a default one leaves a large KL."""
+    """Recommend a more expensive refit if a default one leaves a large KL."""
     if recipe.refit not in ("newton", "descent") or winner.kl is None or winner.kl < DEEP_KL:
         return []
     return [

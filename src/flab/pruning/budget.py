@@ -1,7 +1,7 @@
 """One budget: how many parameters may stay, and which (vocabulary, layers, width) splits meet it.
 
-Pure arithmetic on a :class:`Shape`; no torch, no model. It says which splits are *feasible*; which one is
-*best* is measured elsewhere, never added up here.
+Pure arithmetic on a :class:`Shape`; no torch, no model. It says which splits are *feasible*. Which one is
+*best* is measured elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Split:
 
     @property
     def width(self) -> int:
-        """FFN neurons that stay in each layer, those of all experts."""
+        """FFN neurons that stay in each layer, summed over all experts."""
         return self.sizes["width"]
 
     def __str__(self) -> str:
@@ -77,23 +77,22 @@ class Pins:
 
 
 def allowed_parameters(shape: Shape, remove: float) -> int:
-    """Return how many parameters may stay when the fraction ``remove`` has to go (rounded down)."""
+    """Return how many parameters may stay if the fraction ``remove`` is removed (rounded down)."""
     if not 0 <= remove < 1:
         raise OptionError(f"`remove` is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
-    # A Fraction of the decimal text, not of the float: 0.22 is not a binary number, and rounding would move the
-    # budget by a parameter.
+    # Built from the decimal text: 0.22 has no exact binary form, and its rounding error could move the budget by one
+    # parameter.
     return int(shape.total * (1 - Fraction(str(remove))))
 
 
 def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
-    """Return the vocabulary size to keep: the covered ``floor``, or more where the budget does not need it all.
+    """Return the vocabulary size to keep: the covered ``floor``, or more if the budget allows it.
 
-    More is kept in steps of :data:`VOCABULARY_MULTIPLE`, so that a small budget does not cost coverage of other text.
+    Further tokens come in steps of :data:`VOCABULARY_MULTIPLE`. They keep other text covered when little has to be removed.
     """
     if pins.vocabulary is not None:
         return pins.vocabulary
-    # Depth and width at their full or pinned sizes: what is left beside them can be spent on tokens without
-    # cutting deeper.
+    # With depth and width at their full or pinned sizes, the rest of the budget can be spent on tokens.
     body = shape.parameters(0, pins.layers or shape.layers, pins.width or shape.width)
     affordable = (allowed_parameters(shape, remove) - body) // shape.per_token
     if affordable >= shape.vocabulary:
@@ -102,7 +101,7 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
 
 
 def spare_tokens(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> int:
-    """Return how many more tokens the budget affords at full depth, because widths go in coarse steps; 0 for a pinned size."""
+    """Return how many more tokens the budget allows at full depth, because widths change in coarse steps; 0 if pinned."""
     layers = pins.layers or shape.layers
     allowed = allowed_parameters(shape, remove)
     width = pins.width or widest(shape, vocabulary, layers, allowed, pins.width_multiple)
@@ -122,8 +121,7 @@ def widest(shape: Shape, vocabulary: int, layers: int, allowed: int, multiple: i
 
     It is a multiple of ``multiple``, or of what :meth:`Shape.rounded_width` chooses.
     """
-    # Layers without any neurons are paid first; the rest of the budget buys neurons, one for all layers at a
-    # time.
+    # Layers without neurons are paid for first. The rest of the budget buys neurons, one in every layer at a time.
     left = allowed - shape.parameters(vocabulary, layers, 0)
     block = shape.block * shape.per_neuron + shape.per_block
     width = left // (layers * block) * shape.block
@@ -138,7 +136,7 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
     """Return every split that meets the budget, deepest first: one width for each number of layers.
 
     Raises:
-        BudgetError: when none does; says which floor stands in the way and what is reachable.
+        BudgetError: if no split does; names the floor that prevents it and what can be reached.
     """
     allowed = allowed_parameters(shape, remove)
     depths = [pins.layers] if pins.layers is not None else range(shape.layers, 0, -1)
@@ -167,7 +165,7 @@ def _inside(shape: Shape, width: int) -> str:
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
     layers = pins.layers or 1
     width = pins.width or pins.width_multiple or shape.narrowest()
-    # The smallest model that the pins and the covered text leave: one layer with one step of neurons.
+    # The smallest model that the pins and the covered text allow: one layer with one step of neurons.
     smallest = shape.parameters(vocabulary, layers, width)
     reachable = max(0.0, 1 - smallest / shape.total)
     floor = (

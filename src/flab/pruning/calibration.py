@@ -1,6 +1,6 @@
 """The calibration text: from files to windows of tokens, and from windows to micro-batches.
 
-A plan and its replay go the same way from the same files to the same batches. Nothing is measured here.
+A plan and its replay use the same code, so the same files give the same batches. Nothing is measured here.
 
 Rows are padded on the right. Under causal attention no token sees the padding, so no attention mask is needed, and the
 hidden states of real tokens are those of the unpadded text. Legend: B rows, T positions, D hidden size, N real tokens.
@@ -25,16 +25,16 @@ from flab.progress import say_once
 from flab.pruning.chats import in_template
 from flab.pruning.recipe import Recipe
 
-# Every eighth row is kept from the fit and chooses the ridge.
+# Every eighth row is held out of the fit, to choose the ridge.
 HELD_OUT_EVERY = 8
-# Every fifth window only compares candidates.
+# Every fifth window is used only to compare candidates.
 COMPARE_EVERY = 5
 PAD_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Everything that is read: what to do well (task), what not to lose (general), what to count besides (corpus)."""
+    """Everything that is read: the task, general text that should not be lost, and a corpus for the vocabulary alone."""
 
     task: list[Sample]
     general: list[Sample]
@@ -45,8 +45,7 @@ class Texts:
     def task_texts(self) -> list[str]:
         """Return the texts that must stay covered: prompts, answers, both joined, and the corpus."""
         parts = [part for s in self.task for part in (s.text, s.prompt, s.completion) if part]
-        # A prompt that is joined with its answer may be split differently at the seam, so all three texts are
-        # counted.
+        # The tokenizer may split a prompt differently where its answer follows, so all three texts are counted.
         return list(dict.fromkeys([*parts, *(s.text for s in self.corpus)]))
 
     def in_template(self, checkpoint: Checkpoint, choice: str) -> Texts:
@@ -60,7 +59,7 @@ class Texts:
         )
 
     def general_texts(self) -> list[str]:
-        """Return the texts that should not be lost where the budget allows."""
+        """Return the texts that stay covered as far as the budget allows."""
         return [sample.text for sample in self.general]
 
 
@@ -68,7 +67,7 @@ def read_texts(recipe: Recipe) -> Texts:
     """Read and hash calibration, general and corpus text.
 
     Raises:
-        DataError: missing, empty or malformed; names file and line.
+        DataError: a file is missing, empty or malformed; names file and line.
     """
     task, source = calibration_samples(recipe.calibration)
     general, general_source = general_samples() if recipe.general > 0 else ([], None)
@@ -78,7 +77,7 @@ def read_texts(recipe: Recipe) -> Texts:
 
 
 def announce(recipe: Recipe) -> None:
-    """Say which data is read where the user named none; only once all that was given is found to be right."""
+    """Say which data is read by default. Called once all input has been found to be valid."""
     if recipe.calibration is None:
         say_once("calibration: the bundled instruction samples (`calibration` FILE for your own)")
     if recipe.general > 0:
@@ -88,10 +87,10 @@ def announce(recipe: Recipe) -> None:
 
 
 def verify_sources(texts: Texts, planned: Sequence[dict[str, str]]) -> None:
-    """Demand the data that the plan names.
+    """Check that the data is what the plan names.
 
     Raises:
-        PlanError: names the file that differs, and what to do.
+        PlanError: a file differs; names it, and says what to do.
     """
     got = {source.name: source.sha256 for source in texts.sources}
     for item in planned:
@@ -107,13 +106,13 @@ class Window:
     """Some consecutive tokens of one sample."""
 
     ids: list[int]
-    answer_from: int  # first answer token; len(ids) where there is none
+    answer_from: int  # first answer token; len(ids) if there is none
     sample: int  # index into the samples, -1 for general text
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Batches to fit on, batches that only compare finished candidates, and which samples the latter hold."""
+    """Batches to fit on, batches that only compare finished candidates, and the samples of the latter."""
 
     fit: list[Batch]
     compare: list[Batch]
@@ -129,20 +128,20 @@ class CalibrationSet:
 
     @property
     def has_held_out(self) -> bool:
-        """Whether a fit can be judged on rows that it does not see."""
+        """Whether some rows are held out, so that a fit can be judged on them."""
         return any(bool(b.held_out.any()) for b in self.fit)
 
 
 def windows_of(
     samples: Sequence[Sample], tokenizer: Tokenizer, max_length: int, eos: int | None, prefix: Sequence[int] = ()
 ) -> list[Window]:
-    """The samples as token windows; a prompt with an answer ends with ``eos`` and answers start where the prompt's text ends.
+    """Return the samples as token windows. An answer starts where the prompt's text ends, and it ends with ``eos``.
 
     Args:
         samples: the texts.
-        tokenizer: splits them.
-        max_length: tokens of the longest window, the prefix included.
-        eos: ends an answer, if not None.
+        tokenizer: the tokenizer that splits them.
+        max_length: tokens of the longest window, including the prefix.
+        eos: the id that ends an answer, or None.
         prefix: ids that every window begins with, such as BOS.
     """
     windows = []
@@ -152,8 +151,8 @@ def windows_of(
         ids = list(encoding.ids)
         answer_from = len(encoding.ids)
         if sample.prompt:
-            # The first token that reaches beyond the prompt. A token over the seam belongs to the answer:
-            # predicting it means predicting the answer's first letters.
+            # The first token that reaches beyond the prompt. A token that spans the boundary belongs to the answer,
+            # because predicting it means predicting the answer's first letters.
             starts = [i for i, (_, end) in enumerate(encoding.offsets) if end > len(sample.prompt)]
             answer_from = starts[0] if starts else len(ids)
             ids += [eos] if eos is not None and not sample.is_ended else []
@@ -169,11 +168,11 @@ def windows_of(
 def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, settings: dict[str, Any]) -> list[Window]:
     """Return the windows of the calibration tokens, shuffled by seed; general text carries sample -1.
 
-    ``settings`` holds tokens, max_length, general, seed, and whether windows begin with the tokenizer's own prefix (BOS),
-    which plans of flab 0.1 do not.
+    ``settings`` holds tokens, max_length, general, seed, and whether windows begin with the tokenizer's own prefix (BOS).
+    In plans of flab 0.1 they do not.
 
     Raises:
-        DataError: when fewer than two windows come out.
+        DataError: the text gives fewer than two windows.
     """
     length = settings["max_length"]
     prefix = special_prefix(tokenizer) if settings.get("special_tokens") else []
@@ -186,7 +185,7 @@ def calibration_windows(texts: Texts, tokenizer: Tokenizer, eos: int | None, set
 
 
 def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
-    """Return the settings that decide which calibration windows come out, as a plan records them."""
+    """Return the settings that determine the calibration windows, as a plan records them."""
     longest = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
     return {
         "tokens": recipe.tokens,
@@ -202,9 +201,9 @@ def window_settings(recipe: Recipe, model: Any) -> dict[str, Any]:
 def _general_windows(
     samples: list[Sample], tokenizer: Tokenizer, settings: dict[str, Any], prefix: list[int]
 ) -> list[Window]:
-    """Return windows of whole general texts, taken in a seeded order until there are four times as many tokens as asked.
+    """Return windows of whole general texts, in a seeded order, with four times as many tokens as needed.
 
-    More than are used, so that the windows chosen from them come from many files.
+    The surplus makes sure that the windows chosen from them come from many files.
     """
     order = list(samples)
     random.Random(settings["seed"]).shuffle(order)
@@ -224,8 +223,7 @@ def select_windows(task: list[Window], general: list[Window], tokens: int, share
     chosen = []
     available = sum(len(w.ids) for w in task)
     task_tokens = min(available, int(tokens * (1 - share))) if task else 0
-    # If the task has less text than was asked for, general text shrinks with it, so the shares stay what the
-    # user set.
+    # If the task has less text than was asked for, general text shrinks with it, so the shares stay as set.
     general_tokens = int(task_tokens * share / (1 - share)) if task and share < 1 else tokens
     for pool, limit in ((task, task_tokens), (general, general_tokens)):
         pool = list(pool)
@@ -242,20 +240,18 @@ def select_windows(task: list[Window], general: list[Window], tokens: int, share
 
 def calibration_set(windows: list[Window], batch_tokens: int = 4096, prompt_weight: float = 1.0) -> CalibrationSet:
     """Split the windows in two parts and pack each into micro-batches of about ``batch_tokens`` padded tokens."""
-    # The windows were shuffled before, so every n-th of them is a random sample. Every fifth only compares
-    # candidates.
+    # The windows are shuffled already, so every n-th of them is a random sample.
     compare = [w for i, w in enumerate(windows) if i % COMPARE_EVERY == 0]
     fit = [w for i, w in enumerate(windows) if i % COMPARE_EVERY] or compare
     seen = {w.sample for w in fit}
-    # A long sample has several windows. Only samples none of whose windows is fitted may serve as unseen
-    # problems.
+    # A long sample has several windows. It counts as unseen only if none of them is fitted.
     samples = sorted({w.sample for w in compare if w.sample >= 0 and w.sample not in seen})
     fitted, compared = (_batches(part, batch_tokens, prompt_weight) for part in (fit, compare))
     return CalibrationSet(fitted, compared, samples)
 
 
 def first_tokens(windows: list[Window], tokens: int, batch_tokens: int, prompt_weight: float) -> CalibrationSet:
-    """Pack the first ``tokens`` tokens, in two windows or more: what the search and the finalists see."""
+    """Pack the first ``tokens`` tokens (at least two windows), for the search and the finalists."""
     used = 0
     count = 0
     for window in windows:
@@ -267,7 +263,7 @@ def first_tokens(windows: list[Window], tokens: int, batch_tokens: int, prompt_w
 
 
 def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
-    """Return about that many of the tokens to fit on, by whole rows of all lengths, and nothing to compare on."""
+    """Return about ``tokens`` of the tokens to fit on, in whole rows of all lengths, and nothing to compare on."""
     stride = max(1, data.num_fit_tokens // tokens)
     rows = sum(len(batch.ids) for batch in data.fit)
     # Batches are sorted by length, so every n-th row takes short and long rows alike.
@@ -283,7 +279,7 @@ def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
 
 
 def _batches(windows: list[Window], batch_tokens: int, prompt_weight: float) -> list[Batch]:
-    # Rows of like length share a batch: padding is computed like any token, and this keeps it to a few percent.
+    # Rows of similar length share a batch. Padding costs as much as any token, and this keeps it to a few percent.
     rows = sorted(enumerate(windows), key=lambda item: (len(item[1].ids), item[0]))
     batches: list[Batch] = []
     start = 0

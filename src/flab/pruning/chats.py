@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def in_template(samples: Sequence[Sample], folder: Path, tokenizer: Tokenizer, choice: str = "auto") -> list[Sample]:
-    """Return the samples with every chat in the model's template; other samples, and all where there is none, as they are.
+    """Return the samples with every chat in the model's template. All others, or all if it has none, stay as they are.
 
     ``choice`` is ``auto`` or ``none``, which leaves chats in the plain words of :mod:`flab.data.samples`.
 
     Raises:
-        OptionError: a template that does not render.
+        OptionError: the template does not render.
     """
     if choice == "none" or not any(sample.messages for sample in samples):
         return list(samples)
@@ -38,7 +38,7 @@ def in_template(samples: Sequence[Sample], folder: Path, tokenizer: Tokenizer, c
 
 
 def _rendered(sample: Sample, template: ChatTemplate, ending: str) -> Sample:
-    """Render one chat: its last answer is the completion, with what the template ends it by."""
+    """Render one chat. Its completion is the last answer, followed by what the template writes after an answer."""
     messages = list(sample.messages)
     if messages[-1]["role"] != "assistant":
         return replace(sample, prompt="", completion=template(messages))

@@ -1,8 +1,8 @@
-"""Check a saved folder in a fresh process: does it load as a stock model, and is it what the plan says?
+"""Check a saved folder in a fresh process: whether it loads as a stock model, and whether it is what the plan says.
 
 :func:`check` starts ``python -m flab.pruning.verify``, which holds the checks, and reads its verdict. In a fresh process
-nothing left over in memory can help the folder pass. Nothing is repaired. This module loads no torch: a wrong path is
-reported at once.
+nothing left over in memory can help the folder pass. Nothing is repaired. This module does not import torch, so a wrong
+path is reported at once.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ def check(
 ) -> dict[str, Any]:
     """Return the verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
 
-    ``against`` is the original model: with it (and the folder's plan.json) the kept rows and untouched tensors are
-    compared bit for bit. ``oldest`` is the Python of an environment with the oldest transformers that is to load the folder
-    (4.57): its logits are compared with the proof; without it that check is not made, and the verdict says so.
-    ``engines`` are run on the folder, by the Python ``engines_python``, and compared with transformers: the verdict then has
-    ``engines`` too, see :func:`flab.models.serving.compare.run_engines`.
+    Args:
+        path: the folder.
+        against: the original model. With it (and the folder's plan.json) the kept rows and untouched tensors are compared
+            bit for bit.
+        oldest: the Python of an environment with the oldest supported transformers (4.57), whose logits are compared with
+            the proof. Without it that check is skipped, and the verdict says so.
+        engines: engines to run on the folder and compare with transformers. The verdict then has ``engines`` too, see
+            :func:`flab.models.serving.compare.run_engines`.
+        engines_python: the Python that runs the engines.
 
     Raises:
         OptionError: ``oldest`` or ``engines_python`` is not a program, or an engine is not known.
@@ -56,8 +60,8 @@ def check(
         raise OptionError(
             f"`engines_python` {engines_python} is no program: give the python of an environment that has the engines."
         )
-    # ``-P`` keeps the current folder out of the module path, where a file named like a library would be
-    # imported instead of it.
+    # ``-P`` keeps the current folder out of the module path. A file there that is named like a library would be
+    # imported instead of the library.
     command = [sys.executable, "-P", "-m", "flab.pruning.verify", str(path), str(against or ""), str(oldest or "")]
     done = run_child(command)
     try:
@@ -77,7 +81,7 @@ def check(
 
 
 def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> None:
-    """Write the logits of the model as it was saved on fixed token ids, for the fresh process to compare with."""
+    """Write the saved model's logits on fixed token ids; the fresh process compares its own with them."""
     ids = probe_ids(model.config.vocab_size)
     proof = {
         "dtype": str(model.dtype).removeprefix("torch."),

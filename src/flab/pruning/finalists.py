@@ -27,14 +27,14 @@ CACHE_BYTES = 2**29
 
 
 def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
-    """Calibration problems with tests that no fit has seen."""
+    """Return the calibration problems that have tests and that no fit has seen."""
     samples = [texts.task[i] for i in data.compare_samples]
     chosen = [s for s in samples if s.test and s.entry_point and not s.messages][: recipe.judge_problems]
     return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]
 
 
 def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
-    """Return the sandbox for the finalists, or None (with a warning) where there is no isolation."""
+    """Return the sandbox for the finalists, or None (with a warning) if there is no isolation."""
     try:
         return Sandbox.detect(options.unsandboxed)
     except SandboxError as error:
@@ -55,11 +55,11 @@ def sound_problems(problems: list[Problem], sandbox: Sandbox, warnings: list[str
 def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> int:
     """Return how many problems to answer at once, so that their cache of keys and values stays within :data:`CACHE_BYTES`.
 
-    ``layers`` are the original's: scores move a little with the batch, so all candidates have the same one.
+    ``layers`` are those of the original. Scores vary a little with the batch size, so all candidates use the same one.
     """
     longest = max(len(built.tokenizer.encode(problem.prompt).ids) for problem in problems) + NEW_TOKENS
     config = built.model.config
-    # Keys and values, for each layer, each of ``kv_width`` numbers a token.
+    # Each layer holds keys and values, ``kv_width`` numbers each per token.
     for_each = 2 * layers * kv_width(config) * built.model.get_input_embeddings().weight.dtype.itemsize * longest
     return max(1, min(BATCH, CACHE_BYTES // int(for_each)))
 
@@ -67,7 +67,7 @@ def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> 
 def run_problems(
     checkpoint: Checkpoint, problems: Sequence[Problem], sandbox: Sandbox, batch_size: int = BATCH
 ) -> Score:
-    """Complete the problems greedily and run their tests; a model that was opened to be cut is widened for it."""
+    """Complete the problems greedily and run their tests. A model that was opened to be cut is widened first."""
     LayerRunner(checkpoint.model, family_of(checkpoint.model.config)).widen()
     generator = TransformersGenerator(checkpoint.model, checkpoint.tokenizer)
     requests = [Request(problem.prompt, COMPLETION_STOP) for problem in problems]

@@ -1,7 +1,7 @@
-"""What planning has found out so far, kept beside the output, so that a stopped plan goes on instead of starting again.
+"""The finished steps of planning, kept beside the output, so that a stopped plan continues instead of starting again.
 
-``OUT.planning`` holds one line of JSON for each finished step, and a file for each layer of the winner that is refitted. All
-of it belongs to one identity: model, texts, recipe and precision. It appears with the first step and goes with the last.
+``OUT.planning`` holds one line of JSON for each finished step, and a file for each refitted layer of the winner. Everything
+in it belongs to one identity: model, texts, recipe and precision. The first step creates it, and the last removes it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 def working_folder(out: Path) -> Path:
-    """Where the steps lie while the output is planned."""
+    """Return the folder of the steps while the output is planned."""
     return out.with_name(out.name + ".planning")
 
 
 class Journal:
-    """The steps of one planning; without a folder they are kept nowhere, and none is known."""
+    """The steps of one planning. Without a folder it keeps nothing and knows nothing."""
 
     def __init__(self, folder: Path | None = None, identity: str = "") -> None:
-        """Read the steps that a stopped run of the same ``identity`` left in the folder; those of another are replaced."""
+        """Read the steps that a stopped run of the same ``identity`` left in the folder. Steps of another are replaced."""
         self.folder = folder
         self.identity = identity
         self._known: dict[str, Any] = {}
@@ -45,11 +45,11 @@ class Journal:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the output was written, and the run stopped before it had cleared up."""
+        """Whether the run wrote the output but stopped before it removed the folder."""
         return SAVED in self._known
 
     def recall(self, name: str, work: Callable[[], T]) -> T:
-        """Return what a step found, by doing it if it is not known; a value of JSON, with text for keys."""
+        """Return what a step found, as a JSON value with text for keys. Runs the step if it is not known."""
         if name not in self._known:
             found = work()
             self.keep(name, found)
@@ -58,11 +58,11 @@ class Journal:
         return known
 
     def get(self, name: str) -> Any:
-        """Return what a step found, None if it is not known."""
+        """Return what a step found, or None if it is not known."""
         return self._known.get(name)
 
     def keep(self, name: str, value: Any) -> None:
-        """Note what a step found, on disk before this returns."""
+        """Record what a step found. It is on disk when this returns."""
         if self.folder is None:
             return
         self._known[name] = value
@@ -80,7 +80,7 @@ class Journal:
         self._begun = True
 
     def files(self, name: str) -> Path | None:
-        """Return the folder for the files of a step, made if it is new; None if nothing is kept."""
+        """Return the folder for the files of a step, created if needed; None if nothing is kept."""
         if self.folder is None:
             return None
         folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -90,7 +90,7 @@ class Journal:
 
     @contextlib.contextmanager
     def cleared_by_failure(self) -> Iterator[None]:
-        """Remove the folder if the block fails for a reason that stays; a full disk, or a stop from outside, leaves it."""
+        """Remove the folder if the block fails for a lasting reason. A full disk or a stop from outside leaves it."""
         try:
             yield
         except FlabError as error:
@@ -99,7 +99,7 @@ class Journal:
             raise
 
     def clear(self) -> None:
-        """Remove the folder: the output is there."""
+        """Remove the folder, once the output exists."""
         if self.folder is not None and self.folder.is_dir():
             discard(self.folder)
 
@@ -109,12 +109,12 @@ def _line(step: str, found: Any) -> str:
 
 
 def is_uncleared(out: Path) -> bool:
-    """Return whether a run wrote ``out`` and stopped before it had cleared up; the same command may then write it again."""
+    """Return whether a run wrote ``out`` but stopped before it removed its steps; the same command may then write it again."""
     return out.exists() and SAVED in read_steps(working_folder(out))[1]
 
 
 def read_steps(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return the identity and the steps in a folder; a line that was half written when its run was killed ends them."""
+    """Return the identity and the steps in a folder, up to a line that was half written when its run was killed."""
     try:
         lines = (folder / STEPS).read_text(encoding="utf-8").splitlines(keepends=True)
         identity = json.loads(lines[0])["identity"]

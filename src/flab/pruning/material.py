@@ -1,4 +1,4 @@
-"""The kept tokens and the calibration windows in them: what the search and the refit of one vocabulary read."""
+"""The input of the search and the refit for one vocabulary: the kept tokens, and the calibration windows made of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Material:
     small_streams: Streams = field(default_factory=Streams)  # over ``small``
 
     def free_streams(self) -> None:
-        """Free what can be computed again."""
+        """Free the streams; they can be computed again."""
         self.streams.clear()
         self.small_streams.clear()
 
@@ -57,7 +57,7 @@ def prepare_material(
     streams: Streams,
     journal: Journal,
 ) -> Material:
-    """Tokenize and pack the texts for a vocabulary, and measure its cut; the model still has its own.
+    """Tokenize and pack the texts for a vocabulary, and measure its cut. The model still has its full vocabulary.
 
     Raises:
         DataError: there is too little text.
@@ -65,7 +65,7 @@ def prepare_material(
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, kept)
     settings = window_settings(recipe, checkpoint.model)
-    # With the new tokenizer: the windows hold new ids, as the pruned model will read them.
+    # The new tokenizer makes the windows, so they hold the new ids that the pruned model will read.
     windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
     data = calibration_set(windows, options.batch_tokens, recipe.prompt_weight)
     return Material(

@@ -1,7 +1,7 @@
 """The measure of every cut: KL(p_0 || p) in nats per token, between two sets of final hidden states under one output head.
 
-It is computed some tokens at a time, so that logits in float32 exist for one chunk only. Reference and candidate share the
-head: the vocabulary is cut before either is computed, and everything else leaves the head alone.
+The tokens are taken in chunks, so float32 logits exist for one chunk only. Reference and candidate share the head, because
+the vocabulary is cut before either is computed and no other cut changes the head.
 Legend: N tokens, D hidden size, V vocabulary.
 """
 
@@ -24,15 +24,15 @@ def kl_divergence(head: nn.Linear | Scorer, reference_ND: torch.Tensor, hidden_N
     """Return KL(p_0 || p) of every token in nats, shape (N,), float32.
 
     Args:
-        head: what makes logits of both models' hidden states (:func:`flab.models.scorer.scorer_of`).
+        head: turns hidden states of both models into logits (:func:`flab.models.scorer.scorer_of`).
         reference_ND: the original's hidden states after the final norm.
-        hidden_ND: the pruned model's, same tokens.
+        hidden_ND: those of the pruned model, for the same tokens.
     """
     out = []
     for start in range(0, reference_ND.shape[0], _chunk(head)):
         window = slice(start, start + _chunk(head))
-        # KL = sum_v p_0(v) (log p_0(v) - log p(v)). Both factors overwrite tensors that are at hand: a chunk of logits
-        # takes 32 MiB, and this runs for every candidate and every token.
+        # KL = sum_v p_0(v) (log p_0(v) - log p(v)). Both factors overwrite existing tensors, because a chunk of logits
+        # takes 32 MiB and this runs for every candidate and every token.
         log_p0 = _log_probabilities(head, reference_ND[window])
         p0 = log_p0.exp()
         ratio = log_p0.sub_(_log_probabilities(head, hidden_ND[window]))
@@ -46,8 +46,8 @@ def cut_mass_kl(head: nn.Linear | Scorer, hidden_ND: torch.Tensor, kept: list[in
     index = torch.tensor(kept, device=head.weight.device)
     out = []
     for start in range(0, hidden_ND.shape[0], _chunk(head)):
-        # With the other logits gone the softmax of the kept ones is p_0 divided by their mass m, so that
-        # KL(p || p_0) = log(p / p_0) = -log m for every kept token. As a difference of logsumexps no mass underflows.
+        # Without the other logits, the softmax of the kept ones is p_0 divided by their mass m, so
+        # KL(p || p_0) = log(p / p_0) = -log m for every kept token. A difference of logsumexps cannot underflow.
         logits = _logits(head, hidden_ND[start : start + _chunk(head)])
         out.append(logits.logsumexp(-1) - logits[:, index].logsumexp(-1))
     return torch.cat(out) if out else torch.zeros(0)
@@ -58,7 +58,7 @@ def expected_counts(head: nn.Linear | Scorer, hidden_ND: torch.Tensor) -> torch.
     """Return how often the model itself would write each token here: the sum over the positions of ``p(token)``, (V,)."""
     total = torch.zeros(head.out_features, dtype=torch.float64, device=head.weight.device)
     for start in range(0, hidden_ND.shape[0], _chunk(head)):
-        # In float64: a rare token's probabilities of 1e-7 are added to sums of thousands.
+        # The sums are float64, because a rare token's probabilities of 1e-7 are added to sums of thousands.
         total += _logits(head, hidden_ND[start : start + _chunk(head)]).softmax(-1).sum(0).double()
     return total
 

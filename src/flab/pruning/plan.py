@@ -1,6 +1,6 @@
-"""The decisions as one JSON-able value: what stays, judged how, from which model and which data.
+"""The decisions as one value that is written as JSON: what stays, how it was judged, from which model and which data.
 
-``apply`` reads nothing but a plan (and the data the plan names). No torch here, and no choices: they are made elsewhere.
+``apply`` reads only a plan and the data that the plan names. This module makes no choices and does not import torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the
 
 @dataclass(frozen=True)
 class CutKind:
-    """One kind of unit that a plan cuts: what its units are called, and whether each kept layer has a list of its own."""
+    """One kind of cut: the name of its units, and whether each kept layer has a list of its own."""
 
     units: str
     in_layers: bool = False
@@ -49,7 +49,7 @@ MIXTURE = ("vocabulary", "layers", "experts")
 
 @dataclass(frozen=True)
 class Kept:
-    """Sizes before and after of one cut, and the indices that stay (original numbering, ascending).
+    """One cut: its sizes before and after, and the indices that stay (original numbering, ascending).
 
     For a cut inside the layers, ``kept`` holds one list for each kept layer.
     """
@@ -67,10 +67,10 @@ class Kept:
 class Refit:
     """How the remaining weights are corrected: the kind, and the ridge chosen for every layer.
 
-    ``ridge_ffn`` and ``ridge_attention`` hold one value per kept layer;
-    ``newton_steps`` how many Gauss-Newton steps each layer took, ``reconstruction_rates`` at which rate it was reconstructed
-    (0 where it was not), ``descended`` whether the descent refit moved it. With ``scaling`` "feature" a ridge is relative to
-    each feature's own size and a token's error to its stream; "mean", which a plan without this field has, is flab 0.1's way.
+    The lists hold one value per kept layer: ``ridge_ffn`` and ``ridge_attention`` the ridges, ``newton_steps`` the number of
+    Gauss-Newton steps, ``reconstruction_rates`` the rate of the reconstruction (0 for none), and ``descended`` whether the
+    descent refit changed the layer. With ``scaling`` "feature" a ridge is relative to each feature's own size and a token's
+    error to its stream. "mean" is the scaling of flab 0.1, and of plans without this field.
     """
 
     kind: str = "newton"
@@ -128,12 +128,12 @@ class Plan:
 
     @property
     def removed_fraction(self) -> float:
-        """Share of all parameters that goes."""
+        """Fraction of all parameters that is removed."""
         return 1 - self.parameters_after / self.parameters_before
 
     @property
     def body_removed_fraction(self) -> float:
-        """Share of the parameters outside embeddings and head that goes."""
+        """Fraction of the parameters outside embeddings and head that is removed."""
         return 1 - self.body_after / self.body_before
 
     def summary(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Plan:
         """Read a plan.
 
         Raises:
-            PlanError: when the file is missing, not a plan, of another format, or does not add up.
+            PlanError: the file is missing, not a plan, of another format, or inconsistent.
         """
         try:
             data = json.loads(read_regular(path))
@@ -189,7 +189,7 @@ class Plan:
 
 
 def mixture_facts(shape: Shape) -> dict[str, int]:
-    """Return what a plan's model facts say of its experts; nothing for a dense model."""
+    """Return what a plan records about the model's experts; nothing for a dense model."""
     return {"expert_width": shape.block} if shape.experts else {}
 
 
@@ -206,8 +206,7 @@ def _from_json(data: Any, path: Path) -> Plan:
         raise PlanError(
             f"{path}: plan format {got!r}, this flab reads {OLD_FORMAT} and {FORMAT}. Make the plan again with `flab plan`."
         )
-    # A field too few or too many means another version of flab, and guessing what it meant would cut the wrong
-    # thing.
+    # A missing or unknown field means another version of flab. Guessing its meaning would cut the wrong thing.
     names = {f.name for f in fields(Plan)}
     if data["format"] == OLD_FORMAT:
         names = names - {"cuts"} | set(DENSE)
@@ -220,8 +219,7 @@ def _from_json(data: Any, path: Path) -> Plan:
         if set(data["cuts"]) not in (set(DENSE), set(MIXTURE)):
             raise ValueError(f"its cuts are {', '.join(data['cuts'])}, expected {', '.join(CUTS)}")
         cuts = {name: Kept(**data["cuts"][name]) for name in CUTS if name in data["cuts"]}
-        # Any damage shows as a TypeError, ValueError or KeyError of the lines here, and becomes one message
-        # about the file.
+        # Any damage raises a TypeError, ValueError or KeyError here, and becomes one message about the file.
         plan = Plan(**{**data, "cuts": cuts, "refit": Refit(**data["refit"])})
         _check_indices(plan)
         _check_refit(plan)
@@ -232,7 +230,7 @@ def _from_json(data: Any, path: Path) -> Plan:
 
 
 def with_cuts(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Move the cuts of a plan of format 1, which are fields of their own there, under ``cuts``."""
+    """Move the cuts of a plan of format 1 under ``cuts``; in that format they are separate fields."""
     if data["format"] != OLD_FORMAT:
         return dict(data)
     others = {name: value for name, value in data.items() if name not in DENSE}
@@ -240,7 +238,7 @@ def with_cuts(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_indices(plan: Plan) -> None:
-    """Demand that every list of kept indices is ascending, in range and as long as stated."""
+    """Check that every list of kept indices is ascending, in range and as long as stated."""
     groups: list[tuple[str, list[Any], Kept]] = []
     for name, cut in plan.cuts.items():
         if CUTS[name].in_layers:
@@ -262,7 +260,7 @@ def _check_indices(plan: Plan) -> None:
 
 
 def _check_refit(plan: Plan) -> None:
-    """The refit is known, and what was chosen for each kept layer is a number for each."""
+    """Check that the refit is known and holds one number for each kept layer."""
     refit = plan.refit
     if refit.kind not in REFITS:
         raise ValueError(f"unknown refit {refit.kind!r}, allowed: {', '.join(REFITS)}")
@@ -278,7 +276,7 @@ def _check_refit(plan: Plan) -> None:
 
 
 def _check_facts(plan: Plan) -> None:
-    """What ``apply`` reads of the model and of the calibration is there."""
+    """Check that the facts about model and calibration that ``apply`` reads are there."""
     for part, wanted in FACTS.items():
         got = getattr(plan, part)
         wrong = [

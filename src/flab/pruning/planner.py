@@ -1,6 +1,6 @@
 """Planning: from a model, texts and a budget to a plan. Decides everything, writes nothing.
 
-The vocabulary is chosen and cut (in memory) first. Then depth and width are searched together. Last, the finalists are
+First the vocabulary is chosen and cut in memory. Then depth and width are searched together. Last, the finalists are
 built as the plan would build them, and their tests decide. A :class:`Planner` plans one budget or, for a sweep, many.
 """
 
@@ -50,10 +50,10 @@ MEASURED = ("kl", "kl_answer", "kl_search", "task_passed", "task_total", "task_s
 
 
 class Planner:
-    """Plans of one model: owns the texts, the token counts, the material and what one budget leaves for the next.
+    """Plans one model. Owns the texts, the token counts, the material, and what one budget leaves for the next.
 
-    With ``many`` budgets KL decides alone and each winner is tried on the tests; streams stay in memory between budgets.
-    Otherwise the finalists of the one budget are decided by their tests.
+    With ``many`` budgets KL alone decides and only the winners run the tests; streams stay in memory between budgets.
+    With one budget the tests decide between its finalists.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Planner:
         many: bool = False,
         work: Path | None = None,
     ) -> None:
-        """Read the texts, and what a stopped planning of the same left in the folder ``work``.
+        """Read the texts, and the steps that a stopped run of the same planning left in the folder ``work``.
 
         Raises:
-            CheckpointError: no model.
+            CheckpointError: there is no model.
             DataError: the texts are missing, empty or malformed.
         """
         self.source = ModelFolder.open(model)
@@ -80,7 +80,7 @@ class Planner:
         self.one_layer = one_layer_at_a_time(self.source, options)
         identity = identity_of(fingerprint(self.source), recipe, options, self.texts) if work is not None else ""
         self.journal = Journal(work, identity)
-        # Each of these is made for the first budget and serves those that follow.
+        # Each of these is made for the first budget and reused for the others.
         self._in_template = False
         self._counts: Counts | None = None
         self._expected: dict[int, float] | None = None
@@ -99,8 +99,8 @@ class Planner:
         """Decide what stays for one budget, by default the recipe's.
 
         Returns:
-            The plan; the model that it makes, as ``apply`` would cut it, without its layers if there is one layer in memory
-            at a time; and its ``tokenizer.json`` (None: as it was).
+            The plan; the model as ``apply`` would cut it, without its layers if only one layer is in memory at a time; and its
+            ``tokenizer.json`` (None if unchanged).
         """
         clock = Clock()
         bench, checkpoint = self.open_bench(remove)
@@ -114,8 +114,8 @@ class Planner:
             bench.material.free_streams()
         free(checkpoint)
         clock.lap("search")
-        # A sweep decides by KL and tries only its winners on the tests: judging finalists for each budget would
-        # take longer than the rest.
+        # A sweep decides by KL and runs the tests on its winners only. Judging finalists for each budget would take
+        # longer than everything else.
         finalists = 1 if self.many else bench.recipe.finalists
         if self.many or min(len(candidates), finalists) > 1:
             bench.find_tests()
@@ -131,13 +131,12 @@ class Planner:
         return bench.record(candidates, winner, clock), built, bench.material.tokenizer_json
 
     def open_bench(self, remove: float | None = None) -> tuple[Bench, Checkpoint]:
-        """Choose the vocabulary of a budget and cut it in memory; returns what the search works on, and the model."""
+        """Choose the vocabulary of a budget and cut it in memory. Returns the bench for the search, and the model."""
         checkpoint, family = self._open()
         recipe = replace(self.recipe, remove=self.recipe.remove if remove is None else remove)
         shape = shape_of(checkpoint.model, family)
         recipe = recipe.resolved(shape)
-        # The order is the paper's: tokens first, since all that follows is measured on a model without the
-        # others.
+        # Tokens are cut first, as in the paper, because all further measurements need the cut vocabulary.
         kept, splits = self._splits(checkpoint, family, recipe)
         material = self._material_for(checkpoint, family, kept, recipe)
         cut_vocabulary(checkpoint.model, family, kept)
@@ -166,7 +165,7 @@ class Planner:
             self._material.free_streams()
 
     def _open(self) -> tuple[Checkpoint, Family]:
-        """Load the model; with the first one at hand, put the chats of the texts into its template."""
+        """Load the model. The first time, also put the chats of the texts into its template."""
         checkpoint, family = open_to_cut(self.source, self.options, in_files=self.one_layer)
         if not self._in_template:
             self.texts = self.texts.in_template(checkpoint, self.recipe.template)
@@ -194,13 +193,13 @@ class Planner:
         return kept, feasible_splits(shape, recipe.remove, len(kept), pins)
 
     def _needs(self, checkpoint: Checkpoint) -> Needs:
-        """Return what the texts need of the vocabulary; their tokens are counted once."""
+        """Return the tokens that the texts need. They are counted once."""
         if self._counts is None:
             self._counts = Counts.of(checkpoint.tokenizer, self.texts.task_texts(), self.texts.general_texts())
         return Needs(checkpoint, self.recipe, self._counts)
 
     def _material_for(self, checkpoint: Checkpoint, family: Family, kept: list[int], recipe: Recipe) -> Material:
-        """Return the material of these tokens: that of the budget before if it keeps the same ones."""
+        """Return the material of these tokens. It is reused if the previous budget kept the same ones."""
         if self._material is None or self._material.kept != kept:
             self._material = None  # its memory is free before the next is made
             streams = Streams(SWEEP_BYTES if self.many else 0)
@@ -211,7 +210,7 @@ class Planner:
 
 
 def _pins_within(needs: Needs, shape: Shape, recipe: Recipe) -> Pins:
-    """Return the recipe's pins; BudgetError if no split meets the budget, before the model is asked for anything."""
+    """Return the recipe's pins. Raises BudgetError if no split can meet the budget, before the model runs."""
     pins = recipe.pins(shape)
     feasible_splits(shape, recipe.remove, needs.size(shape, recipe.remove, pins), pins)
     return pins
@@ -219,7 +218,7 @@ def _pins_within(needs: Needs, shape: Shape, recipe: Recipe) -> Pins:
 
 @dataclass
 class Bench:
-    """What planning one budget works on: the model's folder, the chosen vocabulary, the data and the feasible splits."""
+    """The input for planning one budget: the model's folder, the chosen vocabulary, the data and the feasible splits."""
 
     source: ModelFolder
     recipe: Recipe  # resolved
@@ -238,12 +237,12 @@ class Bench:
     def build(
         self, candidate: Candidate, data: CalibrationSet, compared: bool = False, streams: Streams | None = None
     ) -> Checkpoint:
-        """Cut and refit a fresh copy of the model on this data; keeps the decisions and the KL."""
+        """Cut and refit a fresh copy of the model on this data. Keeps the decisions and the KL."""
         built, _ = open_to_cut(self.source, self.options, in_files=self.one_layer)
         cut_vocabulary(built.model, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
         if candidate.split.layers == self.shape.layers and candidate.split.width == self.shape.width:
-            # Only tokens go: no layer changes, and that their divergence is zero shows on few tokens as well as on all.
+            # Only tokens are cut and no layer changes, so a few tokens suffice to show a divergence of zero.
             data, streams = self._tokens(WHOLE_BODY_TOKENS), None
         done = let_go if self.one_layer else keep
         layers = None if compared or self.family.experts else self.search.journal.files(candidate.name)
@@ -268,13 +267,13 @@ class Bench:
             setattr(candidate, name, value)
 
     def _tokens(self, number: int) -> CalibrationSet:
-        """Return the first windows, of about so many tokens."""
+        """Return the first windows, about ``number`` tokens in all."""
         return first_tokens(self.material.windows, number, self.options.batch_tokens, self.recipe.prompt_weight)
 
     def find_tests(self) -> None:
-        """Choose the calibration problems that no fit has seen and whose tests are sound, and a sandbox to run them in."""
+        """Choose a sandbox, and the calibration problems that no fit has seen and whose tests are sound."""
         if self.one_layer:
-            return  # no whole model could answer them
+            return  # there is no whole model in memory to answer them
         self.problems = judge_problems(self.texts, self.material.data, self.recipe)
         if self.problems:
             self.sandbox = judge_sandbox(self.options, self.search.warnings)
@@ -347,7 +346,7 @@ def model_facts(source: ModelFolder, family: Family, options: Options) -> dict[s
 
 
 def calibration_facts(bench: Bench) -> dict[str, Any]:
-    """Return which data was read, and what decides the windows that come out of it."""
+    """Return which data was read, and the settings that determine its windows."""
     path = bench.recipe.calibration
     return {
         "sources": [s.to_json() for s in bench.texts.sources],
@@ -362,7 +361,10 @@ def calibration_facts(bench: Bench) -> dict[str, Any]:
 
 
 def identity_of(model: str, recipe: Recipe, options: Options, texts: Texts, apart: Iterable[str] = ()) -> str:
-    """Return a digest of all that decides a plan, but the fields ``apart``; ``model`` is the fingerprint of the source."""
+    """Return a digest of everything that decides a plan except the fields ``apart``.
+
+    ``model`` is the fingerprint of the source.
+    """
     sources = [one.sha256 for one in (*texts.sources, *texts.corpus_sources)]
     plain = recipe.to_json() | dict.fromkeys(("calibration", "corpus", *apart))
     where = {"dtype": options.dtype, "device": options.device.partition(":")[0], "batch": options.batch_tokens}

@@ -1,6 +1,6 @@
-"""What to do (:class:`Recipe`) and how (:class:`Options`): frozen, checked when made, no torch.
+"""What to remove, and by which criteria: :class:`Recipe`, frozen and checked when made. No torch.
 
-Device, dtype, folders and batch sizes never change what is decided on one machine, so they are options.
+Device, dtype, folders and batch sizes say how to run it; they are :class:`flab.models.options.Options`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from flab.models.shape import Shape
 from flab.pruning.budget import Pins
 from flab.pruning.refits import REFITS
 
-# The names are listed here as well as in ``LAYER_CRITERIA`` and ``NEURON_CRITERIA`` of ``flab.pruning.cuts``,
-# because the command line shows them and must not import torch for that. A test compares both.
+# These names repeat those in ``LAYER_CRITERIA`` and ``NEURON_CRITERIA`` of ``flab.pruning.cuts``, because the command line
+# shows them without importing torch. A test compares the two.
 LAYER_CRITERION_NAMES = ("kl", "block-influence", "perplexity", "angular", "last-token", "random")
 EXPERT_CRITERION_NAMES = ("reap", "frequency", "error", "random")
 TOKENS = 65_536
-# With fewer tokens the closed form fits noise. At 8 per neuron it loses half of what 45 give.
+# With fewer tokens the closed form fits noise. At 8 per neuron it gains half of what it gains at 45.
 TOKENS_PER_NEURON = 7
 # From this size on, one Gauss-Newton step costs more than many passes of mini-batches.
 DESCENT_PARAMETERS = 100_000_000
@@ -111,7 +111,7 @@ class Recipe:
                 raise OptionError(f"`{name}`: got {getattr(self, name)}, allowed {least} or more.")
 
     def _settle_paths(self) -> None:
-        """Text is as good as a path, and one corpus as good as a list of them."""
+        """Convert text to paths, and a single corpus to a tuple."""
         try:
             if self.calibration is not None:
                 object.__setattr__(self, "calibration", as_path(self.calibration))
@@ -128,7 +128,7 @@ class Recipe:
         return (*((self.calibration,) if self.calibration is not None else ()), *self.corpus)
 
     def resolved(self, shape: Shape) -> Recipe:
-        """Return the recipe with all that was left to flab decided for a model of this shape."""
+        """Return the recipe with every default settled for a model of this shape."""
         # An expert sees only the tokens that pass through it.
         enough = TOKENS_PER_NEURON * shape.fitted * shape.width // shape.passed
         tokens = self.tokens if self.tokens is not None else max(TOKENS, enough)
@@ -144,7 +144,7 @@ class Recipe:
         return replace(self, tokens=tokens, refit=refit)
 
     def pins(self, shape: Shape) -> Pins:
-        """Return the sizes that the user fixed, checked; a list of layers to drop pins their number."""
+        """Return the sizes that the user fixed, checked. A list of layers to drop also pins their number."""
         layers = self.layers
         if self.drop_layers is not None:
             dropped = set(self.drop_layers)
@@ -166,7 +166,7 @@ class Recipe:
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
-    """Raise OptionError if a value is of another kind than the field's default: names the field."""
+    """Raise OptionError, which names the field, if a value is of another kind than the field's default."""
     flag = f"`{name}`"
     if isinstance(default, bool) and not isinstance(value, bool):
         raise OptionError(f"{flag}: got {value!r:.60}, expected true or false.")

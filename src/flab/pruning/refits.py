@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Steps:
-    """What one refit does to each kept layer, in the order in which it is done."""
+    """The steps of one refit on each kept layer, in order."""
 
     # What the FFN's output projection is fitted to: the FFN's own output before the cut, or the original's residual stream
     # where the next kept layer reads it. None keeps the weights.
@@ -22,7 +22,7 @@ class Steps:
 
     @property
     def iterative(self) -> bool:
-        """Whether more than output projections move; held-out tokens then decide layer by layer whether they do."""
+        """Whether the refit changes more than output projections. Held-out tokens then accept or reject each layer."""
         return self.ffn is not None or self.layer
 
 

@@ -1,6 +1,6 @@
 """The joint search for depth and width: build feasible splits with the refit, measure each, and let the tests decide.
 
-Effects of cuts are never added up: a candidate's KL is measured on the model that it would be. No file is written.
+A candidate's KL is measured on the model as it would be; effects of single cuts are never added up. No file is written.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Walk
 from flab.pruning.refits import REFITS
 
-# From deep to shallow the KL falls and then rises again, with some noise. Three candidates in a row that are worse
-# than the best are taken as the rising side; each further one would cost a whole walk with refit.
-PATIENCE = 3  # candidates in a row that are worse than the best, after which deeper ones are not built
+# From deep to shallow the KL falls and then rises again, with some noise. Three candidates in a row that are worse than
+# the best count as the rising side. Each further one would cost a whole walk with refit.
+PATIENCE = 3  # candidates in a row that are worse than the best, after which shallower ones are not built
 # From this size on, depth is probed on few tokens before any split is built.
 PROBED_PARAMETERS = 100_000_000
 PROBE_TOKENS = 1024
@@ -46,7 +46,7 @@ class Candidate:
     kept_layers: list[int]
     removed_fraction: float
     flops_per_token: int
-    kl_search: float  # nan until the winner is built, where there was nothing to compare it with
+    kl_search: float  # nan until the winner is built, if it had no rival
     kl: float | None = None
     kl_answer: float | None = None
     task_success: float | None = None
@@ -58,11 +58,11 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Its size, and which layers go."""
+        """The split and the removed layers, as text."""
         return f"{self.split} without {list(self.removed)}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields, the split's sizes among them."""
+        """Return all fields, including the split's sizes."""
         values = asdict(self)
         del values["split"]
         return {**self.split.to_json(), **values, "removed": list(self.removed)}
@@ -70,15 +70,16 @@ class Candidate:
 
 @dataclass
 class Known:
-    """What the searches of smaller budgets leave for a larger one's: the order of the layers, the sets that swapping found,
-    the depth, and the KL of each depth, below which a narrower model of that depth is taken not to fall.
+    """What the searches of smaller budgets found, for the search of a larger one.
 
-    They were found on models with vocabularies of their own; that they hold here is assumed, not measured.
+    It holds the order of the layers, the sets that swapping found, the depth, and the KL of each depth, which a narrower
+    model of that depth is assumed not to beat. All were found with other vocabularies; that they hold here is assumed, not
+    measured.
     """
 
     layer_path: list[dict[str, Any]] = field(default_factory=list)
     swapped: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by the number of removed layers
-    most_layers: int | None = None  # a larger budget is taken to keep no more layers
+    most_layers: int | None = None  # a larger budget is assumed to keep no more layers
     kl_by_layers: dict[int, float] = field(default_factory=dict)
     patience: int = PATIENCE
 
@@ -96,41 +97,41 @@ class Search:
     warnings: list[str] = field(default_factory=list)
     scores: torch.Tensor | None = None
     streams: Streams = field(default_factory=Streams)
-    winner_tokens: int | None = None  # that the winner is fitted on; None: as many as the candidates
+    winner_tokens: int | None = None  # that the winner is fitted on; None: the same as the candidates
     journal: Journal = field(default_factory=Journal)
 
     @property
     def layer_path(self) -> list[dict[str, Any]]:
-        """What the layer criterion saw."""
+        """The removed layers in order, with their scores."""
         return self.known.layer_path
 
     @property
     def inner_criterion(self) -> dict[str, str]:
-        """What is cut inside the layers, and by which criterion."""
+        """The units that are cut inside the layers (neurons or experts), and their criterion."""
         if self.shape.experts:
             return {"experts": self.recipe.expert_criterion}
         return {"neurons": self.recipe.neuron_criterion}
 
     @property
     def winner_needs_scores(self) -> bool:
-        """Whether the winner's neurons are chosen by scores: elimination needs none, but wants as many tokens as neurons."""
+        """Whether the winner's neurons are chosen by scores. Elimination needs none, but at least as many tokens as neurons."""
         if self.shape.experts:
             return True
         enough = self.winner_tokens is None or self.winner_tokens >= self.shape.width
         return self.recipe.neuron_criterion != "elimination" or not enough
 
     def score_neurons(self) -> None:
-        """Score neurons, or experts, by the recipe's criterion; no scores if elimination chooses during the walk.
+        """Score neurons, or experts, by the recipe's criterion. There are no scores if elimination chooses during the walk.
 
-        Candidates are compared on few tokens. Where these are fewer than the neurons of a layer, the statistics cannot tell
-        the neurons apart, and the candidates are compared with neurons chosen by activation; the winner has more tokens.
+        Candidates are compared on few tokens. If there are fewer tokens than neurons in a layer, elimination cannot tell the
+        neurons apart, and activation chooses them instead. The winner is fitted on more tokens.
         """
         runner = LayerRunner(self.model, self.family)
         if self.shape.experts:
             search = ExpertSearch(runner, self.data.fit, self.recipe.seed)
             self.scores = EXPERT_CRITERIA[self.recipe.expert_criterion](search)
             return
-        # Backward elimination inverts the Gram matrix of the features, which has no full rank with fewer tokens than neurons.
+        # Backward elimination inverts the features' Gram matrix, which is singular with fewer tokens than neurons.
         criterion = self.recipe.neuron_criterion
         if criterion == "elimination" and self.data.num_fit_tokens < self.shape.width:
             criterion = "activation"
@@ -157,9 +158,9 @@ class Search:
             yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
-        """Return the instructions that build a split; if it is only compared, with the cheap start of the dearer refits."""
-        # The dearer refits all begin with the residual one. Candidates are compared after that: what follows costs many
-        # times as much, and what the search has to get right is the order.
+        """Return the instructions that build a split. If it is only ``compared``, they stop where the expensive refits begin."""
+        # The expensive refits all begin with the residual one. Candidates are compared after that, because the rest costs
+        # many times as much and the search only has to get the order right.
         refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
@@ -181,15 +182,15 @@ class Search:
     def _divergence(self, split: Split, removed: Sequence[int]) -> tuple[float, float]:
         """Return the KL of a split, and that on answers."""
         cut = self.cut_for(split, removed, compared=True)
-        # The walk keeps the pruned stream beside the original's and leaves the layers as they are, so one model in memory
-        # serves all candidates.
+        # The walk keeps the pruned stream beside the original's and does not change the layers, so all candidates share one
+        # model in memory.
         walk = Walk(LayerRunner(self.model, self.family), cut, self.data.fit, self.data.compare, self.streams)
         for _ in track(walk, f"Candidate {split}", total=split.layers, unit="layers"):
             pass
         return walk.divergence(scorer_of(self.model))
 
     def candidate(self, split: Split, removed: Sequence[int]) -> Candidate:
-        """Return a split with its sizes; one that is alone needs no KL before it is built as the winner."""
+        """Return a split with its sizes, not yet measured."""
         return Candidate(
             split=split,
             kept_layers=[i for i in range(self.shape.layers) if i not in set(removed)],
@@ -203,9 +204,9 @@ class Search:
 def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence[Split]:
     """Leave out all splits of fewer layers if losing a single layer costs more than the whole cut of the widths.
 
-    Scoring every layer and building a split of each depth would take hours on a model of a billion parameters. The KL of the
-    best single removal, nothing else cut, is a floor for every split of fewer layers before the refit; it is compared with the
-    deepest split before the refit, on the same few tokens.
+    Scoring every layer and building a split of each depth would take hours on a model of a billion parameters. Before the
+    refit, no split of fewer layers can be better than the best removal of one layer alone. The KL of that removal is compared
+    with that of the deepest split, also before the refit and on the same few tokens.
     """
     deepest, *shallower = splits
     if (
@@ -234,8 +235,7 @@ def _probed(search: Search, deepest: Split) -> tuple[float, int, float]:
     if cut.scores is None:
         cut = replace(cut, scores=NEURON_CRITERIA["activation"](NeuronSearch(runner, few.fit, search.recipe.seed)))
     walk = Walk(runner, cut, few.fit, few.fit)
-    # Walking is all that is wanted: the walk measures as it goes, and the layers that it yields stay as they
-    # are.
+    # The walk measures as it goes, so the layers that it yields are not used.
     for _ in track(walk, f"Probe of {deepest}", total=deepest.layers, unit="layers"):
         pass
     narrow, _ = walk.divergence(scorer_of(search.model))
@@ -250,9 +250,9 @@ def _number(value: float) -> float | None:
 
 
 def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
-    """Measure the feasible splits, deepest first, until as many in a row as the patience allows are worse than the best.
+    """Measure the feasible splits, deepest first, until too many in a row are worse than the best.
 
-    A split that has no rival is not measured: its KL is known when it is built as the winner.
+    A split without a rival is not measured here; its KL is known once it is built as the winner.
     """
     known = search.known
     alone = lone_candidate(search, splits)
@@ -265,12 +265,12 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
         return [alone]
     by_layers = _by_layers(search, splits)
     candidates: list[Candidate] = []
-    # Removed sets grow by one layer, so this walks from deep to shallow. Depths without a feasible split are
-    # passed over, but their step of the layer criterion is still needed for the next one.
+    # Removed sets grow by one layer, so this goes from deep to shallow. A depth without a feasible split is skipped, but its
+    # removed set is still needed for the next one.
     for removed in search.removals():
         split = by_layers.pop(search.shape.layers - len(removed), None)
         if split is not None:
-            # A smaller budget has measured a wider model of this depth. A narrower one is taken not to be better.
+            # A smaller budget has measured a wider model of this depth. A narrower one is assumed not to be better.
             least = known.kl_by_layers.get(split.layers, 0.0)
             if candidates and least > min(c.kl_search for c in candidates):
                 say(f"  {split.layers} layers: not built, a wider one of a smaller budget has KL {least:.4f}")
@@ -284,7 +284,7 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
             f"{len(by_layers)} feasible splits of fewer layers were not built: {known.patience} in a row were worse than "
             "the best."
         )
-    # Last, the removed set of the best candidate is improved by swaps, once for each number of removed layers.
+    # Finally, swaps improve the removed set of the best candidate, once for each number of removed layers.
     best = min(candidates, key=lambda c: c.kl_search)
     if search.recipe.layer_criterion == "kl" and len(best.removed) not in known.swapped:
         candidates += swap_layers(search, candidates)
@@ -295,9 +295,9 @@ def search_splits(search: Search, splits: Sequence[Split]) -> list[Candidate]:
 
 
 def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Hill-climb from the best candidate: one removed layer swapped for a neighbour of it that stays, each built and measured.
+    """Hill-climb from the best candidate by swapping a removed layer for a kept neighbour. Builds and measures each set.
 
-    The greedy search scores layers without the refit, which can make up for some layers better than for others.
+    The greedy search scores layers without the refit, and the refit can make up for some layers better than for others.
     """
     best = min(candidates, key=lambda c: c.kl_search)
     found: list[Candidate] = []
@@ -318,7 +318,7 @@ def swap_layers(search: Search, candidates: Sequence[Candidate]) -> list[Candida
 
 
 def _by_layers(search: Search, splits: Sequence[Split]) -> dict[int, Split]:
-    """Return the splits by their number of layers, without those deeper than a smaller budget of the same sweep ended at."""
+    """Return the splits by their number of layers. Those deeper than a smaller budget's winner in this sweep are left out."""
     most = max(min(search.known.most_layers or search.shape.layers, splits[0].layers), splits[-1].layers)
     return {split.layers: split for split in splits if split.layers <= most}
 
@@ -352,7 +352,7 @@ def _worsening(candidates: Sequence[Candidate], patience: int) -> bool:
 
 
 def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candidate], None]) -> Candidate:
-    """Let ``judge`` measure the best few on more tokens; task success decides, then KL on answers, then KL."""
+    """Let ``judge`` measure the best few on more tokens, and choose by solved tests, else by KL on answers, then KL."""
     best = choose_finalists(candidates, finalists)
     if len(best) == 1:
         best[0].chosen = True
@@ -365,7 +365,7 @@ def decide(candidates: list[Candidate], finalists: int, judge: Callable[[Candida
 
 
 def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candidate]:
-    """The best by KL, the last place to the best of the others by KL on answers: the two rank some splits differently."""
+    """Return the best by KL. The last place goes to the best of the others by KL on answers, which ranks some differently."""
     ranked = sorted(candidates, key=lambda c: c.kl_search)
     if number == 1 or len(ranked) <= number:
         return ranked[:number]
@@ -375,7 +375,7 @@ def choose_finalists(candidates: Sequence[Candidate], number: int) -> list[Candi
 
 
 def _rank(candidate: Candidate) -> tuple[float, float]:
-    """Sort by the tests passed, then by KL; without tests by KL on answers, the part of the text that a user asks for."""
+    """Return the sort key: tests passed, then KL. Without tests it is the KL on answers, the text that a user asks for."""
     kl = candidate.kl if candidate.kl is not None else candidate.kl_search
     if candidate.task_success is not None:
         return (-candidate.task_success, kl)

@@ -1,6 +1,6 @@
-"""A plan on a sibling: the same architecture and tokens with other weights, as an instruct model is of its base.
+"""A plan on a sibling: a model of the same architecture and tokens with other weights, such as the instruct model of a base.
 
-What stays is replayed from the plan; the weights are refitted on the sibling itself. It makes no choice.
+The plan's choices are replayed, and the weights are refitted on the sibling itself.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flab.pruning.planner import model_facts
 
 
 def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[str]:
-    """Demand the architecture and the tokens that the plan was made for; returns a warning for what is only worse.
+    """Check that a model has the architecture and the tokens that the plan was made for. Returns warnings.
 
     Raises:
-        PlanError: names what differs, and what to do.
+        PlanError: something differs; names it, and says what to do.
     """
     path = checkpoint.path
     shape = shape_of(checkpoint.model, family)
@@ -42,11 +42,10 @@ def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[st
 
 
 def _check_texts(checkpoint: Checkpoint, plan: Plan) -> None:
-    """The plan's ids mean the same tokens; compared only if the model that it was made for is still there."""
+    """Check that the plan's ids mean the same tokens, if the model that it was made for is still there."""
     try:
         file = resolve(plan.model["path"]) / "tokenizer.json"
-        # Equal sizes do not mean equal tokens: ids are compared by their text, if the plan's model is still
-        # there to ask.
+        # Equal sizes do not mean equal tokens, so ids are compared by their text.
         old = read_object(file)["model"]["vocab"]
     except (CheckpointError, KeyError):
         return
@@ -59,11 +58,10 @@ def _check_texts(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _check_needed(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    """Refuse a plan that cuts a token this model has a role for; warn if pieces of its chat template go."""
+    """Refuse a plan that cuts a token this model has a role for; warn if it cuts pieces of the chat template."""
     kept = set(plan.vocabulary.kept)
     roles = set(TokenizerModel(checkpoint.tokenizer).added.values()) | checkpoint.named_ids
-    # A chat model has roles that its base model did not need, and a plan made on the base may have cut their
-    # tokens.
+    # A chat model has roles that its base does not have, and a plan made on the base may cut their tokens.
     if gone := sorted(roles - kept):
         names = ", ".join(repr(checkpoint.tokenizer.id_to_token(i)) for i in gone[:5])
         raise PlanError(

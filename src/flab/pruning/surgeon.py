@@ -1,7 +1,7 @@
-"""The only surgeon: carries decisions out on a model, in place.
+"""The only module that cuts a model: it carries out decisions, in place, and makes none.
 
-It makes no choice. Layers are cut as the walk passes them, so that no second copy of the model is ever held. Those whose
-weights lie in files are read one by one; what becomes of a cut layer is up to the caller.
+Layers are cut as the walk passes them, so there is never a second copy of the model. Layers whose weights lie in files are
+read one by one. The caller decides what happens to a cut layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def keep(place: int, layer: nn.Module) -> None:
 
 
 def let_go(place: int, layer: nn.Module) -> None:
-    """Free the memory of a cut layer, of which only the decisions are wanted."""
+    """Free the memory of a cut layer if only its decisions are wanted."""
     layer.to("meta")
 
 
@@ -58,10 +58,10 @@ def carve(
     for new in track(walk, "Cutting and refitting", total=len(cut.kept_layers), unit="layers"):
         layer = layers[new.index]
         replace_weights(layer, family, new)
-        # The caller may write the layer out and let its weights go before the next one is read.
+        # The caller may write the layer out and free its weights before the next one is read.
         done(len(decisions), layer)
-        # Decisions are kept for the plan without their weights, which are in the layer now: those of all layers
-        # together would be a second model.
+        # The plan needs the decisions without the weights, which are in the layer now. Keeping those of all layers would
+        # hold the model twice.
         decisions.append(
             replace(new, ffn_out=new.ffn_out.new_empty(0), attention_out=None, ffn_in=None, state=None, mixture=None)
         )
@@ -70,10 +70,10 @@ def carve(
 
 
 def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:
-    """Cut layers and neurons, or experts, of ``model`` in place without a refit: as :func:`carve`, but it needs no text."""
+    """Cut layers and neurons, or experts, of ``model`` in place, like :func:`carve` but without a refit or text."""
     layers = layers_of(model, family)
     for place, index in enumerate(track(cut.kept_layers, "Cutting", unit="layers")):
-        # Files hold each expert apart, so those that go need not be read.
+        # Files hold each expert separately, so removed experts are not read.
         if not family.experts:
             read_in(layers[index])
         if cut.neurons is not None:
@@ -85,14 +85,14 @@ def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:
 
 def layers_after(model: Any, family: Family, cut: Cut) -> list[nn.Module]:
     """Return what the layers of ``model`` will be, without their numbers: modules on the meta device."""
-    # All layers are of one size, so one stands for all.
+    # All layers have the same size, so one of them is enough.
     one = copy.deepcopy(layers_of(model, family)[0]).to("meta")
     cut_inside(one, family, range(cut.width))
     return [one] * len(cut.kept_layers)
 
 
 def _cut_depth(model: Any, family: Family, cut: Cut) -> None:
-    """Let go of the layers that are not kept, and put the new sizes into the config."""
+    """Drop the layers that are not kept, and write the new sizes into the config."""
     if len(cut.kept_layers) < len(layers_of(model, family)):
         cut_layers(model, family, cut.kept_layers)
     if family.experts:

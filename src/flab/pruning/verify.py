@@ -34,7 +34,7 @@ Step = tuple[str, Callable[[], tuple[bool | None, str]]]
 
 @dataclass
 class _Findings:
-    """One line for each thing verified."""
+    """The results of the checks, one for each."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class _Findings:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Anything that goes wrong inside is a failed check, not a crash."""
+        """Run a block as one check. Any exception in it is a failed check, not a crash."""
         try:
             yield
         except Exception as error:
@@ -62,7 +62,7 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
     findings.add("reloads with every weight in place", True)
     findings.add("AutoTokenizer equals tokenizer.json", not checkpoint.warnings, "; ".join(checkpoint.warnings))
     if checkpoint.warnings:
-        findings.lines[-1]["ok"] = None  # perhaps so with the original; judged beside it
+        findings.lines[-1]["ok"] = None  # the original may lack them too; compared with it below
     steps: list[Step] = [
         ("only safetensors, no stale tokenizer files", lambda: _files(folder, plan)),
         ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
@@ -96,7 +96,7 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
 
 
 def _is_renumbered(plan: Plan) -> bool:
-    """Return whether any token of the original is gone, and with it the ids of those after it."""
+    """Return whether any token of the original is gone, so that the ids after it have changed."""
     return plan.vocabulary.after < plan.vocabulary.before
 
 
@@ -113,7 +113,7 @@ def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
 
 
 def _ids(checkpoint: Checkpoint) -> tuple[bool, str]:
-    """Return ids named in the configs and produced by the tokenizer on hostile text."""
+    """Check the ids that the configs name and those that the tokenizer produces on hostile text."""
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     configs = {"config": checkpoint.model.config, "generation_config": checkpoint.model.generation_config}
     wrong = [f"{n}.{key}={i}" for n, c in configs.items() for key, i in named_ids(c.to_dict()) if not 0 <= i < rows]
@@ -126,8 +126,7 @@ def _hostile_texts() -> list[str]:
     limits = (0x7F, 0x24F, 0xFFFF, 0x10FFFF)
     texts = []
     for number in range(NUM_ROUND_TRIPS):
-        # In turn ASCII, Latin, the basic plane and all of Unicode; surrogates are no characters and cannot be
-        # encoded.
+        # ASCII, Latin, the basic plane and all of Unicode in turn, without surrogates, which cannot be encoded.
         limit = limits[number % len(limits)]
         points = (chooser.randrange(limit) for _ in range(chooser.randrange(1, 30)))
         texts.append("".join(chr(p) for p in points if not 0xD800 <= p <= 0xDFFF))
@@ -142,7 +141,7 @@ def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
 
 
 def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[bool | None, str]:
-    """Logits and tokens of the oldest supported transformers against the proof; nothing is said of it if it was not run."""
+    """Compare logits and tokens of the oldest supported transformers with the proof. Skipped if it is not given."""
     if python is None:
         return None, "give `oldest` with the python of an environment that has transformers 4.57"
     if (folder / PROOF).is_file():
@@ -163,7 +162,7 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
 
 
 def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
-    """Greedy tokens with the key-value cache against those without; a near-tie may differ below float32."""
+    """Compare greedy tokens with and without the key-value cache."""
     model = checkpoint.model
     prompt = torch.tensor([probe_ids(model.config.vocab_size)[1]])
     plain: dict[str, Any] = {
@@ -172,7 +171,7 @@ def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
         "do_sample": False,
         "attention_mask": torch.ones_like(prompt),
     }
-    # In float32, because in 16 bits a near-tie between two tokens may fall either way with and without a cache.
+    # In float32, because in 16 bits a near-tie between two tokens may be broken differently with and without a cache.
     model.float()
     cached, uncached = (model.generate(prompt, use_cache=c, pad_token_id=0, **plain)[0].tolist() for c in (True, False))
     return cached == uncached, "" if cached == uncached else f"{cached} != {uncached}"
@@ -193,7 +192,7 @@ def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:
 
 
 def _against_steps(folder: Path, checkpoint: Checkpoint, against: Path, plan: Plan) -> list[Step]:
-    """Return the comparisons with the original, which is loaded here, once."""
+    """Return the comparisons with the original, which is loaded here once."""
     original = load(against)
     if read_proof(folder).get("trained"):  # then none equals the original's
         weights: list[Step] = [("tied and untied as the original", lambda: _tied_equal(checkpoint, original))]
@@ -225,14 +224,14 @@ def _rows_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tup
 
 
 def _tied_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
-    """Embedding and head are one tensor in both, or two in both."""
+    """Check that embedding and head are one tensor in both models, or two in both."""
     models = (checkpoint.model, original.model)
     tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in models]
     return tied[0] == tied[1], f"tied: {tied[0]}, original: {tied[1]}"
 
 
 def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, refit: str) -> tuple[bool | None, str]:
-    """Nothing of a layer that was reconstructed as a whole; of the others all but the FFN and the attention's output."""
+    """Check the tensors that no cut touches: all but the FFN and the attention's output, in layers not reconstructed."""
     family = family_of(checkpoint.model.config)
     layers = layers_of(checkpoint.model, family)
     old_layers = layers_of(original.model, family)
@@ -244,8 +243,7 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
         state = layers[place].state_dict()
         old = old_layers[index].state_dict()
         names = [n for n in state if not n.startswith(family.fitted)]
-        # Compared bit for bit: a cut copies rows, so even a rounding difference would mean that a tensor went
-        # through some computation.
+        # A cut copies rows, so tensors are compared bit for bit: even a rounding difference would mean a computation.
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]
     if not compared:
         return None, "every layer was reconstructed as a whole: none is left to compare"
@@ -253,15 +251,14 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
 
 
 def _tokens_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
-    """Same text for every kept id; and the same split of every probe whose tokens are all kept."""
+    """Check that every kept id has the same text, and that every probe made of kept tokens is split as before."""
     kept = plan.vocabulary.kept
     new_of = {old: new for new, old in enumerate(kept)}
     texts = [i for i, k in enumerate(kept) if checkpoint.tokenizer.id_to_token(i) != original.tokenizer.id_to_token(k)]
     covered = 0
     differ = 0
     for probe in [line for text in PROBES for line in text.splitlines()]:
-        # Only probes whose tokens are all kept have to be split as before; any other text must find other
-        # pieces.
+        # A probe that contains a removed token must be split into other pieces.
         ids = original.tokenizer.encode(probe, add_special_tokens=False).ids
         if all(i in new_of for i in ids):
             covered += 1
@@ -280,12 +277,12 @@ def _round_trips(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, st
 
 
 def _auto_equal(checkpoint: Checkpoint, original: Checkpoint) -> tuple[bool, str]:
-    """Return what AutoTokenizer gets wrong it gets wrong with the original as well."""
+    """Check that AutoTokenizer gets nothing wrong that it gets right with the original."""
     return bool(original.warnings) or not checkpoint.warnings, "; ".join(checkpoint.warnings)
 
 
 def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, plan: Plan) -> tuple[bool, str]:
-    """Check that every id of the original's generation config is in its place, renumbered, and that templates are equal."""
+    """Check that every id of the original's generation config is there, renumbered, and that the chat templates are equal."""
     new_of = {old: new for new, old in enumerate(plan.vocabulary.kept)}
     old_ids, ids = (list(named_ids(c.model.generation_config.to_dict())) for c in (original, checkpoint))
     same = ids == [(key, new_of.get(i)) for key, i in old_ids if i in new_of]
@@ -298,7 +295,7 @@ def _roles_equal(folder: Path, checkpoint: Checkpoint, original: Checkpoint, pla
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m flab.pruning.verify FOLDER [ORIGINAL [PYTHON]]``, those left out or empty: one line of JSON on stdout."""
+    """Run the command in the module's docstring; print one line of JSON. Arguments in brackets may be left out or empty."""
     folder, against, oldest = [*arguments, "", ""][:3]
     try:
         print(json.dumps(verify(Path(folder), Path(against) if against else None, oldest or None)))

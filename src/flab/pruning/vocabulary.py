@@ -1,4 +1,4 @@
-"""Which tokens a budget keeps, and what that costs. It cuts nothing: see :mod:`flab.pruning.cuts.vocabulary`."""
+"""Which tokens a budget keeps, and what that costs. The cut itself is in :mod:`flab.pruning.cuts.vocabulary`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from flab.pruning.cuts.vocabulary import choose_vocabulary, count_tokens, covere
 from flab.pruning.objective import cut_mass_kl, expected_counts
 from flab.pruning.recipe import Recipe
 
-# No calibration text holds all tokens that other text of its kind needs of a vocabulary above this size.
+# In a vocabulary above this size, no calibration text holds all the tokens that other text of its kind needs.
 LARGE_VOCABULARY = 32_768
 EXPECTED_TOKENS = 12_288  # places at which the uncut model is asked what it would write
-# How much the order of ids counts, as a fraction of all counts.
+# The weight of the order of ids, as a fraction of all counts.
 RANK_WEIGHT = 0.003
-# In ids. The first are bytes, and their neighbours are all frequent.
+# In ids: the first ones are bytes, and those after them are all frequent.
 RANK_OFFSET = 300
 
 
@@ -47,7 +47,7 @@ class Counts:
 
 
 class Tokenized(Protocol):
-    """What has a tokenizer and a folder: a loaded model, or the facts of one."""
+    """A loaded model, or its facts alone: something with a tokenizer and a folder."""
 
     @property
     def path(self) -> Path: ...
@@ -58,14 +58,14 @@ class Tokenized(Protocol):
 
 
 class Needs:
-    """What texts need of an uncut vocabulary; worked out once for all budgets, and not before it is asked for."""
+    """The tokens that texts need; computed once for all budgets, when first asked for."""
 
     def __init__(self, source: Tokenized, recipe: Recipe, found: Counts) -> None:
         """Remember what to read.
 
         Args:
-            source: its files name tokens that must stay.
-            recipe: how tokens are counted, and whether their pieces stay; its budget is not read.
+            source: the model, whose files name tokens that must stay.
+            recipe: how tokens are counted, and whether their pieces stay. Its budget is not used.
             found: how often each token occurs.
         """
         self.source = source
@@ -84,7 +84,7 @@ class Needs:
 
     @cached_property
     def required(self) -> set[int]:
-        """The tokens that stay whatever the texts say."""
+        """The tokens that stay whatever the texts use."""
         return required_tokens(self.source.path, self.source.tokenizer, self.source.named_ids)
 
     @cached_property
@@ -94,11 +94,11 @@ class Needs:
 
     @cached_property
     def num_covered(self) -> int:
-        """How many tokens all texts are made of."""
+        """The number of different tokens in all texts."""
         return len(covered_tokens(self.model, self.counts, self.required))
 
     def decided(self, shape: Shape, remove: float, pins: Pins) -> list[int] | None:
-        """Return new id -> old id if there is nothing to choose: of all tokens, or without closure of all that occur."""
+        """Return new id -> old id if there is nothing to choose: all tokens, or without closure all that occur. Else None."""
         if vocabulary_for(shape, remove, 0, pins) >= shape.vocabulary:
             return list(range(shape.vocabulary))
         if self.recipe.closure:
@@ -107,10 +107,10 @@ class Needs:
         return self.model.order(seen | set(self.model.added.values()) | self.source.named_ids)
 
     def size(self, shape: Shape, remove: float, pins: Pins) -> int:
-        """Return how many tokens stay: all that the task's text is made of, and more if they are affordable.
+        """Return how many tokens stay: all of the task's text, and more if the budget allows it.
 
-        Tokens of general text stay while the vocabulary keeps no larger a share than the whole model does. What a coarse step
-        of the width leaves of the budget goes to further tokens of a large vocabulary.
+        Tokens of general text are added while the vocabulary keeps no larger a share than the whole model does. Widths change
+        in coarse steps; a large vocabulary gets further tokens for what they leave of the budget.
 
         Raises:
             BudgetError: a pinned size is below the tokens that must stay.
@@ -118,8 +118,7 @@ class Needs:
         decided = self.decided(shape, remove, pins)
         if decided is not None:
             return len(decided)
-        # The vocabulary shrinks by the same share as the model at most, so that a small cut does not fall on
-        # the tokens alone.
+        # The vocabulary shrinks at most by the same share as the model, so that tokens alone do not pay for a small cut.
         affordable = min(self.num_covered, int((1 - remove) * shape.vocabulary))
         size = vocabulary_for(shape, remove, max(rounded_up(len(self.covered)), rounded_up(affordable)), pins)
         if shape.vocabulary > LARGE_VOCABULARY:
@@ -130,16 +129,16 @@ class Needs:
         return size
 
     def floor(self, size: int) -> set[int]:
-        """Return the tokens that stay in any case: those of the task's text if they fit."""
+        """Return the tokens that stay in any case, which include those of the task's text if they fit."""
         return self.covered if len(self.covered) <= size else self.required
 
 
 def plan_vocabulary(
     needs: Needs, shape: Shape, remove: float, pins: Pins, expected: Callable[[], Mapping[int, float]] = dict
 ) -> list[int]:
-    """Return new id -> old id of the tokens to keep: as many as :meth:`Needs.size` says, the most likely first.
+    """Choose as many tokens as :meth:`Needs.size` says, the most likely first. Returns the old id of each new id.
 
-    A large vocabulary is also chosen by what the model expects: ``expected`` gives how often it would write each token.
+    For a large vocabulary the model helps to choose: ``expected`` returns how often it would write each token.
 
     Raises:
         BudgetError: as :meth:`Needs.size`, before ``expected`` is called.
@@ -150,16 +149,16 @@ def plan_vocabulary(
     size = needs.size(shape, remove, pins)
     counts: Mapping[int, float] = needs.counts
     if shape.vocabulary > LARGE_VOCABULARY:
-        # Of a large vocabulary the text at hand holds a small part, and words that other prompts need would go: each is then
-        # spelled in pieces, which costs answers. What the model would have written in the same places stands for them.
+        # The text uses a small part of a large vocabulary, and cutting the rest would remove words that other prompts need.
+        # Spelling them in pieces costs answers. What the model would have written in the same places stands in for them.
         counts = _likely(needs.counts, expected(), needs.model.text_of)
     return choose_vocabulary(needs.model, counts, needs.floor(size), size)
 
 
 def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Iterable[int]) -> dict[int, float]:
-    """How often each token is expected in new text: as often as counted, and as often again as the model would write it.
+    """Return how often to expect each token in new text: the counts, plus what the model would write at equal weight.
 
-    The order of ids, by which a tokenizer's training found them more or less frequent, decides if both say nothing.
+    If both are zero, the order of ids decides, because a tokenizer's training numbers frequent tokens first.
     """
     # Three sources, each in units of counts: the text at hand, what the model would have written in its places
     # (scaled to as many tokens), and a prior by rank, because a BPE tokenizer numbers frequent tokens first
@@ -172,7 +171,7 @@ def _likely(counts: Mapping[int, int], expected: Mapping[int, float], ids: Itera
 def model_counts(
     checkpoint: Checkpoint, family: Family, texts: Texts, recipe: Recipe, batch_tokens: int
 ) -> dict[int, float]:
-    """How often the uncut model would write each token in the places of some task text and as much general text."""
+    """Return how often the uncut model would write each token at places of task text and as much general text."""
     settings = window_settings(recipe, checkpoint.model)
     settings |= {"tokens": min(settings["tokens"], EXPECTED_TOKENS), "general": 0.5 if recipe.general > 0 else 0.0}
     head = scorer_of(checkpoint.model)

@@ -1,7 +1,7 @@
-"""Which layers go: criteria that each yield the removed set for one, two, three, ... layers, and the cut.
+"""Layer removal: criteria that each yield the removed set for one, two, three, ... layers, and the cut.
 
-The default, ``kl``, is greedy with re-scoring: the layer whose removal from the *current* model costs least KL goes next.
-The others are here for comparison. How many layers go is not decided here.
+The default, ``kl``, is greedy with re-scoring: the next layer to go is the one whose removal from the *current* model costs
+the least KL. The others are here for comparison. The search decides how many layers go.
 
 Legend: B rows, T positions, D hidden size, N real tokens.
 """
@@ -25,8 +25,8 @@ from flab.models.scorer import scorer_of
 from flab.progress import track
 from flab.pruning.objective import kl_divergence
 
-# A race ends early for candidates that cannot win any more. Five standard errors are far beyond chance: the bound is
-# applied to every candidate after every batch, and a good layer that is thrown out does not come back.
+# Candidates that can no longer win leave the race early. The bound of five standard errors is far beyond chance, because it
+# is applied to every candidate after every batch, and a candidate that was dropped by mistake does not come back.
 RACE_Z = 5.0  # standard errors by which a candidate must trail before it is dropped
 RACE_WARM_UP = 4  # micro-batches before anything is dropped
 
@@ -47,10 +47,10 @@ class LayerSearch:
 
 
 def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence[torch.Tensor]) -> dict[int, float]:
-    """KL against ``reference`` (final hidden states per batch, (N, D)) of the model without each kept layer.
+    """Return the KL of the model without each kept layer, against ``reference``: final hidden states per batch, (N, D).
 
-    Removing layer i leaves all before it untouched, so candidate i starts at the hidden states entering the next layer.
-    Candidates that trail by :data:`RACE_Z` standard errors of the paired difference per token are dropped: they have no score.
+    Removing layer i changes nothing before it, so candidate i starts at the hidden states that enter the next layer.
+    Candidates that trail by :data:`RACE_Z` standard errors of the paired difference per token are dropped; they get no score.
     """
     head = scorer_of(search.runner.model)
     racing = list(range(len(kept)))
@@ -69,9 +69,9 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
 def _without_each(
     runner: LayerRunner, batch: Batch, kept: Sequence[int], places: Sequence[int]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The final hidden states, (B, T, D), of the model of the kept layers less the one at each place; one stream is held."""
-    # One pass through all kept layers gives the stream entering each of them. Without the layer at a place, that stream
-    # enters the next layer directly: only the layers after it have to be computed again, half of them on average.
+    """Yield each place with the final hidden states, (B, T, D), of the kept layers without the one there."""
+    # One pass through all kept layers gives the stream that enters each of them. Without the layer at a place, that stream
+    # enters the next layer directly, so only the layers after it are computed again: half of them on average.
     for place, entering in zip(range(len(kept)), runner.forward(batch, kept), strict=False):
         if place in places:
             hidden = entering
@@ -83,9 +83,9 @@ def _without_each(
 def spread(count: int) -> list[int]:
     """Order 0 to ``count`` - 1 so that every beginning is spread over the whole range.
 
-    Micro-batches are sorted by length, and a race over the short ones alone would compare something else.
+    Micro-batches are sorted by length, so without this the first ones would cover short windows only.
     """
-    # The numbers by their binary digits in reverse, the van der Corput sequence: 0, 4, 2, 6, 1, 5, 3, 7.
+    # Sorted by their reversed binary digits, the numbers form the van der Corput sequence: 0, 4, 2, 6, 1, 5, 3, 7.
     bits = max(1, (count - 1).bit_length())
     return sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
 
@@ -96,8 +96,8 @@ def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> li
     best = min(racing, key=lambda place: float(values[place].mean()))
     survivors = []
     for place in racing:
-        # A paired test: the same tokens are hard for every candidate, so the difference per token varies much less than
-        # the KL itself, and its standard error is std / sqrt(N).
+        # The test is paired: the same tokens are hard for every candidate, so the difference per token varies much less
+        # than the KL itself. Its standard error is std / sqrt(N).
         difference = values[place] - values[best]
         bound = RACE_Z * float(difference.std()) / math.sqrt(len(difference))
         if place == best or float(difference.mean()) <= bound:
@@ -111,15 +111,15 @@ def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torc
 
 
 def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """Greedy with re-scoring: the layer that costs least KL without the layers removed so far goes next.
+    """Yield the removed sets of a greedy search, which scores all remaining layers again after each removal.
 
-    A path that is known from a smaller budget is taken as it is and continued.
+    A path that is known from a smaller budget is continued.
     """
     kept = list(range(search.num_layers))
     for step in list(search.path):
         kept.remove(step["removed"])
         yield tuple(sorted(set(range(search.num_layers)) - set(kept)))
-    # The reference stays the uncut model at every step, so errors cannot hide behind those of the steps before.
+    # Every step is compared with the uncut model, so errors cannot hide behind those of earlier steps.
     reference = reference_states(search.runner, search.batches) if len(kept) > 1 else []
     while len(kept) > 1:
         scores = score_removals(search, kept, reference)
@@ -131,7 +131,7 @@ def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
 
 
 def _one_shot(search: LayerSearch, scores: Sequence[float]) -> Iterator[tuple[int, ...]]:
-    """Lowest score first, never re-scored."""
+    """Yield the removed sets by ascending score, without scoring again."""
     order = sorted(range(search.num_layers), key=lambda i: (scores[i], i))
     for count in range(1, search.num_layers):
         search.path.append({"removed": order[count - 1], "score": float(scores[order[count - 1]])})
@@ -139,7 +139,7 @@ def _one_shot(search: LayerSearch, scores: Sequence[float]) -> Iterator[tuple[in
 
 
 def by_perplexity(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """One-shot: cross entropy of the calibration text with only that layer removed (Shortened-LLaMA)."""
+    """Score once, by the cross entropy of the calibration text with only that layer removed (Shortened-LLaMA)."""
     runner = search.runner
     head = scorer_of(runner.model)
     total = [0.0] * search.num_layers
@@ -162,9 +162,9 @@ def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> 
     for batch in track(search.batches, "Comparing hidden states", unit="batches"):
         chosen = batch.valid
         if last_token:
-            # A real token whose right neighbour is padding, or the end of the row.
+            # The last token of a row: its right neighbour is padding or the end of the row.
             chosen = batch.valid & ~torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))
-        # A window of distance + 1 streams: its ends are what enters layer l and what enters layer l + distance.
+        # A window of distance + 1 streams. The streams at its ends enter layer l and layer l + distance.
         states = deque[torch.Tensor](maxlen=distance + 1)
         for place, hidden in enumerate(search.runner.forward(batch, range(search.num_layers)), -distance):
             states.append(hidden[chosen].float())
@@ -176,12 +176,12 @@ def _block_cosines(search: LayerSearch, last_token: bool, distance: int = 1) -> 
 
 
 def by_block_influence(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """One-shot: 1 - mean cosine of a layer's input and output over all real tokens (ShortGPT)."""
+    """Score once, by 1 - mean cosine of a layer's input and output over all real tokens (ShortGPT)."""
     yield from _one_shot(search, [1 - c for c in _block_cosines(search, last_token=False)])
 
 
 def by_last_token(search: LayerSearch) -> Iterator[tuple[int, ...]]:
-    """One-shot: the same on the last token only, as the paper's public scripts do."""
+    """Score once, by block influence at the last token only, as the paper's public scripts do."""
     yield from _one_shot(search, [1 - c for c in _block_cosines(search, last_token=True)])
 
 
@@ -214,7 +214,7 @@ LAYER_CRITERIA: dict[str, Callable[[LayerSearch], Iterator[tuple[int, ...]]]] = 
 
 
 def cut_layers(model: Any, family: Family, kept: Sequence[int]) -> None:
-    """Keep only these layers, in place; every per-layer entry of the config follows by index."""
+    """Keep only these layers, in place, and the same entries of every per-layer list of the config."""
     layers = layers_of(model, family)
     config = model.config
     before = len(layers)
@@ -231,7 +231,7 @@ def cut_layers(model: Any, family: Family, kept: Sequence[int]) -> None:
     for name in family.depth_limits:
         if (limit := getattr(config, name, None)) is not None:
             setattr(config, name, min(sum(i < limit for i in kept), len(kept)) if limit < before else len(kept))
-    # The key-value cache is addressed by the layer's index, which has to be without gaps.
+    # The key-value cache is addressed by the layer's index, so the indices must have no gaps.
     for new_index, layer in enumerate(remaining):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):

@@ -1,6 +1,6 @@
-"""Which FFN neurons stay: criteria that score every neuron of every layer, and the choice of the best.
+"""FFN neurons: criteria that score every neuron of every layer, the choice of the best, and the cut.
 
-A neuron j is column j of the output projection with its rows of the input projections; ``a_tj`` is its activation at token
+Neuron j is column j of the output projection together with its rows of the input projections; ``a_tj`` is its activation at token
 t. ``elimination`` is not here: it needs the refit's statistics (:mod:`flab.pruning.refit.walk`).
 
 Legend: L layers, F neurons, N real tokens, V vocabulary.
@@ -42,13 +42,13 @@ class NeuronSearch:
 def score_activation(search: NeuronSearch) -> torch.Tensor:
     """(L, F): sum over tokens of ``a_tj^2``, times ``||W_down[:, j]||^2``; the energy that the neuron adds to the stream.
 
-    All tokens are of the kept vocabulary (it is cut first), as COMPACT's common activations ask.
+    All tokens belong to the kept vocabulary, because it is cut first. COMPACT's common activations require this.
     """
     states = [search.runner.embed(batch) for batch in search.batches]
     scores = []
     for index, out in enumerate(track(search.outputs, "Neuron activations", unit="layers")):
         total = torch.zeros(search.width, dtype=torch.float64, device=search.runner.device(index))
-        # One layer at a time: the activations are what enters the output projection, and only their squares are kept.
+        # The activations are what enters the output projection. Only the sums of their squares are kept.
         with search.runner.at_work(index):
             for place, batch in enumerate(search.batches):
                 with _caught_input(out) as caught:
@@ -78,13 +78,14 @@ def _score_gradient(
     embedding = embedding_of(model, search.runner.family)
     search.runner.widen(search.runner.dtype)  # gradients want more than 16 bits
     for batch in track(search.batches, title, unit="batches"):
-        # No parameter asks for gradients. The embedded text does, so that a graph is built through all activations.
+        # No parameter requires gradients. The embedded text does, so that a graph is built through all activations.
         inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)
         with contextlib.ExitStack() as stack, torch.enable_grad():
             caught = [stack.enter_context(_caught_input(out)) for out in search.outputs]
             logits = model(inputs_embeds=inputs, use_cache=False).logits[batch.valid].float()
             activations = [c[0] for c in caught]
-            # Causal attention lets a token's activations reach the losses of later tokens too: that is part of the gradient.
+            # Through causal attention, a token's activations also affect the losses of later tokens. The gradient
+            # includes that.
             gradients = torch.autograd.grad(loss_of(logits), activations)
         for total, activation, gradient in zip(totals, activations, gradients, strict=True):
             # First-order Taylor: setting a_tj to zero changes the loss by about -a_tj * d loss / d a_tj. Taking
@@ -95,15 +96,15 @@ def _score_gradient(
 
 
 def score_fisher(search: NeuronSearch) -> torch.Tensor:
-    """(L, F): the KL's own second order, ``sum_t (a_tj * d log p(y) / d a_tj)^2`` with labels y drawn from the model.
+    """(L, F): the KL's second-order term, ``sum_t (a_tj * d log p(y) / d a_tj)^2`` with labels y drawn from the model.
 
-    The first order of a KL at the dense point is identically zero, so it is not a criterion.
+    The first-order term of a KL is zero at the uncut model, so it cannot rank neurons.
     """
     generator = torch.Generator().manual_seed(search.seed)
 
     def log_likelihood(logits_NV: torch.Tensor) -> torch.Tensor:
-        # Labels drawn from the model's own distribution make this the Fisher information, not the gradient on
-        # the text; drawn on the CPU, so that one seed means the same labels on every device.
+        # Labels from the model's own distribution make this the Fisher information, not the gradient on the text. They
+        # are drawn on the CPU, so that one seed means the same labels on every device.
         labels = torch.multinomial(logits_NV.detach().softmax(-1).cpu(), 1, generator=generator).to(logits_NV.device)
         return logits_NV.log_softmax(-1).gather(1, labels).sum()
 
@@ -121,7 +122,7 @@ def score_entropy(search: NeuronSearch) -> torch.Tensor:
 
 
 def score_magnitude(search: NeuronSearch) -> torch.Tensor:
-    """(L, F): product of the norms of the neuron's column and rows; reads the weights only."""
+    """(L, F): product of the norms of the neuron's column and rows. Reads no text."""
     family = search.runner.family
     scores = []
     # For an input of norm 1 the neuron adds at most this to the stream, because |act(z)| <= |z|.
@@ -129,7 +130,7 @@ def score_magnitude(search: NeuronSearch) -> torch.Tensor:
         with search.runner.at_work(index) as layer:
             score = out.weight.double().norm(dim=0)
             for matrix in ffn_inputs(layer, family):
-                # Without the bias column, if there is one: only the weights scale with the input.
+                # The bias is left out, because only the weights scale with the input.
                 score = score * matrix[:, : out.out_features].double().norm(dim=1)
             scores.append(score.cpu())
     return torch.stack(scores)
@@ -146,9 +147,9 @@ def score_first(search: NeuronSearch) -> torch.Tensor:
     return -torch.arange(search.width, dtype=torch.float64).expand(len(search.outputs), -1)
 
 
-# A new criterion is one function above and one row here, and its name in NEURON_CRITERION_NAMES of
-# ``flab.pruning.recipe``, which the command line reads without importing torch; a test compares the two. The
-# default, ``elimination``, has no row, because it reads the statistics of the refit: ``Gram.eliminate`` in
+# A new criterion needs one function above, one row here, and its name in NEURON_CRITERION_NAMES of
+# ``flab.pruning.recipe``, which the command line reads without importing torch. A test compares the two. The default,
+# ``elimination``, has no row, because it reads the statistics of the refit: ``Gram.eliminate`` in
 # ``flab.pruning.refit.gram``.
 NEURON_CRITERIA: dict[str, Callable[[NeuronSearch], torch.Tensor]] = {
     "activation": score_activation,
@@ -169,7 +170,8 @@ def choose_neurons(scores_F: torch.Tensor, width: int) -> list[int]:
 
 def cut_ffn(layer: nn.Module, family: Family, neurons: Sequence[int]) -> None:
     """Keep only these neurons of one layer, in place."""
-    # A neuron is a row of each input projection, with its bias, and a column of the output projection, whose bias stays.
+    # A neuron is a row of each input projection, with its bias, and a column of the output projection. The output's bias
+    # belongs to no neuron and stays.
     width = linear(layer, family.ffn_out).in_features
     rows = [*neurons, *(width + neuron for neuron in neurons)] if family.fused else neurons
     for path in family.ffn_in:

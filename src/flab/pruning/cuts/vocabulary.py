@@ -1,7 +1,7 @@
 """Vocabulary: keep what the corpus uses, closed under the tokenizer's own derivations, and cut the other rows.
 
-With the closure every text whose tokens are all kept is segmented exactly as before; only the ids change. Works on
-byte-level and byte-fallback BPE and on Unigram ``tokenizer.json`` files. It does not decide how many tokens to keep.
+With the closure, any text whose tokens are all kept is split exactly as before; only the ids change. This works for
+byte-level BPE, byte-fallback BPE and Unigram ``tokenizer.json`` files. The caller decides how many tokens to keep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flab.models.families import Family, embedding_of, head_of, is_tied
 from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
 
-# Entries of a generation config that list token ids without saying so in their names.
+# Entries of a generation config that list token ids although their names do not say so.
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 # What a chat template may put between its marks: the roles, with and without the space that BPE glues to a
 # word.
@@ -40,7 +40,7 @@ def count_tokens(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 64) ->
 
 
 def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int]) -> set[int]:
-    """Return ids that must stay whatever the corpus says: symbols, added tokens, and all that the folder's files name."""
+    """Return the ids that stay whatever the corpus uses: symbols, added tokens, and all that the folder's files name."""
     model = TokenizerModel(tokenizer)
     # Without the alphabet some bytes could not be encoded; added tokens and roles are named in configs and templates.
     keep = model.alphabet() | set(model.added.values()) | set(role_ids)
@@ -54,7 +54,7 @@ def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int])
             data = json.loads((folder / name).read_text(encoding="utf-8"))
             keep.update(i for _, i in named_ids(data))
             keep.update(i for text in _strings(data) if (i := tokenizer.token_to_id(text)) is not None)
-    # What the chat template writes around a message has to be encoded as before.
+    # The text that the chat template writes around a message must be encoded as before.
     for literal in _template_literals(folder):
         keep.update(tokenizer.encode(literal, add_special_tokens=False).ids)
     return {i for i in keep if i in model.text_of}
@@ -69,12 +69,12 @@ def _template_literals(folder: Path) -> Iterator[str]:
     yield from _ROLES
     for quoted in re.findall(r"'([^'\n]*)'|\"([^\"\n]*)\"", text):
         yield "".join(quoted).replace("\\n", "\n").replace("\\\\n", "\n")
-    # What stands outside of all jinja marks is written into every chat as it is.
+    # Text outside the jinja marks is written into every chat as it is.
     yield from re.split(r"\{[%{#].*?[%}#]\}", text, flags=re.DOTALL)
 
 
 def named_ids(data: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """(key, id) of every token id in a config: ``*_token_id``, lists of them, and the lists of suppressed tokens."""
+    """Yield (key, id) for every token id in a config: ``*_token_id``, lists of them, and lists of suppressed tokens."""
     if isinstance(data, Mapping):
         for name, value in data.items():
             yield from named_ids(value, str(name))
@@ -98,7 +98,7 @@ def _strings(data: Any) -> Iterator[str]:
 
 
 def closed(model: TokenizerModel, ids: Iterable[int]) -> set[int]:
-    """Return the ids and all pieces that derive them."""
+    """Return the ids and all pieces that the tokenizer builds them from."""
     return {piece for i in ids for piece in model.pieces(i)}
 
 
@@ -114,7 +114,7 @@ def floor_tokens(model: TokenizerModel, required: Iterable[int], size: int) -> s
     """Return the required tokens and the pieces that BPE builds them from.
 
     Raises:
-        BudgetError: when these alone are more than ``size``.
+        BudgetError: these alone are more than ``size``.
     """
     floor = closed(model, required)
     if len(floor) > size:
@@ -128,16 +128,16 @@ def floor_tokens(model: TokenizerModel, required: Iterable[int], size: int) -> s
 def choose_vocabulary(
     model: TokenizerModel, counts: Mapping[int, float], required: Iterable[int], size: int
 ) -> list[int]:
-    """Return exactly ``size`` ids where that is possible, closed, the most frequent first: new id -> old id.
+    """Choose a closed set of exactly ``size`` ids if possible, the most frequent first. Returns the old id of each new id.
 
-    Ties and unseen tokens go by original id, which in BPE is the order of training: the more general first.
+    Ties and unseen tokens are ordered by original id. In BPE that is the order of training, which puts general pieces first.
 
     Raises:
-        BudgetError: when the required tokens alone are more than ``size``.
+        BudgetError: the required tokens alone are more than ``size``.
     """
     keep = floor_tokens(model, required, size)
-    # Then by frequency. A token comes with the pieces that are missing for it, or not at all if they do not fit; a later,
-    # cheaper one still may.
+    # Then by frequency. A token is added together with the pieces it still needs. If they do not fit, it is skipped, and a
+    # later one that needs fewer may still fit.
     for token in sorted(model.text_of, key=lambda i: (-counts.get(i, 0), i)):
         missing = model.pieces(token) - keep
         if len(keep) + len(missing) <= size:
@@ -148,7 +148,7 @@ def choose_vocabulary(
 
 
 def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
-    """Keep the rows ``kept`` of embedding and head, in place; tied stays tied; every id in the configs follows."""
+    """Keep the rows ``kept`` of embedding and head, in place, and renumber every id in the configs. Tied weights stay tied."""
     embedding = embedding_of(model, family)
     head = head_of(model, family)
     if len(kept) >= embedding.num_embeddings:
@@ -166,7 +166,7 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
     for holder in (model, model.get_submodule(family.embedding.rpartition(".")[0])):
         if hasattr(holder, "vocab_size"):
             holder.vocab_size = len(kept)
-    # Special tokens that are named by their id follow; those that are gone become None.
+    # Special tokens that are named by their id get the new id, or None if they are gone.
     for config in (model.config, model.generation_config):
         for key, value in config.to_dict().items():
             if any(True for _ in named_ids({key: value})):
@@ -176,8 +176,7 @@ def cut_vocabulary(model: Any, family: Family, kept: list[int]) -> None:
 def _renumber_ids(value: Any, new_of: Mapping[int, int]) -> Any:
     if isinstance(value, list):
         new = [_renumber_ids(v, new_of) for v in value]
-        # An empty list of end tokens would end no answer at all; None lets transformers fall back to the
-        # config.
+        # With an empty list of end tokens no answer would ever end. With None transformers falls back to the config.
         return [v for v in new if v is not None] or None
     return new_of.get(value) if isinstance(value, int) else value
 

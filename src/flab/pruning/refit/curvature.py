@@ -1,8 +1,8 @@
 """The preconditioner of the Newton refit's conjugate gradients, one block for each matrix of the FFN, and their precision.
 
-The block of the output projection is exact: it is the Gram matrix of the features, once for each output. That of an input
-projection is taken as a Kronecker product, the Gram matrix of the inputs times one number for each neuron (Martens & Grosse,
-Optimizing Neural Networks with Kronecker-factored Approximate Curvature, 2015).
+The block of the output projection is exact: it is the Gram matrix of the features, once for each output. The block of an
+input projection is approximated by a Kronecker product: the Gram matrix of the inputs times one number for each neuron
+(Martens & Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, 2015).
 
 Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, if there is one, as one more column.
 """
@@ -22,7 +22,7 @@ Theta = list[torch.Tensor]
 
 
 def product_dtype(like: torch.Tensor) -> torch.dtype:
-    """bfloat16 for float32 where the device multiplies bfloat16 natively (a processor without does so slowly)."""
+    """Return bfloat16 for float32 if the device multiplies bfloat16 natively; otherwise it would be slow."""
     if like.dtype != torch.float32:
         return like.dtype
     return torch.bfloat16 if multiplies_bfloat16(like.device.type) else torch.float32
@@ -39,7 +39,7 @@ class KroneckerBlocks:
 
     @classmethod
     def zeros(cls, theta: Sequence[torch.Tensor]) -> KroneckerBlocks:
-        """No tokens yet."""
+        """Return blocks without any tokens."""
         columns = theta[0].shape[1]
         outputs = theta[-1].shape[1]
         slopes = [w.new_zeros(len(w)) for w in theta[:-1]]
@@ -49,8 +49,8 @@ class KroneckerBlocks:
         self, inputs: torch.Tensor, weight: torch.Tensor, features: torch.Tensor, slopes: Sequence[torch.Tensor]
     ) -> None:
         """Add the tokens of one micro-batch: inputs (N, D or D + 1), weight (N, 1), features (N, F or F + 1), slopes (N, F)."""
-        # All three sums are those of weighted least squares, over tokens: second moments of the inputs, of the
-        # features, and the squared slopes that say how strongly a neuron's output answers to its input.
+        # These are the sums of weighted least squares over tokens: the second moments of the inputs and of the features,
+        # and the squared slopes, which say how strongly a neuron's output responds to its input.
         self.inputs += (weight * inputs).T @ inputs
         self.features += (weight * features).T @ features
         for total, slope in zip(self.slopes, slopes, strict=True):
@@ -69,7 +69,7 @@ class KroneckerBlocks:
         # product it is n_j A, with A the mean of x_t x_t^T and n_j that norm times the sum of the squared slopes. One
         # eigendecomposition of A = Q diag(size) Q^T serves all neurons.
         size, basis = torch.linalg.eigh(self.inputs / max(self.weight, tiny))
-        # The matrix is positive semi-definite; rounding leaves its smallest eigenvalues slightly negative.
+        # The matrix is positive semi-definite, but rounding can make its smallest eigenvalues slightly negative.
         size = size.clamp_min(0)
         norms = out[:, : len(self.slopes[0])].pow(2).sum(0)
         neurons = [norms * slope for slope in self.slopes]
@@ -77,7 +77,7 @@ class KroneckerBlocks:
         shifts = [float(damping * n.mean() * size.mean()) + tiny for n in neurons]
         # In the basis Q the damped block n_j A + shift is diagonal.
         scales = [n[:, None] * size + shift for n, shift in zip(neurons, shifts, strict=True)]
-        # The output projection's block, the Gram matrix of the features, is the same for every output: one factor.
+        # The output projection's block is the Gram matrix of the features for every output, so one factor is enough.
         gram = self.features.double()
         shift = damping * self.features.diagonal().mean() + tiny
         factor, shift = factored(gram, shift, torch.empty_like(gram))
@@ -94,7 +94,7 @@ class Preconditioner:
     features: torch.Tensor  # Cholesky factor of the output projection's block
 
     def __call__(self, theta: Theta) -> Theta:
-        """Solve each block for its matrix."""
+        """Apply the inverse of each block to its matrix."""
         # Rotate into Q, divide by the diagonal, rotate back; then two triangular solves for the output projection.
         inputs = [w @ self.basis / scale @ self.basis.T for w, scale in zip(theta[:-1], self.scales, strict=True)]
         return [*inputs, torch.cholesky_solve(theta[-1].T, self.features).T]

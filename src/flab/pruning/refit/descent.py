@@ -1,18 +1,17 @@
 """The descent refit: all projections of one cut FFN together, by mini-batches of Adam on its own output.
 
-It minimises what the Newton refit does (:mod:`flab.pruning.refit.newton`), from the same start, and costs a small part
-of it for each token: one forward and one backward pass through one FFN. So it can afford the many tokens that a real
-model needs: at a width of 1,536 the held-out error of the closed form falls by a third between 12,000 and 70,000
-tokens, and this takes another sixth.
+It starts where the Newton refit (:mod:`flab.pruning.refit.newton`) starts, and each token costs far less: one forward and
+one backward pass through one FFN. It can therefore afford the many tokens that a real model needs. At a width of 1,536 the
+held-out error of the closed form falls by a third between 12,000 and 70,000 tokens, and descent removes another sixth.
 
     minimise  sum_t w_t ||target_t - W_out a_t||^2,   a_t = act(W_gate x_t) * (W_up x_t)
 
-The target is what the uncut FFN would put out here, plus the correction for earlier cuts that the closed form found. The
-original's stream itself, as the closed form has it, would be the wrong target: most of its difference from the pruned stream
-cannot be told from this layer's input, and many small steps fit that noise. (On a model of 135 M parameters held-out tokens
-refused the outcome in 15 of 30 layers, with this target in none.)
+The target is the uncut FFN's output here plus the correction for earlier cuts that the closed form found. The original's
+stream, which is the target of the closed form, would be wrong here: most of its difference from the pruned stream cannot be
+predicted from this layer's input, and many small steps would fit that noise. (On a model of 135 M parameters the held-out
+tokens rejected 15 of 30 layers with that target, and none with this one.)
 
-There are no labels, nothing passes through more than one FFN, and held-out rows decide whether the outcome is taken.
+There are no labels, no pass goes through more than one FFN, and held-out rows decide whether the outcome is used.
 
 Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, if there is one, as one more column.
 """
@@ -32,11 +31,11 @@ from flab.models.families import extended
 from flab.pruning.refit.curvature import Theta, product_dtype
 
 EPOCHS = 2
-# One step of Adam sees this many tokens.
+# Tokens in one step of Adam.
 STEP_TOKENS = 1024
-# Tokens at once where no gradient is needed.
+# Tokens in one chunk if no gradient is needed.
 JUDGE_TOKENS = 4096
-# Adam's step relative to the root mean square of each matrix.
+# Adam's learning rate, relative to the root mean square of each matrix.
 RATE = 0.01
 WARMUP = 0.05  # of all steps
 BETAS = (0.9, 0.95)
@@ -44,7 +43,7 @@ TINY = 1e-12
 
 
 class Example(NamedTuple):
-    """Some tokens of one layer, as they come: the fields of :class:`Examples`, held out or not as a whole."""
+    """One part of a batch: the fields of :class:`Examples` for tokens that are all held out, or all fitted."""
 
     inputs: torch.Tensor
     own: torch.Tensor
@@ -53,27 +52,26 @@ class Example(NamedTuple):
     held_out: bool
 
     def unscaled(self, size_N1: torch.Tensor) -> Example:
-        """Return the same tokens, where what leaves the FFN was divided by a size of each token."""
-        # A norm behind the projection put the problem in units of each token's size. Mini-batches run through
-        # the real FFN, so targets go back to its own units and the weight takes the size over: the weighted
-        # error stays the same.
+        """Return the same tokens with the FFN's outputs in their own units; they were divided by a size of each token."""
+        # A norm behind the projection put the problem in units of each token's size. Mini-batches run through the real FFN,
+        # so the targets return to its own units. Dividing the weight by the size keeps the weighted error the same.
         size = size_N1.to(self.own.dtype)
         return self._replace(own=self.own * size, wanted=self.wanted * size, scale=self.scale / size_N1)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """All tokens of one layer: what enters the FFN (after its norm), what should leave it, and what each token weighs."""
+    """All tokens of one layer: the FFN's inputs (after its norm), its wanted outputs, and the weight of each token."""
 
     inputs: torch.Tensor  # (N, D)
-    own: torch.Tensor  # (N, D), what the uncut FFN puts out
+    own: torch.Tensor  # (N, D), the uncut FFN's output
     wanted: torch.Tensor  # (N, D), what is missing from the original's stream; judges the held-out tokens
     scale: torch.Tensor  # (N, 1), root of the token's weight, float32
     held_out: torch.Tensor  # (N,), kept from the fit
 
     @classmethod
     def of(cls, parts: Sequence[Example]) -> Examples:
-        """Join what was collected batch by batch."""
+        """Join parts that were collected batch by batch."""
         inputs, own, wanted, scale, held_out = zip(*parts, strict=True)
         flags = [
             scale.new_full((len(scale),), held, dtype=torch.bool) for scale, held in zip(scale, held_out, strict=True)
@@ -82,7 +80,7 @@ class Examples:
 
 
 class Descent:
-    """One FFN on its way from the closed form to a smaller error."""
+    """One FFN that starts from the closed form and is fitted to a smaller error."""
 
     def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], examples: Examples, correction: Theta) -> None:
         self.act = act
@@ -108,15 +106,15 @@ class Descent:
         total = 0.0
         held = self.examples.held_out.nonzero().squeeze(1)
         for rows in torch.split(held, JUDGE_TOKENS):
-            # Judged by what the original's stream has and this one lacks, not by the smoother target of the
-            # fit: that is what the cut has to make up for.
+            # The judge is the difference from the original's stream, which the cut must make up for, and not the smoother
+            # target of the fit.
             missing = self.examples.wanted[rows].float() - self.output(theta, self.examples.inputs[rows])
             total += float((missing * self.examples.scale[rows]).pow(2).sum().double())
         return total
 
     @torch.no_grad()
     def target(self) -> torch.Tensor:
-        """What the cut FFN should put out, (N, D) in float32: the uncut FFN's output and the correction for earlier cuts."""
+        """Return the wanted output of the cut FFN, (N, D) in float32: the uncut FFN's plus the correction for earlier cuts."""
         target = self.examples.own.float()
         # ``float()`` returns the same tensor if it is float32 already, and the sum below is made in place.
         if target is self.examples.own:
@@ -137,9 +135,9 @@ class Descent:
 
     @torch.enable_grad()
     def fit(self, start: Theta) -> Theta:
-        """Adam over the fitted tokens, in an order that is the same every time."""
+        """Run Adam over the fitted tokens, in the same order every time."""
         theta = [matrix.clone().requires_grad_() for matrix in start]
-        # Adam's steps have the size of the rate, so each matrix gets one in proportion to its own entries.
+        # Adam's steps have the size of the learning rate, so each matrix gets a rate in proportion to its entries.
         sizes = [float(matrix.pow(2).mean().sqrt()) for matrix in start]
         groups = [{"params": [matrix], "lr": RATE * size} for matrix, size in zip(theta, sizes, strict=True)]
         optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
@@ -168,20 +166,20 @@ def descend(
     correction: Theta,
     replay: bool | None = None,
 ) -> tuple[Theta, bool]:
-    """Move all matrices of one FFN; returns them and whether they moved.
+    """Fit all matrices of one FFN. Returns them and whether they changed.
 
     Args:
         start: the input projections and last the output projection, float32.
         act: the activation function.
-        examples: what enters and what should leave the FFN.
-        correction: matrices like ``start``; their output is added to the uncut FFN's own, and the sum is the target.
-        replay: what a plan decided; without it the held-out tokens decide, and if there are none nothing moves.
+        examples: the FFN's inputs and wanted outputs.
+        correction: matrices like ``start``, whose output plus the uncut FFN's own is the target.
+        replay: the decision of a plan. Without it the held-out tokens decide; if there are none, nothing changes.
     """
     if replay is False or (replay is None and not bool(examples.held_out.any())):
         return start, False
     descent = Descent(act, examples, correction)
     moved = descent.fit(start)
-    # Held-out tokens compare the two ends only. The better one is kept, so the refit can never leave a layer
+    # Held-out tokens compare the start and the end, and the better one is kept. On them, the refit never leaves a layer
     # worse than the closed form.
     if replay or descent.error(moved) < descent.error(start):
         return moved, True

@@ -1,11 +1,12 @@
 """One least-squares problem held as sums over tokens: ridge regression towards given weights, and backward elimination.
 
-Gram and cross matrices are float64, those of held-out tokens apart; activations are never kept. Of a Gram matrix the lower
-triangle is used. All that is P x P large is made in place: beside the two Gram matrices there is one more, never two.
+Gram and cross matrices are float64, one pair for the fitted and one for the held-out tokens; activations are never kept. Only
+the lower triangle of a Gram matrix is used. P x P matrices are changed in place: there are the two Gram matrices and at most
+one more.
 
 Every feature is divided by its own root mean square before anything is factored (equilibration), so a ridge means the same
-for each. Real models need this: a few features are thousands of times larger than the rest, and a ridge relative to the mean
-of the diagonal would hold those back not at all and all others completely.
+for each. Real models need this, because a few of their features are thousands of times larger than the rest. A ridge relative
+to the mean of the diagonal would not restrain those at all, and would freeze all others.
 Legend: N tokens, D targets, P features (FFN neurons or attention outputs, one more where the layer has a bias).
 """
 
@@ -20,27 +21,27 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flab.errors import CheckpointError
 
-# Ridges are relative to a feature's own mean square. At the smallest the fit is almost free; at the last hardly
-# anything moves from the original weights.
-RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 100.0)  # at the last hardly anything moves
+# Ridges are relative to a feature's own mean square. At the smallest the fit is almost free; at the largest the original
+# weights hardly change.
+RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 100.0)  # at the largest hardly anything changes
 FIRST_RIDGE = 4  # where a search among many features begins
-# Plans of flab 0.1 measured a ridge against the mean of the diagonal and chose among these four; they are
-# needed to replay such plans.
+# Plans of flab 0.1 measured a ridge against the mean of the diagonal and chose one of these four. They are needed to replay
+# such plans.
 MEAN_RIDGES = RIDGES[:3] + RIDGES[4:5]
 ELIMINATION_RIDGE = 1e-2
-# Columns are eliminated in rounds instead of one by one. More rounds come closer to the exact order; each costs
-# a solve and moves the inverse, which is hundreds of megabytes above FAST_FEATURES, so there are fewer there.
+# Columns are eliminated in rounds instead of one by one. More rounds come closer to the exact order, but each costs a solve
+# and rewrites the inverse. Above FAST_FEATURES that is hundreds of megabytes, so there are fewer rounds.
 ELIMINATION_ROUNDS = 16
 FAST_ROUNDS = 8
-# Up to this many features every ridge is tried; above it, only those on the way down from FIRST_RIDGE.
+# Up to this many features every ridge is tried. Above it, the search starts at FIRST_RIDGE and follows the falling error.
 ALL_RIDGES = 1024
 # Above this many features the ridges are compared in float32, which is twice as fast, and on a sketch of the targets.
 FAST_FEATURES = 2048
 # Random combinations of the targets, on which the ridges of many features are compared.
 SKETCH = 256
-# To factor a matrix, with ten times the ridge each time.
+# Attempts to factor a matrix, each with ten times the ridge.
 ATTEMPTS = 4
-# Rows of a matrix at once where a copy of the whole would be made.
+# Rows that are processed at once to avoid a copy of a whole matrix.
 BLOCK_ROWS = 512
 
 
@@ -53,15 +54,15 @@ class Gram:
         Args:
             weight_DP: the original weights, towards which the ridge pulls.
             scaling: "feature", or "mean" for a ridge relative to the mean over the features, as in older plans.
-            judged: how many of the targets choose the ridge and the columns, from the first on; all by default.
+            judged: the number of targets, from the first on, that choose the ridge and the columns; all by default.
         """
         targets, features = weight_DP.shape
         self.scaling = scaling
         self.judged = slice(judged)
         zeros = {"dtype": torch.float64, "device": weight_DP.device}
         self.weight = weight_DP  # in any precision: made float64 where it is used
-        # Index 0 holds the sums of the fitted tokens, index 1 those of the held-out ones. float64, because
-        # differences of large sums decide, and a layer has only one such matrix.
+        # Index 0 holds the sums of the fitted tokens, index 1 those of the held-out ones. They are float64, because
+        # differences of large sums decide. One layer's sums are held at a time.
         self.gram = [torch.zeros(features, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
         self.cross = [torch.zeros(targets, features, **zeros) for _ in range(2)]  # type: ignore[call-overload]
 
@@ -73,7 +74,7 @@ class Gram:
         """
         x = features_NP if features_NP.dtype == torch.bfloat16 else features_NP.float()
         y = targets_ND.to(x.dtype)
-        # Only the lower triangle, block of rows by block of rows: half of the products, and no second P x P matrix.
+        # Blocks of rows up to the diagonal give the lower triangle, with half of the products and no second P x P matrix.
         for rows in _blocks(x.shape[1]):
             self.gram[held_out][rows, : rows.stop] += (x[:, rows].T @ x[:, : rows.stop]).double()
         self.cross[held_out] += (y.T @ x).double()
@@ -81,14 +82,14 @@ class Gram:
     def solve(
         self, columns: Sequence[int], ridge: float | None, likely: float | None = None
     ) -> tuple[torch.Tensor, float]:
-        """Ridge regression towards the original columns; the ridge by held-out tokens where it is not given.
+        """Solve a ridge regression towards the original columns. Without a ridge, held-out tokens choose it.
 
-        The sums are used up: nothing can be solved or added afterwards.
+        This consumes the sums: nothing can be solved or added afterwards.
 
         Args:
             columns: the features that stay, ascending.
             ridge: relative to each feature's own mean square, or to the mean of all of them (``scaling``).
-            likely: the ridge of a problem like this one, where the search among many features begins.
+            likely: the ridge of a similar problem, where the search begins if there are many features.
 
         Returns:
             The weights (D, P') of these columns, and the ridge.
@@ -97,7 +98,7 @@ class Gram:
             CheckpointError: the statistics are not finite.
         """
         index = torch.tensor(list(columns), device=self.weight.device)
-        # Removed columns leave the problem for good, so their rows and columns of the Gram matrices go first.
+        # Removed columns play no further part, so their rows and columns of the Gram matrices are dropped first.
         fit, held = (_taken(gram.tril_(), index) for gram in self.gram)
         fit_cross, held_cross = (cross[:, index] for cross in self.cross)
         # Equilibrate: the features become x_j / d_j and their weights W_j d_j, so the diagonal is 1 for every feature and
@@ -110,13 +111,13 @@ class Gram:
         prior = self.weight[:, index].double() * scale
         work = _column_major(fit)
         if ridge is None:
-            # Solving is repeated for each ridge of the grid. float32 does to compare ridges of a wide layer and
-            # halves the time; the chosen one is solved once more in float64 below.
+            # Solving is repeated for each ridge of the grid. For a wide layer float32 is precise enough to compare them and takes
+            # half the time. The chosen ridge is solved once more in float64 below.
             quick = torch.float32 if len(index) > FAST_FEATURES else torch.float64
             work_quick = work if quick == work.dtype else _column_major(fit.new_empty(0, dtype=quick), len(index))
 
-            # The error of held-out tokens decides how far the weights may leave their old values. It needs no second pass:
-            # ||Y - W X||^2 = const - 2 <W, Y X^T> + <W X X^T, W>, all of it sums that are there.
+            # The error on held-out tokens decides how far the weights may leave their old values. It needs no second pass:
+            # ||Y - W X||^2 = const - 2 <W, Y X^T> + <W X X^T, W>, and all these sums are known.
             judged_fit, judged_held, judged_prior = self._sketched(
                 fit_cross[self.judged], held_cross[self.judged], prior[self.judged]
             )
@@ -129,18 +130,18 @@ class Gram:
                 return _squared_error(weights, held, judged_held)
 
             grid = RIDGES if self.scaling == "feature" else MEAN_RIDGES
-            # Neighbouring layers want much the same ridge, so a wide layer's search starts where the last one
-            # ended and mostly needs three solves instead of ten.
+            # Neighbouring layers need similar ridges, so the search of a wide layer starts where the last one ended. It
+            # mostly takes three solves instead of ten.
             first = grid.index(likely) if likely in grid else FIRST_RIDGE
             ridge = lowest(grid, held_out_error, None if len(index) <= ALL_RIDGES else min(first, len(grid) - 1))
-        # The ridge is known now, so the held-out tokens are worth more in the fit.
+        # The ridge is chosen, so the held-out tokens can now join the fit.
         return _ridge(fit.add_(held), fit_cross + held_cross, prior, ridge, work) / scale, ridge
 
     def _sketched(self, *matrices_DP: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the same few random combinations of the targets of each matrix, (SKETCH, P), where there are many features.
+        """Return the same few random combinations of the targets of each matrix, (SKETCH, P), if there are many features.
 
-        Signs make the expected squared error that of all targets, and the same signs for every ridge make the comparison
-        sharper than each estimate. The solves then cost a fraction of the factorisation.
+        With random signs the expected squared error equals that of all targets. All ridges use the same signs, so their
+        comparison is sharper than each estimate. The solves then cost a fraction of the factorisation.
         """
         targets, features = matrices_DP[0].shape
         if features <= FAST_FEATURES or targets <= SKETCH:
@@ -152,7 +153,7 @@ class Gram:
         return tuple(signs @ matrix / SKETCH**0.5 for matrix in matrices_DP)
 
     def _scale(self, diagonal: torch.Tensor) -> torch.Tensor:
-        """Return what each feature is divided by: the root of its sum of squares, 1 for a feature that is always zero."""
+        """Return the divisor of each feature: the root of its sum of squares, or 1 if it is always zero."""
         if not bool(torch.isfinite(diagonal).all()):
             raise CheckpointError(
                 "the model's activations on the calibration text are NaN or infinite: try `dtype` float32, or check the weights."
@@ -164,17 +165,17 @@ class Gram:
         return torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
 
     def eliminate(self, width: int, forced: Sequence[int] = ()) -> list[int]:
-        """Backward elimination (optimal-brain-surgeon order) down to ``width`` columns, ascending; ``forced`` stay besides.
+        """Eliminate backwards (in optimal-brain-surgeon order). Returns ``width`` columns besides ``forced``, ascending.
 
-        In each of 8 or 16 rounds the columns with the lowest ``||W*_j||^2 / (H^-1)_jj`` go; both are then downdated exactly.
+        Each of 8 or 16 rounds removes the columns with the lowest ``||W*_j||^2 / (H^-1)_jj``, then downdates both exactly.
         """
-        # H = X X^T + shift, equilibrated; its inverse prices every column: without column j, and all others adjusted to make
-        # up for it, the squared error grows by ||W_j||^2 / (H^-1)_jj.
+        # H = X X^T + shift, equilibrated. Its inverse prices every column: if column j is removed and all others make up for
+        # it, the squared error grows by ||W_j||^2 / (H^-1)_jj.
         gram = torch.add(*self.gram)
         scale = self._scale(gram.diagonal())
         _divide(gram, scale)
-        # Prices only rank the columns, and the shift bounds the condition number, so float32 is enough for many of them, in
-        # half the time.
+        # Prices only rank the columns, and the shift bounds the condition number. If there are many columns, float32 is
+        # enough and takes half the time.
         quick = torch.float32 if len(gram) > FAST_FEATURES else torch.float64
         work = _column_major(gram.new_empty(0, dtype=quick), len(gram))
         factor, shift = factored(gram, relative_shift(gram, ELIMINATION_RIDGE), work)
@@ -190,15 +191,15 @@ class Gram:
         surplus = len(alive) - len(forced) - width
         rounds = FAST_ROUNDS if len(alive) > FAST_FEATURES else ELIMINATION_ROUNDS
         for round_ in range(rounds):
-            # An equal share of what still has to go, so that the last round ends exactly at the width.
+            # Each round removes an equal share of the rest, so that the last one ends exactly at the width.
             count = surplus // (rounds - round_)
             surplus -= count
             if count == 0:
                 continue
             scores = weights.pow(2).sum(0) / inverse.diagonal()
             scores[torch.isin(alive, kept_anyway)] = float("inf")
-            # The cheapest columns go together. What they carried is spread over the rest (a Schur complement), exactly as if
-            # the problem had been solved anew without them, so the next round's prices are right again.
+            # The cheapest columns are removed together, and a Schur complement spreads their work over the rest. The result
+            # is exactly that of solving again without them, so the next round's prices are exact.
             order = torch.argsort(scores, stable=True)
             gone = order[:count]
             stay = order[count:].sort().values
@@ -215,7 +216,7 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | None) -> float:
-    """Return the value of a grid with the lowest error, the larger one of equals.
+    """Return the value of a grid with the lowest error; of equals, the larger one.
 
     Args:
         grid: ascending values.
@@ -225,8 +226,8 @@ def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | 
     error = functools.cache(error)
     if start is None:
         return min(grid, key=lambda value: (error(value), -value))
-    # The held-out error falls and then rises along the grid, so it is enough to walk down from a good start: up
-    # first, and down only if the start was already the best of the two.
+    # The held-out error falls and then rises along the grid, so it is enough to follow it from a good start: first to larger
+    # values, and to smaller ones only if the next larger value was no better.
     at = start
     while at + 1 < len(grid) and error(grid[at + 1]) <= error(grid[at]):
         at += 1
@@ -249,15 +250,14 @@ def _column_major(like: torch.Tensor, size: int | None = None) -> torch.Tensor:
 def _taken(
     matrix: torch.Tensor, stay: torch.Tensor, gone: torch.Tensor | None = None, correction: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Rows and columns ``stay`` (ascending) of a contiguous matrix, less ``matrix[stay, gone] @ correction``, in its memory.
+    """Return rows and columns ``stay`` (ascending) of a contiguous matrix, less ``matrix[stay, gone] @ correction``.
 
-    A row moves up or stays where it is, so that none is overwritten before it is read.
+    The result takes the matrix's memory. Rows only move up, so none is overwritten before it is read.
     """
     size = len(stay)
     memory = matrix.view(-1)
     for rows in _blocks(size):
-        # Written over the same memory, as a matrix of size len(stay): a P x P copy would double the peak of the
-        # whole plan.
+        # The result, of size len(stay), overwrites the same memory. A P x P copy would double the peak of the whole plan.
         old = matrix[stay[rows]]
         new = old[:, stay]
         if gone is not None and correction is not None:
@@ -274,7 +274,7 @@ def _ridge(
     work: torch.Tensor,
     attempts: int = ATTEMPTS,
 ) -> torch.Tensor:
-    """argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums; for the rest see :func:`factored`."""
+    """Return argmin_W of sum ||y - W x||^2 + shift ||W - prior||^2, from the sums. For the rest see :func:`factored`."""
     # W (G + shift I) = Y X^T + shift W_prior, by a Cholesky factor and two triangular solves.
     factor, shift = factored(gram, relative_shift(gram, ridge), work, attempts)
     right = (cross + shift * prior).to(work.dtype).T  # column-major too: solved in place
@@ -284,7 +284,7 @@ def _ridge(
 
 
 def relative_shift(gram: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Return the ridge times the mean of the diagonal, above zero."""
+    """Return the ridge times the mean of the diagonal, always above zero."""
     return ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
 
 
@@ -294,16 +294,16 @@ def factored(
     """Return the Cholesky factor of a Gram matrix with a shift of its diagonal, and the shift that was needed.
 
     Args:
-        gram: (P, P), the lower triangle is read.
-        shift: added to the diagonal; ten times more at each attempt where rounding left the matrix without a factor.
-        work: (P, P), column-major, where the factor is made, in the precision of this matrix.
+        gram: (P, P), of which the lower triangle is read.
+        shift: added to the diagonal; ten times larger after each failed attempt.
+        work: (P, P), column-major, receives the factor in its own precision.
         attempts: how many shifts are tried.
 
     Raises:
         CheckpointError: the matrix has no factor with any of them.
     """
-    # Sums of rounded products are no longer exactly positive semi-definite: with fewer tokens than features the smallest
-    # eigenvalues would be zero, and rounding makes some of them negative. Ten times the shift changes the solution little.
+    # Sums of rounded products are not exactly positive semi-definite. With fewer tokens than features the smallest
+    # eigenvalues should be zero, and rounding makes some of them negative. Ten times the shift changes the solution little.
     for _ in range(attempts):
         work.copy_(gram).diagonal().add_(shift)
         try:
@@ -316,7 +316,7 @@ def factored(
 
 
 def _squared_error(weights: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor) -> float:
-    """sum ||y - W x||^2 less the constant sum ||y||^2; of the Gram matrix the lower triangle is there, the rest is zero."""
+    """Return sum ||y - W x||^2 less the constant sum ||y||^2, from a Gram matrix of which only the lower triangle is set."""
     # <W G, W> from one triangle: twice the triangle's part, less the diagonal that it counts twice.
     square = torch.zeros((), dtype=torch.float64, device=gram.device)
     for rows in _blocks(len(gram)):

@@ -1,4 +1,4 @@
-"""What to do to the layers (:class:`Cut`), and what became of one: its new weights, and how they are put into it."""
+"""The instructions for the layers (:class:`Cut`), and the outcome for one: its new weights, and how to put them into it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flab.pruning.refit.descent import Examples
 
 @dataclass(frozen=True)
 class Cut:
-    """What to do: which layers stay, how wide they become, how neurons are chosen and weights refitted.
+    """Instructions: which layers stay, how wide they become, how neurons are chosen and weights refitted.
 
-    In a mixture of experts the width is the number of experts, and they stand for the neurons.
-    ``neurons`` (one list per kept layer) and the ridges replay a plan; without them they are chosen here. ``scores`` is
-    (L, F) over the original layers, or None for elimination.
+    In a mixture, experts take the place of neurons, and the width is their number. ``neurons`` (one list per kept layer) and
+    the ridges replay a plan; without them the walk chooses. ``scores`` is (L, F) over the original layers, or None for
+    elimination.
     """
 
     kept_layers: Sequence[int]
@@ -34,13 +34,13 @@ class Cut:
     ridge_attention: Sequence[float] | None = None
     newton_steps: Sequence[int] | None = None
     descended: Sequence[bool] | None = None
-    scaling: str = "feature"  # what a ridge is relative to, "mean" also weighs all tokens alike
+    scaling: str = "feature"  # what a ridge is relative to; "mean" also gives all tokens the same weight
     reconstruction_rates: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
 class FfnSolution:
-    """What the closed form found for one FFN."""
+    """The closed-form solution of one FFN."""
 
     neurons: list[int]
     weights: torch.Tensor  # (D, P), the output projection, float64
@@ -82,14 +82,13 @@ def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     if new.mixture is not None:
         dtype = linear(layer, family.attention_out).weight.dtype
         layer.set_submodule(family.ffn, new.mixture.cast(dtype).ffn)
-    # Of a layer that lies in files, what has just been replaced is not read.
+    # If the layer lies in files, the replaced weights are not read.
     read_in(layer)
     attention = linear(layer, family.attention_out)
     if family.ffn_out:
         cut_inside(layer, family, new.neurons)
     if new.state is not None:
-        # A reconstructed layer has changed everywhere, so all of its tensors are taken over and nothing else is
-        # to do.
+        # Every tensor of a reconstructed layer has changed, so all of them are copied and nothing else is left to do.
         layer.load_state_dict(new.state)
         return
     if family.ffn_out:
@@ -104,7 +103,7 @@ def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
 
 @torch.no_grad()
 def _copy(module: nn.Linear, weights: torch.Tensor) -> None:
-    """Weights (D, P) with the bias as last column, into a linear layer of P (or P - 1) inputs."""
+    """Copy weights (D, P), with the bias as last column if there is one, into a linear layer of P (or P - 1) inputs."""
     module.weight.copy_(weights[:, : module.in_features])
     if module.bias is not None:
         module.bias.copy_(weights[:, -1])

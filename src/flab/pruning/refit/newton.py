@@ -1,13 +1,13 @@
 """The Newton refit: all projections of one cut FFN together, by damped Gauss-Newton steps on its own output.
 
-The residual refit (:mod:`flab.pruning.refit.walk`) solves for the output projection alone, with the kept neurons as
-they were. From there, this moves the neurons too, towards the same target:
+The residual refit (:mod:`flab.pruning.refit.walk`) solves for the output projection alone and leaves the kept neurons as
+they were. This continues from there and changes the neurons too, towards the same target:
 
     minimise  sum_t w_t ||target_t - W_out a_t||^2 + shift ||theta - theta_0||^2,   a_t = act(W_gate x_t) * (W_up x_t)
 
 over theta = (W_gate, W_up, W_out). Each step linearises a_t and solves the normal equations by preconditioned conjugate
-gradients, matrix-free (Nocedal & Wright, Numerical Optimization, 2006, 7.1 and 10.3). Held-out rows end it. There are no
-labels, no backward pass through the model and no learning rate; one layer at a time, shapes stay standard.
+gradients, matrix-free (Nocedal & Wright, Numerical Optimization, 2006, 7.1 and 10.3). Held-out rows decide when to stop.
+There are no labels, no backward pass through the model and no learning rate. One layer is refitted at a time.
 
 Legend: N tokens, D hidden size, F kept neurons; matrices hold their bias, if there is one, as one more column.
 """
@@ -27,18 +27,18 @@ from flab.pruning.refit.curvature import KroneckerBlocks, Theta, product_dtype
 # A second step costs as much as the first and lowers the KL at most budgets (docs/log.md, one step against two).
 MAX_STEPS = 2
 CG_ITERATIONS = 10
-# One token costs some hundred times what the residual refit spends on it, so only this many are fitted on.
+# A token costs about a hundred times as much as in the residual refit, so only this many are fitted on.
 MOST_TOKENS = 32_768
 # Relative to the mean of the curvature's diagonal, for each matrix.
 DAMPING = 1e-2
 SHORTEST_STEP = 1 / 16
-# The most that the inputs, features and slopes of one linearisation may take.
+# The largest size at which the inputs, features and slopes of one linearisation are kept.
 KEPT_BYTES = 2**27
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One micro-batch of one layer: what enters the FFN (after its norm), what should leave it, and the weight."""
+    """One micro-batch of one layer: the FFN's inputs (after its norm), its wanted outputs, and the tokens' weights."""
 
     inputs: torch.Tensor  # (N, D)
     targets: torch.Tensor  # (N, D)
@@ -74,12 +74,11 @@ class FfnProblem:
         return Slopes(inputs, tokens.weight.pow(2), extended(features, theta[-1].shape[1]), slopes)
 
     def error(self, theta: Theta) -> float:
-        """sum_t w_t ||target_t - W_out a_t||^2."""
+        """Return sum_t w_t ||target_t - W_out a_t||^2."""
         total = 0.0
         for tokens in self.tokens:
             inputs = extended(tokens.inputs, theta[0].shape[1])
-            # The same forward pass as in ``slopes``, without the derivative: backtracking asks for the error
-            # many times.
+            # This is the forward pass of ``slopes`` without the derivative: backtracking needs the error many times.
             features = self.act(inputs @ theta[0].T)
             for w in theta[1:-1]:
                 features = features * (inputs @ w.T)
@@ -91,8 +90,8 @@ class FfnProblem:
 class Linearised:
     """A problem linearised at ``theta``: its error and J^T (target - output) in full precision, and products with J^T J.
 
-    The products only lead the conjugate gradients, so they are made in bfloat16 where the machine does that natively; what
-    a step is worth is measured in full. What is N x F large is kept where it is small, else made again for each product.
+    The products only guide the conjugate gradients, so they are in bfloat16 if the machine multiplies it natively; the error
+    after a step is measured in full precision. N x F tensors are kept if they are small, and else computed for each product.
     """
 
     def __init__(self, problem: FfnProblem, theta: Theta) -> None:
@@ -106,7 +105,8 @@ class Linearised:
         columns = theta[0].shape[0] * len(theta) + theta[0].shape[1]
         elements = sum(len(t.inputs) for t in problem.tokens) * columns
         self._kept: list[Slopes] | None = [] if elements * self.dtype.itemsize <= KEPT_BYTES else None
-        # One pass over the tokens gathers all that a step needs: the error, its negative gradient, the preconditioner.
+        # One pass over the tokens gathers everything that a step needs: the error, its negative gradient, and the
+        # preconditioner.
         for tokens in problem.tokens:
             part = problem.slopes(theta, tokens)
             missing = tokens.targets - part.features @ theta[-1].T
@@ -128,12 +128,12 @@ class Linearised:
             yield self._rounded(self.problem.slopes(self.theta, tokens))
 
     def curvature(self, direction: Theta) -> Theta:
-        """J^T J direction."""
+        """Return J^T J times the direction."""
         product = [torch.zeros_like(w) for w in self.theta]
         out = self.theta[-1].to(self.dtype)
         rounded = [v.to(self.dtype) for v in direction]
-        # J d of one token: the features move by sum_i slope_i (V_i x), the output by W_out times that plus V_out a.
-        # J^T then takes this change of the output back to the matrices.
+        # J d of one token: the features change by sum_i slope_i (V_i x), the output by W_out times that plus V_out a.
+        # J^T then maps this change of the output back to the matrices.
         for part in self._parts():
             moved = torch.zeros_like(part.slopes[0])
             for slope, v in zip(part.slopes, rounded[:-1], strict=True):
@@ -144,7 +144,7 @@ class Linearised:
 
 
 def _pull_back(part: Slopes, out: torch.Tensor, error: torch.Tensor) -> Theta:
-    """J^T error for every matrix."""
+    """Return J^T times the error, for every matrix."""
     # The error at the output enters each feature by its column of W_out, and each input projection by its slope.
     back = error @ out[:, : part.slopes[0].shape[1]]
     return [*((slope * back).T @ part.inputs for slope in part.slopes), error.T @ part.features]
@@ -152,15 +152,14 @@ def _pull_back(part: Slopes, out: torch.Tensor, error: torch.Tensor) -> Theta:
 
 @torch.no_grad()
 def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int | None) -> tuple[Theta, int]:
-    """Move all matrices of one FFN; returns them and how many steps were taken.
+    """Fit all matrices of one FFN. Returns them and how many steps were taken.
 
-    Without ``steps``, up to :data:`MAX_STEPS`, as long as the error on the held-out tokens falls; with it (a plan's
-    replay) exactly so many.
+    With ``steps`` (the replay of a plan) exactly as many are taken. Otherwise there are up to :data:`MAX_STEPS`, as long as
+    the error on the held-out tokens falls.
     """
     if steps is None and not held_out.tokens:
-        return start, 0  # nothing could tell whether it helps
-    # A replay repeats the decision of the plan and does not judge it again, so the held-out tokens play no
-    # part.
+        return start, 0  # without held-out tokens nothing tells whether it helps
+    # A replay repeats the decision of the plan without judging it again.
     theta = start
     taken = 0
     path = _path(start, fit)
@@ -169,8 +168,8 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
             theta = moved
             taken += 1
         return theta, taken
-    # The error on the fitted tokens falls at every step by construction. Whether a step generalises, only
-    # tokens that it has not seen can say.
+    # The error on the fitted tokens falls at every step by construction. Only held-out tokens can tell whether a step
+    # generalises.
     best = held_out.error(start)
     for moved in islice(path, MAX_STEPS):
         error = held_out.error(moved)
@@ -183,7 +182,7 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
 
 
 def _path(start: Theta, problem: FfnProblem) -> Iterator[Theta]:
-    """The iterates of the damped Gauss-Newton method, each with a smaller error on the fitted tokens; ends when none is."""
+    """Yield the iterates of the damped Gauss-Newton method, as long as the error on the fitted tokens falls."""
     theta = start
     # Backtracking: the step is halved until the error itself falls, not only its linearisation.
     while True:
@@ -224,7 +223,7 @@ def _solve(problem: FfnProblem, theta: Theta, start: Theta) -> tuple[Theta, floa
         length = size / _dot(direction, bent)
         _add(step, (length * d for d in direction))
         _add(rest, (-length * b for b in bent))
-        # As large as the FFN's matrices: freed before the preconditioner makes another set.
+        # These are as large as the FFN's matrices, so they are freed before the preconditioner makes another set.
         del bent
         scaled = precondition(rest)
         # The next direction is conjugate to all before it (Fletcher-Reeves).

@@ -4,9 +4,9 @@ The Newton refit moves the FFN alone. This continues from there with the whole l
 
     minimise  sum_t w_t ||s_t - f(h)_t||^2
 
-h is what enters the layer in the pruned model, s the *original's* residual stream where it enters the next kept layer. It is
-the layer-wise reconstruction of post-training compression (Li et al., BRECQ, 2021), by Adam with a cosine schedule. There
-are no labels, nothing passes through more than one layer, and held-out rows decide whether the outcome is taken.
+h is the input of the layer in the pruned model, and s the *original's* residual stream where it enters the next kept layer.
+This is the layer-wise reconstruction of post-training compression (Li et al., BRECQ, 2021), by Adam with a cosine schedule.
+There are no labels, no pass goes through more than one layer, and held-out rows decide whether the outcome is used.
 
 Legend: B rows, T positions, D hidden size.
 """
@@ -28,8 +28,7 @@ from flab.pruning.refit.curvature import product_dtype
 
 EPOCHS = 10
 STEP_TOKENS = 1024  # one step of Adam sees about so many
-# Adam's step relative to the root mean square of each tensor. They are tried in this order, and the first that
-# helps is taken.
+# Adam's learning rates, relative to the root mean square of each tensor. They are tried in this order until one helps.
 RATES = (0.02, 0.0025)
 # A layer on hidden states (B, T, D), with its mask and positions.
 Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -37,7 +36,7 @@ Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Rows:
-    """One micro-batch of one layer: what enters it, what should leave it, and what each token weighs (B, T)."""
+    """One micro-batch of one layer: its inputs, its wanted outputs, and the weight of each token (B, T)."""
 
     inputs: torch.Tensor  # (B, T, D)
     targets: torch.Tensor  # (B, T, D)
@@ -45,7 +44,7 @@ class Rows:
     held_out: torch.Tensor  # 0 where nothing is judged
 
     def split(self, tokens: int) -> Iterator[Rows]:
-        """Return the same rows in micro-batches of about so many tokens, padding counted."""
+        """Return the same rows in micro-batches of about ``tokens`` tokens, including padding."""
         parts = (
             torch.split(x, max(1, tokens // x.shape[1]))
             for x in (self.inputs, self.targets, self.fitted, self.held_out)
@@ -54,15 +53,15 @@ class Rows:
 
 
 def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | None) -> tuple[nn.Module, float]:
-    """Fit a copy of the layer; returns it and the rate that it took, or ``start`` and 0 if held-out rows refuse it.
+    """Fit a copy of the layer. Returns it and its learning rate, or ``start`` and 0 if held-out rows reject it.
 
-    With ``rate`` (a plan's replay) that one is taken, unjudged.
+    With ``rate`` (the replay of a plan) that rate is used without judging the outcome.
     """
     if rate is not None:
         return _fitted(start, run, rows, rate), rate
     if not any(bool(one.held_out.any()) for one in rows):
-        return start, 0.0  # nothing could tell whether it helps
-    # The larger rate first: where it diverges, held-out rows refuse it, and a smaller one is tried from the start.
+        return start, 0.0  # without held-out rows nothing tells whether it helps
+    # The larger rate comes first. If it diverges, held-out rows reject it, and the smaller one begins again from the start.
     before = _error(start, run, rows)
     for tried in RATES:
         moved = _fitted(start, run, rows, tried)
@@ -74,7 +73,7 @@ def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | 
 
 @torch.no_grad()
 def _error(layer: nn.Module, run: Run, rows: Sequence[Rows]) -> float:
-    """sum_t w_t ||s_t - f(h)_t||^2 over the held-out tokens."""
+    """Return sum_t w_t ||s_t - f(h)_t||^2 over the held-out tokens."""
     held = [one for one in rows if bool(one.held_out.any())]
     return sum(float(_squared(run(layer, one.inputs), one.targets, one.held_out).double()) for one in held)
 
@@ -86,16 +85,16 @@ def _squared(output: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) 
 
 
 def _repeatable(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Attention whose backward pass adds up in one order: CUDA's fused kernels do not."""
+    """Use attention whose backward pass adds in a fixed order, which CUDA's fused kernels do not."""
     return sdpa_kernel(SDPBackend.MATH) if device == "cuda" else contextlib.nullcontext()
 
 
 @torch.enable_grad()
 def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn.Module:
-    """Adam over the fitted tokens, micro-batch by micro-batch in an order that is the same every time."""
+    """Run Adam over the fitted tokens, in the same order of micro-batches every time."""
     layer = copy.deepcopy(start)
-    # Every step sees about the same number of tokens, whatever the size of the calibration's batches, so one
-    # rate fits all models.
+    # Every step has about the same number of tokens, whatever the size of the calibration's batches, so one rate fits
+    # all models.
     rows = [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())]
     parameters = [p.requires_grad_() for p in layer.parameters()]
     # Adam moves every entry by about the rate, so each tensor gets a rate in proportion to the size of its entries; the
@@ -114,7 +113,7 @@ def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn
     for _ in range(EPOCHS):
         for n in torch.randperm(len(rows), generator=order).tolist():
             one = rows[n]
-            # Products in bfloat16 where the device is fast at it; the loss and the weights stay in float32.
+            # Products are in bfloat16 if the device is fast at it; the loss and the weights stay in float32.
             with torch.autocast(device, products, enabled=products != parameters[0].dtype), _repeatable(device):
                 output = run(layer, one.inputs)
             optimizer.zero_grad()

@@ -1,7 +1,7 @@
-"""A walk that keeps each finished layer in a file, and after a stop goes on from the first that is missing.
+"""A walk that keeps each finished layer in a file, and after a stop continues from the first that is missing.
 
-The streams past a kept layer come from the same operations as where the layer was found, so that a resumed walk ends at the
-same bits as one that nobody stopped.
+The streams behind a kept layer are computed by the same operations as in the run that made it, so a resumed walk ends with
+the same bits as one without a stop.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ResumedWalk(Walk):
         return new
 
     def _pass(self, new: NewLayer, after: int) -> None:
-        """Take both streams past a layer that is known already."""
+        """Pass both streams through a layer that is already known."""
         index = new.index
         untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
         original_mid = self._original_mid(index)
@@ -69,7 +69,7 @@ class ResumedWalk(Walk):
 
 
 def write_layer(new: NewLayer, file: Path, dtype: torch.dtype) -> None:
-    """Keep a layer, in the precision in which it is put into the model."""
+    """Write a layer, in the precision that it has in the model."""
     given = {"ffn_out": new.ffn_out, "attention_out": new.attention_out}
     tensors = {name: tensor.to(dtype) for name, tensor in given.items() if tensor is not None}
     tensors |= {f"ffn_in.{number}": tensor.to(dtype) for number, tensor in enumerate(new.ffn_in or ())}
@@ -81,7 +81,7 @@ def write_layer(new: NewLayer, file: Path, dtype: torch.dtype) -> None:
 
 
 def read_layer(file: Path) -> NewLayer | None:
-    """Return a layer that a stopped run kept, None if it kept none."""
+    """Return a layer that a stopped run wrote, or None."""
     try:
         with safe_open(file, "pt") as kept:
             tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118

@@ -13,7 +13,7 @@ Place = tuple[int, Literal["before FFN", "after"]]  # of which layer
 
 
 class Streams:
-    """Keeps hidden states by place, one (B, T, D) for each batch, up to so many bytes; beyond, they are made anew each time."""
+    """Keeps hidden states by place, one (B, T, D) for each batch, up to a limit in bytes. Beyond it they are recomputed."""
 
     def __init__(self, most_bytes: int = SEARCH_BYTES) -> None:
         self.most_bytes = most_bytes
@@ -21,15 +21,15 @@ class Streams:
 
     @property
     def num_bytes(self) -> int:
-        """What is held now."""
+        """The bytes that are held now."""
         return sum(h.nbytes for hidden in self._kept.values() for h in hidden)
 
     def get(self, place: Place, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """The hidden states at a place: kept ones, else made, and kept if there is room. Not to be changed in place."""
+        """Return the hidden states at a place, made if they are not kept. Do not change them in place."""
         if place not in self._kept:
             made = make()
-            # First come, first kept: every walk asks for the places in the same order, so throwing out the
-            # oldest to make room would throw out exactly what is asked for next.
+            # The first ones are kept. Every walk asks for the places in the same order, so dropping the oldest to make
+            # room would drop exactly what is needed next.
             if self.num_bytes + sum(h.nbytes for h in made) > self.most_bytes:
                 return made
             self._kept[place] = made
@@ -37,5 +37,5 @@ class Streams:
         return list(self._kept[place])
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Drop all hidden states."""
         self._kept.clear()

@@ -1,10 +1,10 @@
 """The refit: closed-form corrections of what stays, layer by layer, each seeing the error of all that was cut before it.
 
 At kept layer i, whose next kept layer is j, the FFN's output projection is fitted to the *original's* residual stream where
-it enters layer j, so the contribution of removed layers is part of the target; the attention's output projection to the
-original's stream before the FFN of layer i. Only Gram and cross matrices are held, of one layer at a time, in float64.
-No bias appears where there was none, shapes stay standard. Weights are fitted in units of the stream
-(:mod:`flab.models.branch`): a family's multiplier, or a norm behind the projection, is part of the problem. The dearer
+it enters layer j, so the contribution of removed layers is part of the target. The attention's output projection is fitted
+to the original's stream before the FFN of layer i. Only Gram and cross matrices of one layer are held, in float64.
+No layer gains a bias, and shapes stay standard. Weights are fitted in units of the stream
+(:mod:`flab.models.branch`): a family's multiplier, or a norm behind the projection, is part of the problem. The expensive
 refits (:mod:`flab.pruning.refit.newton`, :mod:`flab.pruning.refit.reconstruction`) continue from there, layer by layer.
 
 Legend: N tokens, D hidden size, P features (FFN neurons or attention outputs, one more where the layer has a bias).
@@ -39,10 +39,10 @@ from flab.pruning.refits import REFITS
 
 
 class Walk:
-    """One pass over the kept layers: the original's stream beside the pruned one's.
+    """One pass over the kept layers, with the streams of the original and of the pruned model side by side.
 
-    Iterating yields a :class:`NewLayer` per kept layer; when it is yielded the original layer is needed no more, so the
-    consumer may cut it in place. Afterwards :meth:`divergence` gives the KL.
+    Iterating yields a :class:`NewLayer` per kept layer. The walk no longer needs the original layer then, so the consumer may
+    cut it in place. Afterwards :meth:`divergence` gives the KL.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Walk:
         self.batches = [*fit, *compare]
         self.num_fit = len(fit)
         self.weights = TokenWeights(fit, cut.scaling)
-        # Two residual streams go through the layers side by side: the original's, which every fit aims at, and
-        # that of the pruned model so far, which each refitted layer will really see. Comparison batches come
-        # along, for the KL at the end.
+        # Two residual streams pass through the layers side by side: the original's, which every fit aims at, and that of the
+        # model pruned so far, which each refitted layer will really read. Comparison batches pass along for the KL at the
+        # end.
         self.original = [runner.embed(batch) for batch in self.batches]
         self.pruned = list(self.original)
         self.clean = True  # both streams are still one
-        self.likely_ridge: float | None = None  # of the last FFN: neighbours want much the same
+        self.likely_ridge: float | None = None  # of the last FFN; neighbouring layers need similar ridges
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[NewLayer]:
@@ -92,7 +92,7 @@ class Walk:
         )
 
     def _skip(self, index: int) -> None:
-        """Take the original's stream through a layer that the pruned model does not have."""
+        """Pass the original's stream through a layer that the pruned model does not have."""
         with self.runner.at_work(index):
             self._advance_original(index, self._original_mid(index))
 
@@ -102,8 +102,8 @@ class Walk:
         attention, mid, attention_ridge = self._attention(place, index, original_mid)
         untouched = self.clean and after == index + 1 and self.cut.width == self._count(index)
         self._advance_original(index, original_mid)
-        # Removed layers still move the original's stream. After this loop it is what the next kept layer should
-        # read, so this layer's FFN is asked to do their work as well.
+        # Removed layers still change the original's stream. After this loop it is what the next kept layer should read,
+        # so this layer's FFN also learns to do their work.
         for skipped in range(index + 1, after):
             self._skip(skipped)
         if untouched:
@@ -112,8 +112,7 @@ class Walk:
             same = torch.empty(0) if self.runner.family.experts else with_bias(self._ffn(index)).double()
             return NewLayer(index, everything, same, attention, 0.0, attention_ridge)
         self.clean = False
-        # The simple refit reproduces the FFN's own output on the original's stream and ignores all earlier
-        # cuts.
+        # The simple refit reproduces the FFN's own output on the original's stream and ignores earlier cuts.
         fitted_to_itself = original_mid if self.steps.target == "own" else None
         del original_mid
         if self.runner.family.experts:
@@ -126,7 +125,7 @@ class Walk:
             move = {"newton": self._newton, "descent": self._descent}[self.steps.ffn]
             new = move(place, new, mid, solution)
         del solution
-        # Back from units of the stream to the weights that the checkpoint stores.
+        # Convert from units of the stream to the weights that the checkpoint stores.
         new = replace(new, ffn_out=self.runner.ffn_branch(index).own(new.ffn_out))
         if self.steps.layer:
             new = self._reconstructed(place, new)
@@ -135,7 +134,7 @@ class Walk:
         return new
 
     def _mixture(self, place: int, new: NewLayer, mid: list[torch.Tensor], entering: list[torch.Tensor]) -> NewLayer:
-        """Choose the experts that stay, fit them to what is ``entering``, and take the pruned stream past them."""
+        """Choose the experts that stay, fit them to the stream ``entering``, and pass the pruned stream through them."""
         kept = self._choose(place, new.index, None)
         mixture = mixture_of(self.runner.layers[new.index], self.runner.family).only(kept)
         if self.steps.target is not None:
@@ -162,7 +161,7 @@ class Walk:
     def _attention(
         self, place: int, index: int, original_mid: list[torch.Tensor]
     ) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
-        """Refit the attention's output projection; returns it, the pruned stream before the FFN, and the ridge."""
+        """Refit the attention's output projection. Returns it, the pruned stream before the FFN, and the ridge."""
         if self.clean:
             return None, original_mid, 0.0
         if not self.cut.output_projection or not self.steps.attention:
@@ -190,9 +189,9 @@ class Walk:
         return weights, self._attended(index, caught, weights), ridge
 
     def _attended(self, index: int, features: list[torch.Tensor], weights: torch.Tensor) -> list[torch.Tensor]:
-        """Return the pruned stream before the FFN, by new weights of the attention's output projection."""
+        """Return the pruned stream before the FFN, computed with new weights of the attention's output projection."""
         branch = self.runner.attention_branch(index)
-        # The stream goes on with rounded weights, as the saved model will compute it.
+        # The stream continues with rounded weights, as the saved model will compute it.
         new = weights.to(linear(self.runner.layers[index], self.runner.family.attention_out).weight.dtype)
         return [self.pruned[n].to(f.device) + branch(nn.functional.linear(f, new)) for n, f in enumerate(features)]
 
@@ -211,14 +210,13 @@ class Walk:
     ) -> tuple[Gram | None, Examples | None]:
         """Sum up the statistics of the FFN's output projection, if anything needs them.
 
-        The descent refit gets the tokens themselves as well: what enters the FFN and what it puts out before it is cut.
+        The descent refit also gets the tokens themselves: the inputs and the outputs of the uncut FFN.
         """
         branch = self.runner.ffn_branch(index)
         old = branch.weights()
         targets = old.shape[0]
         descent = self.steps.ffn == "descent"
-        # Only elimination reads the Gram matrix to choose. If neither it nor a fit is wanted, no pass over the
-        # tokens is needed.
+        # Elimination and the fit read the Gram matrix. Without either, no pass over the tokens is needed.
         decided = (
             self.cut.neurons is not None
             or self.cut.scores is not None
@@ -226,9 +224,9 @@ class Walk:
         )
         if self.steps.target is None and decided:
             return None, None
-        # The target of a token is what the original's stream has where the next kept layer reads it and the pruned stream
-        # lacks before this FFN. So it holds the removed neurons' work, that of removed layers, and the error so far.
-        # The descent refit needs the solution for the layer's own output as well: the same sums, twice the targets.
+        # The target of a token is the original's stream where the next kept layer reads it, less the pruned stream before
+        # this FFN. It includes the work of removed neurons and removed layers, and the error so far.
+        # The descent refit also needs the solution for the layer's own output: the same sums with twice the targets.
         gram = Gram(torch.cat([old, old]) if descent else old, self.cut.scaling, targets)
         norm = norm_at(self.runner.layers[index], self.runner.family.ffn_norm)
         typical = self.weights.typical(self.original)
@@ -268,7 +266,7 @@ class Walk:
     def _ffn_weights(
         self, place: int, index: int, neurons: list[int], gram: Gram | None
     ) -> tuple[torch.Tensor, float, torch.Tensor | None]:
-        """Solve for the kept columns; returns the weights, the ridge, and the part that makes up for earlier cuts."""
+        """Solve for the kept columns. Returns the weights, the ridge, and the part that makes up for earlier cuts."""
         old = self.runner.ffn_branch(index).weights()
         width = self._ffn(index).in_features
         # The bias, if there is one, is the column after the last neuron, and always stays.
@@ -279,13 +277,13 @@ class Walk:
             columns, self.cut.ridge_ffn[place] if self.cut.ridge_ffn else None, self.likely_ridge
         )
         self.likely_ridge = ridge
-        # For descent the Gram matrix holds two problems of the same features: first the stream's targets, then
-        # the FFN's own output. The difference of their solutions is what makes up for earlier cuts.
+        # For descent the Gram matrix holds two problems of the same features: the stream's targets, then the FFN's own
+        # output. The difference of their solutions makes up for earlier cuts.
         weights = solved[: len(old)]
         return weights, ridge, weights - solved[len(old) :] if len(solved) > len(old) else None
 
     def _newton(self, place: int, new: NewLayer, mid: list[torch.Tensor], solution: FfnSolution) -> NewLayer:
-        """Move the FFN's kept neurons by Gauss-Newton steps, as many as held-out tokens allow."""
+        """Refit the FFN's kept neurons by as many Gauss-Newton steps as held-out tokens allow."""
         layer = self.runner.layers[new.index]
         family = self.runner.family
         start = [m.float() for m in (*ffn_inputs(layer, family, new.neurons), solution.weights)]
@@ -297,7 +295,7 @@ class Walk:
         return replace(new, ffn_in=moved[:-1], ffn_out=moved[-1].double(), newton_steps=taken)
 
     def _descent(self, place: int, new: NewLayer, mid: list[torch.Tensor], solution: FfnSolution) -> NewLayer:
-        """Move the FFN's kept neurons by mini-batches, if held-out tokens agree."""
+        """Refit the FFN's kept neurons by mini-batches, if held-out tokens agree."""
         layer = self.runner.layers[new.index]
         family = self.runner.family
         inputs = [matrix.float() for matrix in ffn_inputs(layer, family, new.neurons)]
@@ -313,12 +311,12 @@ class Walk:
         return replace(new, ffn_in=moved[:-1], ffn_out=moved[-1].double(), descended=True) if taken else new
 
     def _reconstructed(self, place: int, new: NewLayer) -> NewLayer:
-        """Move all weights of the layer, and the pruned stream past it; ``new`` as it is if that is refused."""
+        """Refit all weights of the layer and pass the pruned stream through it. Returns ``new`` unchanged if rejected."""
         old = self.runner.layers[new.index]
         rates = self.cut.reconstruction_rates
         if rates and not rates[place]:
             return new
-        # On a copy, because held-out rows may refuse the outcome, and then the layer is needed as it was.
+        # This works on a copy, because the old layer is still needed if held-out rows reject the outcome.
         start = copy.deepcopy(old)
         replace_weights(start, self.runner.family, new)
         made, rate = reconstruct(
@@ -335,25 +333,24 @@ class Walk:
         return replace(new, state=made.state_dict(), reconstruction_rate=rate)
 
     def _rows(self, index: int) -> Iterator[Rows]:
-        """Yield what enters and what should leave the layer: the two streams, which are at its ends."""
+        """Yield the inputs and the wanted outputs of the layer: the pruned stream, and the original's behind it."""
         typical = self.weights.typical(self.original)
         for n, batch in enumerate(self.batches[: self.num_fit]):
             inputs = self.pruned[n].to(self.runner.device(index)).float()
             targets, valid, held = (x.to(inputs.device) for x in (self.original[n], batch.valid, batch.held_out))
             damped = self.weights.damped(targets.flatten(0, 1), typical).view(valid.shape)
-            # Whole rows pass the layer, so tokens that must not count get the weight 0 instead of being left
-            # out.
+            # Whole rows pass through the layer, so tokens that must not count get the weight 0.
             weight = batch.weight.to(inputs.device) * valid * damped.pow(2)
             yield Rows(inputs, targets, weight * ~held, weight * held)
 
     def _tokens(self, index: int, mid: list[torch.Tensor], held_out: bool, width: int) -> list[Tokens]:
-        """What enters and what should leave the FFN of this layer, for the real tokens of the fitted or the held-out rows."""
+        """Return the inputs and wanted outputs of this layer's FFN, for the real tokens of the fitted or the held-out rows."""
         norm = norm_at(self.runner.layers[index], self.runner.family.ffn_norm)
         found = []
         branch = self.runner.ffn_branch(index)
         tokens = sum(batch.num_tokens for batch in self.batches[: self.num_fit])
         typical = self.weights.typical(self.original)
-        stride = max(1, -(-tokens // MOST_TOKENS))  # batches are sorted by length: every n-th are of all lengths
+        stride = max(1, -(-tokens // MOST_TOKENS))  # batches are sorted by length, so every n-th one covers all lengths
         for n in range(0, self.num_fit, stride):
             batch = self.batches[n]
             for part, rows, weight in self.weights.parts(batch, self.original[n].to(mid[n].device), typical):
@@ -362,9 +359,8 @@ class Walk:
                     wanted = self.original[n].to(mid[n].device)[rows]
                     missing = (wanted - here).float()
                     if branch.norm is not None:
-                        # The steps run through the real FFN without the norm behind it, so the target is
-                        # multiplied by the size that the norm divides by, and the weight divided by it: a token
-                        # counts as much as before.
+                        # The steps run through the real FFN without the norm behind it. The target is therefore multiplied by the
+                        # size that the norm divides by, and the weight divided by it, so a token counts as much as before.
                         _, missing, size = branch.problem(self.runner.ffn_features(index, here), missing)
                         assert size is not None
                         missing = missing * size
@@ -374,7 +370,7 @@ class Walk:
         return found
 
     def _advance_pruned(self, new: NewLayer, mid: list[torch.Tensor]) -> None:
-        """Take the pruned stream past the new FFN."""
+        """Pass the pruned stream through the new FFN."""
         layer = self.runner.layers[new.index]
         dtype = self._ffn(new.index).weight.dtype
         out = new.ffn_out.to(dtype)
@@ -384,7 +380,7 @@ class Walk:
 
     @torch.no_grad()
     def divergence(self, head: nn.Linear | Scorer) -> tuple[float, float]:
-        """KL in nats per token over the comparison batches: over all tokens, and over answer tokens (nan without any)."""
+        """Return the KL in nats per token of the comparison batches: over all tokens, and over answer tokens (nan if none)."""
         kls = []
         answers = []
         for n in range(self.num_fit, len(self.batches)):

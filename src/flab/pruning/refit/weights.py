@@ -22,7 +22,7 @@ class TokenWeights:
 
     Attributes:
         batches: the batches to fit on.
-        scaling: "feature" damps tokens whose stream is an outlier; "mean", as in plans of flab 0.1, weighs all alike.
+        scaling: "feature" damps tokens whose stream is an outlier; "mean" (plans of flab 0.1) weighs all tokens alike.
     """
 
     batches: Sequence[Batch]
@@ -31,7 +31,7 @@ class TokenWeights:
     def typical(self, streams: Sequence[torch.Tensor]) -> float:
         """Return the median over the tokens of the root mean square of their streams, one (B, T, D) for each batch."""
         fitted = zip(streams, self.batches, strict=False)
-        # The median, because the very outliers that are looked for would pull a mean towards themselves.
+        # A mean would be pulled towards the very outliers that this looks for.
         sizes = [_size(stream[batch.valid.to(stream.device)]).cpu() for stream, batch in fitted]
         return float(torch.cat(sizes).median())
 
@@ -39,23 +39,22 @@ class TokenWeights:
         """(N, 1): 1, or less for a token whose stream is an outlier, so that its error counts relative to its size.
 
         In a real model the stream of the first token, and of a few others, is a hundred times larger than the rest. At full
-        weight these would be all that is fitted, and the norm that reads the stream divides by its size anyway.
+        weight they would dominate the fit, although the norm that reads the stream divides by its size anyway.
         """
         if self.scaling == "mean":
             return stream_ND.new_ones(len(stream_ND), 1, dtype=torch.float32)
-        # A root of a weight, as everything that multiplies both sides of the least squares: the squared error
-        # is damped by its square.
+        # This multiplies both sides of the least squares, so the squared error is damped by its square.
         return (OUTLIER * typical / _size(stream_ND)).clamp(max=1)
 
     def parts(
         self, batch: Batch, stream: torch.Tensor, typical: float
     ) -> Iterator[tuple[bool, torch.Tensor, torch.Tensor]]:
-        """Yield the real tokens of a batch, those of held-out rows apart; a part without any is left out.
+        """Yield the real tokens of a batch in two parts, fitted and held-out rows. A part without tokens is left out.
 
         Args:
             batch: B rows of T positions.
-            stream: (B, T, D), whose outliers are damped.
-            typical: what :meth:`typical` says of all streams.
+            stream: (B, T, D); outliers in it are damped.
+            typical: the value of :meth:`typical` over all streams.
 
         Yields:
             Whether the part is held out, where its tokens are, (B, T), and the square roots of their weights, (N, 1).
