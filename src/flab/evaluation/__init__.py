@@ -1,5 +1,5 @@
-"""Scoring of a model that is in memory, pruned or not: generation, sandboxed tests, metrics, bits per byte.
+"""Evaluation of a model in memory: generation, sandboxed tests, metrics, bits per byte.
 
-Nothing here knows about pruning: the unpruned model takes the same path. Importing the package loads no
-torch.
+Nothing here knows about pruning, so the original and the pruned model take the same path. Importing the package does not
+import torch.
 """

@@ -3,16 +3,16 @@
 Convention: each text is encoded by itself (with the special tokens its tokenizer adds), no end token is
 added, and the bits of all its tokens but the first are summed, because nothing precedes the first. The sum
 over all texts is divided by the UTF-8 bytes of all texts. With ``start_id`` that token is put before each
-text, and every token of the text counts: the number is then a full code length, the same for all
-tokenizations in what it covers.
+text, and every token of the text counts. The number is then a full code length, which covers the same bytes
+in every tokenization.
 
 Long texts are read in windows of ``window`` tokens that overlap by half: the first window counts all it
 predicts, a later one only its second half, so that each token is predicted once, and with at least ``window
 // 2`` tokens before it where the text has as many. It keeps no logits beyond one chunk of positions, and it
 does not truncate.
 
-The price in generality is this figure on code that no calibration reads: the part of the running Python's
-standard library that is kept apart (:func:`flab.assets.held_out_stdlib`).
+The loss of generality is measured by this figure on code that no calibration reads: the held-out part of the
+running Python's standard library (:func:`flab.assets.held_out_stdlib`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GENERAL_BYTES = 96_000
-# A large model reads less, or measuring it would take as long as cutting it.
+# A large model reads less text; otherwise measuring it would take as long as cutting it.
 LARGE_BYTES = 24_000
 LARGE_STORAGE = 200_000_000  # bytes of weights from which a model is large
 EXCERPT_BYTES = 6_000
@@ -74,7 +74,7 @@ def bits_per_byte(
     batch_size: int = 8,
     start_id: int | None = None,
 ) -> float:
-    """Return -log2 p of the texts per UTF-8 byte, counted as the module's docstring says."""
+    """Return -log2 p of the texts per UTF-8 byte, by the convention in the module's docstring."""
     import torch
 
     check_window(model, window)
@@ -101,7 +101,7 @@ def check_window(model: Any, window: int) -> None:
 
 
 def _batch_nats(model: Any, batch: list[Window]) -> float:
-    """Sum -ln p over what counts in one right-padded batch; hidden states in full, logits by chunks."""
+    """Sum -ln p over the counted tokens of one right-padded batch, with logits in chunks."""
     import torch
 
     width = max(len(one.ids) for one in batch)
@@ -122,7 +122,7 @@ def _batch_nats(model: Any, batch: list[Window]) -> float:
 
 
 def generality_of(model: str | Path, options: Options, size_bytes: int = GENERAL_BYTES) -> float:
-    """Bits per byte of one model on so many bytes of that code."""
+    """Return the bits per byte of one model on ``size_bytes`` bytes of that code."""
     checkpoint, _ = open_model(model, options)
     value = general_bits_per_byte(checkpoint, size_bytes)
     free(checkpoint)
@@ -130,13 +130,13 @@ def generality_of(model: str | Path, options: Options, size_bytes: int = GENERAL
 
 
 def general_size(original: Path) -> int:
-    """How many bytes to measure a model and its cut on, so that it takes a small part of the time that cutting takes."""
+    """Return how many bytes to measure a model and its cut on, so that this takes a small part of the cut's time."""
     large = sum(file.stat().st_size for file in weight_files(original)) >= LARGE_STORAGE
     return LARGE_BYTES if large else GENERAL_BYTES
 
 
 def general_texts(size_bytes: int = GENERAL_BYTES) -> list[str]:
-    """Return the head of each held-out module, about so many bytes in all, in a stable order."""
+    """Return the beginning of each held-out module, about ``size_bytes`` bytes in all, in a stable order."""
     texts = []
     used = 0
     for path in assets.held_out_stdlib():
@@ -148,6 +148,6 @@ def general_texts(size_bytes: int = GENERAL_BYTES) -> list[str]:
 
 
 def general_bits_per_byte(checkpoint: Checkpoint, size_bytes: int = GENERAL_BYTES) -> float:
-    """-log2 p per UTF-8 byte of that text, comparable across vocabularies: all its bytes are counted."""
+    """Return -log2 p per UTF-8 byte of that text. All its bytes count, so vocabularies can be compared."""
     context = getattr(checkpoint.model.config, "max_position_embeddings", 512)
     return bits_per_byte(checkpoint.model, checkpoint.tokenizer, general_texts(size_bytes), window=min(256, context))

@@ -23,7 +23,7 @@ NO_REFERENCE = "no reference"
 
 
 def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sandbox: Sandbox) -> Score:
-    """Run the tests of every sample of every problem; the same number of samples for each."""
+    """Run the tests of every sample of every problem. All problems have the same number of samples."""
     check_shape(len(task.items), generations)
     problems = task.problems
     assert len(problems) == len(task.items), "not a task of kind code"
@@ -38,7 +38,7 @@ def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sand
 
 
 def gold_ceiling(task: TaskFile, sandbox: Sandbox) -> Score:
-    """Score the file's own references: what fails here no model can be blamed for; a missing one fails too."""
+    """Score the file's own references. A problem whose reference fails, or is missing, says nothing about a model."""
     require_sound(task, sandbox, of_references=True)
     known = [problem for problem in task.problems if problem.canonical_solution is not None]
     references = [[Generation(problem.canonical_solution or "", 0, "eos")] for problem in known]
@@ -62,7 +62,7 @@ def _verdicts(
     problems: Sequence[Problem], generations: Sequence[Sequence[Generation]], sandbox: Sandbox, description: str
 ) -> dict[tuple[int, str], Verdict]:
     """Run each distinct text of each problem once; keyed by the problem's place and the text."""
-    # Equal answers are common among samples, and running a program is the dearest part of scoring.
+    # Equal answers are common among samples, and running a program is the most expensive part of scoring.
     keys = list(dict.fromkeys((at, made.text) for at, samples in enumerate(generations) for made in samples))
     jobs = [job_of(problems[at], text) for at, text in keys]
     return dict(zip(keys, sandbox.run_many(jobs, description), strict=True))

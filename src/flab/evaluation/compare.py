@@ -1,7 +1,7 @@
-"""Two runs, paired: for each task that both measured, what the second kept of the first, and whether it is more than chance.
+"""The paired comparison of two runs: for each common task, what the second kept of the first, and whether chance explains it.
 
-Counts and McNemar's p are of each item's first sample, the only pairing there is; rates, retention and differences are
-over all samples, their intervals over items. It reads ``results.json`` alone and generates nothing.
+Counts and McNemar's p compare the first sample of each item, because further samples have no counterpart. Rates, retention
+and differences are over all samples; their intervals are over items. Only ``results.json`` is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flab.evaluation.score import Rows, by_item
 from flab.files import PathLike, as_path, read_json
 
 Task = Mapping[str, Any]
-# Of the identity only these must agree, since two models differ in the rest. Of settings and versions all must.
+# The fields of the identity that must agree; two models differ in the rest. All settings and versions must agree.
 MUST_AGREE = {"identity": ("dtype", "device")}
 
 
@@ -35,16 +35,15 @@ def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * 
     ``margin_points`` is the drop of pass@1, in percentage points, up to which the second still counts as good as the first.
 
     Raises:
-        DataError: a run that is missing or unfinished, or two that share no task.
-        OptionError: a margin that is not a number of points.
+        DataError: a run is missing or unfinished, or the two share no task.
+        OptionError: the margin is not a number of points.
     """
     if not 0 < margin_points < 100:
         raise OptionError(f"`margin_points`: got {margin_points:g}, allowed are points between 0 and 100; 2 is usual.")
     margin = margin_points / 100
     a = read_run(as_path(run_a))
     b = read_run(as_path(run_b))
-    # Tasks are paired by the digest of their items, not by name: a renamed file is still the same task, a
-    # changed one is not.
+    # Tasks are paired by the digest of their items: a renamed file is still the same task, a changed one is not.
     ours = {(task["kind"], task["sha256"]): task for task in b["tasks"]}
     shared = [
         (task, ours[task["kind"], task["sha256"]]) for task in a["tasks"] if (task["kind"], task["sha256"]) in ours
@@ -80,7 +79,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Settings, generator, precision and versions in which two runs differ: the models are then not all that does."""
+    """Return the settings, generator, precision and versions in which two runs differ besides their models."""
     pairs = [("generator", a.get("generator"), b.get("generator"))]
     for part in ("settings", "identity", "versions"):
         old = a.get(part) or {}
@@ -97,7 +96,7 @@ def _prompt_differences(a: Task, b: Task) -> list[dict[str, Any]]:
 
 
 def compare_task(a: Task, b: Task, margin: float = MARGIN) -> dict[str, Any]:
-    """Compare one task of both runs: what all kinds have, and what the kind adds."""
+    """Compare one task of both runs: the figures of all kinds, and those that its kind adds."""
     made = {
         "name": a["name"],
         "kind": a["kind"],
@@ -116,8 +115,8 @@ def compare_task(a: Task, b: Task, margin: float = MARGIN) -> dict[str, Any]:
 def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | None:
     """Decide over the problems of all tasks together; None for fewer than two tasks.
 
-    Left out are perturbed tasks, which ask the same problems again, and chains of thought, of which hardly any is equal
-    word for word. Problems of one id, as in files of one origin, and of one source count as a cluster.
+    Perturbed tasks are left out because they ask the same problems again, and chains of thought because hardly any matches
+    word for word. Problems with the same id or the same source count as a cluster.
     """
     pairs = [(a, b) for a, b in pairs if a["kind"] != "cot" and not a.get("perturbation")]
     if len(pairs) < 2:
@@ -135,7 +134,7 @@ def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | 
 
 
 def cluster_names(ids: Sequence[str], clusters: Mapping[str, str] | None) -> list[Hashable]:
-    """Say what each item belongs to: its source if the file names one, else itself."""
+    """Return the cluster of each item: its source if the file names one, else itself."""
     return [("source", clusters[one]) if clusters and one in clusters else one for one in ids]
 
 
@@ -147,8 +146,7 @@ def compare_passes(
     b = by_item(rows_b, name)
     assert list(a) == list(b), "the same items in the same order: their digest is the same"
     counts = paired_counts([one[0] for one in a.values()], [one[0] for one in b.values()])
-    # The bootstrap draws problems, or whole clusters of them, and a problem counts by its pass rate over all of
-    # its samples.
+    # The bootstrap draws problems, or whole clusters of them. A problem's value is its pass rate over all its samples.
     rates_a = rates(a)
     rates_b = rates(b)
     names = cluster_names(list(a), clusters)
@@ -170,7 +168,7 @@ def rates(found: Mapping[str, Sequence[bool]]) -> list[float]:
 
 
 def _compare_cot(a: Task, b: Task) -> dict[str, Any]:
-    """BLEU of both, in both settings; the interval is of the paper's, from the counts in the rows."""
+    """Compare the BLEU of both, in both settings. The interval is that of the paper's setting, from the counts in the rows."""
     figures = {f"{name}_{run}": task["summary"][name] for name in BLEU for run, task in (("a", a), ("b", b))}
     found = bootstrap_bleu_difference(_bleu_counts(a["rows"]), _bleu_counts(b["rows"]))
     ratio = figures["bleu_paper_b"] / figures["bleu_paper_a"] if figures["bleu_paper_a"] else None
@@ -178,7 +176,7 @@ def _compare_cot(a: Task, b: Task) -> dict[str, Any]:
 
 
 def _bleu_counts(rows: Rows) -> list[list[float]]:
-    """Return each item's counts, as the mean of its samples, so that runs with other numbers of them can be paired."""
+    """Return each item's counts as means over its samples, so that runs with different numbers of samples can be paired."""
     found: dict[str, list[list[float]]] = {}
     for row in rows:
         found.setdefault(row["task_id"], []).append(row["bleu_counts"])
@@ -199,7 +197,7 @@ def _names_without(run: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _robustness(a: Mapping[str, Any], b: Mapping[str, Any], named: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Drops of both, for each pair of files that both runs measured."""
+    """Return the drops of both models, for each pair of files that both runs measured."""
     fields = ("shared", "pass@1_clean", "pass@1_perturbed", "drop", "relative_drop", "mcnemar_p")
     theirs = {(row["clean"], row["perturbed"]): row for row in b["robustness"]}
     pairs = [(row, theirs.get((named.get(row["clean"]), named.get(row["perturbed"])))) for row in a["robustness"]]

@@ -1,6 +1,6 @@
 """Chain of thought: corpus BLEU-4 against the references, in two tokenisations, and exact match.
 
-Compared are the generation and the reference as they are, stripped at both ends; nothing is cut, so the preset's
+The generation and the reference are compared as they are, stripped at both ends. Nothing is cut, so the preset's
 stop strings decide where a generation ends. With several samples the corpus holds every sample next to its item's
 reference. BLEU is on sacrebleu's scale of 0 to 100.
 
@@ -25,7 +25,7 @@ from flab.models.engines.protocol import Generation
 def score_cot(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> Score:
     """Score a task of kind cot; a row passes if it equals its reference, and carries its own BLEU."""
     check_shape(len(task.items), generations)
-    # Of one sentence: sacrebleu's smoothing, and only the orders that the sentence has.
+    # The BLEU of one sentence uses sacrebleu's smoothing, and only the orders that the sentence has.
     sentence = BLEU(tokenize="none", effective_order=True)
     rows = []
     texts = []
@@ -51,12 +51,12 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, An
 
 
 def metrics() -> dict[str, BLEU]:
-    """Return the two settings; ``force`` silences a warning about text that is split at white space already."""
+    """Return the two settings. ``force`` silences a warning about text that is already split at white space."""
     return {"bleu_paper": BLEU(tokenize="none", smooth_method="none", force=True), "bleu_default": BLEU(force=True)}
 
 
 def _row(task_id: str, sample: int, made: Generation, reference: str, sentence: BLEU) -> dict[str, Any]:
-    """Return a row with the counts that BLEU is made of, so that a comparison can draw items again without the texts."""
+    """Return a row with the counts behind BLEU, so that a comparison can resample items without the texts."""
     text = made.text.strip()
     found = sentence.sentence_score(text, [reference])
     outcome = "passed" if text == reference else failure_class(text, made.finish_reason, "different")

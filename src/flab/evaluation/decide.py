@@ -1,11 +1,11 @@
-"""Whether the second of two models is as good as the first, within a margin that was named before.
+"""Whether the second of two models is as good as the first, within a margin that was fixed beforehand.
 
-A p value above 0.05 does not say that two models are equal: few problems never find a difference. The question that decides
-is whether the 95 % interval of the difference stays above minus the margin (non-inferiority, one-sided level 2.5 %). The
-smallest difference that the data at hand would find says whether the question could be answered at all.
+A p value above 0.05 does not show that two models are equal, because few problems never find a difference. What decides is
+whether the 95 % interval of the difference stays above minus the margin (non-inferiority, one-sided level 2.5 %). The
+smallest difference that the data could find tells whether the question could be answered at all.
 
-Intervals are Tango's score intervals for paired proportions (Statistics in Medicine 17, 1998) where each problem was
-answered once and none shares a source with another. They hold for a few problems and for no disagreement at all, where the
+If each problem was answered once and none shares a source with another, intervals are Tango's score intervals for paired
+proportions (Statistics in Medicine 17, 1998). They hold for few problems, and even without any disagreement, where the
 bootstrap's interval shrinks to a point. Otherwise they are t intervals with errors clustered by source (Liang & Zeger 1986).
 """
 
@@ -28,7 +28,7 @@ POWER = 0.80
 
 @dataclass(frozen=True)
 class Decision:
-    """The difference of the mean pass rates, second minus first, and what it decides.
+    """The difference of the mean pass rates, second minus first, and the decision.
 
     ``detectable`` is the smallest true difference that these data would call significant in four of five cases.
     """
@@ -93,7 +93,7 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
     z = float(norm.ppf(1 - LEVEL / 2))
 
     def score(delta: float) -> float:
-        """Return how many standard errors the observed difference lies above ``delta``, were that the true one."""
+        """Return how many standard errors the observed difference lies above ``delta``, if that is the true one."""
         # q is the likeliest probability that only the first passes, given delta: the root of a quadratic (Tango, eq. 6).
         linear = -only_a - only_b + (2 * total - only_b + only_a) * delta
         constant = -only_a * delta * (1 - delta)
@@ -119,8 +119,8 @@ def standard_error(sums_G3: Floats) -> float:
     num_clusters = len(sums_G3)
     if num_clusters < 2:
         return math.inf
-    # What a cluster adds beyond the mean difference of its size. Problems of one source are right or wrong
-    # together, so the squares are taken of the clusters' sums and not of single problems.
+    # The residual of a cluster is what it adds beyond the mean difference. Problems of one source tend to be right or wrong
+    # together, so the clusters' sums are squared and not single problems.
     residuals_G = differences_G - sizes_G * differences_G.sum() / sizes_G.sum()
     return float(math.sqrt(num_clusters / (num_clusters - 1) * np.square(residuals_G).sum()) / sizes_G.sum())
 
@@ -148,5 +148,5 @@ def detectable_difference(sums_G3: Floats) -> float:
 
 
 def _at_least_one(sums_G3: Floats) -> float:
-    """Return the standard error, at least that of one problem that changed: no disagreement seen is not none at all."""
+    """Return the standard error, at least that of one changed problem: seeing no disagreement does not rule it out."""
     return max(standard_error(sums_G3), 1 / float(sums_G3[:, 2].sum()))

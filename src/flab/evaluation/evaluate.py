@@ -1,7 +1,7 @@
-"""What measuring a model needs besides the evaluation itself: its generator, its identity, the data it has seen.
+"""The preparation of an evaluation: a model's generator, its identity, and the data that it has seen.
 
-The unpruned and the pruned model take the same path. It decides nothing and scores nothing. torch is imported when a model
-is opened, after everything else was checked.
+The original and the pruned model take the same path. Nothing is scored here. torch is imported when a model is opened,
+after everything else was checked.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ALL, EXPORTS = "all", "exports"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model ready to answer: its generator, its chat template, and what is known of it."""
+    """A model that is ready to answer: its generator, its chat template, and the facts about it."""
 
     generator: Generator
     render: Render | None
@@ -69,11 +69,11 @@ def read_tasks(
     perturbations: Sequence[str],
     seed: int,
 ) -> list[TaskFile]:
-    """The task files (``FILE`` or ``KIND:FILE``), each code task followed by its perturbations.
+    """Read the task files (``FILE`` or ``KIND:FILE``). Each code task is followed by its perturbations.
 
     Raises:
-        OptionError: no task, an unknown perturbation, or perturbations and no code task.
-        DataError: a file that cannot be read, or a perturbation that applies to no problem of it.
+        OptionError: there is no task, a perturbation is unknown, or there is no code task to perturb.
+        DataError: a file cannot be read, or a perturbation applies to none of its problems.
     """
     given = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
     if not given:
@@ -102,7 +102,7 @@ def _read(argument: str, limit: int | None) -> TaskFile:
 
 
 def _perturbed(task: TaskFile, names: Sequence[str], seed: int) -> list[TaskFile]:
-    """Its perturbations; those that were not named but come with ``all`` may apply to nothing."""
+    """Return a task's perturbations. Those that only ``all`` asks for may apply to nothing."""
     made = []
     for name in dict.fromkeys([*(n for n in names if n != ALL), *(PERTURBATIONS if ALL in names else ())]):
         if task.kind != "code":
@@ -117,7 +117,7 @@ def _perturbed(task: TaskFile, names: Sequence[str], seed: int) -> list[TaskFile
 
 
 def sandbox_for(tasks: Sequence[TaskFile], options: Options) -> Sandbox | None:
-    """The sandbox if any task runs code; SandboxError without isolation, unless the user allows it."""
+    """Return the sandbox if any task runs code. Raises SandboxError without isolation, unless the user allows it."""
     return Sandbox.detect(options.unsandboxed) if any(task.kind == "code" for task in tasks) else None
 
 
@@ -125,7 +125,7 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
     """Load the model behind the backend.
 
     Raises:
-        OptionError: an unknown backend, or one that is not installed.
+        OptionError: the backend is unknown or not installed.
         CheckpointError, UnsupportedModelError
     """
     from flab.models.checkpoint import fingerprint
@@ -146,7 +146,7 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
 
 
 def check_backend(name: str) -> None:
-    """OptionError for a name that is no backend."""
+    """Raise OptionError if there is no backend of this name."""
     if name not in BACKENDS:
         raise OptionError(f"`backend`: got {name}, allowed {', '.join(BACKENDS)}.")
 
@@ -176,7 +176,7 @@ def _digest(*files: Path) -> str:
 
 
 def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[PathLike]) -> list[dict[str, Any]]:
-    """Each task beside each data file, those that the model's plan names included; says what is flagged."""
+    """Compare each task with each data file, including those that the model's plan names. Prints what is flagged."""
     texts = {str(as_path(path)): [s.text for s in read_samples(as_path(path))] for path in against}
     found = []
     for data, content in (texts | _known_texts(as_path(model))).items():
@@ -191,7 +191,7 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
 
 
 def _known_texts(model: Path) -> dict[str, list[str]]:
-    """What a pruned model was calibrated on and a recovered one trained on, by its path; nothing if it is gone."""
+    """Return the data, by path, that a model was calibrated or trained on; nothing if it is gone."""
     found: dict[str, list[str]] = {}
     for name, keys in SAYS_DATA:
         file = model / name
@@ -210,7 +210,7 @@ def _known_texts(model: Path) -> dict[str, list[str]]:
 
 
 def text_of(item: Item) -> str:
-    """What a problem would look like in the data: asked and answered."""
+    """Return a problem as it would look in the data, with its answer."""
     if isinstance(item, Problem):
         return item.prompt + (item.canonical_solution or "")
     if isinstance(item, Explanation):
@@ -220,7 +220,7 @@ def text_of(item: Item) -> str:
 
 
 def export_run(folder: Path, tasks: Sequence[TaskFile], report: dict[str, Any], max_new_tokens: int) -> Path:
-    """Write ``exports``: samples for EvalPlus, tasks for lm-evaluation-harness; an older one is replaced."""
+    """Write ``exports``: samples for EvalPlus, and tasks for lm-evaluation-harness. Replaces older ones."""
     exports = folder / EXPORTS
     clear_exports(exports)
     exports.mkdir()
@@ -250,13 +250,13 @@ def evaluate(
     export: bool = False,
     shard: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a model on task files; returns what ``results.json`` holds.
+    """Evaluate a model on task files. Returns the content of ``results.json``.
 
-    ``out`` is a run's folder, where a stopped run goes on, or a file that ends in ``.json``. ``shard`` (``2/4``) makes
+    ``out`` is a run's folder, where a stopped run continues, or a file that ends in ``.json``. ``shard`` (``2/4``) makes
     only that part of the answers; the same call without it, in the same folder, merges and scores.
 
     Raises:
-        SandboxError: no isolation here and ``options.unsandboxed`` is off.
+        SandboxError: there is no isolation here, and ``options.unsandboxed`` is off.
         DataError, CheckpointError, OptionError
     """
     settings, options = settings or Settings(), options or Options()
@@ -278,8 +278,7 @@ def evaluate(
         )
     _check_target(target, folder, read, options.overwrite, export)
     overlap = find_overlaps(model, files, against_data) if part is None else []
-    # Everything that can be wrong with the call has been checked by now. Opening the model is the first slow
-    # step.
+    # The whole call has been checked by now. Opening the model is the first slow step.
     subject = open_subject(model, options, backend)
     report = run_tasks(
         subject.generator, files, settings, folder, subject.identity, sandbox, subject.render, gold,
@@ -299,7 +298,7 @@ def evaluate(
 def _check_target(
     target: Path | None, folder: Path | None, read: Sequence[PathLike], overwrite: bool, export: bool
 ) -> None:
-    """Fail before the work where a run's folder, or a file of results, must not be written."""
+    """Fail before the work if the run's folder, or the file of results, must not be written."""
     if folder is not None:
         check_place(folder, read)
         check_run_folder(folder)
@@ -316,10 +315,10 @@ def evaluate_references(
     perturbations: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Only the gold ceiling: run the references of code tasks, without a model.
+    """Run only the references of code tasks (the gold ceiling), without a model.
 
     Raises:
-        OptionError: a task of another kind.
+        OptionError: a task is of another kind.
         SandboxError, DataError
     """
     files, options = read_tasks(tasks, limit, perturbations, seed), options or Options()

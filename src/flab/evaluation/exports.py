@@ -1,6 +1,6 @@
 """Files for other evaluators, so that a score can be checked: EvalPlus samples, a task for lm-evaluation-harness.
 
-Formats as their sources and documentation have them (EvalPlus' ``load_solutions``; lm-evaluation-harness' task
+The formats follow their sources and documentation (EvalPlus' ``load_solutions``; lm-evaluation-harness' task
 guide, version 0.4). Neither program is run or imported here.
 """
 
@@ -73,7 +73,7 @@ def clear_exports(folder: Path) -> None:
     """Remove what an earlier run exported into ``folder``, which may be missing.
 
     Raises:
-        OptionError: it holds anything that flab did not write there; nothing is removed then.
+        OptionError: it holds files that flab did not write; then nothing is removed.
     """
     check_exports(folder)
     if folder.exists():
@@ -81,7 +81,7 @@ def clear_exports(folder: Path) -> None:
 
 
 def check_exports(folder: Path) -> None:
-    """OptionError where the folder of exports is no folder, or holds anything that flab did not write."""
+    """Raise OptionError if the folder of exports is not a folder, or holds files that flab did not write."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OptionError(f"`export`: {folder} is a file or a link, not a folder that flab made: move it away.")
     paths = [path for path in sorted(folder.rglob("*")) if path != folder / TASKS]
@@ -91,7 +91,7 @@ def check_exports(folder: Path) -> None:
 
 
 def _is_own(path: Path, folder: Path) -> bool:
-    """Whether flab wrote a file into the exports: samples at the top, or a task's three files below it."""
+    """Return whether flab wrote a file into the exports: samples at the top, or a task's three files below it."""
     if path.is_symlink() or not path.is_file():
         return False
     if path.parent == folder:

@@ -1,8 +1,8 @@
 """The program in a chat reply: the final answer's code, with the imports and helpers that came before it.
 
 A reply may think first, show drafts, usage and shell commands, fence its code in several ways, or not fence it at all.
-What counts is what follows the thinking. Of several fences the last one that defines the function is the answer; from
-the others only imports, definitions and constants are kept. It parses Python and runs nothing.
+Only the text after the thinking counts. Of several fences, the last one that defines the function is the answer; from
+the others only imports, definitions and constants are kept. Python is parsed here and never run.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def final_code(reply: str, entry_point: str) -> str:
     parsed = [(block, tree) for block in blocks if (tree := _parse(block.text)) is not None and tree.body]
     answers = [at for at, (_, tree) in enumerate(parsed) if defines(tree, name)]
     if not answers:
-        # No block defines the function: all that is Python is kept, since the answer may be spread over several
-        # blocks.
+        # No block defines the function. The answer may be spread over several blocks, so all that is Python is kept.
         named = [block for block in blocks if block.language] or blocks
         return "\n\n".join(block.text for block in ([block for block, _ in parsed] or named)) + "\n"
     # A reply may hold drafts. The last block that defines the function is the answer; imports and helpers of
@@ -64,7 +63,7 @@ def final_part(text: str) -> str:
 
 
 def fenced(text: str) -> Iterator[Block]:
-    """Yield the fenced blocks in order; one that nothing closes reaches to the end."""
+    """Yield the fenced blocks in order. A block without a closing fence reaches to the end."""
     opening: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.split("\n"):
@@ -86,7 +85,7 @@ def _closes(line: str, mark: str) -> bool:
 
 
 def _unindented(lines: list[str], indent: str) -> str:
-    """Take the quotation marks and the indentation of a fence from its lines."""
+    """Remove a fence's quotation marks and indentation from its lines."""
     if ">" in indent:
         lines = [re.sub(r"^[ \t]*>[ \t]?", "", line) for line in lines]
     return textwrap.dedent("\n".join(line.rstrip() if not line.strip() else line for line in lines))
@@ -134,7 +133,7 @@ def _kept(text: str, tree: ast.Module, name: str, known: set[str]) -> str:
 
 
 def in_prose(text: str) -> str:
-    """Return the Python in a reply without fences: from each line that begins code, the longest stretch that is Python.
+    """Return the Python in a reply without fences: for each line that begins code, the longest valid stretch from there.
 
     All of the text if nothing in it is.
     """

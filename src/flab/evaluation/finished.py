@@ -1,8 +1,8 @@
-"""A finished run is known by what was asked: the same command answers from its folder, before anything is loaded.
+"""Recognise a finished run: the same command then answers from its folder, before anything is loaded.
 
-Beside the scores, ``run.json`` keeps a digest of the question (:func:`asked`) and of ``results.json``. Files of a model are told
-by name, size and time of change, which reads none of them; a model that was only copied is measured again, and all of its
-answers are found. It imports neither torch nor transformers.
+``run.json`` keeps a digest of the question (:func:`asked`) and of ``results.json``. A model's files are identified by name,
+size and time of change, without reading them. A copied model is therefore measured again, but its stored answers are found.
+This module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ ASKED = "asked_sha256"
 ANSWERED = "results_sha256"
 FINISHED = "{} is finished: these are its results; nothing was run again"
 MAKERS = ("torch", "transformers", "tokenizers", "vllm")
-GPU = Path("/dev/nvidia0")  # what --device auto takes may have come or gone
-# Where a model's own files name the data that it was fitted to.
+GPU = Path("/dev/nvidia0")  # the device that auto chooses may have changed
+# The files of a model that name the data that it was fitted to.
 SAYS_DATA = (("plan.json", ("calibration", "path")), ("recovery.json", ("data",)))
 
 
 def asked(
     model: PathLike, tasks: Any, settings: Any, options: Options, against_data: Sequence[PathLike], **more: Any
 ) -> str | None:
-    """Return the digest of a question: the model, the tasks, all settings, and the versions of what answers it.
+    """Return the digest of a question: the model, the tasks, all settings, and the versions of the libraries.
 
-    Arguments are those of :func:`flab.evaluate`. None if a model or a task is no local file: what a hub id stands for may have
-    changed.
+    The arguments are those of :func:`flab.evaluate`. Returns None if the model or a task is not a local file, because the
+    content behind a hub id may have changed.
     """
     tasks = [tasks] if isinstance(tasks, str | os.PathLike | TaskFile) else list(tasks)
     if any(isinstance(task, TaskFile) for task in tasks):
@@ -51,7 +51,7 @@ def asked(
     if not all(file.exists() for file in files):
         return None
     files += fitted_to(files[0])
-    # Everything that can change an answer or its score, the versions of the libraries included.
+    # Everything that can change an answer or its score, including the versions of the libraries.
     question = {"settings": asdict(settings), "options": asdict(options), "gpu": GPU.exists(), **more}
     made_by = [__version__, *(_version(name) for name in MAKERS)]
     content = [question, made_by, [_stamps(file) for file in files], [str(task) for task in tasks]]
@@ -80,14 +80,14 @@ def _version(name: str) -> str | None:
 
 
 def _stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of all files in a folder."""
+    """Return the name, size and time of change of a file, or of all files in a folder."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     stats = [(str(file.resolve()), file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def finished_run(folder: Path, digest: str | None) -> dict[str, Any] | None:
-    """Return the results in a run's folder, if they answer exactly this question; None if there is anything left to do."""
+    """Return the results in a run's folder if they answer exactly this question, else None."""
     if digest is None or not (folder / RUN).is_file() or not (folder / RESULTS).is_file():
         return None
     try:
@@ -99,7 +99,7 @@ def finished_run(folder: Path, digest: str | None) -> dict[str, Any] | None:
 
 
 def remember(folder: Path, digest: str | None) -> None:
-    """Note in a finished run's folder which question its results answer."""
+    """Record in a finished run's folder which question its results answer."""
     if digest is not None:
         write_json(folder / RUN, read_json(folder / RUN) | {ASKED: digest, ANSWERED: _sha256(folder / RESULTS)})
 

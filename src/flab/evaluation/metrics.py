@@ -1,7 +1,7 @@
 """Numbers on pass or fail: pass@k, Wilson intervals, and the paired comparison of two models.
 
-It reads no files and knows no models. An interval here covers the drawing of the problems, not the noise of sampling or of
-batch size. Bootstrap intervals are percentile intervals (Efron & Tibshirani 1993) over problems, or over clusters of
+It reads no files and knows no models. An interval here accounts for the choice of the problems, not for the noise of sampling
+or of batch size. Bootstrap intervals are percentile intervals (Efron & Tibshirani 1993) over problems, or over clusters of
 problems that share a source; they are paired where two models are compared, and seeded. Statistics come from scipy, which
 is imported where it is used: it takes half a second. Legend: N problems, G clusters.
 """
@@ -26,7 +26,7 @@ BLEU_ORDER = 4
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """On how many problems both, only the first, only the second, or neither of two models passed."""
+    """The numbers of problems that both, only the first, only the second, or neither of two models passed."""
 
     both: int
     only_a: int
@@ -36,7 +36,7 @@ class PairedCounts:
 
 @dataclass(frozen=True)
 class Retention:
-    """What the second model kept of the first: ratio of their pass counts, and its 95 % interval."""
+    """How much the second model kept of the first: the ratio of their pass counts, and its 95 % interval."""
 
     ratio: float
     low: float
@@ -65,7 +65,7 @@ def wilson_interval(passed: int, total: int) -> tuple[float, float]:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that one of ``k`` draws passes (Chen et al. 2021, eq. 1): 1 - C(n-c, k) / C(n, k)."""
+    """Return the unbiased chance that one of ``k`` draws passes (Chen et al. 2021, eq. 1): 1 - C(n-c, k) / C(n, k)."""
     assert 0 <= num_correct <= num_samples
     assert 1 <= k <= num_samples
     # C(n - c, k) of the C(n, k) ways to draw k of n samples hold no correct one. math.comb is exact, so nothing
@@ -103,8 +103,8 @@ def retention(
 
     Args:
         a: pass rate of each problem by the first model, (N,).
-        b: the same by the second.
-        clusters: what each problem belongs to; all apart if None.
+        b: the same for the second.
+        clusters: the cluster of each problem; None if every problem is its own.
         num_resamples: bootstrap resamples. Those in which the first model passes nothing have no ratio and are left out.
     """
     if not any(a):
@@ -153,8 +153,8 @@ def _bootstrap(
     """Return the 95 % percentile interval of a statistic of sums over the drawn clusters."""
     from scipy.stats import DegenerateDataWarning, bootstrap
 
-    # A drawn cluster brings all its problems, so its sums say all that matters of it. In a fixed order, so that the same
-    # results in another order give the same interval.
+    # A drawn cluster brings all its problems, so its sums are all that is needed. They are sorted, so that the order of the
+    # results does not change the interval.
     sums_G3 = cluster_sums(a, b, clusters)
     sums_G3 = sums_G3[np.lexsort(sums_G3.T)]
     if (sums_G3 == sums_G3[0]).all():  # every resample is the same
@@ -190,7 +190,7 @@ def cluster_sums(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hash
 
 
 def corpus_bleu_of_counts(counts_RC: Floats) -> Floats:
-    """BLEU-4 without smoothing (Papineni et al. 2002), 0 to 100, of sums of sentence counts.
+    """Return BLEU-4 without smoothing (Papineni et al. 2002), 0 to 100, from sums of sentence counts.
 
     Each row is system length, reference length, four numbers of matched n-grams, four of all n-grams.
     """

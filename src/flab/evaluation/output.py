@@ -1,7 +1,7 @@
 """Output prediction: the predicted value compared with the known one; nothing the model wrote is executed.
 
-The prediction is the generation up to its first line end, stripped; answers inside tags or fences are not looked
-for, the preset's stop strings end the line. Two comparisons:
+The prediction is the generation up to its first line end, stripped. Answers inside tags or fences are not searched for;
+the preset's stop strings end the line. There are two comparisons:
 
 ``em_paper``
     equal as text, stripped, with ``"`` read as ``'`` (the paper's exact match).
@@ -34,7 +34,7 @@ MAX_CHARS = 10_000
 
 
 def score_output(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> Score:
-    """Compare every prediction; a row passes if either comparison holds."""
+    """Compare every prediction. A row passes if either comparison holds."""
     check_shape(len(task.items), generations)
     rows = []
     for item, samples in zip(task.items, generations, strict=True):
@@ -63,7 +63,7 @@ def _row(item: Prediction, sample: int, made: Generation) -> dict[str, Any]:
 
 
 def _failure(predicted: str, known: str, made: Generation) -> str:
-    """Return the class of a wrong prediction; a line that ended was not cut off, whatever followed it."""
+    """Return the class of a wrong prediction. A line that ended was not cut off, whatever followed it."""
     unreadable = read_literal(predicted) is None and read_literal(known) is not None
     reason = "stop" if "\n" in made.text else made.finish_reason
     return failure_class(predicted, reason, "unreadable" if unreadable else "wrong")
@@ -82,7 +82,7 @@ def _folded(text: str) -> str:
 
 
 def read_literal(text: str) -> Hashable | None:
-    """Read a Python literal as something that equals another only if value and types do; None if it is none."""
+    """Read a Python literal as a value that equals another only if value and types do; None if it is not a literal."""
     if len(text) > MAX_CHARS:
         return None
     try:
@@ -94,7 +94,7 @@ def read_literal(text: str) -> Hashable | None:
 
 
 def _canonical(value: Any) -> Hashable:
-    """Join each value with its type's name, so that comparing sees the types at every depth."""
+    """Pair each value with its type's name, so that a comparison includes the types at every depth."""
     kind = type(value).__name__
     if isinstance(value, list | tuple):
         return kind, tuple(map(_canonical, value))

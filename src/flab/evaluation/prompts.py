@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from flab.models.engines.store import Key
 
 Message = dict[str, str]
-# From messages to the text that ends where the assistant's answer begins.
+# Turns messages into the text that ends where the assistant's answer begins.
 Render = Callable[[Sequence[Message]], str]
 
 CUE = "How to solve:"
-# For models whose settings name no end token.
+# End tokens for models whose settings name none.
 END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|fim_")
 # A body ends at the next line that starts in column 0, so a top-level statement can be cut; the generator
-# stops at end tokens by itself. Not among them: "\n#", because such a comment may stand in a body; "\nif" and
-# "\nfor", for wrapped text in docstrings; "```" in the middle of a line.
+# stops at end tokens by itself. Some strings are left out on purpose: "\n#", because a body may hold such a comment;
+# "\nif" and "\nfor", because text in docstrings wraps; and "```" in the middle of a line.
 COMPLETION_STOP = (
     "\ndef ",
     "\nasync def ",
@@ -44,7 +44,7 @@ COMPLETION_STOP = (
     "\n```",
     *END_MARKS,
 )
-# Steps hold no blank line: of the 317 references that we have seen, two do.
+# Steps hardly ever hold a blank line: two of the 317 references that we have seen do.
 STEPS_STOP = ("\n\n", *COMPLETION_STOP)
 LINE_STOP = ("\n", *END_MARKS)
 FENCE_STOP = ("\n```", *END_MARKS)
@@ -63,7 +63,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Preset:
-    """One convention: how to ask for each kind, whether prompts are cut, and what scoring does to an answer first."""
+    """One convention: how to ask for each kind, whether prompts are cut, and how scoring prepares an answer."""
 
     ask: dict[Kind, Callable[..., Asked]]  # (item, render) -> Asked
     needs_template: bool = False
@@ -77,23 +77,23 @@ def complete_code(item: Problem, render: Render | None) -> Asked:
 
 
 def complete_steps(item: Explanation, render: Render | None) -> Asked:
-    """Return the prompt as it is: where the file's prompts end with a cue, its references begin after it."""
+    """Return the prompt as it is. If the file's prompts end with a cue, its references begin after it."""
     return Asked(item.prompt, STEPS_STOP)
 
 
 def complete_output(item: Prediction, render: Render | None) -> Asked:
-    """Return the code and the left side of an assertion; no space at the end, because tokens begin with theirs."""
+    """Return the code and the left side of an assertion, without a space at the end, because tokens begin with it."""
     return Asked(f"{item.code}\n\nassert {item.entry_point}({item.input}) ==", LINE_STOP)
 
 
 def chat_code(item: Problem, render: Render | None) -> Asked:
-    """Ask for the function; the answer is opened with a fence and the prompt's own code, as EvalPlus does."""
+    """Ask for the function, and open the answer with a fence and the prompt's own code, as EvalPlus does."""
     question = f"Complete this Python function. Answer with the whole function.\n```python\n{item.prompt.rstrip()}\n```"
     return _ask(render, question, f"```python\n{item.prompt}", FENCE_STOP)
 
 
 def chat_steps(item: Explanation, render: Render | None) -> Asked:
-    """Ask for numbered steps under the cue; the answer is opened with the cue if the file's prompt ends with it."""
+    """Ask for numbered steps under the cue, and open the answer with the cue if the file's prompt ends with it."""
     code = item.prompt.rstrip()
     opening = f"{CUE}\n" if code.endswith(CUE) else ""
     question = (
@@ -105,7 +105,7 @@ def chat_steps(item: Explanation, render: Render | None) -> Asked:
 
 
 def chat_output(item: Prediction, render: Render | None) -> Asked:
-    """Ask for the value; the answer is opened with a fence and the left side of the assertion."""
+    """Ask for the value, and open the answer with a fence and the left side of the assertion."""
     assertion = f"assert {item.entry_point}({item.input}) =="
     question = (
         "What does this Python function return? Complete the assertion with a literal.\n"
@@ -115,7 +115,7 @@ def chat_output(item: Prediction, render: Render | None) -> Asked:
 
 
 def _ask(render: Render | None, question: str, opening: str, stop: tuple[str, ...]) -> Asked:
-    """Render the question and open the answer, behind the thinking if the template has opened it."""
+    """Render the question and open the answer. If the template opened the thinking, the answer follows its end."""
     assert render is not None
     prompt = render([{"role": "user", "content": question}])
     return Asked(
@@ -134,7 +134,7 @@ def paper_output(item: Prediction, render: Render | None) -> Asked:
 
 
 def after_docstring(text: str) -> str:
-    """Drop all up to and with the first triple quote, if there is one: an answer can then close no docstring."""
+    """Drop everything up to and including the first triple quote, so that an answer cannot close a docstring."""
     return text.split('"""', 1)[-1]
 
 
@@ -152,10 +152,10 @@ PRESETS: dict[str, Preset] = {
 def requests_for(
     task: TaskFile, preset: str, samples: int = 1, seed: int = 0, render: Render | None = None
 ) -> list[tuple[Key, Request]]:
-    """Return every sample of every item, items in the file's order: its key in the store, and what to generate.
+    """Return the key in the store and the request of every sample of every item, in the file's order.
 
     Raises:
-        OptionError: an unknown preset, samples below 1, or ``chat`` for a model without a chat template.
+        OptionError: the preset is unknown, samples are below 1, or ``chat`` is asked of a model without a chat template.
     """
     if preset not in PRESETS:
         raise OptionError(f"`preset`: got {preset}, allowed {', '.join(PRESETS)}.")
@@ -184,12 +184,12 @@ def requests_for(
 
 
 def sample_seed(seed: int, task: str, task_id: str, sample: int) -> int:
-    """Return the seed of one sample, 63 bits: the same on every machine, and for the item whatever else is in the file."""
+    """Return the 63-bit seed of one sample. It is the same on every machine, whatever else is in the file."""
     text = "\0".join((str(seed), task, task_id, str(sample)))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
 def answer_for(preset: str, made: Generation) -> Generation:
-    """Return what scoring takes instead of the stored generation under this preset."""
+    """Return the answer that scoring reads, made from the stored generation by this preset."""
     postprocess = PRESETS[preset].postprocess
     return made if postprocess is None else replace(made, text=postprocess(made.text))

@@ -1,7 +1,7 @@
-"""A run's folder: what is in it, and files that appear whole or not at all.
+"""A run's folder and its files.
 
-``generations.jsonl`` grows as answers are made; ``run.json`` tells what was done, when and on what; ``results.json``
-holds the scores and nothing that differs between a resumed and an uninterrupted run. It makes neither.
+``generations.jsonl`` grows as answers are made. ``run.json`` records what was done, when and on which machine.
+``results.json`` holds the scores, and nothing that differs between a resumed and an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from flab.progress import say
 GENERATIONS = "generations.jsonl"
 RUN = "run.json"
 RESULTS = "results.json"
-NOT_IDENTITY = {"path"}  # where the model lies does not decide what it says
+NOT_IDENTITY = {"path"}  # the model's path does not change its answers
 
 
 def open_run(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Make the folder and its ``run.json``, and say so if it holds a run with other settings.
+    """Create the folder and its ``run.json``. Prints a line if it holds a run with other settings.
 
     Raises:
-        DataError: it cannot be made, or it holds something else.
+        DataError: it cannot be created, or it holds something else.
     """
     check_run_folder(folder)
     try:
@@ -38,13 +38,13 @@ def open_run(folder: Path, facts: Mapping[str, Any]) -> None:
     if before is not None and before.get("fingerprint") != facts["fingerprint"]:
         changed = ", ".join(changes(before, facts)) or "the tasks"
         say(f"{folder} holds a run that differs in {changed}: its answers stay in {GENERATIONS} and are not used")
-    # The record of the same run is left alone: it may say when the run began.
+    # The record of the same run is kept, because it says when the run began.
     if before is None or before.get("fingerprint") != facts["fingerprint"]:
         write_json(folder / RUN, run_json(facts, {}, None))
 
 
 def check_run_folder(folder: Path) -> None:
-    """Fail before the work: a run's folder is new, empty, or holds a run."""
+    """Fail before the work unless a run's folder is new, empty, or holds a run."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; give a folder for the run, or a name that ends in .json")
     known = any((folder / name).exists() for name in (RUN, GENERATIONS))
@@ -53,7 +53,7 @@ def check_run_folder(folder: Path) -> None:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return names of the settings that two runs do not share."""
+    """Return the names of the settings in which two runs differ."""
     found = [] if before.get("generator") == after.get("generator") else ["generator"]
     for part in ("settings", "identity", "versions"):
         old = before.get(part) or {}
@@ -64,7 +64,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def run_json(facts: Mapping[str, Any], clock: Mapping[str, float], sandbox_level: str | None) -> dict[str, Any]:
-    """Return the facts, and what differs from one run of them to the next: times, hardware, the sandbox's level."""
+    """Return the facts, and what may differ when the run is repeated: times, hardware, the sandbox's level."""
     stamps = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value)) for name, value in clock.items()}
     values = list(clock.values())
     seconds = {name: round(b - a, 2) for name, a, b in zip(("generate", "score"), values, values[1:], strict=False)}

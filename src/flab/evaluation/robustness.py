@@ -1,9 +1,8 @@
 """Perturbations of a problem file, after ReCode's classes (Wang et al. 2023), and what they cost.
 
-Each perturbation keeps what the function computes: prompt, reference, tests and entry point change together and the
-reference still passes. One that finds nothing to change leaves the problem out, and the task file counts it. The
-draws depend on the seed, the perturbation and the task id alone. It reads no natural language beyond that: no
-paraphrase, no translation.
+Each perturbation keeps what the function computes: prompt, reference, tests and entry point change together, and the
+reference still passes. If it finds nothing to change, the problem is left out and the task file counts it. The draws
+depend only on the seed, the perturbation and the task id. There is no paraphrase and no translation.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
     """Perturb every problem that ``name`` applies to; ``skipped`` counts the others.
 
     Raises:
-        OptionError: an unknown perturbation, or a task that is not code.
+        OptionError: the perturbation is unknown, or the task is not code.
         DataError: it applies to no problem of the file.
     """
     if name not in PERTURBATIONS:
@@ -54,14 +53,13 @@ def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
 
 def random_for(seed: int, name: str, task_id: str) -> Random:
     """Return a generator of its own for each problem, the same on every machine."""
-    # Seeded by the problem and not by its place, so that a file with fewer rows perturbs each problem as the
-    # whole file does.
+    # The seed depends on the problem and not on its place, so a shorter file perturbs each problem as the whole file does.
     digest = hashlib.sha256(f"{seed}\0{name}\0{task_id}".encode()).digest()
     return Random(int.from_bytes(digest[:8], "big"))
 
 
 def _perturbed(problem: Problem, name: str, seed: int) -> Problem | None:
-    """Return the perturbed problem if there is one, it differs, and it is still a program with the function."""
+    """Return the perturbed problem if it exists, differs, and is still a program with the function."""
     made = PERTURBATIONS[name](problem, random_for(seed, name, problem.task_id))
     return made if made is not None and made != problem and read_program(made) is not None else None
 
@@ -69,7 +67,7 @@ def _perturbed(problem: Problem, name: str, seed: int) -> Problem | None:
 def robustness_summary(clean: Score, perturbed: Score) -> dict[str, Any]:
     """Compare the two on the problems that both hold: pass@1, drop, paired counts and exact McNemar p.
 
-    pass@1 is over all samples; counts and p are of each problem's first sample, the only pairing there is.
+    pass@1 is over all samples. Counts and p compare each problem's first sample, because others have no counterpart.
     """
     before = by_item(clean.rows, "passed")
     after = by_item(perturbed.rows, "passed")

@@ -1,6 +1,6 @@
-"""A run: one model on several tasks. Generate what is missing, score it, write it down.
+"""A run: one model on several tasks. Generates missing answers, scores them, and writes the results.
 
-It loads no model: the generator, and ``identity`` (what is known of the model), are given.
+No model is loaded here; the caller gives the generator and ``identity``, the facts about the model.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ def run_tasks(
     more: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
 ) -> dict[str, Any]:
-    """Measure one model; returns what ``results.json`` holds. ``more`` is added to it as it is.
+    """Evaluate one model. Returns the content of ``results.json``, with ``more`` added as it is.
 
-    Without a folder nothing is written. A folder of another fingerprint keeps its lines, which are not read. With a
-    shard only its part is generated, and the report says how far all shards are.
+    Without a folder nothing is written. Lines of another fingerprint stay in the folder and are not read. With a shard only
+    its part is generated, and the report gives the progress of all shards.
 
     Raises:
-        OptionError: two tasks of one name, or a preset that does not fit the model.
-        DataError: a folder that holds no run, or is written by another process.
+        OptionError: two tasks have one name, or the preset does not fit the model.
+        DataError: the folder holds no run, or another process writes to it.
     """
     check_names(tasks)
     wanted = [requests_for(task, settings.preset, settings.samples, settings.seed, render) for task in tasks]
     facts = run_facts(generator, tasks, settings, identity, wanted)
     clock = {"started": time.time()}
-    # Hours of generation are worth nothing if the tests cannot tell answers apart, so they are tried first.
+    # If the tests cannot tell answers apart, hours of generation are wasted, so the tests are tried first.
     if shard is None and sandbox is not None:
         for task in [one for one in tasks if one.kind == "code"]:
             require_sound(task, sandbox)
@@ -126,7 +126,7 @@ def run_facts(
     identity: Mapping[str, Any],
     wanted: Sequence[Wanted],
 ) -> dict[str, Any]:
-    """Return what decides the texts, and the digest of it: batches are made over all tasks, so all are in it, in order."""
+    """Return the facts that decide the texts, and their digest. Batches span all tasks, so it covers all, in order."""
     facts: dict[str, Any] = {
         "format": FORMAT,
         "generator": generator.name,
@@ -135,7 +135,7 @@ def run_facts(
         "versions": versions(generator.name),
         "tasks": [_described(task, part) for task, part in zip(tasks, wanted, strict=True)],
     }
-    decisive = facts | {  # Python runs the tests, but makes no text
+    decisive = facts | {  # Python runs the tests but does not change the texts
         "versions": {name: value for name, value in facts["versions"].items() if name != "python"},
         "identity": {name: value for name, value in identity.items() if name not in NOT_IDENTITY},
         "tasks": [
@@ -160,13 +160,13 @@ def _described(task: TaskFile, wanted: Wanted) -> dict[str, Any]:
 
 
 def prompts_digest(wanted: Wanted) -> str:
-    """SHA-256 of the texts that the model continues and their stop strings: equal if two models were asked alike."""
+    """Return the SHA-256 of the prompts and their stop strings, which is equal if two models were asked the same."""
     asked = [[request.prompt, request.stop, request.max_prompt_tokens] for _, request in wanted]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def versions(generator: str) -> dict[str, str]:
-    """Return versions of what makes the texts."""
+    """Return the versions of the libraries that make the texts."""
     found = {"flab": __version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", *(["vllm"] if generator == "vllm" else [])):
         try:
@@ -179,7 +179,7 @@ def versions(generator: str) -> dict[str, str]:
 def _generate(
     generator: Generator, wanted: Wanted, settings: Settings, folder: Path | None, digest: str
 ) -> list[Generation]:
-    """Return all answers, as they were made, in the order of the requests."""
+    """Return all generations, unprocessed, in the order of the requests."""
     if folder is None:
         return generate_all(generator, [request for _, request in wanted], settings.decoding)
     with Store(folder / GENERATIONS, digest) as store:
@@ -190,7 +190,7 @@ def _generate(
 def generate_shard(
     generator: Generator, wanted: Wanted, settings: Settings, path: Path, digest: str, shard: Shard
 ) -> dict[str, Any]:
-    """Generate one shard's part; returns where it is and what is still missing of the whole."""
+    """Generate one shard's part. Returns its place, and how much of the whole is still missing."""
     with Store(path, digest, shard) as store:
         fill(store, generator, wanted, settings.decoding, shard)
         there = sum(store.get(*key) is not None for key, _ in wanted)
@@ -206,7 +206,7 @@ def _scores(
 
 
 def _stable(score: Score) -> dict[str, Any]:
-    """Summary and rows, without the addresses of objects that an exception may name."""
+    """Return summary and rows without the addresses of objects that an exception may name."""
     rows = [row | {"detail": ADDRESS.sub("0x...", row["detail"])} if "detail" in row else row for row in score.rows]
     return {"summary": score.summary, "rows": rows}
 
@@ -219,7 +219,7 @@ def gold_of(task: TaskFile, sandbox: Sandbox | None) -> dict[str, Any] | None:
 
 
 def robustness_of(tasks: Sequence[TaskFile], scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Return each perturbed task beside the one it was made of: our own by name, other files by their problems."""
+    """Return each perturbed task with the one it was made from: ours are paired by name, other files by their problems."""
     code = [(task, score) for task, score in zip(tasks, scores, strict=True) if task.kind == "code"]
     return [
         {"clean": clean.name, "perturbed": task.name, "perturbation": task.perturbation}
@@ -231,7 +231,7 @@ def robustness_of(tasks: Sequence[TaskFile], scores: Sequence[Score]) -> list[di
 
 
 def _is_perturbed(task: TaskFile, clean: TaskFile, is_later: bool) -> bool:
-    """Return whether one is the other perturbed; of two files with the same problems the first one given is the clean one."""
+    """Return whether one task is the other perturbed. Of two files with the same problems the first one is the clean one."""
     if task.perturbation is not None:
         return task.name == f"{clean.name}~{task.perturbation}"
     if clean.perturbation is not None or not is_later:

@@ -1,4 +1,4 @@
-"""What a scorer returns, and what all scorers do alike: rows, rates with intervals, classes of failure."""
+"""The result of a scorer, and what all scorers share: rows, rates with intervals, classes of failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Score:
 
     @property
     def passed(self) -> list[bool]:
-        """Pass or fail of each item's first sample: what a paired comparison takes."""
+        """Pass or fail of each item's first sample, for paired comparisons."""
         return [bool(row["passed"]) for row in self.rows if row["sample"] == 0]
 
     def to_json(self) -> dict[str, Any]:
@@ -33,13 +33,13 @@ class Score:
 
 
 def row_for(task_id: str, sample: int, made: Generation, passed: bool, outcome: str, **more: Any) -> dict[str, Any]:
-    """Return one row: what every kind records, then what the kind adds."""
+    """Return one row: the fields of every kind, then those that this kind adds."""
     common = {"task_id": task_id, "sample": sample, "passed": passed, "outcome": outcome, "text": made.text}
     return common | {"finish_reason": made.finish_reason, "num_tokens": made.num_tokens} | more
 
 
 def check_shape(num_items: int, generations: Sequence[Sequence[Generation]]) -> None:
-    """Every item has the same number of samples, at least one."""
+    """Check that every item has the same number of samples, at least one."""
     assert len(generations) == num_items
     assert len({len(samples) for samples in generations}) == 1, "unequal numbers of samples"
     assert generations[0], "no sample"
@@ -66,7 +66,7 @@ def passes_by_item(rows: Rows, name: str = "passed") -> list[int]:
 
 
 def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:
-    """95 % interval of a rate: Wilson for one sample, bootstrap over items for several."""
+    """Return the 95 % interval of a rate: Wilson for one sample, bootstrap over items for several."""
     # With one sample a problem passes or fails, and Wilson's interval for a proportion holds. With several it
     # has a rate.
     if num_samples == 1:
@@ -75,7 +75,7 @@ def rate_interval(passes: Sequence[int], num_samples: int) -> list[float]:
 
 
 def base_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return figures that all kinds report: samples that passed of all, interval, failures by class, cut-offs."""
+    """Return the figures that all kinds report: passed samples, their interval, failures by class, cut-offs."""
     passes = passes_by_item(rows)
     num_samples = max(row["sample"] for row in rows) + 1
     failures = Counter(row["outcome"] for row in rows if not row["passed"])

@@ -12,7 +12,7 @@ from flab.models.options import setting
 
 @dataclass(frozen=True)
 class Settings:
-    """How every task of a run is asked and answered; the same for all models that are compared."""
+    """How every task of a run is asked and answered. Models that are compared need the same settings."""
 
     preset: str = setting("completion", f"How to ask: {', '.join(PRESETS)}.")
     samples: int = setting(1, "Answers per problem.", expert=True)
@@ -35,5 +35,5 @@ class Settings:
 
     @property
     def decoding(self) -> Decoding:
-        """The part that generators take."""
+        """The part of the settings that generators use."""
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)

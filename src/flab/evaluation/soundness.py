@@ -1,8 +1,8 @@
-"""Whether the tests of a problem can fail: each is tried on programs that are wrong on purpose before it decides.
+"""Whether the tests of a problem can fail. They are tried on wrong programs before they decide anything.
 
-Two stubs stand in for the function: one raises, the other returns None. A test that passes either, or never calls it,
-would pass any program, so its problem is refused by name. So is one that needs a package that is not installed: without
-it every answer would fail.
+Two stubs take the place of the function: one raises, the other returns None. A test that passes with a stub, or never calls
+it, would pass any program, so its problem is refused by name. A test that needs a package that is not installed is refused
+too, because every answer would fail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class Fault:
-    """Why tests cannot decide; a weak one may tell programs apart that return something."""
+    """Why tests cannot decide. With a ``weak`` fault they may still tell apart programs that return something."""
 
     text: str
     is_weak: bool = False
@@ -37,8 +37,8 @@ _known: dict[tuple[Problem, str], Fault | None] = {}
 def require_sound(task: TaskFile, sandbox: Sandbox, of_references: bool = False) -> None:
     """Raise DataError that names the problems of a task whose tests cannot decide.
 
-    ``of_references`` runs only the file's own solutions: a test that compares two calls with each other, which None
-    passes, is then named in a warning.
+    With ``of_references`` only the file's own solutions will run. A test that compares two calls with each other, which None
+    passes, then gives a warning.
     """
     found = faults(task.problems, sandbox, task.name)
     weak = {task_id: one for task_id, one in found.items() if of_references and one.is_weak}
@@ -57,7 +57,7 @@ def refuse(found: Mapping[str, str], source: str) -> None:
 
 
 def faults(problems: Sequence[Problem], sandbox: Sandbox, name: str = "tests") -> dict[str, Fault]:
-    """Say of each problem whose tests cannot decide why; tried once in a process."""
+    """Return the fault of each problem whose tests cannot decide. They are tried once per process."""
     keys = {problem.task_id: (replace(problem, task_id=""), sandbox.level) for problem in problems}
     new = {key: None for key in keys.values() if key not in _known}
     needy = {key: absent for key in new if (absent := missing(packages_needed(key[0].test)))}
@@ -74,7 +74,7 @@ def faults(problems: Sequence[Problem], sandbox: Sandbox, name: str = "tests") -
 
 
 def fault_of(raising: Verdict, returning: Verdict) -> Fault | None:
-    """Judge tests by what they say of the two stubs."""
+    """Judge tests by their verdicts on the two stubs."""
     passed = [one.passed or one.outcome == "uncalled" for one in (raising, returning)]
     if not any(passed):
         return None
@@ -84,13 +84,13 @@ def fault_of(raising: Verdict, returning: Verdict) -> Fault | None:
 
 
 def job_for(problem: Problem, body: str) -> Job:
-    """Return the tests of a problem with a stub in the place of its function, after what else the prompt defines."""
+    """Return a job that runs a problem's tests on a stub, which follows everything else that the prompt defines."""
     program = f"{_frame(problem.prompt)}\n\n{stub(problem.entry_point, body)}"
     return Job(program, problem.test, problem.entry_point, tuple(packages_needed(problem.prompt)))
 
 
 def stub(entry_point: str, body: str) -> str:
-    """Define what an entry point names, with this body: a function, or a method of a class."""
+    """Return the source of a stub: the function, or the method of a class, that the entry point names, with this body."""
     owner, _, method = entry_point.strip().rpartition(".")
     if not owner:
         return f"def {method}(*args, **keywords):\n    {body}\n"
@@ -102,7 +102,7 @@ def stub(entry_point: str, body: str) -> str:
 
 
 def _frame(prompt: str) -> str:
-    """Return the prompt as a program, or nothing if it is none."""
+    """Return the prompt if it is a program, else nothing."""
     for text in ("", *BODIES):
         try:
             ast.parse(prompt + text)

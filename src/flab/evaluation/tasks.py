@@ -1,7 +1,7 @@
-"""Task files: what a model is asked and what decides, read from JSONL, CSV or a hub data set.
+"""Task files: questions to a model and the tests or references that decide, from JSONL, CSV or a hub data set.
 
-The kind is found from the fields of the first row, see ``FIELDS``; a file that fits several kinds needs the
-kind named. Prompts are used as the file has them. It makes no prompts and runs nothing.
+The fields of the first row decide the kind, see ``FIELDS``. If a file fits several kinds, the user must name one.
+Prompts are used as the file has them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     "output": ("code", "input", "output"),
 }
 ID_FIELDS = ("task_id", "id")
-# Fields that name what problems of one origin have in common, such as the book that they are from.
+# Fields that name the common origin of several problems, such as a book.
 CLUSTER_FIELDS = ("cluster", "source")
 # Public tasks by name, and the hub data set that each stands for.
 NAMED_TASKS = {
@@ -77,9 +77,9 @@ Item = Problem | Explanation | Prediction
 
 @dataclass(frozen=True)
 class TaskFile:
-    """The items of one task and where they came from; ``skipped`` counts those a perturbation left out.
+    """The items of one task and their source. ``skipped`` counts those that a perturbation left out.
 
-    ``clusters`` names what an item shares with others, by its id, if the file says so.
+    ``clusters`` names the cluster of each item, by its id, if the file gives one.
     """
 
     name: str
@@ -100,7 +100,7 @@ class TaskFile:
 def make_task(
     name: str, kind: Kind, items: Sequence[Item], source: str, perturbation: str | None = None, skipped: int = 0
 ) -> TaskFile:
-    """Join items into a task; the digest is of the items, in order."""
+    """Join items into a task. The digest covers the items, in order."""
     content = json.dumps([asdict(item) for item in items], ensure_ascii=True, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return TaskFile(name, kind, tuple(items), source, digest, perturbation, skipped)
@@ -120,12 +120,12 @@ def parse_task_argument(argument: str) -> tuple[Kind | None, str]:
 
 
 def named_task(argument: str, data_dir: Path | None = None) -> str:
-    """The file or hub data set that a name of :data:`NAMED_TASKS` stands for; any other argument as it is.
+    """Return the file or hub data set that a name of :data:`NAMED_TASKS` stands for; any other argument as it is.
 
     With ``data_dir`` it is the file of that name there: ``humaneval`` finds ``HumanEval.jsonl``, ``mbpp`` ``MBPP_test.jsonl``.
 
     Raises:
-        DataError: no such folder, or no such file in it.
+        DataError: there is no such folder, or no such file in it.
     """
     kind, source = parse_task_argument(argument)
     if source not in NAMED_TASKS or Path(source).exists():
@@ -135,7 +135,7 @@ def named_task(argument: str, data_dir: Path | None = None) -> str:
 
 
 def _file_named(name: str, folder: Path) -> Path:
-    """The file of rows in a folder whose name is this one, but for capitals, signs and ``test`` at its end."""
+    """Return the file of rows in a folder that has this name, except for capitals, signs and a final ``test``."""
     if not folder.is_dir():
         raise DataError(f"`data_dir` {folder}: no such folder; give one that holds {name}.jsonl.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and suffix_of(path) in ROW_SUFFIXES)
@@ -149,16 +149,16 @@ def _file_named(name: str, folder: Path) -> Path:
 
 
 def _letters(name: str) -> str:
-    """Small letters and digits; a plus sign is the word."""
+    """Return the text in small letters and digits, with a plus sign spelled out."""
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "plus"))
 
 
 def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = None, split: str = "test") -> TaskFile:
-    """Read at most ``limit`` items of a file or data set; ``split`` is for hub data sets and folders.
+    """Read at most ``limit`` items of a file or data set. ``split`` is for hub data sets and folders.
 
     Raises:
-        OptionError: a limit below 1, an unknown kind, or fields that fit several kinds and no kind named.
-        DataError: nothing there, empty, malformed, or ids that are not unique; names file and line.
+        OptionError: the limit is below 1, the kind is unknown, or the fields fit several kinds and none was named.
+        DataError: the file is missing, empty or malformed, or its ids are not unique; names file and line.
     """
     source = str(source)
     if limit is not None and limit < 1:
@@ -176,7 +176,7 @@ def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = 
 
 
 def _clusters(rows: Sequence[tuple[str, Row]], items: Sequence[Item]) -> dict[str, str]:
-    """Name what each item shares with others; nothing if all are alike or all apart."""
+    """Return the cluster of each item; nothing if all share one or each has its own."""
     for name in CLUSTER_FIELDS:
         values = [row.get(name) for _, row in rows]
         # A field in which all rows are equal, or all different, groups nothing.
@@ -186,7 +186,7 @@ def _clusters(rows: Sequence[tuple[str, Row]], items: Sequence[Item]) -> dict[st
 
 
 def kinds_of(row: Row) -> list[Kind]:
-    """Return kinds whose fields the row has, in the order of ``KINDS``."""
+    """Return the kinds whose fields the row has, in the order of ``KINDS``."""
     found = {kind for kind, names in FIELDS.items() if all(row.get(name) is not None for name in names)}
     return [kind for kind in KINDS if kind in found or (kind == "code" and is_mbpp(row))]
 
@@ -211,7 +211,7 @@ def _name_of(source: str, split: str, kind: Kind, fitting: list[Kind]) -> str:
 
 
 def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
-    """Read the rows; an id that is missing becomes a hash of the content, numbered if rows are equal."""
+    """Read the rows. A missing id becomes a hash of the content, with a number if rows are equal."""
     items: list[Item] = []
     seen: dict[str, str] = {}
     for where, row in rows:
@@ -220,7 +220,7 @@ def _items(rows: list[tuple[str, Row]], kind: Kind) -> list[Item]:
         if given in seen:
             first = seen[given].removeprefix(where.rpartition(":")[0] + ":")
             raise DataError(f"{where}: task_id {given!r} is on line {first} too; ids must be unique")
-        # An id made of the content stays the same when other rows come or go, which a row's number would not.
+        # Unlike a row's number, an id made from the content stays the same when other rows come or go.
         name = given or _hash_id(item, kind, seen)
         seen[name] = where
         items.append(replace(item, task_id=name))
@@ -246,7 +246,7 @@ def _hash_id(item: Item, kind: Kind, taken: Container[str]) -> str:
 
 
 def check_text(value: object, name: str, where: str, blank: bool = False) -> str:
-    """Return the value if it is text that UTF-8 can hold, and more than blanks unless ``blank``."""
+    """Return the value if it is text that UTF-8 can hold, and not blank unless ``blank`` allows it."""
     if not isinstance(value, str):
         got = "missing" if value is None else f"{type(value).__name__}, not text"
         raise DataError(f"{where}: {name} is {got}; give text, or name another kind with KIND:FILE")
@@ -258,7 +258,7 @@ def check_text(value: object, name: str, where: str, blank: bool = False) -> str
 
 
 def _problem(row: Row, where: str) -> Problem:
-    """Return a problem in HumanEval's or MBPP's form; a blank reference is none."""
+    """Return a problem in HumanEval's or MBPP's form. A blank reference counts as missing."""
     if "entry_point" not in row and is_mbpp(row):
         row = problem_fields(row, where)
     prompt, entry_point, test = (check_text(row.get(name), name, where) for name in FIELDS["code"])
@@ -275,7 +275,7 @@ def _explanation(row: Row, where: str) -> Explanation:
 
 
 def _prediction(row: Row, where: str) -> Prediction:
-    """Return a call's input and output; without ``entry_point`` it is the last function that the code defines."""
+    """Return a call's input and output. Without ``entry_point`` the last function that the code defines is called."""
     code, output = (check_text(row.get(name), name, where) for name in ("code", "output"))
     arguments = check_text(row.get("input") or "", "input", where, blank=True)
     entry_point = row.get("entry_point")

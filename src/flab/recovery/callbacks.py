@@ -1,4 +1,4 @@
-"""What the training does beside its steps: the bar, and the clock with its limit and its marks."""
+"""Callbacks of the training: the progress bar, and the clock with its time limit and its marks in checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from flab.files import write_text
 from flab.progress import Meter
 
-# What a whole checkpoint holds: the seconds of training that it stands for, and the sizes of its files.
+# A file in each whole checkpoint: the seconds of training so far, and the sizes of all files.
 COMPLETE = "complete.json"
 
 
@@ -45,14 +45,14 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.meter is not None:
             self.meter.close()
             self.meter = None
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Seconds of training, those of earlier, stopped processes (``spent``) included.
+    """Counts seconds of training, including those of earlier, stopped processes (``spent``).
 
     At the limit, if there is one, it has the model measured and saved, and stops. In each checkpoint it leaves a file
     once all of it is written: the seconds that it stands for.
@@ -78,14 +78,14 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
-            # A checkpoint is whole if every file has the size that it had when all were written. A killed
-            # process leaves shorter ones or none.
+            # A checkpoint is whole if every file still has the size recorded here. A killed process leaves shorter files or
+            # none.
             sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
             write_text(folder / COMPLETE, json.dumps({"seconds": round(self.seconds(), 2), "sizes": sizes}) + "\n")
 
 
 def last_whole(folder: Path) -> tuple[Path | None, float]:
-    """Return the newest checkpoint that is there whole, and the seconds of training it stands for."""
+    """Return the newest whole checkpoint and its seconds of training."""
     found = {path: _seconds_of(path) for path in folder.glob("checkpoint-*")}
     whole = {path: seconds for path, seconds in found.items() if seconds is not None}
     if not whole:
@@ -97,7 +97,7 @@ def last_whole(folder: Path) -> tuple[Path | None, float]:
 def _seconds_of(checkpoint: Path) -> float | None:
     """Return the seconds that a checkpoint stands for; None if the process was killed while it wrote or removed the folder.
 
-    The trainer removes older checkpoints in any order, so that the mark may outlive the files that it stands for.
+    The trainer removes older checkpoints in any order, so the mark may outlive the files that it lists.
     """
     try:
         mark = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Make a training file: decontaminate, answer, verify, choose, deduplicate, balance; each step counted.
+"""Make a training file: decontaminate, answer, verify, choose, deduplicate and balance, and count each step.
 
-Answers are kept in ``OUT.generations.jsonl`` as they are made, so that a stopped run continues and another strategy asks
-nothing twice. The rows and their sidecar ``OUT.meta.json`` appear whole or not at all. torch is imported when the model is
-opened, after the files were read.
+Answers are kept in ``OUT.generations.jsonl`` as they are made, so a stopped run continues and another strategy reuses them.
+The rows and their sidecar ``OUT.meta.json`` appear whole or not at all. torch is imported when the model is opened, after
+the files were read.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def make_data(
     """Write the training rows to ``out``; returns the sidecar. With ``shard`` only that part of the answers is made.
 
     Args:
-        model: the original, whose words the answers are in.
-        instructions: files of what to ask, see ``flab.recovery.instructions``.
+        model: the original, which writes the answers.
+        instructions: files of instructions, see ``flab.recovery.instructions``.
         against: evaluation files; instructions and texts that overlap with them are left out.
         text: plain text or source files, for continued pre-training.
 
@@ -114,7 +114,7 @@ def target_rows(
     making: Making,
     sandbox: Sandbox | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """From answers to rows: verify the references, choose, deduplicate, balance, add text; returns the counts too."""
+    """Turn answers into rows: verify the references, choose, deduplicate, balance, add text. Returns the counts too."""
     references = verify_references(asked, sandbox)
     steps = [count("verify references", asked, **verdicts(references))]
     rows, taken = choose(asked, own, references, making)
@@ -145,7 +145,7 @@ def inputs_of(
 
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how many rows there are, of which kinds, in whose words."""
+    """Return the number of rows, in all, by kind and by source."""
     kinds, sources = (dict(Counter(row[name] for row in rows)) for name in ("kind", "source"))
     return {"rows": len(rows), "kinds": kinds, "sources": sources}
 
@@ -184,7 +184,7 @@ def problems_of(against: Sequence[str | Path]) -> list[tuple[str, str]]:
 
 
 def decontaminate(asked: list[Instruction], problems: Sequence[tuple[str, str]]) -> tuple[list[Instruction], int]:
-    """Leave out what holds a problem of an evaluation file, whole or a fifth of its 13-grams (``flab.data.contamination``)."""
+    """Leave out texts with a whole evaluation problem or a fifth of its 13-grams (``flab.data.contamination``)."""
     found = holding(problems, [one.text() for one in asked])
     return [one for at, one in enumerate(asked) if at not in found], len(found)
 
@@ -198,7 +198,7 @@ def own_rows(written: list[dict[str, Any]], problems: Sequence[tuple[str, str]])
 def choose(
     asked: Sequence[Instruction], own: Mapping[str, Sequence[Answer]], references: Mapping[str, Answer], making: Making
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the rows that the strategy takes; also returns how many instructions gave none, and whose words were taken."""
+    """Return the rows that the strategy chooses, how many instructions gave none, and the counts by source."""
     rows: list[dict[str, Any]] = []
     found: Counter[str] = Counter()
     for one in asked:
@@ -223,7 +223,7 @@ def _row(one: Instruction, answer: Answer) -> dict[str, Any]:
 
 
 def deduplicate(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """Keep the first of rows that are equal but for case, white space and quotes."""
+    """Keep the first of rows that differ only in case, white space and quotes."""
     first: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
         first.setdefault(tuple(tokens_of(row["prompt"] + row["completion"])), row)
@@ -231,7 +231,7 @@ def deduplicate(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], i
 
 
 def balance(rows: Sequence[dict[str, Any]], making: Making) -> tuple[list[dict[str, Any]], int]:
-    """As many rows as the wanted shares of the kinds allow, drawn by seed, in their old order; kinds not named go."""
+    """Keep as many rows as the shares of the kinds allow, drawn by seed, in their order. Drops kinds not named."""
     if not making.mix:
         return list(rows), 0
     by_kind = {kind: [at for at, row in enumerate(rows) if row["kind"] == kind] for kind, _ in making.mix}
@@ -248,7 +248,7 @@ def balance(rows: Sequence[dict[str, Any]], making: Making) -> tuple[list[dict[s
 
 
 def add_text(rows: Sequence[dict[str, Any]], texts: Sequence[str], making: Making) -> list[dict[str, Any]]:
-    """Plain text after the rows, drawn by seed, until it is the wanted share of all characters."""
+    """Add plain text after the rows, drawn by seed, until it makes up the wanted share of all characters."""
     # Plain text is a share s of all characters: with R characters of rows that is R * s / (1 - s).
     room = (
         sum(len(row["prompt"]) + len(row["completion"]) for row in rows) * making.text_share / (1 - making.text_share)
@@ -269,6 +269,6 @@ def add_text(rows: Sequence[dict[str, Any]], texts: Sequence[str], making: Makin
 
 
 def _write(out: Path, rows: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> None:
-    """The sidecar first, so that rows never lie there without it."""
+    """Write the sidecar, then the rows, so that there are never rows without it."""
     write_json(out.with_suffix(".meta.json"), meta)
     write_text(out, "".join(json.dumps(row) + "\n" for row in rows))

@@ -28,7 +28,7 @@ MOST_HELD_OUT = 512
 
 @dataclass(frozen=True)
 class Examples:
-    """Packed rows to train on and to measure with, and what was counted on the way."""
+    """Packed rows to train on and to validate on, and the counts of the packing."""
 
     train: Dataset
     held_out: Dataset
@@ -41,16 +41,16 @@ def make_examples(
     """Tokenise, leave out what is too long, split by prompt, and pack.
 
     Raises:
-        DataError: too little is left to train on and to measure with.
+        DataError: too little is left to train and validate on.
     """
     asked = [sample for sample in samples if sample.prompt]
     prefix = special_prefix(tokenizer)
-    # Answers are never cut: an example that does not fit a row whole, or has no answer token left, is not used.
+    # Answers are never cut. An example that does not fit into a row, or has no answer token, is not used.
     whole = windows_of(asked, tokenizer, 1 << 30, eos, prefix)
     fitting = [w for w in whole if len(w.ids) <= length and w.answer_from < len(w.ids)]
     text = windows_of([sample for sample in samples if not sample.prompt], tokenizer, length, None, prefix)
     parts: dict[bool, list[Window]] = {False: [], True: []}
-    # The split goes by a hash of the prompt, so that all answers to one prompt lie on the same side and a rerun repeats it.
+    # A hash of the prompt decides the split, so all answers to one prompt are on the same side and a rerun repeats it.
     ranks = {w.sample: _rank(asked[w.sample].prompt) for w in fitting}
     limit = _limit(sorted(set(ranks.values())), share)
     for window in fitting:
@@ -87,7 +87,7 @@ def _limit(ranks: Sequence[int], share: float) -> int:
 
 
 def _numbered(data: Dataset, first: int) -> Dataset:
-    """Return the rows with a number each that no other row has, by which what the teacher said of them is remembered."""
+    """Return the rows, each with a number of its own, by which the teacher's states for it are remembered."""
     return data.add_column("row", list(range(first, first + len(data))))
 
 
@@ -108,12 +108,12 @@ def _pack(windows: Sequence[Window], length: int, packing: bool) -> Dataset:
 def _targets(window: Window) -> list[int]:
     # Target t is token t + 1; the last position has none. Prompt tokens are no targets either.
     following = [*window.ids[1:], IGNORED]
-    first = max(1, window.answer_from)  # the token at 0 has nothing before it
+    first = max(1, window.answer_from)  # nothing predicts the first token
     return [token if at + 1 >= first else IGNORED for at, token in enumerate(following)]
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return a batch, B x T: padded on the right by what attends to nothing else and has no target.
+    """Return a batch, B x T. Its padding on the right attends only to itself and has no target.
 
     ``within`` is true where the next token belongs to the same example; ``rows`` are the rows' numbers, (B,).
     """

@@ -1,4 +1,4 @@
-"""What a training reads and where it writes, checked before anything is loaded. No torch."""
+"""Checks of a training's inputs and output, before anything is loaded. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPORT = "recovery.json"  # in the output
 
 
 def working_folder(out: Path) -> Path:
-    """Where checkpoints lie while the output is trained."""
+    """Return the folder of the checkpoints while the output is trained."""
     return out.with_name(out.name + ".training")
 
 
@@ -35,9 +35,9 @@ def check_inputs(student: Path, teacher: Path, data: Path, out: Path, overwrite:
 
 
 def is_uncleared(out: Path) -> bool:
-    """Return whether ``out`` is what the training in its working folder came to, stopped before the check was over.
+    """Return whether ``out`` is the result of the training in its working folder, which stopped before the check was over.
 
-    The same command may then write it again, from the last checkpoint, check it and clear up.
+    The same command may then write it again from the last checkpoint, check it, and remove the folder.
     """
     found = [path for path in (out / REPORT, working_folder(out) / RUN) if path.is_file()]
     said: list[Any] = [read_json(path).get("identity") for path in found]

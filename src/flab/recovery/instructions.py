@@ -1,8 +1,8 @@
 """What the original model is asked when training data is made: one :class:`Instruction` for each row of a file.
 
-Read are task files (functions with tests, chain of thought, output prediction, MBPP), ``prompt`` + ``completion`` rows,
-``instruction`` + ``answer`` rows, chats in every shape of :mod:`flab.data.forms`, and plain ``text``. The kind follows from
-the fields.
+It reads task files (functions with tests, chain of thought, output prediction, MBPP), ``prompt`` + ``completion`` rows,
+``instruction`` + ``answer`` rows, chats in every form of :mod:`flab.data.forms`, and plain ``text``. The fields decide the
+kind.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TYPED = """def typed(value):
 
 @dataclass(frozen=True)
 class Instruction:
-    """One thing to ask, the data set's own answer if there is one, and what verifies an answer if anything does.
+    """One instruction, with the data set's own answer and the test of an answer, if there are any.
 
     ``prompt`` is the text that the model continues; for a chat it is made by the model's template from ``messages``.
     """
@@ -68,12 +68,12 @@ class Instruction:
 
     @property
     def is_testable(self) -> bool:
-        """Whether an answer can be verified by running it or what it speaks of."""
+        """Whether an answer can be verified by running it, or by running the code that it is about."""
         return self.test is not None or self.kind == "output"
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """What ends the model's answer."""
+        """The strings that end the model's answer."""
         return STOPS.get(self.kind, END_MARKS)
 
     def job(self, answer: str) -> Job | None:
@@ -85,13 +85,12 @@ class Instruction:
         return Job(program, self.test, self.entry_point) if program.strip() else None
 
     def _prediction_job(self, answer: str) -> Job | None:
-        """Return a job that runs the given code; of the answer only a literal's value is used, never the text."""
+        """Return a job that runs the given code. Only the value of the answer's literal is used, never its text."""
         predicted = prediction_of(answer)
         if read_literal(predicted) is None:
             return None
         try:
-            # The answer is read as a literal and written anew, so nothing of the model's text gets into the
-            # program that is run.
+            # The answer is read as a literal and written anew, so none of the model's text gets into the program.
             value = repr(ast.literal_eval(predicted))
         except ValueError:  # a hexadecimal number of more digits than Python writes
             return None
@@ -99,7 +98,7 @@ class Instruction:
         return Job(self.code + "\n", test, self.entry_point)
 
     def text(self) -> str:
-        """Question and reference: what is compared with evaluation files."""
+        """The question and the reference, for comparison with evaluation files."""
         asked = self.prompt or "\n".join(content for _, content in self.messages)
         return asked + (self.reference or "")
 
@@ -111,7 +110,7 @@ def read_asked(paths: Sequence[str | Path], limit: int | None = None) -> list[As
     """Read all rows of the files, in order; ids are the file's name, numbered if two have it, and the row's number.
 
     Raises:
-        DataError: nothing there, or malformed; names file and line.
+        DataError: a file is missing, empty or malformed; names file and line.
         OptionError: a limit below 1.
     """
     if limit is not None and limit < 1:
@@ -131,8 +130,8 @@ def instructions_of(asked: Sequence[Asked], render: Render | None) -> list[Instr
     """Turn rows into instructions; ``render`` is the model's chat template.
 
     Raises:
-        DataError: fields that fit no format; names file and line.
-        OptionError: chats, and a model without a chat template.
+        DataError: the fields fit no format; names file and line.
+        OptionError: there are chats, but the model has no chat template.
     """
     return [instruction_of(row, where, task_id, render) for row, where, task_id in asked]
 
@@ -146,14 +145,14 @@ def instruction_of(row: Row, where: str, task_id: str, render: Render | None) ->
 
 
 def _chat(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """Read a conversation: the last message, if the assistant's, is the reference."""
+    """Read a conversation. If the last message is the assistant's, it is the reference."""
     turns = [(one["role"], check_text(spoken(one), "content", where, blank=True)) for one in chat_of(row, where)]
     reference = turns.pop()[1] if turns[-1][0] == "assistant" else None
     return _rendered(turns, reference, row, where, task_id, render)
 
 
 def _instruction(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """``instruction`` (and ``input``) with an answer: one turn of a chat if the model has a template."""
+    """Read ``instruction`` (and ``input``) with an answer, as one turn of a chat if the model has a template."""
     asked, reference = alpaca(row, where)
     asked = check_text(asked, "instruction", where)
     reference = check_text(reference, "answer", where, blank=True) if reference is not None else None
@@ -173,7 +172,7 @@ def _rendered(
 
 
 def _completion(row: Row, where: str, task_id: str, render: Render | None) -> Instruction:
-    """``prompt`` + ``completion``: code if it has a test, else by how the prompt ends."""
+    """Read ``prompt`` + ``completion``. With a test it is code; otherwise the end of the prompt decides the kind."""
     prompt = check_text(row["prompt"], "prompt", where)
     name = "completion" if row.get("completion") is not None else "canonical_solution"
     reference = check_text(row[name], name, where, blank=True) if row.get(name) is not None else None
@@ -187,7 +186,7 @@ def _completion(row: Row, where: str, task_id: str, render: Render | None) -> In
 
 
 def _test(row: Row, where: str) -> tuple[str | None, str]:
-    """Return the row's test, and the entry point without which nothing passes it."""
+    """Return the row's test and the entry point that it needs."""
     if row.get("test") is None:
         return None, ""
     if row.get("entry_point") is None:

@@ -1,6 +1,6 @@
 """The training loss ``(1 - alpha) CE + alpha KL(teacher || student)``, chunked over tokens.
 
-The logits of one chunk are all that exists at once, forward and backward: each chunk is recomputed in the backward pass
+Only one chunk's logits exist at a time, forward and backward: each chunk is recomputed in the backward pass
 (``torch.utils.checkpoint``), so neither the teacher's nor the student's B x T x V tensor is ever held.
 The KL at a temperature is multiplied by its square (Hinton, Vinyals and Dean 2015, section 2.1), so that the size of
 its gradient does not depend on it. Legend: N tokens with a target, D hidden size, V vocabulary.
@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from flab.models.scorer import Scorer
 
 CHUNK_ELEMENTS = 2**25  # float32 logits held at once: 128 MiB
-IGNORED = -100  # the label of a token that is no target
+IGNORED = -100  # the label of a token that is not a target
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. ``alpha`` is the weight of the KL; ``on`` says which tokens it is taken on.
+    """The objective. ``alpha`` is the weight of the KL, and ``on`` says which tokens it covers: ``answers`` or ``all``.
 
-    The cross entropy is on answer tokens only, always; the KL on ``answers`` or on ``all`` tokens.
+    The cross entropy always covers answer tokens only.
     """
 
     alpha: float = 1.0
@@ -34,7 +34,7 @@ class Objective:
 
 @dataclass
 class Terms:
-    """Sums over the tokens of a batch, in nats; each with its number of tokens."""
+    """Sums over the tokens of a batch, in nats, each with its number of tokens."""
 
     cross_entropy: torch.Tensor
     answers: int
@@ -50,13 +50,13 @@ def chunk_terms(
     teacher_head: nn.Linear | Scorer | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross entropy (tokens whose target is not ``IGNORED``) and summed KL (all tokens) of one chunk."""
+    """Return the cross entropy summed over tokens whose target is not ``IGNORED``, and the KL summed over all tokens."""
     logits_NV = head(states_ND).float()
     cross_entropy = nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
     if teacher_ND is None or teacher_head is None:
         return cross_entropy, cross_entropy.new_zeros(())
     with torch.no_grad():
-        # Softening by the temperature comes before the softmax, for both distributions.
+        # The temperature softens both distributions before the softmax.
         teacher_NV = (teacher_head(teacher_ND).float() / temperature).log_softmax(-1)
     student_NV = (logits_NV / temperature).log_softmax(-1)
     # The first argument of ``kl_div`` is log q, the second log p: this is KL(p_teacher || p_student), summed
@@ -76,11 +76,11 @@ def loss_terms(
     """Return both terms of the loss, with gradients to the states and the head.
 
     Args:
-        head: what makes logits of the student's states (:func:`flab.models.scorer.scorer_of`).
+        head: turns the student's states into logits (:func:`flab.models.scorer.scorer_of`).
         states_ND: the student's hidden states after the final norm, before the tokens to predict.
         targets_N: the tokens to predict, ``IGNORED`` where only the KL counts.
-        teacher_ND: the teacher's hidden states of the same tokens; None leaves the KL out (0).
-        teacher_head: the same of the teacher, same vocabulary.
+        teacher_ND: the teacher's hidden states for the same tokens; None leaves out the KL (0).
+        teacher_head: the teacher's head, with the same vocabulary.
     """
     size = max(1, CHUNK_ELEMENTS // head.out_features)
     cross_entropy = states_ND.new_zeros((), dtype=torch.float32)
@@ -88,8 +88,8 @@ def loss_terms(
     for start in range(0, len(states_ND), size):
         part = slice(start, start + size)
         teacher = None if teacher_ND is None else teacher_ND[part]
-        # ``checkpoint`` drops the chunk's logits after the forward pass and computes them again in the backward
-        # pass: one more product with the head in return for never holding N x V numbers.
+        # ``checkpoint`` drops the chunk's logits after the forward pass and computes them again in the backward pass. This
+        # costs one more product with the head and avoids holding N x V numbers.
         ce, kl = checkpoint(
             chunk_terms, states_ND[part], head, targets_N[part], teacher, teacher_head, temperature,
             use_reentrant=False,

@@ -1,4 +1,4 @@
-"""Peak memory of a recovery: by formula before it starts, and as measured after it.
+"""The peak memory of a recovery: by formula before it starts, and measured after it.
 
 ``bytes = student weights + teacher weights + trainable * (4 gradient + 8 Adam) + activations + logits``: the weights as they
 are stored in memory, gradients and both moments of Adam in float32; activations of one micro-batch of M = micro_batch x
@@ -23,7 +23,7 @@ LOGIT_COPIES = 5
 
 
 def predicted_peak(student: Any, teacher: Any, training: Training, parameters: int) -> int:
-    """Return bytes on one device that holds the whole of both models."""
+    """Return the bytes on one device that holds both models whole."""
     config = student.config
     trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for model in (student, teacher) for p in model.parameters())
@@ -47,12 +47,12 @@ def activation_bytes(config: Any, tokens: int, element: int, training: Training)
 
 
 def logit_bytes() -> int:
-    """Student's and teacher's logits of one chunk, float32."""
+    """Return the bytes of the student's and the teacher's logits of one chunk, float32."""
     return 4 * CHUNK_ELEMENTS * LOGIT_COPIES
 
 
 def measured_peak(device: torch.device) -> dict[str, Any]:
-    """``measured_bytes`` and ``method``: allocated on the CUDA device, or resident in this process."""
+    """Return ``measured_bytes`` and ``method``: allocated on the CUDA device, or resident in this process."""
     if device.type == "cuda":
         return {"measured_bytes": torch.cuda.max_memory_allocated(device), "method": "measured: CUDA allocator"}
     used, how = resident_peak()

@@ -1,6 +1,7 @@
-"""The original model's own answers to instructions, kept as they are made, and what verifies them.
+"""The original model's own answers to instructions: made, stored at once, and verified.
 
-Greedy first, then drawn ones to what is still wrong. Nothing a model wrote runs outside the sandbox.
+The first answer is greedy. Instructions with a wrong answer get sampled ones. Nothing that a model wrote runs outside the
+sandbox.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def ask(
     facts: Mapping[str, Any],
     shard: Shard | None = None,
 ) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
-    """Return answers by ``task_id`` from the store in ``file``, made if they are missing; and how far all shards are.
+    """Return answers by ``task_id`` from the store in ``file``, and the progress of all shards. Makes missing answers.
 
-    ``facts`` are what is known of the model; with the settings they decide which stored answers are read.
+    ``facts`` identify the model; together with the settings they decide which stored answers are read.
     """
     with Store(file, fingerprint({**facts, "making": _answering(making)}), shard) as store:
         own = answer(store, generator, shard.part(asked) if shard is not None else asked, making, sandbox, tries)
@@ -57,7 +58,7 @@ def answer(
     sandbox: Sandbox | None,
     tries: int,
 ) -> dict[str, list[Answer]]:
-    """The original's answers: greedy to everything, then drawn ones to what is still wrong, until right or out of tries."""
+    """Answer everything greedily, then sample answers to what is still wrong, until right or out of tries."""
     own: dict[str, list[Answer]] = defaultdict(list)
     waiting = list(asked)
     for sample in range(1 + tries):
@@ -68,8 +69,8 @@ def answer(
         made = [own_words(store.get(*key)) for key, _ in wanted]
         for one, verdict in zip(waiting, verify(waiting, made, sandbox, "Verifying answers"), strict=True):
             own[one.task_id].append(verdict)
-        # Only what is known to be wrong is asked again: another answer to an untestable question could not be
-        # told to be better.
+        # Only instructions with a wrong answer are asked again. For one without a test, nothing could tell which of two
+        # answers is better.
         waiting = [one for one in waiting if one.is_testable and not own[one.task_id][-1].right]
     return own
 
@@ -85,7 +86,7 @@ def _request(one: Instruction, sample: int, making: Making) -> Request:
 
 
 def own_words(made: Generation | None) -> str:
-    """Return what the model wrote, with the line end that the stop string began with; nothing if it was cut off by length."""
+    """Return what the model wrote, with the line end that began the stop string; nothing if the length cut it off."""
     assert made is not None
     if made.finish_reason == "length" or not made.text.strip():
         return ""
@@ -95,7 +96,7 @@ def own_words(made: Generation | None) -> str:
 def verify(
     asked: Sequence[Instruction], texts: Sequence[str], sandbox: Sandbox | None, title: str, source: str = "self"
 ) -> list[Answer]:
-    """Run what can be run; an empty answer is wrong, an untestable one neither right nor wrong."""
+    """Run the answers that can be tested. An empty answer is wrong; one without a test is neither right nor wrong."""
     jobs = {
         at: job
         for at, (one, text) in enumerate(zip(asked, texts, strict=True))
@@ -110,7 +111,7 @@ def verify(
 
 
 def outcomes(asked: Sequence[Instruction], own: Mapping[str, Sequence[Answer]]) -> dict[str, int]:
-    """Return how the original did: right at once, right when asked again, never, cannot be verified."""
+    """Count the instructions that the original answered right at once, right later, wrong, and without a test."""
     found: Counter[str] = Counter()
     for one in asked:
         answers = own[one.task_id]
@@ -152,6 +153,6 @@ def verify_references(asked: Sequence[Instruction], sandbox: Sandbox | None) -> 
 
 
 def verdicts(answers: Mapping[str, Answer]) -> dict[str, int]:
-    """Return how many are right, wrong, or cannot be verified."""
+    """Count the answers that are right, wrong, and without a test."""
     names = {True: "right", False: "wrong", None: "untested"}
     return dict(Counter(names[answer.right] for answer in answers.values()))

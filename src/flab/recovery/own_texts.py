@@ -1,9 +1,9 @@
-"""Texts that the original writes on its own: from the first words of an instruction it continues as it likes.
+"""Texts that the original writes on its own: it gets the first words of an instruction and continues freely.
 
-They hold what the model knows, whatever the instructions cover: data-free distillation as in LLM-QAT (Liu et al. 2023,
-arXiv 2305.17888, section 2.1). A chat model is given the head of its template instead and writes the question itself, then
-answers it (Magpie, Xu et al. 2024, arXiv 2406.08464). Drawn at temperature 1 from the whole distribution; only texts that
-the model ended itself are kept. Nothing verifies them.
+They cover more of what the model knows than the instructions do: data-free distillation as in LLM-QAT (Liu et al. 2023,
+arXiv 2305.17888, section 2.1). A chat model gets the beginning of its template instead, writes a question, and answers it
+(Magpie, Xu et al. 2024, arXiv 2406.08464). Texts are sampled at temperature 1 from the whole distribution, and only those
+that the model ended itself are kept. Nothing verifies them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flab.recovery.strategies import Making
 TEXTS = "own texts"
 ANSWERS = "own questions"
 PIECE = re.compile(r"\w+|\s+|[^\w\s]")
-MOST_PIECES = 6  # of an opening: words, runs of white space, single symbols
+MOST_PIECES = 6  # the pieces of an opening: words, runs of white space, single symbols
 
 
 def write_texts(
@@ -37,10 +37,10 @@ def write_texts(
     render: Render | None,
     shard: Shard | None = None,
 ) -> list[dict[str, Any]]:
-    """``making.own_texts`` texts as rows, without those that did not end; with a shard only its part is written.
+    """Write ``making.own_texts`` texts and return those that ended, as rows. With a shard only its part is written.
 
     Raises:
-        DataError: no instruction to take the first words from.
+        DataError: there is no instruction to take the first words from.
     """
     if not asked:
         raise DataError(
@@ -57,8 +57,8 @@ def write_texts(
         answers = dict(
             zip(questions, _complete(store, generator, ANSWERS, list(questions.items()), making), strict=True)
         )
-    # For a chat the model wrote the question first and then the answer. Any other text is one piece, and its opening
-    # stands for the prompt.
+    # In a chat the model wrote the question first and then the answer. Any other text is one piece, and its opening is the
+    # prompt.
     pairs = [
         (questions[at], answers[at]) if at in questions else (opening, text)
         for (at, (is_chat, opening)), text in zip(mine, texts, strict=True)
@@ -72,10 +72,10 @@ def _no_template(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[bool, str]]:
-    """Return whether it is a chat's, and the text that the model continues from."""
+    """Return for each text whether it is a chat, and the opening that the model continues."""
     found = []
     for number in range(count):
-        # A generator for each text, so that asking for more texts leaves those that are there unchanged.
+        # Each text has a generator of its own, so existing texts stay the same if more are asked for.
         chooser = random.Random(f"{seed}/{number}")
         one = chooser.choice(asked)
         if one.messages:
@@ -87,7 +87,7 @@ def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[
 
 
 def _head(chat: Instruction) -> str:
-    """Return the chat's prompt up to what its user says first, system text included; all of it if that cannot be found."""
+    """Return a chat's prompt up to the user's first words, including system text; the whole prompt if they are not found."""
     asked = next((content.strip() for role, content in chat.messages if role == "user" and content.strip()), None)
     return chat.prompt.partition(asked)[0] if asked else chat.prompt
 
@@ -100,8 +100,7 @@ def _complete(
         (_key(task, at, start), Request(start, END_MARKS, sample_seed(making.seed, task, str(at), 0)))
         for at, start in starts
     ]
-    # At temperature 1 from the whole distribution: what the model knows, in the proportions in which it knows
-    # it.
+    # Temperature 1 and the whole distribution give texts in the model's own proportions.
     fill(store, generator, wanted, Decoding(making.max_new_tokens, 1.0, 1.0, making.batch_size))
     return [_ended(made) for made in stored(store, [key for key, _ in wanted])]
 

@@ -13,15 +13,15 @@ METHODS = ("auto", "full", "lora")
 TARGETS = ("answers", "all")
 # From this many parameters on, ``auto`` means LoRA.
 LORA_FROM = 1_000_000_000
-# Adapters start from zero and frozen weights hold the model in place, so they bear the usual 2e-4; a small
-# pruned model trained as a whole learns fastest at 1e-3.
+# Adapters start from zero and the frozen weights keep the model stable, so the usual 2e-4 suits them. A small pruned model
+# that is trained as a whole learns fastest at 1e-3.
 LEARNING_RATES = {"full": 1e-3, "lora": 2e-4}
 LARGE_FULL_RATE = 2e-5  # full training of a model of a billion parameters and more
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is minimised, for how long, in which batches."""
+    """The objective of a recovery, its budget, and its batches."""
 
     method: str = setting(
         "auto", "Which weights to train: full (all), lora (low-rank updates) or auto (lora from 1 billion parameters)."
@@ -96,7 +96,7 @@ class Training:
                 raise OptionError(f"`{name}`: got {getattr(self, name)}, allowed {text}.")
 
     def method_for(self, parameters: int) -> str:
-        """``full`` or ``lora``."""
+        """Return ``full`` or ``lora``."""
         return self.method if self.method != "auto" else "lora" if parameters >= LORA_FROM else "full"
 
     def rate_for(self, parameters: int) -> float:
@@ -107,5 +107,5 @@ class Training:
         return LARGE_FULL_RATE if method == "full" and parameters >= LORA_FROM else LEARNING_RATES[method]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the settings as plain data."""
         return asdict(self)

@@ -1,7 +1,7 @@
-"""Which answer becomes the target of training: the strategies that are compared, each a function of what is known.
+"""Strategies that choose the target of training, each a function of the known answers.
 
-``verified-self`` is the paper's: the original's own answer if it is right, else the data set's if that one is,
-else none. What nothing can verify follows ``untested``.
+``verified-self`` is the paper's: the original's own answer if it is right, else the data set's if that is right, else none.
+If nothing can verify an answer, ``untested`` decides.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from flab.errors import OptionError
 from flab.models.engines.protocol import Decoding
 from flab.models.options import setting
 
-# The kinds of rows that a mix can name. Plain text has a share of its own.
+# The kinds of rows that a mix can name. Plain text has a separate share.
 KINDS = ("code", "cot", "output", "chat", "instruction", "own")
 UNTESTED = ("reference", "self", "drop")
-# The number of the greedy answer; the tries after it are drawn.
+# The number of the greedy answer; later tries are sampled.
 GREEDY = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to an instruction: whose it is, and whether it is right (None: nothing can tell)."""
+    """One answer to an instruction: its source, and whether it is right (None if nothing can verify it)."""
 
     source: str  # "self" or "reference"
     text: str
@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Known:
-    """All answers to one instruction: the original's own, in the order of the tries, and the data set's."""
+    """All answers to one instruction: those of the original in the order of the tries, and the data set's."""
 
     own: Sequence[Answer]
     reference: Answer | None
@@ -39,7 +39,7 @@ class Known:
     untested: str = "reference"
 
     def first_right(self) -> list[Answer]:
-        """Return the first of its own answers that is right."""
+        """Return the original's first right answer."""
         return [answer for answer in self.own if answer.right][:1]
 
     def given(self) -> list[Answer]:
@@ -47,35 +47,35 @@ class Known:
         return [self.reference] if self.reference is not None and self.reference.right is not False else []
 
     def unverifiable(self) -> list[Answer]:
-        """Return what ``untested`` says for an instruction that nothing can verify."""
+        """Return the answers that ``untested`` chooses for an instruction that nothing can verify."""
         if self.untested == "drop":
             return []
         return list(self.own[:1]) if self.untested == "self" else self.given()
 
 
 def verified_self(known: Known) -> list[Answer]:
-    """Its own right answer, else the right reference."""
+    """Return the original's right answer, else the right reference."""
     return (known.first_right() or known.given()) if known.is_testable else known.unverifiable()
 
 
 def reference(known: Known) -> list[Answer]:
-    """Return the data set's answers only, without those that fail their tests."""
+    """Return the data set's answer, unless it fails its tests."""
     return known.given()
 
 
 def own(known: Known) -> list[Answer]:
-    """Its own greedy answer, right or wrong."""
+    """Return the original's greedy answer, right or wrong."""
     return list(known.own[:1])
 
 
 def mixed(known: Known) -> list[Answer]:
-    """Its own right answer and the right reference, both."""
+    """Return both the original's right answer and the right reference."""
     return [*known.first_right(), *known.given()] if known.is_testable else known.unverifiable()
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How to choose, and what that needs: own answers at all, and further tries if the first is wrong."""
+    """How to choose, and whether that needs the original's answers, and further tries if the first is wrong."""
 
     choose: Callable[[Known], list[Answer]]
     asks: bool
@@ -137,7 +137,7 @@ class Making:
         assert self.decoding(GREEDY) != self.decoding(GREEDY + 1), "the drawn answers are the greedy ones"
 
     def decoding(self, sample: int) -> Decoding:
-        """Greedy for the first answer, drawn for the others."""
+        """Return the decoding of an answer: greedy for the first, sampled for the others."""
         if sample == GREEDY:
             return Decoding(self.max_new_tokens, 0.0, 1.0, self.batch_size)
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)

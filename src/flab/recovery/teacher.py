@@ -18,10 +18,10 @@ from flab.pruning.plan import Plan
 
 
 def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options) -> tuple[Checkpoint, Family]:
-    """Return the original, cut to the plan's vocabulary; its ids are proven to be the student's.
+    """Return the original, cut to the plan's vocabulary. Checks that its ids are the student's.
 
     Raises:
-        PlanError: another model than the one that was pruned.
+        PlanError: this is not the model that was pruned.
         CheckpointError: an id means another token to the student.
     """
     if fingerprint(model) != plan.model["sha256"]:
@@ -30,8 +30,7 @@ def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options)
             "Give the original."
         )
     teacher, family = open_model(model, options)
-    # The same cut of tokens as the student's: both then have a distribution over the same vocabulary, which a
-    # KL needs.
+    # With the student's cut of tokens, both models have a distribution over the same vocabulary, which the KL needs.
     teacher.tokenizer, _ = new_tokenizer(teacher.tokenizer, _rows(teacher.model), plan.vocabulary.kept)
     cut_vocabulary(teacher.model, family, plan.vocabulary.kept)
     check_same_ids(teacher, student)
@@ -39,7 +38,7 @@ def open_teacher(model: Path, plan: Plan, student: Checkpoint, options: Options)
 
 
 def check_same_ids(teacher: Checkpoint, student: Checkpoint) -> None:
-    """Every id is the same token to both, and both heads have a row for each."""
+    """Check that every id is the same token to both, and that both heads have a row for each."""
     rows = [_rows(model) for model in (teacher.model, student.model)]
     if rows[0] != rows[1]:
         raise CheckpointError(
@@ -60,30 +59,30 @@ def _rows(model: Any) -> int:
 
 
 class Teacher:
-    """The teacher's final hidden states of the tokens that count in the KL, computed when asked for, or remembered.
+    """The teacher's final hidden states of the tokens that count in the KL, computed when needed, or remembered.
 
-    A row is met once an epoch, so that with several epochs it pays to let the teacher read all rows once, beforehand.
-    That is always in the same batches: a run that was stopped and continues sees the same bits.
+    Every epoch reads each row again, so with several epochs it pays to let the teacher read all rows once, beforehand. It
+    always reads them in the same batches, so a run that continues after a stop sees the same bits.
     """
 
     def __init__(self, model: Any, used: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> None:
-        """``used`` gives the mask (B, T) of the positions that count in a batch."""
+        """Keep the teacher. ``used`` gives the mask (B, T) of the positions that count in a batch."""
         self.model = model
         self.used = used
         self.states: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """States (N, D) of the positions that count, rows in the order of the batch."""
+        """Return the states (N, D) of the positions that count, in the order of the batch's rows."""
         names = batch["rows"].tolist()
         if all(name in self.states for name in names):
             return torch.cat([self.states[name] for name in names])
-        # Only hidden states are kept, D numbers a token. Logits would be V, which is a hundred times as many.
+        # Hidden states have D numbers per token. Logits would have V, about a hundred times as many.
         return final_states(self.model, batch["input_ids"], batch["position_ids"])[self.used(batch)]
 
     @torch.no_grad()
     def remember(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Let the teacher read these batches, and keep what it made of each row."""
+        """Let the teacher read these batches, and keep its states for each row."""
         for batch in batches:
             used = self.used(batch)
             states = final_states(self.model, batch["input_ids"], batch["position_ids"])

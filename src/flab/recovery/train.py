@@ -1,7 +1,8 @@
 """Recover a pruned model: distil the original into it, save a stock folder, verify it.
 
-Works in ``OUT.training`` beside the output: checkpoints, and ``run.json`` with what is trained on what, so that the same
-command goes on after any stop. The output appears whole or not at all; the working folder goes once it is checked.
+The folder ``OUT.training`` beside the output holds the checkpoints, and ``run.json`` with the identity of the training, so
+the same command continues after any stop. The output appears whole or not at all. Once it has been checked, the working
+folder is removed.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ from flab.recovery.trainer import RecoveryTrainer, make_trainer, remove_loss, se
 from flab.version import __version__
 
 DEFAULT_EPOCHS = 3.0
-# In bytes. With less room left, a failed write is taken for that of a full disk.
+# In bytes. If less is free when a write fails, the disk is taken to be full.
 LEAST_FREE = 2**20
-# Of a time budget; the rest is for measuring held-out rows.
+# The fraction of a time budget for training; the rest is for the validations.
 TRAINING_SHARE = 0.9
 
 
 @dataclass
 class Bench:
-    """What one training works with; ``identity`` is all that decides its outcome on one machine."""
+    """Everything that one training uses. ``identity`` holds all that decides its outcome on one machine."""
 
     student: Checkpoint
     teacher: Checkpoint
@@ -77,7 +78,7 @@ def recover(
     Under ``accelerate launch`` or ``torchrun`` every process calls this; the first one writes.
 
     Raises:
-        TrainingError: the loss became no number, or ``OUT.training`` holds a training of other settings.
+        TrainingError: the loss became NaN, or ``OUT.training`` holds a training with other settings.
         CheckpointError, PlanError, DataError, OptionError
     """
     training, options = training or Training(), settled(options or Options())
@@ -107,7 +108,7 @@ def recover(
 def _prepare(
     source: Path, original: Path, data: Path, out: Path, plan: Plan, training: Training, options: Options
 ) -> Bench:
-    """Read everything, prove that student and teacher mean the same by every id, tokenise and pack."""
+    """Read everything, check that every id means the same to student and teacher, tokenise and pack."""
     samples = read_samples(data)
     student, family = open_model(source, options)
     try_saving(student, family)
@@ -141,15 +142,15 @@ def _prepare(
 
 
 def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
-    """The working folder is new, or holds a stopped run of this very training."""
+    """Create the working folder, or check that it holds a stopped run of this very training."""
     file = bench.work / RUN
     if state.is_main_process:
         sweep(bench.work)
         sweep(file)
     state.wait_for_everyone()
     before = json.loads(file.read_text()) if file.is_file() else None
-    # A training may only go on with exactly what it began with: the curve, the schedule and the order of rows
-    # depend on all of it.
+    # A training may continue only with exactly the settings that it began with, because the curve, the schedule and
+    # the order of rows depend on all of them.
     changed = [n for n, v in bench.identity.items() if before is not None and before["identity"].get(n) != v]
     if changed and not overwrite:
         raise TrainingError(
@@ -169,7 +170,7 @@ def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
 
 
 def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
-    """Optimizer steps that the budget allows, fixed once; the teacher has then read the rows, if that pays off."""
+    """Return the optimizer steps that the budget allows, fixed once. Lets the teacher read the rows first, if that pays."""
     training, file = bench.training, bench.work / RUN
     per_epoch = max(1, math.ceil(len(bench.examples.train) / training.batch))
     known = json.loads(file.read_text())
@@ -179,7 +180,7 @@ def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
         tokens_per_step = bench.examples.counts["train_tokens"] / per_epoch
         by_tokens = training.tokens / tokens_per_step if training.tokens is not None else None
         by_epochs = per_epoch * (training.epochs or DEFAULT_EPOCHS)
-        # In the order of precedence: what an earlier start fixed, then the user's budget, then the default.
+        # The number from an earlier start takes precedence, then the user's budget, then the default.
         steps = next(float(n) for n in (known.get("steps"), training.steps, by_tokens, by_epochs) if n is not None)
         trainer.remember_teacher(steps / per_epoch)
     chosen = [max(1, round(steps))]
@@ -192,7 +193,7 @@ def _steps(trainer: RecoveryTrainer, bench: Bench, state: PartialState) -> int:
 
 
 def _timed_steps(trainer: RecoveryTrainer, seconds: float, per_epoch: int) -> float:
-    """Steps that fit into a time, by the measured time of one; what the teacher's reading takes counts too."""
+    """Return the steps that fit into a time, by the measured time of one. The teacher's reading counts too."""
     steps = TRAINING_SHARE * seconds / seconds_per_step(trainer)
     start = time.perf_counter()
     if trainer.remember_teacher(steps / per_epoch):
@@ -202,7 +203,7 @@ def _timed_steps(trainer: RecoveryTrainer, seconds: float, per_epoch: int) -> fl
 
 
 def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
-    """Go on from the newest whole checkpoint, if there is one, to the end."""
+    """Train to the end, from the newest whole checkpoint if there is one."""
     start, spent = last_whole(bench.work)
     if start is not None:
         say_main(trainer, f"going on from {start}")
@@ -222,7 +223,7 @@ def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
 
 
 def _reason(error: Exception, bench: Bench) -> tuple[str, str] | None:
-    """What stopped the training and what helps, if that is known."""
+    """Return what stopped the training, and what helps, if that is known."""
     text = str(error)
     if isinstance(error, TrainingError):
         return text, f"Lower `learning_rate` (it was {bench.facts['learning_rate']:g})."
@@ -234,17 +235,17 @@ def _reason(error: Exception, bench: Bench) -> tuple[str, str] | None:
 
 
 def say_main(trainer: RecoveryTrainer, message: str) -> None:
-    """One line, from the first process only."""
+    """Print one line, from the first process only."""
     if trainer.is_world_process_zero():
         say(message)
 
 
 def _outcome(trainer: RecoveryTrainer, bench: Bench) -> dict[str, Any]:
-    """What the training reached, and its curve."""
+    """Return the result of the training and its curve."""
     history = trainer.state.log_history
     curve = [entry for entry in history if "eval_loss" in entry or "loss" in entry]
     measured = [entry for entry in curve if "eval_loss" in entry]
-    # The first entry was measured before training. A model that never beats it is not worth writing.
+    # The first entry was measured before training. If no later one beats it, nothing is written.
     best = min(measured[1:] or measured, key=lambda entry: entry["eval_loss"])
     if not best["eval_loss"] < measured[0]["eval_loss"]:
         rate = bench.facts["learning_rate"]
@@ -278,7 +279,7 @@ def _terms(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stock_model(trainer: RecoveryTrainer, bench: Bench, options: Options) -> Any:
-    """The trained model without adapters, wrappers and our loss; None in all processes but the first."""
+    """Return the trained model without adapters, wrappers and our loss; None in all processes but the first."""
     whole = trainer.whole_state() if trainer.is_sharded else None
     if not trainer.is_world_process_zero():
         return None
@@ -296,7 +297,7 @@ def _stock_model(trainer: RecoveryTrainer, bench: Bench, options: Options) -> An
 
 
 def _write(model: Any, bench: Bench, out: Path, report: dict[str, Any], overwrite: bool) -> None:
-    """The stock folder: model, tokenizer, the student's plan, the proof and the report."""
+    """Write the stock folder: model, tokenizer, the student's plan, the proof and the report."""
     source = Path(bench.facts["student"])
     cast_parameters(model, ModelFolder.open(source).stored_dtype)
     with new_folder(out, overwrite) as folder:

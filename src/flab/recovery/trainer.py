@@ -1,4 +1,4 @@
-"""transformers' Trainer with the loss replaced by ours.
+"""transformers' Trainer with our loss.
 
 The student's ``forward`` is replaced by one that returns the loss, so that the chunked head runs inside whatever wraps
 the model (PEFT, DDP, FSDP); the teacher runs before it, without gradients. There is no training loop here.
@@ -32,18 +32,18 @@ from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
 from flab.recovery.teacher import Teacher, final_states
 
-# The most that the teacher's remembered states may take.
+# The largest size of the teacher's remembered states.
 REMEMBERED_BYTES = 2 * 2**30
 LOGGED = 100  # points of the curve of the training loss
 
 
 def install_loss(student: Any, teacher_head: Any, objective: Objective) -> None:
-    """Replace the forward of a causal LM by one that returns the loss and its sums; see :func:`distilled_forward`."""
+    """Replace the forward of a causal LM with one that returns the loss and its sums; see :func:`distilled_forward`."""
     student.forward = partial(distilled_forward, student, teacher_head, objective)
 
 
 def remove_loss(student: Any) -> None:
-    """Give the model its own forward back."""
+    """Restore the model's own forward."""
     del student.forward
 
 
@@ -59,7 +59,7 @@ def distilled_forward(
     counts: torch.Tensor | None = None,
     **_: Any,
 ) -> dict[str, torch.Tensor]:
-    """``(1 - alpha) CE + alpha KL`` of a batch of packed rows, each term a mean over its own tokens.
+    """Return ``(1 - alpha) CE + alpha KL`` of a batch of packed rows, each term a mean over its own tokens.
 
     ``counts`` (answer tokens, KL tokens) are those of the whole step if it is larger than this batch.
     """
@@ -68,8 +68,8 @@ def distilled_forward(
     used = chosen_tokens(targets, within, objective)
     taught = teacher_states if objective.alpha > 0 else None
     terms = loss_terms(scorer_of(student), states[used], targets[used], taught, teacher_head, objective.temperature)
-    # Means over the tokens of the whole step. A mean over each micro-batch, averaged, would weigh tokens of
-    # short micro-batches more, and the result would depend on the size of the micro-batches.
+    # The means are over the tokens of the whole step. Averaging a mean of each micro-batch would give tokens of short
+    # micro-batches more weight, and the result would depend on the size of the micro-batches.
     answers, tokens = (terms.answers, terms.tokens) if counts is None else counts.unbind()
     loss = (1 - objective.alpha) * terms.cross_entropy / _least_one(answers)
     loss = loss + objective.alpha * terms.divergence / _least_one(tokens)
@@ -80,7 +80,7 @@ def distilled_forward(
 
 
 def chosen_tokens(targets: torch.Tensor, within: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """Mask (B, T) of the positions whose next token counts in either term."""
+    """Return the mask (B, T) of the positions whose next token counts in either term."""
     return within if objective.on == "all" and objective.alpha > 0 else targets != IGNORED
 
 
@@ -110,7 +110,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of one micro-batch, scaled so that the sum over micro-batches and the mean over devices is the step's."""
+        """Return a micro-batch's loss. Summed over micro-batches and averaged over devices, it is the loss of the step."""
         states = self.teacher(inputs) if self.objective.alpha > 0 else None
         outputs = model(**inputs, teacher_states=states, counts=num_items_in_batch)
         loss = outputs["loss"]
@@ -125,11 +125,11 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Return all held-out rows in every process: shared out, some would count twice to make the shares even."""
+        """Return all held-out rows in every process. Even shares would need some rows twice."""
         return DataLoader(self.eval_dataset, self.args.per_device_eval_batch_size, collate_fn=collate)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """Return the loss of a batch that only measures."""
+        """Return the loss of a validation batch."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
@@ -140,12 +140,12 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     def whole_state(self) -> dict[str, torch.Tensor]:
-        """Return the state of a sharded model, gathered: to be called by all processes, whole in the first."""
+        """Gather the state of a sharded model. All processes must call this; the first one gets the whole state."""
         state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
         return state
 
     def plan_steps(self, training: Training, steps: int, spent: float, resumed: bool) -> None:
-        """Fix the number of steps, when to measure and save, and the time limit; ``spent`` are seconds of earlier starts."""
+        """Set the number of steps, when to validate and save, and the time limit. ``spent`` are seconds of earlier starts."""
         args = self.args
         limit = training.minutes
         args.max_steps = steps
@@ -158,7 +158,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(callback)
 
     def remember_teacher(self, epochs: float) -> bool:
-        """Let the teacher read every row beforehand, if that costs less than asking it at each step, and fits."""
+        """Let the teacher read every row beforehand, if its states fit and this costs less than running it at each step."""
         count = sum(len(ids) for data in (self.train_dataset, self.eval_dataset) for ids in data["input_ids"])
         states = count * self.model.config.hidden_size * self.teacher.model.dtype.itemsize
         if self.objective.alpha == 0 or epochs <= self.args.world_size or states > REMEMBERED_BYTES:
@@ -174,12 +174,12 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return True
 
     def stop_bar(self) -> None:
-        """Take the progress bar away, however training ended."""
+        """Remove the progress bar, however training ended."""
         if self.bar is not None:
             self.bar.close()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Put means over tokens in the place of means over batches."""
+        """Log means over tokens instead of means over batches."""
         evaluated = any(name.startswith("eval_") for name in logs)
         sums = self.sums.pop("eval" if evaluated else "train", None)
         if sums:
@@ -190,7 +190,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
 
 def means(sums: list[float], objective: Objective, prefix: str = "") -> dict[str, float]:
-    """Nats per token of both terms, and what is minimised; the KL is left out if none was taken."""
+    """Return both terms in nats per token, and the loss. The KL is left out if it was not computed."""
     cross_entropy, answers, divergence, tokens = sums
     ce = cross_entropy / max(1.0, answers)
     kl = divergence / max(1.0, tokens)
@@ -207,10 +207,10 @@ def make_trainer(
     work: Path,
     options: Options,
 ) -> RecoveryTrainer:
-    """Return a trainer that is ready but for the number of steps; the student gets our loss, and adapters if asked for.
+    """Return a trainer that only lacks the number of steps. The student gets our loss, and adapters if asked for.
 
     Raises:
-        OptionError: a batch that the devices cannot share evenly.
+        OptionError: the devices cannot share a batch evenly.
     """
     set_seed(training.seed)
     options = settled(options)
@@ -223,12 +223,10 @@ def make_trainer(
     if training.method_for(parameters) == "lora":
         model.requires_grad_(False)
         rank = training.lora_rank
-        # A scale of alpha / r = 2 is a common choice; adapters on all linear layers, because a cut disturbs all
-        # of them.
+        # A scale of alpha / r = 2 is common. All linear layers get adapters, because a cut disturbs all of them.
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
         if training.gradient_checkpointing:
-            # With frozen weights no input of a checkpointed layer asks for gradients, and the backward pass
-            # would stop there.
+            # With frozen weights no input of a checkpointed layer requires gradients, and the backward pass would stop there.
             model.enable_input_require_grads()
     trainer = RecoveryTrainer(
         teacher.model.to(args.device),
@@ -249,7 +247,7 @@ def make_trainer(
 
 
 def _arguments(training: Training, parameters: int, work: Path, options: Options) -> TrainingArguments:
-    """Return what transformers is told; steps are set later, see :meth:`RecoveryTrainer.plan_steps`."""
+    """Return transformers' arguments. The steps are set later, see :meth:`RecoveryTrainer.plan_steps`."""
     cpu = options.device == "cpu"
     args = TrainingArguments(
         output_dir=str(work),
@@ -287,7 +285,7 @@ def _arguments(training: Training, parameters: int, work: Path, options: Options
 def seconds_per_step(trainer: RecoveryTrainer, steps: int = 3) -> float:
     """Return the median time of forward and backward of one step; no weight is changed.
 
-    With a time budget the number of steps has to be known before the first, because the learning rate falls with them.
+    With a time budget, the number of steps must be known before the first, because the learning rate depends on it.
     """
     model = trainer.model.to(trainer.args.device).train()
     micro = trainer.args.gradient_accumulation_steps
@@ -301,5 +299,5 @@ def seconds_per_step(trainer: RecoveryTrainer, steps: int = 3) -> float:
         taken.append(time.perf_counter() - start)
     model.zero_grad(set_to_none=True)
     trainer.sums.clear()
-    # The median, because the first step also pays for allocating memory and choosing kernels.
+    # The first step also pays for allocating memory and choosing kernels, so the median is taken.
     return sorted(taken)[len(taken) // 2]
