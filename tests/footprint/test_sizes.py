@@ -23,7 +23,20 @@ def opened(folder):
     return model, family, shape_of(model, family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+HYBRIDS = [name for name, family in FAMILIES.items() if family.linear_attention]
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_flops_of_a_hybrid_are_torchs_but_for_the_recurrence(tmp_path, family):
+    folder = pico.build(family, tmp_path, hidden_size=256, intermediate_size=512, linear_num_value_heads=8)
+    model, row, shape = opened(folder)
+    figures, counted = size_figures(model, row, shape, PROMPT), count_flops(model, PROMPT)
+    assert figures["flops_per_token"].value == pytest.approx(counted["flops_per_token"], rel=3e-3)
+    assert figures["flops_prefill"].value < counted["flops_prefill"]
+    assert "without the recurrence" in figures["flops_prefill"].method
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in HYBRIDS])
 def test_flops_equal_torchs_counter_with_eager_attention(pico_folder, family):
     model, row, shape = opened(pico_folder(family))
     figures, counted = size_figures(model, row, shape, PROMPT), count_flops(model, PROMPT)
@@ -92,7 +105,9 @@ def test_cache_bytes_are_those_of_the_cache(pico_folder, family):
     batch = Batch(model, [Encoded([1] * PROMPT, 1, (), 0)], pad_id=0)
     with torch.inference_mode():
         batch.read_prompts()
-    held = sum(t.nbytes for layer in batch.cache.layers for t in (layer.keys, layer.values))
+    # The state of linear attention does not grow with the tokens.
+    growing = [layer for layer in batch.cache.layers if hasattr(layer, "keys")]
+    held = sum(t.nbytes for layer in growing for t in (layer.keys, layer.values))
     assert size_figures(model, row, shape, PROMPT)["kv_bytes_per_token"].value == held / PROMPT
 
 

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab import prune
-from flab.errors import UnsupportedModelError
+from flab.errors import OptionError, UnsupportedModelError
 from flab.models.checkpoint import load, read_config
 from flab.models.compatibility import loads_in
 from flab.models.families import (
     FAMILIES,
     Family,
+    attention_out_at,
     embedding_of,
     family_of,
     head_of,
@@ -114,7 +115,8 @@ class TestContract:
         model, family, _ = case
         changed = copy.deepcopy(model.config)
         width = 24
-        changed.num_hidden_layers, changed.vocab_size = 2, 300
+        layers = max(2, shape_of(model, family).fewest_layers)
+        changed.num_hidden_layers, changed.vocab_size = layers, 300
         if family.experts:
             changed.num_experts = 3
             width = 3 * shape_of(model, family).block
@@ -123,9 +125,9 @@ class TestContract:
         changed.pad_token_id = None
         for entry in family.layer_lists:
             if getattr(changed, entry, None):
-                setattr(changed, entry, getattr(changed, entry)[:2])
+                setattr(changed, entry, getattr(changed, entry)[:layers])
         smaller = AutoModelForCausalLM.from_config(changed)
-        assert shape_of(model, family).parameters(300, 2, width) == sum(p.numel() for p in smaller.parameters())
+        assert shape_of(model, family).parameters(300, layers, width) == sum(p.numel() for p in smaller.parameters())
 
     def test_vocabulary_cut_keeps_hidden_states_and_logits(self, name, case):
         model, family, batch = case
@@ -151,8 +153,9 @@ class TestContract:
 
     def test_a_layer_that_adds_nothing_goes_first_and_is_not_missed(self, name, case):
         model, family, batch = case
-        for path in (family.attention_out, family.ffn):
-            for parameter in layers_of(model, family)[2].get_submodule(path).parameters():
+        layer = layers_of(model, family)[2]
+        for path in (attention_out_at(layer, family), family.ffn):
+            for parameter in layer.get_submodule(path).parameters():
                 parameter.zero_()
         before = model(batch.ids, use_cache=False).logits
         search = LayerSearch(LayerRunner(model, family), [batch])
@@ -249,6 +252,20 @@ class TestExperts:
         assert all(scores[place, 3] < scores[place, used[place]].min() for place in range(5))
         carve(model, family, Cut(range(5), 7, "none", scores=scores), [batch], [])
         torch.testing.assert_close(model(batch.ids, use_cache=False).logits[batch.valid], before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers": 3}, "`layers` is the size to keep: got 3, allowed 5 to 5 (its layers differ in size"),
+        ({"drop_layers": (1,)}, "`drop_layers`: this model's layers differ in size"),
+    ],
+)
+def test_a_hybrid_keeps_all_of_its_layers(settings, words, pico_folder, recipe, tmp_path):
+    with pytest.raises(OptionError) as caught:
+        prune(pico_folder("qwen3_5_text"), tmp_path / "out", recipe(remove=0.3, **settings))
+    assert words in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_supported_family_has_a_pico_model():

@@ -28,6 +28,19 @@ OUTER = {  # the multimodal model, by its text model
         "gemma3",
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
     ),
+    "qwen3_5_text": (
+        "qwen3_5",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "depth": 1,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+            }
+        },
+    ),
     "ministral3": ("mistral3", {"vision_config": {"model_type": "pixtral", **VISION}, "image_token_index": 5}),
 }
 
@@ -59,7 +72,7 @@ def test_it_gives_the_same_logits_and_nothing_else_is_kept(multimodal, tmp_path)
     assert torch.equal(opened.model(ids).logits, whole(input_ids=ids).logits)
     assert made.parameters == sum(p.numel() for p in opened.model.parameters())
     assert made.parameters + sum(made.left_out.values()) == sum(p.numel() for p in whole.parameters())
-    assert "vision_tower" in made.left_out
+    assert made.left_out.keys() & {"vision_tower", "model.visual"}
     assert opened.tokenizer.to_str() == load(made.folder).tokenizer.to_str()
     assert (made.folder / "LICENSE").read_text() == (multimodal / "LICENSE").read_text()
     assert len(list(made.folder.glob("*.safetensors"))) > 1
@@ -115,7 +128,7 @@ def test_what_is_not_multimodal_or_would_be_replaced_is_refused(multimodal, pico
 
 def test_a_text_model_of_another_family_is_refused_with_what_is_missing(tmp_path, pico_folder):
     folder = shutil.copytree(pico_folder("llama"), tmp_path / "hybrid")
-    (folder / "config.json").write_text(json.dumps(AutoConfig.for_model("qwen3_5").to_dict()))
+    (folder / "config.json").write_text(json.dumps(AutoConfig.for_model("qwen3_5_moe").to_dict()))
     with pytest.raises(UnsupportedModelError, match="linear-attention"):
         write_text_part(folder, tmp_path / "text")
 
@@ -138,4 +151,4 @@ def test_names(name, expected):
 def test_the_command_says_what_is_left_out(multimodal, flab, tmp_path):
     code, _, err = flab("text", str(multimodal), "-o", str(tmp_path / "text"))
     assert code == 0
-    assert "left out: vision_tower" in err
+    assert "left out: vision_tower" in err or "left out: model.visual" in err

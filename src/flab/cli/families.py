@@ -41,7 +41,12 @@ def family_rows() -> list[dict[str, Any]]:
     return [
         {
             "model_type": name,
-            "cuts": list(MIXTURE if family.experts else DENSE),
+            # The layers of a hybrid differ in size, and all of them stay.
+            "cuts": [
+                cut
+                for cut in (MIXTURE if family.experts else DENSE)
+                if not (cut == "layers" and family.linear_attention)
+            ],
             "transformers": family.since,
             "llama.cpp": "flab export gguf" if name in ARCHITECTURES else PERIODIC if family.periodic else "not tried",
         }

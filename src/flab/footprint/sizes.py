@@ -23,9 +23,10 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
     """Return parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
     body = shape.body(shape.layers, shape.width)
-    attention = 2 * shape.layers * kv_width(model.config)
+    attention = 2 * attended(model.config, shape.layers, 1) * kv_width(model.config)
     seen = attended(model.config, shape.layers, prompt + 1)
     element = head_of(model, family).weight.element_size()
+    left_out = "; without the recurrence of linear attention" if 0 <= shape.attending < shape.layers else ""
     once = "embedding and head" if not is_tied(model, family) else "embedding, which is the head too"
     return {
         "parameters": by_formula(shape.total, "", "sum over the tensors, tied ones once"),
@@ -37,10 +38,13 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
         "flops_per_token": by_formula(
             shape.flops_per_token(*sizes) + 4 * seen * shape.attention,
             "FLOP",
-            f"2 x weights in products + 4 x layers x context x attention width, context {prompt + 1} or the layer's window",
+            f"2 x weights in products + 4 x layers x context x attention width, context {prompt + 1} or the layer's window"
+            + left_out,
         ),
         "flops_prefill": by_formula(
-            shape.flops_of_prompt(*sizes, tokens=prompt), "FLOP", f"the same for {prompt} tokens, logits of the last"
+            shape.flops_of_prompt(*sizes, tokens=prompt),
+            "FLOP",
+            f"the same for {prompt} tokens, logits of the last{left_out}",
         ),
     }
 
@@ -49,7 +53,8 @@ def attended(config: Any, layers: int, context: int) -> int:
     """Return tokens that one token sees, summed over the layers: all of the context, or a layer's sliding window of it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
-    return sum(min(context, window) if window and kind == "sliding_attention" else context for kind in kinds)
+    seen = {"linear_attention": 0, "sliding_attention": min(context, window) if window else context}
+    return sum(seen.get(kind, context) for kind in kinds)
 
 
 def bytes_per_step(model: Any, family: Family, context: int) -> float:

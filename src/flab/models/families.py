@@ -32,6 +32,8 @@ class Family:
     input_norm: str = "input_layernorm"
     attention: str = "self_attn"
     attention_out: str = "self_attn.o_proj"
+    linear_attention: str = ""  # what some layers of a hybrid have instead of the attention
+    linear_attention_out: str = ""
     ffn_norm: str = "post_attention_layernorm"
     ffn: str = "mlp"
     ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -56,7 +58,7 @@ class Family:
             if self.experts
             else (*self.ffn_in, self.ffn_out)
         )
-        return (*ffn, self.attention_out)
+        return (*ffn, *filter(None, (self.attention_out, self.linear_attention_out)))
 
 
 # Sets of fields that several families share, so that a row below says only what is its own.
@@ -73,6 +75,12 @@ FAMILIES = {
         Family("mistral"),
         Family("qwen2", depth_limits=_QWEN_LIMITS),
         Family("qwen3", depth_limits=_QWEN_LIMITS),
+        Family(
+            "qwen3_5_text",
+            linear_attention="linear_attn",
+            linear_attention_out="linear_attn.out_proj",
+            since="5",
+        ),
         Family("qwen3_moe", **_MIXTURE, depth_limits=_QWEN_LIMITS),
         Family("qwen2_moe", **_MIXTURE, depth_limits=_QWEN_LIMITS),
         Family("mixtral", **_MIXTURE),
@@ -99,9 +107,10 @@ FAMILIES = {
 
 _EXPERTS = "a row and a contract test for its mixture of experts"
 _DENSE_FIRST = "dense layers beside mixtures of experts, which differ in size"
-_LINEAR = "linear-attention layers, which differ in size from the others"
+_LINEAR = "linear-attention layers beside a mixture of experts"
 _SIDE_BY_SIDE = "layers with attention and FFN side by side, h += attention(norm(h)) + ffn(norm(h))"
 _TRANSPOSED = "transposed projections (Conv1D)"
+_NESTED_MIXTURE = "multimodal models and mixtures of experts beside linear attention"
 _NESTED = "multimodal models; flab text takes the text model out, which can be cut"
 # What is missing for a model_type, where its config does not tell.
 REFUSED = {
@@ -120,15 +129,17 @@ REFUSED = {
     "gpt_oss": "experts with biases, whose gate and up rows alternate",
     "mistral3": _NESTED,
     "phi": _SIDE_BY_SIDE,
-    "qwen3_5": _LINEAR,
-    "qwen3_5_text": _LINEAR,
+    "qwen3_5": _NESTED,
+    "qwen3_5_moe": _NESTED_MIXTURE,
+    "qwen3_5_moe_text": _LINEAR,
+    "qwen3_next": _LINEAR,
 }
 # What is missing for a model whose config has such an entry.
 _MISSING = {
     "num_experts": _EXPERTS,
     "num_local_experts": _EXPERTS,
     "n_routed_experts": _EXPERTS,
-    "linear_num_value_heads": _LINEAR,
+    "linear_num_value_heads": "a row and a contract test for its linear-attention layers",
     "mamba_d_state": "state-space (mamba) layers",
     "is_encoder_decoder": "encoder-decoder models",
     "vision_config": "multimodal models (this text model included)",
@@ -175,6 +186,23 @@ def linear(module: nn.Module, path: str) -> nn.Linear:
     found = module.get_submodule(path)
     assert isinstance(found, nn.Linear), f"{path} is {type(found).__name__}"
     return found
+
+
+def attention_at(layer: nn.Module, family: Family) -> str:
+    """Return the path of a layer's attention, which is linear in some layers of a hybrid."""
+    is_linear = bool(family.linear_attention) and hasattr(layer, family.linear_attention)
+    return family.linear_attention if is_linear else family.attention
+
+
+def attention_out_at(layer: nn.Module, family: Family) -> str:
+    """Return the path of the output projection of a layer's attention."""
+    is_linear = attention_at(layer, family) == family.linear_attention
+    return family.linear_attention_out if is_linear else family.attention_out
+
+
+def attention_out(layer: nn.Module, family: Family) -> nn.Linear:
+    """Return the output projection of a layer's attention."""
+    return linear(layer, attention_out_at(layer, family))
 
 
 def head_of(model: nn.Module, family: Family) -> nn.Linear:
@@ -257,8 +285,8 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     head = head_of(model, family)
     layers = layers_of(model, family)
     ffns = [_ffn_shape(layer, family) for layer in layers]
-    sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers}
-    if len(sizes) != 1 or len(set(ffns)) != 1:
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    if len(set(ffns)) != 1 or (len(set(sizes)) != 1 and not family.linear_attention):
         widths = sorted({ffn.width for ffn in ffns})
         raise UnsupportedModelError(
             f"the layers of this model differ in size (widths {widths}): flab cuts models of one uniform width."
@@ -269,8 +297,10 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     total = sum(p.numel() for p in model.parameters())
     # Everything else is found by subtraction, so that norms, query norms and biases of any family are counted
     # without being named.
-    per_layer = sizes.pop()
-    matrices = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
+    # What the larger layers of a hybrid have more than its smallest is fixed, because none of its layers is cut.
+    per_layer = min(sizes)
+    matrices = [sum(p.numel() for p in layer.parameters() if p.dim() >= 2) for layer in layers]
+    attending = [layer for layer in layers if attention_at(layer, family) == family.attention]
     return Shape(
         vocabulary=embedding.num_embeddings,
         layers=len(layers),
@@ -280,9 +310,11 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
         per_neuron=ffn.per_neuron,
         fixed=total - embedding.num_embeddings * per_token - len(layers) * per_layer,
         hidden=embedding.embedding_dim,
-        products_per_layer=matrices - ffn.matrices,
+        products_per_layer=min(matrices) - ffn.matrices,
+        products_fixed=sum(matrices) - len(layers) * min(matrices),
         products_per_neuron=ffn.products_per_neuron,
-        attention=linear(layers[0], family.attention_out).in_features,
+        attention=attention_out((attending or layers)[0], family).in_features,
+        attending=len(attending),
         block=ffn.block,
         per_block=ffn.per_block,
         active=ffn.active,

@@ -15,7 +15,18 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from flab.models.branch import Branch
-from flab.models.families import Family, embedding_of, extended, ffn_activations, layers_of, linear, norm_at
+from flab.models.families import (
+    Family,
+    attention_at,
+    attention_out,
+    attention_out_at,
+    embedding_of,
+    extended,
+    ffn_activations,
+    layers_of,
+    linear,
+    norm_at,
+)
 from flab.models.mixture import Mixture, Routing, mixture_of
 from flab.models.weights import in_memory, place_of, read_in
 from flab.progress import track
@@ -119,7 +130,8 @@ class LayerRunner:
 
     def attention_branch(self, index: int) -> Branch:
         """Return how the attention's output projection of layer ``index`` adds to the stream."""
-        return self._branch(index, self.family.attention_out, self.family.attention_norm_after)
+        out = attention_out_at(self.layers[index], self.family)
+        return self._branch(index, out, self.family.attention_norm_after)
 
     def ffn_branch(self, index: int) -> Branch:
         """Return how the FFN's output projection of layer ``index`` adds to the stream."""
@@ -136,7 +148,7 @@ class LayerRunner:
 
     def device(self, index: int) -> torch.device:
         """Where layer ``index`` computes."""
-        weight = linear(self.layers[index], self.family.attention_out).weight
+        weight = attention_out(self.layers[index], self.family).weight
         place = place_of(weight)
         return weight.device if place is None else place.device
 
@@ -164,7 +176,7 @@ class LayerRunner:
         """Return the precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
         if not self.mixed:
             return contextlib.nullcontext()
-        weight = linear(self.layers[0], self.family.attention_out).weight
+        weight = attention_out(self.layers[0], self.family).weight
         return torch.autocast(self.device(0).type, dtype=weight.dtype)
 
     def widen(self, dtype: torch.dtype | None = None) -> None:
@@ -174,7 +186,7 @@ class LayerRunner:
             dtype: by default the computing precision, which in mixed precision is that of the layers.
         """
         if dtype is None:
-            dtype = linear(self.layers[0], self.family.attention_out).weight.dtype if self.mixed else self.dtype
+            dtype = attention_out(self.layers[0], self.family).weight.dtype if self.mixed else self.dtype
         read_in(self.model)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -208,12 +220,12 @@ class LayerRunner:
         # A hook on the output projection sees its input whatever the attention does before (query norms,
         # windows, sinks), so no family's attention has to be written again here.
         caught: list[torch.Tensor] = []
-        projection = linear(self.layers[index], self.family.attention_out)
+        projection = attention_out(self.layers[index], self.family)
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
             with self.at_work(index) as layer, self.products():
                 normed = norm_at(layer, self.family.input_norm)(hidden)
-                layer.get_submodule(self.family.attention)(hidden_states=normed, **kwargs)
+                layer.get_submodule(attention_at(layer, self.family))(hidden_states=normed, **kwargs)
         finally:
             handle.remove()
         return caught[0]
@@ -223,7 +235,7 @@ class LayerRunner:
         """Return the stream before the FFN of layer ``index``, (B, T, D)."""
         with self.at_work(index) as layer:
             features = self.attention_features(index, hidden_BTD)
-            added = self.attention_branch(index)(linear(layer, self.family.attention_out)(features))
+            added = self.attention_branch(index)(attention_out(layer, self.family)(features))
         return hidden_BTD.to(added.device) + added
 
     @torch.no_grad()

@@ -32,6 +32,9 @@ class Shape:
 
     The FFN of a mixture of experts counts as one of ``width`` neurons in blocks, each an expert of ``block`` neurons that
     go together, with ``per_block`` parameters more for its row of the router. A token passes through ``active`` neurons.
+
+    In a hybrid only ``attending`` layers have full attention, and all layers stay: the others differ from them in size.
+    ``per_layer`` and ``products_per_layer`` are then those of the smallest, and ``fixed`` and ``products_fixed`` hold the rest.
     """
 
     vocabulary: int
@@ -48,6 +51,8 @@ class Shape:
     block: int = 1
     per_block: int = 0
     active: int = 0  # all, if 0
+    products_fixed: int = 0
+    attending: int = -1  # all, if below 0
 
     @property
     def experts(self) -> int:
@@ -70,9 +75,15 @@ class Shape:
         return "experts" if self.experts else "width"
 
     @property
+    def fewest_layers(self) -> int:
+        """The fewest layers that can be kept: all of a hybrid's."""
+        return self.layers if 0 <= self.attending < self.layers else 1
+
+    @property
     def units(self) -> dict[str, Units]:
         """What can be cut, by the names that pins and plans use."""
-        whole = {"vocabulary": Units(self.vocabulary, self.per_token), "layers": Units(self.layers, self.per_layer)}
+        layers = Units(self.layers, self.per_layer, least=self.fewest_layers)
+        whole = {"vocabulary": Units(self.vocabulary, self.per_token), "layers": layers}
         if self.experts:
             each = self.block * self.per_neuron + self.per_block
             least = self.active // self.block
@@ -98,8 +109,9 @@ class Shape:
         # An embedding lookup is no product and costs nothing here; the head, vocabulary x hidden, is one even
         # where it is tied.
         neurons = min(width, self.passed) * self.products_per_neuron + width // self.block * self.per_block
-        weights = layers * (self.products_per_layer + neurons) + vocabulary * self.hidden
-        return 2 * weights + 4 * layers * context * self.attention
+        weights = layers * (self.products_per_layer + neurons) + self.products_fixed + vocabulary * self.hidden
+        attending = layers if self.attending < 0 else min(layers, self.attending)
+        return 2 * weights + 4 * attending * context * self.attention
 
     def flops_of_prompt(self, vocabulary: int, layers: int, width: int, tokens: int) -> int:
         """Floating-point operations of reading ``tokens`` at once, with logits for the last alone; scores are computed for

@@ -71,6 +71,8 @@ class Pins:
                 )
             if not units.least <= got <= units.count:
                 why = "the model's own" if units.least == 1 else f"each token passes through {units.least}"
+                if name == "layers" and units.least > 1:
+                    why = "its layers differ in size, so all of them stay"
                 raise OptionError(
                     f"`{name}` is the size to keep: got {got}, allowed {units.least} to {units.count} ({why})."
                 )
@@ -139,7 +141,7 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
         BudgetError: if no split does; names the floor that prevents it and what can be reached.
     """
     allowed = allowed_parameters(shape, remove)
-    depths = [pins.layers] if pins.layers is not None else range(shape.layers, 0, -1)
+    depths = [pins.layers] if pins.layers is not None else range(shape.layers, shape.fewest_layers - 1, -1)
     splits = []
     for layers in depths:
         width = pins.width
@@ -163,7 +165,7 @@ def _inside(shape: Shape, width: int) -> str:
 
 
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
-    layers = pins.layers or 1
+    layers = pins.layers or shape.fewest_layers
     width = pins.width or pins.width_multiple or shape.narrowest()
     # The smallest model that the pins and the covered text allow: one layer with one step of neurons.
     smallest = shape.parameters(vocabulary, layers, width)

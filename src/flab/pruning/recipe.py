@@ -147,6 +147,10 @@ class Recipe:
         """Return the sizes that the user fixed, checked. A list of layers to drop also pins their number."""
         layers = self.layers
         if self.drop_layers is not None:
+            if shape.fewest_layers > 1:
+                raise OptionError(
+                    "`drop_layers`: this model's layers differ in size, so all of them stay; leave it out."
+                )
             dropped = set(self.drop_layers)
             if not dropped <= set(range(shape.layers)) or len(dropped) == shape.layers:
                 raise OptionError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from flab.models.families import Family, layers_of
+from flab.models.families import Family, attention_at, layers_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.weights import read_in
 from flab.progress import track
@@ -85,10 +85,16 @@ def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:
 
 def layers_after(model: Any, family: Family, cut: Cut) -> list[nn.Module]:
     """Return what the layers of ``model`` will be, without their numbers: modules on the meta device."""
-    # All layers have the same size, so one of them is enough.
-    one = copy.deepcopy(layers_of(model, family)[0]).to("meta")
-    cut_inside(one, family, range(cut.width))
-    return [one] * len(cut.kept_layers)
+    # Layers with the same kind of attention are of one size, so one of each kind stands for all.
+    made: dict[str, nn.Module] = {}
+    kinds = []
+    for index in cut.kept_layers:
+        layer = layers_of(model, family)[index]
+        kinds.append(attention_at(layer, family))
+        if kinds[-1] not in made:
+            made[kinds[-1]] = copy.deepcopy(layer).to("meta")
+            cut_inside(made[kinds[-1]], family, range(cut.width))
+    return [made[kind] for kind in kinds]
 
 
 def _cut_depth(model: Any, family: Family, cut: Cut) -> None:

@@ -131,7 +131,10 @@ class Batch:
         if len(kept) < len(self.running):
             # An index on the CPU selects on every device that the layers may be on.
             at = torch.tensor(kept)
-            self.cache.batch_select_indices(at)
+            for layer in self.cache.layers:
+                # The state of linear attention has no such method, and its reordering selects as well.
+                select = getattr(layer, "batch_select_indices", None) or layer.reorder_cache
+                select(at)
             self.mask_BT = self.mask_BT[at]
             self.next_B1 = self.next_B1[at]
             tokens_B = tokens_B[at]

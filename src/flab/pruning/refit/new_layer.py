@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flab.models.families import Family, linear
+from flab.models.families import Family, attention_out, linear
 from flab.models.mixture import Mixture, mixture_of
 from flab.models.weights import read_in
 from flab.pruning.cuts.neurons import cut_ffn
@@ -80,11 +80,11 @@ def cut_inside(layer: nn.Module, family: Family, kept: Sequence[int]) -> None:
 def replace_weights(layer: nn.Module, family: Family, new: NewLayer) -> None:
     """Cut one layer's FFN to the chosen neurons and put the new weights into it."""
     if new.mixture is not None:
-        dtype = linear(layer, family.attention_out).weight.dtype
+        dtype = attention_out(layer, family).weight.dtype
         layer.set_submodule(family.ffn, new.mixture.cast(dtype).ffn)
     # If the layer lies in files, the replaced weights are not read.
     read_in(layer)
-    attention = linear(layer, family.attention_out)
+    attention = attention_out(layer, family)
     if family.ffn_out:
         cut_inside(layer, family, new.neurons)
     if new.state is not None:

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from flab.models.families import activation_of, extended, ffn_inputs, linear, norm_at, with_bias
+from flab.models.families import activation_of, attention_out, extended, ffn_inputs, linear, norm_at, with_bias
 from flab.models.layers import Batch, LayerRunner, by_rows
 from flab.models.memory import trim
 from flab.models.mixture import mixture_of
@@ -192,7 +192,7 @@ class Walk:
         """Return the pruned stream before the FFN, computed with new weights of the attention's output projection."""
         branch = self.runner.attention_branch(index)
         # The stream continues with rounded weights, as the saved model will compute it.
-        new = weights.to(linear(self.runner.layers[index], self.runner.family.attention_out).weight.dtype)
+        new = weights.to(attention_out(self.runner.layers[index], self.runner.family).weight.dtype)
         return [self.pruned[n].to(f.device) + branch(nn.functional.linear(f, new)) for n, f in enumerate(features)]
 
     def _ffn_refit(
@@ -327,7 +327,7 @@ class Walk:
         )
         if not rate:
             return new
-        made = made.to(linear(old, self.runner.family.attention_out).weight.dtype)
+        made = made.to(attention_out(old, self.runner.family).weight.dtype)
         with torch.no_grad():
             self.pruned = [self.runner.run(new.index, hidden, made) for hidden in self.pruned]
         return replace(new, state=made.state_dict(), reconstruction_rate=rate)
