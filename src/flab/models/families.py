@@ -299,7 +299,10 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     # without being named.
     # What the larger layers of a hybrid have more than its smallest is fixed, because none of its layers is cut.
     per_layer = min(sizes)
-    matrices = [sum(p.numel() for p in layer.parameters() if p.dim() >= 2) for layer in layers]
+    # Of tensors with three dimensions, the convolution of linear attention is a product of its own; stacked experts are
+    # counted with the FFN.
+    dimensions = (2, 3) if family.linear_attention else (2,)
+    matrices = [sum(p.numel() for p in layer.parameters() if p.dim() in dimensions) for layer in layers]
     attending = [layer for layer in layers if attention_at(layer, family) == family.attention]
     return Shape(
         vocabulary=embedding.num_embeddings,
