@@ -61,7 +61,7 @@ def _version(value: bool) -> None:
 
 
 def _threads(value: int | None) -> None:
-    """Set before torch is loaded, here and in the processes that are started."""
+    """Set the number of threads before torch is loaded, here and in the processes that are started."""
     if value is None:
         return
     if not 1 <= value <= MOST_THREADS:
@@ -78,7 +78,7 @@ def _root(
     threads: Annotated[
         int | None,
         typer.Option(
-            metavar="N", callback=_threads, is_eager=True, help="Compute with N threads; default: one a core."
+            metavar="N", callback=_threads, is_eager=True, help="Compute with N threads. Default: one per core."
         ),
     ] = None,
 ) -> None:
@@ -100,17 +100,17 @@ def _interrupt(number: int, _: Any) -> NoReturn:
 
 
 def settle_waiting() -> None:
-    """Let threads that wait for others go to sleep soon; must be set before torch is loaded.
+    """Let threads that wait for others sleep soon. This must be set before torch is loaded.
 
-    OpenMP's threads spin for milliseconds by default. On a machine that is busy with other work they spin while the thread they
-    wait for has no core: two threads then took four times as much processor time as one for the same work.
+    By default OpenMP's threads spin for milliseconds. On a busy machine they spin while the thread that they wait for has no
+    core. Two threads then took four times as much processor time as one for the same work.
     """
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
 
 
 def main() -> None:
-    """Entry point: one line and exit code 2 for whatever is wrong with the input."""
+    """Run the command line. Any wrong input gives one line and exit code 2."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     settle_waiting()
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def _line_of(error: BaseException) -> str:
-    """Return what to say of an error; one that is nobody's mistake but ours is raised again."""
+    """Return the message of an error. An error that is flab's own fault is raised again."""
     if isinstance(error, FlabError):
         return with_flags(str(error))
     # A library may turn the exception of a signal into one of its own.

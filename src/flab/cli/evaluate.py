@@ -28,21 +28,21 @@ Task = Annotated[
         "--task",
         "--problems",
         metavar="[KIND:]FILE",
-        help="File of problems, hub id, or humaneval, mbpp, cruxeval, humaneval_plus, mbpp_plus; after code:, cot: or output: "
-        "if the kind is not clear; repeatable.",
+        help="Problems: a file, a hub id, or humaneval, mbpp, cruxeval, humaneval_plus or mbpp_plus. Put code:, cot: or "
+        "output: before it if the kind is not clear. Repeatable.",
     ),
 ]
 Run = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="PATH", help="Folder of the run, which resumes there; or a file NAME.json."),
+    typer.Option("-o", "--output", metavar="PATH", help="Folder of the run, where a stopped run resumes, or a file NAME.json."),
 ]
 Perturb = Annotated[
     list[str] | None,
-    typer.Option("--perturb", metavar="NAME", help="Also evaluate perturbed problems: a name, or all; repeatable."),
+    typer.Option("--perturb", metavar="NAME", help="Also evaluate problems with this perturbation, or with all. Repeatable."),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Folder with the files of named tasks: humaneval finds HumanEval.jsonl there."),
+    typer.Option(metavar="PATH", help="Folder with the files of named tasks, such as HumanEval.jsonl for humaneval."),
 ]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")]
 Gold = Annotated[
@@ -53,7 +53,7 @@ Seen = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PATH",
-        help="Data that the model has seen, to search for the problems; repeatable.",
+        help="Data that the model has seen; it is searched for the problems. Repeatable.",
         rich_help_panel=EXPERTS,
     ),
 ]
@@ -84,7 +84,7 @@ def evaluate(
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Evaluate a model on tasks; run its code in a sandbox.
+    """Evaluate a model on tasks, and run its code in a sandbox.
 
     Code is scored by its tests, chains of thought by BLEU, predicted outputs
     by exact match. The reference solutions are run as well.
@@ -174,11 +174,11 @@ def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[
 
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The first run: a folder, or its results.json.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The second run, which is compared with the first.")],
     margin_points: Annotated[
         float,
         typer.Option(
-            "--margin", metavar="X", help="Drop of pass@1, in percentage points, up to which B counts as good as A."
+            "--margin", metavar="X", help="Largest drop of pass@1, in percentage points, with which B still counts as good as A."
         ),
     ] = 2.0,
     json_: Json = False,

@@ -27,7 +27,7 @@ def export(
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="Type of the weights: f32, f16, bf16, q8_0 or q4_0; for others, such as q4_k_m, llama-quantize is run.",
+            help="Type of the weights: f32, f16, bf16, q8_0 or q4_0. For others, such as q4_k_m, flab runs llama-quantize.",
         ),
     ] = "f16",
     pre: Annotated[
@@ -66,7 +66,7 @@ def export(
     for warning in made["warnings"]:
         say(f"warning: {warning}")
     if made["fallbacks"]:
-        say(f"{len(made['fallbacks'])} of {made['tensors']} tensors are kept in F16: their rows are no multiple of 32")
+        say(f"{len(made['fallbacks'])} of {made['tensors']} tensors are kept in F16: their rows are not a multiple of 32")
     say(
         f"wrote {made['output']}: {made['bytes'] / 1e6:,.1f} MB, {made['type']}, {made['tokens']:,} tokens, "
         f"pre-tokenizer {made['pre_tokenizer']}"

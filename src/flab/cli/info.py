@@ -16,7 +16,7 @@ from flab.pruning.recipe import Recipe
 
 INFO_EXAMPLE = "Example: flab info MODEL --calibration rows.jsonl"
 Calibration = Annotated[
-    Path | None, typer.Option("--calibration", help="Text to prune for: count the tokens that it needs.")
+    Path | None, typer.Option("--calibration", help="Text to prune for; flab counts the tokens that it needs.")
 ]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate the time, memory and disk of each stage.")]
@@ -56,7 +56,7 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
         add(table, part["name"], f"{part['parameters']:,}", f"{part['share']:.1%}")
     console.print(table)
     show_budgets(found["budgets"])
-    say(f"at most {found['most_removable']:.0%} can go.")
+    say(f"at most {found['most_removable']:.0%} can be removed.")
     if not counted:
         say(
             "tokens: the most that planning keeps. A text that needs fewer leaves more neurons: give --calibration FILE."
@@ -94,7 +94,7 @@ def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
     if json_:
         emit(report)
         return
-    table = table_of("Estimate; nothing was begun", ["stage", "time", "memory GB", "disk MB"])
+    table = table_of("Estimate; nothing was started", ["stage", "time", "memory GB", "disk MB"])
     for stage in report["stages"]:
         bound = "<= " if stage["at_most"] else ""
         disk = f"{stage['disk_bytes'] / 1e6:,.1f}" if stage["disk_bytes"] else "-"
@@ -105,7 +105,7 @@ def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
         f"{report['disk_bytes'] / 1e6:,.1f} MB on disk"
     )
     assumed = "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in report["assumed"].items())
-    say(f"assumed: {assumed}. Rates were measured here just now; other work on this machine changes them.")
+    say(f"assumed: {assumed}. The rates were just measured on this machine, and other work on it changes them.")
 
 
 def _text(value: Any) -> str:

@@ -28,7 +28,7 @@ ShardOf = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Make only part I of N of the answers; run once more without it to merge them.",
+        help="Make only part I of N of the answers. The same command without --shard merges them.",
         rich_help_panel=EXPERTS,
     ),
 ]

@@ -48,7 +48,7 @@ def plan(
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Decide what to remove and write the plan; cut nothing.
+    """Decide what to remove and write the plan, without cutting.
 
     A stopped command resumes.
     """
@@ -78,7 +78,7 @@ def apply(
         bool,
         typer.Option(
             "--sibling",
-            help="Allow another model of the same architecture and tokens: keep the choices, refit its weights.",
+            help="Allow another model of the same architecture and tokens: keep the choices and refit its own weights.",
         ),
     ] = False,
     json_: Json = False,
@@ -124,14 +124,14 @@ def prune(
 def check(
     folder: Annotated[str, typer.Argument(help="The folder to verify.")],
     against: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The original model, to compare with bit for bit.")
+        str | None, typer.Option(metavar="PATH", help="The original model, for a comparison bit for bit.")
     ] = None,
     oldest: Annotated[
         str | None,
         typer.Option(
             "--oldest-python",
             metavar="PATH",
-            help="Python of an environment with transformers 4.57, to load the folder there too.",
+            help="Python of an environment with transformers 4.57, which also loads the folder.",
         ),
     ] = None,
     engines: Annotated[
@@ -139,8 +139,8 @@ def check(
         typer.Option(
             "--run",
             metavar="ENGINES",
-            help="Load the folder in these engines as well and compare tokens and greedy answers with transformers: "
-            "llama.cpp, ctranslate2, vllm, separated by commas.",
+            help="Also load the folder in these engines (llama.cpp, ctranslate2, vllm, separated by commas), and compare "
+            "tokens and greedy answers with transformers.",
         ),
     ] = None,
     engines_python: Annotated[
@@ -274,7 +274,7 @@ def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
             add(table, name, "FAILED", found["why"])
             continue
         texts = (
-            "no tokeniser of its own"
+            "it has no tokenizer of its own"
             if found["same_texts"] is None
             else f"{found['same_texts']}/{found['texts']} texts"
         )

@@ -30,16 +30,16 @@ def measure(
     settings: Any,
     options: Any,
     against: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The original model; both are measured in alternating runs.")
+        str | None, typer.Option(metavar="PATH", help="The original model. Both models are measured in turn.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="PATH", help="JSON file for the figures.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Run of flab eval of MODEL, for the energy per solved problem.")
+        Path | None, typer.Option(metavar="PATH", help="Run of flab eval on MODEL, for the energy per solved problem.")
     ] = None,
     against_results: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Run of flab eval of the original, for the same figure.")
+        Path | None, typer.Option(metavar="PATH", help="Run of flab eval on the original, for the same figure.")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -70,10 +70,10 @@ def sweep(
     recipe: Any,
     options: Any,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="Folder of the sweep, which resumes there.")
+        Path, typer.Option("-o", "--output", metavar="PATH", help="Folder of the sweep, where a stopped sweep resumes.")
     ],
     more: Annotated[
-        list[float] | None, typer.Argument(metavar="BUDGET", help="More budgets, so that --remove 0.2 0.4 0.6 works.")
+        list[float] | None, typer.Argument(metavar="BUDGET", help="Further budgets, as in --remove 0.2 0.4 0.6.")
     ] = None,
     budgets: Annotated[
         list[float] | None,
@@ -84,7 +84,7 @@ def sweep(
             show_default="0.1 0.2 0.3 0.4 0.5 0.6",
         ),
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Keep the model of each budget.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Also save the model of each budget.")] = False,
     tasks: Annotated[
         list[str] | None,
         typer.Option(

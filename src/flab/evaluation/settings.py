@@ -20,7 +20,7 @@ class Settings:
     top_p: float = setting(1.0, "Sample from the most likely tokens with this total probability.", expert=True)
     seed: int = setting(0, "Seed of samples and perturbations.", expert=True)
     max_new_tokens: int = setting(256, "Maximum new tokens per answer.")
-    batch_size: int = setting(64, "Number of prompts generated together.")
+    batch_size: int = setting(64, "Number of prompts that are answered together.")
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

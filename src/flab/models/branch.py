@@ -1,8 +1,8 @@
 """How an output projection joins the residual stream: ``h += factor * norm(W a)``, as far as a family has norm and factor.
 
-The refit solves linear least squares. With a norm behind it a projection is not linear, so the problem is put as one: an
-RMS norm divides each token's output by its size and multiplies each row by a gain. Taken with the size that the *uncut*
-projection's output has, the norm is linear, and exactly so where the output stays what it was:
+The refit solves linear least squares, but a projection with a norm behind it is not linear. An RMS norm divides each token's
+output by its size and multiplies each row by a gain. With the size taken from the *uncut* projection's output, the norm
+becomes linear, and it is exact if the output does not change:
 
     factor * norm(W a) = W' a / size,   W' = gain * W
 
@@ -25,7 +25,7 @@ PROBE = 1e4  # so large that the norm's epsilon does not count
 
 @dataclass(frozen=True)
 class Branch:
-    """One output projection, what norms its output, and by what it is multiplied."""
+    """One output projection, the norm of its output, and its factor."""
 
     projection: nn.Linear
     norm: nn.Module | None
@@ -33,7 +33,7 @@ class Branch:
 
     @property
     def plain(self) -> bool:
-        """Whether the projection's output is what joins the stream."""
+        """Whether the projection's output joins the stream unchanged."""
         return self.norm is None and self.factor == 1.0
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
@@ -56,11 +56,11 @@ class Branch:
         """Return the least squares whose solution W' makes ``missing`` join the stream; unchanged without a norm.
 
         Args:
-            features_NP: what enters the uncut projection.
-            missing_ND: what should join the stream.
+            features_NP: the input of the uncut projection.
+            missing_ND: the wanted contribution to the stream.
 
         Returns:
-            What W' meets (N, P), what it should give (N, D), and by which size of each token both were divided, (N, 1).
+            The inputs of W' (N, P), its wanted outputs (N, D), and the size of each token that divides both, (N, 1).
         """
         if self.norm is None:
             return features_NP, missing_ND, None
@@ -75,7 +75,7 @@ class Branch:
         return features_NP / size.to(features_NP.dtype), missing_ND + raised * (output / size), size
 
     def _gain(self) -> torch.Tensor:
-        """By what each row is multiplied, (D,), in float64."""
+        """Return the factor of each row, (D,), in float64."""
         rows = self.projection.out_features
         if self.norm is None:
             return torch.full((rows,), self.factor, dtype=torch.float64, device=self.projection.weight.device)
@@ -87,7 +87,7 @@ class Branch:
     def _floored(self) -> torch.Tensor:
         """Return the gains, none smaller than half of their root mean square.
 
-        To add much through a small gain, the output must be large there, and its size would make all the rest small.
+        To add much through a small gain, the output must be large there, and its size would shrink all other rows.
         """
         gain = self._gain()
         if self.norm is None:
@@ -96,6 +96,6 @@ class Branch:
         return sign * gain.abs().clamp_min(float(gain.pow(2).mean().sqrt()) / 2)
 
     def _size(self, output_ND: torch.Tensor) -> torch.Tensor:
-        """By what the norm divides each token's output, (N, 1)."""
+        """Return the number by which the norm divides each token's output, (N, 1)."""
         epsilon = float(getattr(self.norm, "variance_epsilon", None) or getattr(self.norm, "eps", None) or 0.0)
         return (output_ND.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()

@@ -1,9 +1,9 @@
-"""Chats in the words that a model reads: its own template, rendered as a server renders it.
+"""Chats as text: the model's own template, rendered as a server renders it.
 
-Calibration, recovery and evaluation take their texts from here and their tokens from the same tokenizer, so that all three
-see the ids that ``transformers serve`` makes of a request. The start token (BOS) is the one point where they could differ:
-a server encodes what the template wrote and adds nothing. So the renderer leaves out a start that the tokenizer adds again,
-and where the template writes none, ``special_tokens`` says that none is to be added.
+Calibration, recovery and evaluation take their texts from here and use the same tokenizer, so all three see the ids that
+``transformers serve`` makes from a request. They could differ only in the start token (BOS), because a server encodes the
+template's text and adds nothing. The renderer therefore leaves out a start token that the tokenizer will add. If the
+template writes none, ``special_tokens`` says that the tokenizer must not add one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROBE = "flab-probe"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A model's chat template. Calling it returns the text that asks for the assistant's answer.
+    """A model's chat template. Calling it returns the prompt of the assistant's answer.
 
     Attributes:
         folder: the model's, for messages.
@@ -52,7 +52,7 @@ class ChatTemplate:
 
     @property
     def ending(self) -> str:
-        """Return what the template writes after an answer, such as ``<|im_end|>``; nothing if it cannot be told."""
+        """Return what the template writes after an answer, such as ``<|im_end|>``; nothing if that is unclear."""
         # Two different contents: the answer's end is looked for, and the question must not be taken for it.
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": 2 * PROBE}]
         try:
@@ -94,7 +94,7 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def template_of(folder: Path) -> str | None:
-    """Return the jinja source of a model's chat template; of several in a tokenizer's config the one named default."""
+    """Return the jinja source of a model's chat template. Of several in a tokenizer's config, it is the one named default."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def template_of(folder: Path) -> str | None:
 
 
 def continued(prompt: str, answer: str) -> str:
-    """Return an answer as it continues from a prompt: if that opened the thinking, the answer must close it once."""
+    """Return an answer as it continues a prompt. If the prompt opened the thinking, the answer must close it once."""
     if not prompt.rstrip().endswith(OPEN):
         return answer
     if CLOSE in answer:

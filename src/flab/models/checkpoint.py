@@ -1,7 +1,7 @@
 """Loading and saving stock Hugging Face models, and the precision that they are run and cut in.
 
-No other module loads or saves a model. It reads safetensors only, and runs a model's own code only if the user asks for it.
-What was written is checked elsewhere, in :mod:`flab.pruning.verify`.
+No other module loads or saves a model. Only safetensors are read, and a model's own code runs only if the user asks for it.
+:mod:`flab.pruning.verify` checks what was written.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ MIXED_BYTES = 2**26  # from this size on, a model with 16-bit weights is cut in 
 HEADROOM = 1.3  # memory that planning takes, in sizes of the model: streams and statistics come on top
 SMALL_WEIGHTS_BYTES = 2 * 2**30  # below this a CPU computes in float32 whatever the stored dtype
 
-# What only counts with sampling or with beams, and the value that transformers lets pass without.
+# Settings that need sampling or beams, and the values that transformers accepts without these.
 SAMPLING: dict[str, Any] = {
     "temperature": 1.0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "top_k": 50, "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }  # fmt: skip
 BEAMS: dict[str, Any] = {"early_stopping": False, "length_penalty": 1.0}
-# What a generation config may hold. transformers takes anything, and generation fails with it.
+# The types that a generation config may hold. transformers loads anything, and generation then fails.
 GENERATION_KINDS: dict[str, Any] = (
     dict.fromkeys(
         ("eos_token_id", "pad_token_id", "bos_token_id", "num_beams", "num_return_sequences", "max_length"), int
@@ -71,7 +71,7 @@ class Checkpoint:
 
 
 def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a folder, of a supported family.
+    """Return the transformers config of a folder that holds a model of a supported family.
 
     Raises:
         CheckpointError, UnsupportedModelError
@@ -82,7 +82,7 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
     if "auto_map" in raw and not trust_remote_code:
         raise CheckpointError(f"{path} asks to run its own code (auto_map): pass `trust_remote_code` if you trust it.")
     if isinstance(raw.get("model_type"), str):
-        family_of(SimpleNamespace(**raw))  # before transformers makes anything as large as an unknown config says
+        family_of(SimpleNamespace(**raw))  # before transformers allocates whatever an unknown config asks for
     check_weights(folder)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -93,11 +93,11 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
 
 
 def fingerprint(source: ModelSource) -> str:
-    """SHA-256 over config, weights and tokenizer: two folders with the same one behave alike."""
+    """Return a SHA-256 over config, weights and tokenizer. Folders with the same one behave alike."""
     folder = ModelFolder.open(source)
     digest = hashlib.sha256()
     files = [folder.path / "config.json", *folder.files, folder.path / "tokenizer.json"]
-    for file in filter(Path.is_file, files):  # whoever needs the tokenizer says that there is none
+    for file in filter(Path.is_file, files):  # a missing tokenizer is reported where it is needed
         digest.update(file.name.encode())
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
@@ -144,7 +144,7 @@ def load(
 def load_model(
     source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False, without: str = ""
 ) -> Any:
-    """Load only the model; every weight comes from the folder or this raises. That of the part ``without`` is not read."""
+    """Load only the model. Raises unless every weight comes from the folder; the part ``without`` is not read."""
     if dtype not in (*torch_dtypes, "auto"):
         raise OptionError(f"`dtype`: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
     folder = ModelFolder.open(source)
@@ -168,8 +168,7 @@ def load_model(
             raise
         except Exception as error:
             raise CheckpointError(f"{path} does not load: {first_line(error)}") from None
-    # transformers only warns of these and fills missing weights with random numbers, which would be pruned like
-    # any other.
+    # transformers only warns about these and fills missing weights with random numbers, which would be pruned too.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(name if isinstance(name, str) else str(name[0]) for name in info.get(kind, ())):
             names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
@@ -188,9 +187,9 @@ def cast_parameters(model: Any, dtype: str) -> None:
 
 
 def try_saving(checkpoint: Checkpoint, family: Family) -> None:
-    """Write down what can be written before the work: config, generation config, tokenizer, and read what will be copied.
+    """Try to save config, generation config and tokenizer, and to read the files that will be copied, before the work.
 
-    A generation config that transformers refuses to save is put right first, with a warning.
+    A generation config that transformers refuses to save is corrected first, with a warning.
 
     Raises:
         CheckpointError: one of them cannot be saved, or a file that belongs to the model cannot be read.
@@ -198,15 +197,14 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     model = checkpoint.model
     path = checkpoint.path
     checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_links(path)]
-    # Whatever cannot be read or saved again fails now, before hours of planning, and not when the result is
-    # written.
+    # A file that cannot be read or saved fails now, and not after hours of planning.
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (path / name).is_file():
             read_object(path / name)
     for template in (path / "chat_template.jinja", *path.glob("additional_chat_templates/*.jinja")):
         if template.is_file():
             _check_text(template)
-    # A config may call the weights tied although they are stored apart and differ: the loaded model knows.
+    # A config may say that weights are tied although the stored ones differ. The loaded model knows.
     model.config.tie_word_embeddings = is_tied(model, family)
     with scratch_folder() as folder, quiet():
         for what, write in (
@@ -228,7 +226,7 @@ def _check_text(file: Path) -> None:
 
 
 def _settle_generation(path: Path, config: Any) -> list[str]:
-    """Take out of a generation config what transformers refuses to save; greedy settings stay greedy."""
+    """Remove from a generation config what transformers refuses to save. Greedy settings stay greedy."""
     _check_types(path, config)
     dropped = dict[str, None]()
     # Many published models carry sampling settings beside greedy decoding. transformers loads such a config but
@@ -255,7 +253,7 @@ def _settle_generation(path: Path, config: Any) -> list[str]:
 
 
 def _check_types(path: Path, config: Any) -> None:
-    """CheckpointError where a generation config holds what only generation would find to be of the wrong kind."""
+    """Raise CheckpointError if a generation config holds a value of a wrong type, which only generation would notice."""
     for name, kind in GENERATION_KINDS.items():
         value = getattr(config, name, None)
         listed = value if isinstance(value, list) and name in GENERATION_LISTS else [value]
@@ -269,10 +267,10 @@ def _check_types(path: Path, config: Any) -> None:
 def save(
     checkpoint: Checkpoint, folder: Path, tokenizer_json: Mapping[str, Any] | None, writer: ShardWriter | None = None
 ) -> None:
-    """Write model, tokenizer and what else of the source folder a stock model needs into ``folder``.
+    """Write model, tokenizer and all other files that a stock model needs into ``folder``.
 
-    ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files as they are. ``writer`` has
-    the tensors that are written already.
+    ``tokenizer_json`` is the rewritten tokenizer, or None to copy the source's tokenizer files. ``writer`` holds the tensors
+    that are already written.
     """
     model = checkpoint.model
     family = family_of(model.config)
@@ -290,7 +288,7 @@ def save(
 
 
 def compute_dtype(source: ModelSource, options: Options) -> str:
-    """The precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
+    """Return the precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
     options = settled(options)
     if options.dtype != "auto":
         return options.dtype
@@ -299,7 +297,7 @@ def compute_dtype(source: ModelSource, options: Options) -> str:
 
 
 def same_precision(source: ModelSource, options: Options) -> Options:
-    """Options with the precision of this model named, so that a smaller one is not computed in another."""
+    """Return options that name this model's precision, so that a smaller model is computed in the same one."""
     folder = ModelFolder.open(source)
     dtype = compute_dtype(folder, options)
     return replace(options, dtype=folder.stored_dtype if dtype == "auto" else dtype)
@@ -322,11 +320,11 @@ def open_model(
 
 
 def cutting_dtype(source: ModelSource, options: Options) -> str:
-    """The precision to plan and cut in: as asked, else ``mixed`` where the weights are bfloat16 and the device multiplies it.
+    """Return the precision to plan and cut in: as asked, else ``mixed`` for bfloat16 weights if the device multiplies them.
 
     Mixed precision multiplies inside a layer in bfloat16 and keeps the residual stream and all statistics in float32. The
-    stream of a real model holds activations thousands of times larger than the rest; beside them a bfloat16 stream would
-    lose the rest. Models of a few million parameters are cut in float32, which costs them little.
+    stream of a real model holds activations thousands of times larger than the rest, and in bfloat16 they would round the
+    rest away. Models of a few million parameters are cut in float32, which costs them little.
     """
     folder, options = ModelFolder.open(source), settled(options)
     if options.dtype != "auto" or options.device == BALANCED:
@@ -339,13 +337,13 @@ def cutting_dtype(source: ModelSource, options: Options) -> str:
 def open_to_cut(
     source: ModelSource, options: Options, dtype: str | None = None, in_files: bool = False
 ) -> tuple[Checkpoint, Family]:
-    """Load a model to be read and cut layer by layer: its layers stay as they are stored where all is 16 bits wide.
+    """Load a model to read and cut it layer by layer. Its layers keep their stored 16-bit type if all weights have it.
 
-    With ``in_files`` the layers' weights are not even in memory, on whatever single device.
+    With ``in_files`` the layers' weights stay in their files, on any single device.
 
-    All else is in float32. :class:`flab.models.layers.LayerRunner` widens one layer at a time, or multiplies in the
-    layers' own 16 bits where ``dtype`` is "mixed". To call the model as a whole,
-    :meth:`~flab.models.layers.LayerRunner.widen` it.
+    Everything else is in float32. :class:`flab.models.layers.LayerRunner` widens one layer at a time, or multiplies in the
+    layers' own 16 bits if ``dtype`` is "mixed". To call the model as a whole,
+    :meth:`~flab.models.layers.LayerRunner.widen` it first.
 
     Raises:
         CheckpointError, UnsupportedModelError
@@ -363,16 +361,16 @@ def open_to_cut(
     if narrow:
         inside = {id(p) for p in checkpoint.model.get_submodule(family.layers).parameters()}
         for parameter in checkpoint.model.parameters():
-            # a copy lets go of the mapped file, which would stay in memory as long as any tensor of it does
+            # a copy, because the mapped file stays in memory as long as one of its tensors does
             parameter.data = parameter.data.clone() if id(parameter) in inside else parameter.data.float()
-    if mixed and family.experts:  # the products of all experts at once are not made in mixed precision
+    if mixed and family.experts:  # mixed precision does not cover the products of all experts at once
         checkpoint.model.set_experts_implementation("eager")
     setattr(checkpoint.model, MIXED_MARK, mixed)
     return checkpoint, family
 
 
 def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
-    """Return whether a model is to be cut with one layer in memory at a time: as asked, or if it does not fit; says so."""
+    """Return whether to hold one layer in memory at a time: as asked, or if the model does not fit, with a message."""
     folder, options = ModelFolder.open(source), settled(options)
     if options.one_layer or options.device == BALANCED:
         return options.one_layer
@@ -390,7 +388,7 @@ def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
 
 
 def free(checkpoint: Checkpoint) -> None:
-    """Let go of a model before the next is loaded."""
+    """Free a model before the next one is loaded."""
     checkpoint.model = None
     trim()
     if torch.cuda.is_available():

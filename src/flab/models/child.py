@@ -1,4 +1,4 @@
-"""Another program for one answer: a fresh Python that verifies, an older transformers, an engine, llama-quantize."""
+"""Run another program for one answer: a fresh Python that verifies, an older transformers, an engine, llama-quantize."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")  # of util-linux
 def run_child(
     command: Sequence[str], given: str = "", environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end with ``given`` as its input; it does not outlive this process, not even a killed one.
+    """Run a program to its end with ``given`` as its input. It ends with this process, even if that is killed.
 
-    Processes that it started and left behind end with it. Systems without ``setpriv`` leave it running after a kill.
+    Processes that it started end with it. On systems without ``setpriv`` it keeps running after a kill.
     """
     bound = ENDS_WITH_PARENT if shutil.which(ENDS_WITH_PARENT[0]) else ()
-    # Its output goes into files: a pipe would be open, and waited for, as long as any process that it left behind lives.
+    # Its output goes into files, because a pipe would stay open as long as any process that it left behind.
     with (
         tempfile.TemporaryFile("w+") as source,
         tempfile.TemporaryFile("w+") as out,

@@ -1,4 +1,4 @@
-"""Which programs can load a folder as it is, and which formats quantise it whole: by its sizes alone, nothing is run."""
+"""Which programs can load a folder as it is, and which formats quantise all of it. Only sizes are read; nothing is run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def loads_in(
     original: Sizes | None = None,
     broken_pattern: bool = False,
 ) -> dict[str, Any]:
-    """Return which programs take the folder as it is, and what each needs.
+    """Return which programs can load the folder as it is, and what each needs.
 
     ``stored`` are its tensors by name; ``original`` is the config and the tensors of the model it was made from.
     ``broken_pattern`` is whether layers are gone from a pattern that repeats.
@@ -56,17 +56,17 @@ def loads_in(
 
 
 def ffn_width(config: Any) -> int:
-    """Return the neurons of one FFN, in a mixture of experts of one expert."""
+    """Return the neurons of one FFN, or in a mixture of experts those of one expert."""
     return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
 
 
 def tensor_parallel_sizes(config: Any) -> list[int]:
-    """On how many devices vLLM can share the model evenly, of 1, 2, 4, 8 and 16."""
+    """Return which of 1, 2, 4, 8 and 16 devices vLLM can share the model over evenly."""
     heads = config.num_attention_heads
     kv_heads = config.num_key_value_heads
     width = ffn_width(config)
-    # vLLM gives each device the same number of query heads and neurons. Key-value heads are shared out, or
-    # repeated where there are fewer of them than devices.
+    # vLLM gives each device the same number of query heads and neurons. It distributes key-value heads, or repeats them if
+    # there are fewer than devices.
     return [
         t for t in TENSOR_PARALLEL if heads % t == 0 and width % t == 0 and (kv_heads % t == 0 or t % kv_heads == 0)
     ]
@@ -75,9 +75,9 @@ def tensor_parallel_sizes(config: Any) -> list[int]:
 def quantised(kind: str, model: Sizes, original: Sizes | None = None) -> dict[str, Any]:
     """Return how many matrices a GGUF type cannot take, the bytes of all tensors, and the same of the original.
 
-    ``more_bytes`` is what the fallbacks cost, relative to a file without any. ``bytes_ratio`` is the pruned model's bytes over
-    the original's in this type, and ``parameters_ratio`` the same of the parameters. The settings and the vocabulary of
-    the file are not counted.
+    ``more_bytes`` is the cost of the fallbacks, relative to a file without any. ``bytes_ratio`` is the pruned model's bytes
+    over the original's in this type, and ``parameters_ratio`` the same for the parameters. The settings and the vocabulary
+    in the file are not counted.
     """
     found = _fallbacks(kind, *model)
     if original is None:
@@ -107,7 +107,7 @@ def _fallbacks(kind: str, config: Any, stored: Mapping[str, Stored]) -> dict[str
 
 
 def _needs(config: Any, renumbered: bool, broken_pattern: bool) -> str:
-    """Return what llama.cpp needs to take the folder."""
+    """Return what llama.cpp needs to load the folder."""
     if broken_pattern:
         return f"another cut: it {PERIODIC}"
     if renumbered:

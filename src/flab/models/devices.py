@@ -1,5 +1,4 @@
-"""Which device a command runs on: ``auto`` is named once, at the start; what is not here is refused in one line. Torch only when
-it is asked."""
+"""The device of a command: ``auto`` is resolved once, at the start, and a missing device is refused. torch loads late."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ AUTO, BALANCED = "auto", "balanced"
 
 
 def settled(options: Options) -> Options:
-    """The options with the device named: for ``auto`` CUDA if there is one, which is said, else the CPU.
+    """Return the options with the device named. For ``auto`` it is CUDA if available, with a message, else the CPU.
 
     Raises:
-        OptionError: a device that is not here.
+        OptionError: the device does not exist here.
     """
     if options.device == AUTO:
         if not cuda_devices():
@@ -35,7 +34,7 @@ def settled(options: Options) -> Options:
 
 @cache
 def cuda_devices() -> int:
-    """How many CUDA devices torch can use."""
+    """Return the number of CUDA devices that torch can use."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,7 +1,7 @@
-"""Where each architecture keeps its layers, FFN, embeddings: one row of data per family.
+"""Where each architecture keeps its layers, FFN and embeddings: one row of data per family.
 
 All families here are sequential decoders: ``h += attention(h)``, then ``h += ffn(h)``, each with a norm before it, after it,
-or both. Anything else is refused with what is missing. It does not cut anything.
+or both. Any other model is refused, and the message says what is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flab.models.shape import Shape
 
 @dataclass(frozen=True)
 class Family:
-    """Paths of the parts inside a transformers model (the first four from the model, the rest from a layer).
+    """Paths of the parts inside a transformers model. The first four start at the model, the others at a layer.
 
     An empty path means that the family has no such part.
     """
@@ -38,7 +38,7 @@ class Family:
     ffn: str = "mlp"
     ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     ffn_out: str = "mlp.down_proj"
-    fused: bool = False  # the one matrix in ffn_in holds the gate's rows, then those that the gate multiplies
+    fused: bool = False  # ffn_in is one matrix: the gate's rows, then the rows that the gate multiplies
     activation: str = "act_fn"  # the FFN's attribute
     experts: str = ""  # the FFN's attributes in a mixture of experts, which has no ffn_in and ffn_out
     router: str = ""
@@ -48,11 +48,11 @@ class Family:
     layer_lists: tuple[str, ...] = ("layer_types",)  # config entries with one item per layer
     depth_limits: tuple[str, ...] = ()  # config entries that may not exceed the number of layers
     periodic: bool = False  # its kinds of layers repeat, and llama.cpp counts on it
-    since: str = "4.57"  # the transformers that its folders are tested with, and those after it
+    since: str = "4.57"  # the oldest transformers that its folders are tested with
 
     @property
     def fitted(self) -> tuple[str, ...]:
-        """What a cut and its refit may change in a kept layer."""
+        """The tensors that a cut and its refit may change in a kept layer."""
         ffn = (
             (f"{self.ffn}.{self.experts}", f"{self.ffn}.{self.router}")
             if self.experts
@@ -61,7 +61,7 @@ class Family:
         return (*ffn, *filter(None, (self.attention_out, self.linear_attention_out)))
 
 
-# Sets of fields that several families share, so that a row below says only what is its own.
+# Fields that several families share, so that each row below holds only what is special to it.
 _QWEN_LIMITS = ("max_window_layers",)
 _FUSED: dict[str, Any] = {"ffn_in": ("mlp.gate_up_proj",), "fused": True, "activation": "activation_fn"}
 _AFTER = {"attention_norm_after": "post_attention_layernorm", "ffn_norm_after": "post_feedforward_layernorm"}
@@ -112,7 +112,7 @@ _SIDE_BY_SIDE = "layers with attention and FFN side by side, h += attention(norm
 _TRANSPOSED = "transposed projections (Conv1D)"
 _NESTED_MIXTURE = "multimodal models and mixtures of experts beside linear attention"
 _NESTED = "multimodal models; flab text takes the text model out, which can be cut"
-# What is missing for a model_type, where its config does not tell.
+# What is missing for a model_type, if its config does not tell.
 REFUSED = {
     "cohere": _SIDE_BY_SIDE,
     "cohere2": _SIDE_BY_SIDE,
@@ -228,7 +228,7 @@ def with_bias(module: nn.Linear) -> torch.Tensor:
 
 
 def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return the features (..., inputs), with a column of ones where the weights that meet them hold a bias."""
+    """Return the features (..., inputs), with a column of ones if their weights hold a bias."""
     if features.shape[-1] == columns:
         return features
     return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
@@ -255,9 +255,9 @@ def ffn_inputs(layer: nn.Module, family: Family, neurons: Sequence[int] | None =
 def ffn_activations(
     layer: nn.Module, family: Family, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """Input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D).
+    """Return the input of the FFN's output projection, (..., F), from the residual stream before the FFN, (..., D).
 
-    ``inputs`` stand in for the layer's own input projections.
+    ``inputs`` replace the layer's own input projections.
     """
     hidden = norm_at(layer, family.ffn_norm)(mid)
     matrices = ffn_inputs(layer, family) if inputs is None else inputs
@@ -279,7 +279,7 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     """Return sizes and unit costs of a model, read from its tensors (meta tensors do).
 
     Raises:
-        UnsupportedModelError: when its layers are not all of one shape.
+        UnsupportedModelError: its layers differ in shape.
     """
     embedding = embedding_of(model, family)
     head = head_of(model, family)
@@ -295,9 +295,8 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     per_token = embedding.embedding_dim if is_tied(model, family) else 2 * embedding.embedding_dim
     per_token += head.bias is not None
     total = sum(p.numel() for p in model.parameters())
-    # Everything else is found by subtraction, so that norms, query norms and biases of any family are counted
-    # without being named.
-    # What the larger layers of a hybrid have more than its smallest is fixed, because none of its layers is cut.
+    # The rest is found by subtraction, which counts the norms, query norms and biases of any family. The parameters by which a
+    # hybrid's larger layers exceed its smallest are fixed, because none of its layers is cut.
     per_layer = min(sizes)
     # Of tensors with three dimensions, the convolution of linear attention is a product of its own; stacked experts are
     # counted with the FFN.
@@ -326,7 +325,7 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
 
 @dataclass(frozen=True)
 class _FfnShape:
-    """The FFN of one layer, by the names of :class:`Shape`; all zeros where a layer has not what its family has."""
+    """The FFN of one layer, in the terms of :class:`Shape`; all zeros if the layer lacks the parts of its family."""
 
     width: int = 0
     per_neuron: int = 0
@@ -359,8 +358,8 @@ def _ffn_shape(layer: nn.Module, family: Family) -> _FfnShape:
             per_block=per_block,
             active=block * int(router.top_k),
         )
-    # What one neuron costs: its column of the output projection, and a row (and a bias) of each input
-    # projection. A fused projection counts twice, because it holds two rows for each neuron.
+    # A neuron costs its column of the output projection, and a row (and a bias) of each input projection. A fused
+    # projection counts twice, because it holds two rows for each neuron.
     out = linear(layer, family.ffn_out)
     ffn_in = [linear(layer, path) for path in family.ffn_in] * (2 if family.fused else 1)
     products = out.out_features * (1 + len(ffn_in))

@@ -1,4 +1,4 @@
-"""What lies in a model's folder: JSON objects, weight files, and the headers of the weights. Reads no weights; no torch."""
+"""The files of a model's folder: JSON objects, weight files and their headers. Reads no weights and imports no torch."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Stored:
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes these take: the format calls a dtype by its bits, such as BF16 or F8_E4M3."""
+        """Its size in bytes, by the bits in the name of its dtype, such as BF16 or F8_E4M3."""
         bits = re.search(r"\d+", self.dtype)
         return self.numel * (int(bits[0]) if bits else 8) // 8
 
@@ -45,7 +45,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     """Return the local folder of a model: the path itself, or the download of a hub id ``owner/name``.
 
     Raises:
-        CheckpointError: when there is no such folder and no such hub model.
+        CheckpointError: there is no such folder and no such hub model.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -70,7 +70,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        CheckpointError: missing, no regular file, no JSON, too deep, or no object.
+        CheckpointError: the file is missing, not a regular file, not JSON, nested too deeply, or not an object.
     """
     try:
         data = json.loads(read_regular(path).decode("utf-8-sig"))
@@ -87,16 +87,16 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_if_there(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, an empty one if there is no such file; CheckpointError as :func:`read_object`."""
+    """Return the JSON object in a file, or an empty one if it is missing. Raises CheckpointError as :func:`read_object`."""
     return read_object(path) if path.is_file() else {}
 
 
 def check_entries(path: Path) -> None:
-    """Raise CheckpointError if the folder holds a pipe, a socket or a device, which a reader would wait for without end."""
+    """Raise CheckpointError if the folder holds a pipe, a socket or a device, on which a reader would wait forever."""
     for entry in sorted(path.iterdir()):
         try:
             mode = entry.stat().st_mode
-        except OSError:  # a link to nothing is missed where it is needed
+        except OSError:  # a broken link is reported where its file is needed
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise CheckpointError(
@@ -105,10 +105,10 @@ def check_entries(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a folder, all of those that its index names; they are not opened.
+    """Return the safetensors files of a folder, which are all that its index names. They are not opened.
 
     Raises:
-        CheckpointError: none there, only pickled ones, or one missing.
+        CheckpointError: there are none, only pickled ones, or one is missing.
     """
     if (path / INDEX).is_file():
         found = _indexed(path)
@@ -147,19 +147,18 @@ def _are_names(values: Sequence[Any]) -> bool:
 
 
 def header_of(file: Path) -> dict[str, Stored]:
-    """Return what a safetensors file says of its tensors.
+    """Return the header of a safetensors file: its tensors by name.
 
     Raises:
-        CheckpointError: truncated, damaged, or no such file.
+        CheckpointError: the file is truncated, damaged or missing.
     """
     if not file.is_file():
         raise CheckpointError(f"{file} is a pipe, a socket or a device, not a file, or is missing: fetch it again.")
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
-            # A safetensors file is 8 bytes of length, a JSON header of that length, then the tensors one after
-            # another. So the header alone says where the file has to end, and a truncated download is found
-            # without reading the weights.
+            # A safetensors file is 8 bytes of length, a JSON header of that length, then the tensors one after another. The
+            # header tells where the file must end, so a truncated download is found without reading the weights.
             length = int.from_bytes(handle.read(8), "little")
             if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
                 raise ValueError("its header does not fit the file")
@@ -174,7 +173,7 @@ def header_of(file: Path) -> dict[str, Stored]:
 
 
 def headers(path: Path) -> dict[str, Stored]:
-    """Return what all weight files of a folder say of their tensors, by name.
+    """Return the headers of all weight files of a folder: their tensors by name.
 
     Raises:
         CheckpointError: no weights, or a file is missing, truncated or damaged.

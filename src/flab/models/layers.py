@@ -1,4 +1,4 @@
-"""Run a model over batches layer by layer, with the masks and positions that it gives each layer itself.
+"""Run a model over batches layer by layer, with the masks and positions that the model itself gives each layer.
 
 Legend: B rows, T positions, D hidden size, N real tokens.
 """
@@ -43,7 +43,7 @@ class Batch:
     valid: torch.Tensor  # a real token stands here
     answer: torch.Tensor  # the *next* token belongs to an answer
     held_out: torch.Tensor  # kept from the fit, to choose the ridge
-    weight: torch.Tensor  # in the least squares: 1, less on prompts that have an answer
+    weight: torch.Tensor  # in the least squares: 1, or less for a prompt that has an answer
 
     @property
     def num_tokens(self) -> int:
@@ -80,17 +80,17 @@ class _Recorder(nn.Module):
 
 
 def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
-    """Return the rows of a tensor, so many at a time that ``width`` values for each stay small."""
+    """Return the rows of a tensor in chunks, small enough that ``width`` values for each row stay small."""
     return torch.split(states_ND, max(1, ROW_ELEMENTS // width))
 
 
 class LayerRunner:
     """Runs single layers of a model with the masks and positions that the model itself gives each of them.
 
-    The weights of a layer may lie in the model's files (:mod:`flab.models.weights`): they are in memory while it works.
-    Layers may be held in a narrower dtype than the rest of the model. Each is widened while it works, unless the model was
-    opened for mixed precision (:func:`flab.models.checkpoint.open_to_cut`): then the products inside a layer are made in
-    the layer's own 16 bits, and the residual stream, the norms and all statistics stay in float32.
+    A layer's weights may lie in the model's files (:mod:`flab.models.weights`); they are in memory only while it runs.
+    Layers may have a narrower dtype than the rest of the model, and each is widened while it runs. If the model was opened
+    for mixed precision (:func:`flab.models.checkpoint.open_to_cut`), the products inside a layer use its own 16 bits
+    instead, and the residual stream, the norms and all statistics stay in float32.
     """
 
     def __init__(self, model: Any, family: Family) -> None:
@@ -108,15 +108,15 @@ class LayerRunner:
     @torch.no_grad()
     def embed_ids(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Return the same for token ids alone."""
-        # The model is called as a whole with stand-ins for its layers. So it computes its own embeddings, masks
-        # and rotary positions, whatever the family does there, and no layer runs.
+        # The whole model is called with stand-ins for its layers. It computes its own embeddings, masks and rotary
+        # positions, whatever its family does there, and no layer runs.
         calls = self._record(ids_BT)
         self._kwargs.setdefault((len(ids_BT), ids_BT.shape[1]), [kwargs for _, kwargs in calls])
         return calls[0][0]
 
     @torch.no_grad()
     def _record(self, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-        """Return what every layer would be called with: the embeddings, and its mask and positions."""
+        """Return the arguments of every layer: the embeddings, and its mask and positions."""
         owner_path, _, name = self.family.layers.rpartition(".")
         owner = self.model.get_submodule(owner_path)
         calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
@@ -147,19 +147,18 @@ class LayerRunner:
         )
 
     def device(self, index: int) -> torch.device:
-        """Where layer ``index`` computes."""
+        """Return the device of layer ``index``."""
         weight = attention_out(self.layers[index], self.family).weight
         place = place_of(weight)
         return weight.device if place is None else place.device
 
     @contextlib.contextmanager
     def at_work(self, index: int) -> Iterator[nn.Module]:
-        """Layer ``index`` with its parameters in memory and in the computing precision; afterwards they are what they were."""
+        """Yield layer ``index`` with its parameters in memory and in the computing precision; restore them afterwards."""
         layer = self.layers[index]
         held = []
         try:
-            # Swapped, not cast in place: the tensors that are held stay as they are and are put back, so nothing is
-            # rounded twice.
+            # The tensors are swapped instead of cast in place, and the old ones are put back, so nothing is rounded twice.
             for module in layer.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     working = in_memory(parameter)
@@ -180,7 +179,7 @@ class LayerRunner:
         return torch.autocast(self.device(0).type, dtype=weight.dtype)
 
     def widen(self, dtype: torch.dtype | None = None) -> None:
-        """Put all parameters into one precision for good, as the model called as a whole needs them.
+        """Convert all parameters to one precision for good, so that the model can be called as a whole.
 
         Args:
             dtype: by default the computing precision, which in mixed precision is that of the layers.
@@ -215,10 +214,10 @@ class LayerRunner:
 
     @torch.no_grad()
     def attention_features(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Return what enters the attention's output projection of layer ``index``, (B, T, heads x head size)."""
+        """Return the input of the attention's output projection of layer ``index``, (B, T, heads x head size)."""
         hidden, kwargs = self._call(index, hidden_BTD)
-        # A hook on the output projection sees its input whatever the attention does before (query norms,
-        # windows, sinks), so no family's attention has to be written again here.
+        # A hook on the output projection sees its input whatever the attention does before (query norms, windows, sinks),
+        # so no family's attention is reimplemented here.
         caught: list[torch.Tensor] = []
         projection = attention_out(self.layers[index], self.family)
         handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
@@ -240,7 +239,7 @@ class LayerRunner:
 
     @torch.no_grad()
     def ffn_features(self, index: int, mid: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """What enters the FFN's output projection of layer ``index``, (..., F), by its own or the given input projections."""
+        """Return the input of the FFN's output projection of layer ``index``, (..., F), by its own or the given projections."""
         with self.at_work(index) as layer, self.products():
             return ffn_activations(layer, self.family, mid.to(self.device(index)), inputs)
 
@@ -252,7 +251,7 @@ class LayerRunner:
         inputs: Sequence[torch.Tensor] | None = None,
         output: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, some tokens at a time."""
+        """Return the stream after the FFN of layer ``index``, (B, T, D), by its own or the given projections, in chunks."""
         if self.family.experts:
             return self.after_mixture(index, mid_BTD)
         with self.at_work(index) as layer:
@@ -268,7 +267,7 @@ class LayerRunner:
 
     @torch.no_grad()
     def after_mixture(self, index: int, mid_BTD: torch.Tensor, mixture: Mixture | None = None) -> torch.Tensor:
-        """The stream after the mixture of layer ``index``, (B, T, D), its own or the given one."""
+        """Return the stream after the mixture of layer ``index``, (B, T, D), by its own or the given one."""
         with self.at_work(index) as layer:
             own = mixture or mixture_of(layer, self.family)
             mids = by_rows(mid_BTD.to(self.device(index)).flatten(0, -2), own.width * own.count)
@@ -277,7 +276,7 @@ class LayerRunner:
 
     @torch.no_grad()
     def routed(self, index: int, mid_ND: torch.Tensor, mixture: Mixture) -> tuple[torch.Tensor, Routing]:
-        """Return what enters a mixture that stands in layer ``index``, (N, D), and what it makes of it."""
+        """Return the input of a mixture in layer ``index``, (N, D), and its routing."""
         with self.products():
             hidden = norm_at(self.layers[index], self.family.ffn_norm)(mid_ND)
             return hidden, mixture.route(hidden)
@@ -289,7 +288,7 @@ class LayerRunner:
         return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
 
     def finals(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Return what enters the head at the real tokens of each batch, all layers passed, (N, D); each layer is read once."""
+        """Return the head's inputs at the real tokens of each batch, (N, D). Each layer is read once."""
         states = [self.embed(batch) for batch in batches]
         for index in track(range(len(self.layers)), "Walking through the model", unit="layers"):
             with self.at_work(index):
@@ -298,7 +297,7 @@ class LayerRunner:
         return [self.finish(hidden)[batch.valid] for hidden, batch in zip(states, batches, strict=True)]
 
     def forward(self, batch: Batch, kept: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Yield the hidden states entering each kept layer in turn, and last those leaving the last."""
+        """Yield the hidden states that enter each kept layer in turn, and finally those that leave the last one."""
         hidden = self.embed(batch)
         yield hidden
         for index in kept:

@@ -1,4 +1,4 @@
-"""Memory of this process and of the CUDA devices: the peak between two points, and what is freed given back to the system."""
+"""Memory of this process and of the CUDA devices: the peak between two points, and the return of freed memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-LARGE_BYTES = 2**30  # resident; a smaller process loses more time by it than it gains memory
+LARGE_BYTES = 2**30  # resident; in a smaller process it costs more time than it is worth
 STATM = Path("/proc/self/statm")
 
 MEMINFO = Path("/proc/meminfo")
@@ -18,14 +18,14 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 def is_gpu(device: str) -> bool:
-    """Whether a model opened on this device is on a CUDA device (``balanced`` is, where there is one)."""
+    """Return whether a model opened on this device is on CUDA. ``balanced`` is if there is a CUDA device."""
     import torch
 
     return not device.startswith("cpu") and torch.cuda.is_available()
 
 
 def reset_peak(device: str) -> None:
-    """Forget the peaks so far, of the devices and of the process, if the system allows it."""
+    """Reset the peaks of the devices, and of the process if the system allows it."""
     if is_gpu(device):
         import torch
 
@@ -37,7 +37,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak(device: str) -> tuple[int, str]:
-    """Bytes at the peak since the reset, and the method."""
+    """Return the peak in bytes since the reset, and the method."""
     if is_gpu(device):
         import torch
 
@@ -47,7 +47,7 @@ def peak(device: str) -> tuple[int, str]:
 
 
 def resident_peak() -> tuple[int, str]:
-    """The peak of this process's resident set since the reset; since its start if the system forgets none."""
+    """Return the peak of this process's resident set since the reset, or since its start if there is no reset."""
     try:
         lines = STATUS.read_text().splitlines()
         kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
@@ -72,13 +72,13 @@ def free_bytes(device: str) -> int | None:
 
 
 def trim() -> None:
-    """Give back what is free: glibc keeps freed tensors of less than 32 MiB, in pieces that the next ones do not fit."""
+    """Return free memory to the system. glibc keeps freed tensors below 32 MiB, in pieces that others do not fit into."""
     if _resident() >= LARGE_BYTES:
         _malloc_trim()(0)
 
 
 def _resident() -> int:
-    """Return bytes; 0 if the system does not say."""
+    """Return the resident set in bytes; 0 if the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(STATM.read_text().split()[1]) * resource.getpagesize()
     return 0
@@ -86,7 +86,7 @@ def _resident() -> int:
 
 @cache
 def _malloc_trim() -> Callable[[int], object]:
-    """The C library's own, where it has one (glibc); else nothing to do."""
+    """Return the C library's own function if it has one (glibc), else one that does nothing."""
     try:
         found: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

@@ -1,7 +1,7 @@
 """One layer's mixture of experts, as transformers 5 holds it: the matrices of all experts as 3-D tensors, and a router.
 
-Which experts a token passes through, and how much each counts, is read from the model's own routing where it calls the
-experts. So softmax or sigmoid, normalised or not, with shared experts beside the routed ones or without, is all the same here.
+The experts of a token and their weights are read where the model's own routing calls the experts. This works for softmax
+and sigmoid, normalised or not, with shared experts or without.
 
 Legend: N tokens, D hidden size, E experts, K experts of one token, F neurons of one expert.
 """
@@ -24,7 +24,7 @@ COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # what module
 
 @dataclass(frozen=True)
 class Routing:
-    """Where tokens go, and what the mixture makes of them."""
+    """The experts of each token, their weights, and the output of the mixture."""
 
     experts: torch.Tensor  # (N, K)
     weights: torch.Tensor  # (N, K)
@@ -32,14 +32,13 @@ class Routing:
 
     def tokens_of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which tokens pass through an expert, (n,), and its weight in each, (n, 1)."""
-        # A token has K experts; ``place`` is which of them this one is, and so which of its K weights belongs
-        # to it.
+        # ``place`` is the place of this expert among a token's K experts, and so of its weight.
         tokens, place = torch.where(self.experts == expert)
         return tokens, self.weights[tokens, place, None]
 
 
 class _CalledError(Exception):
-    """Carries what the experts were called with past the rest of the FFN."""
+    """Carries the arguments of the experts' call past the rest of the FFN."""
 
 
 class Mixture:
@@ -61,7 +60,7 @@ class Mixture:
 
     @property
     def count(self) -> int:
-        """Experts that there are."""
+        """The number of experts."""
         return len(self.experts.down_proj)
 
     @property
@@ -70,10 +69,9 @@ class Mixture:
         return int(self.experts.down_proj.shape[2])
 
     def route(self, hidden_ND: torch.Tensor) -> Routing:
-        """Run the FFN on what enters it, after the norm, and note what its experts were called with."""
-        # The router's arithmetic differs from family to family. What it decided is read where every family
-        # needs it: at the call of the experts, whose arguments are the hidden states, the chosen experts and
-        # their weights.
+        """Run the FFN on its inputs, after the norm, and record the arguments of the experts' call."""
+        # The router's arithmetic differs between families. Its decision is read at the call of the experts, whose
+        # arguments are the same in every family: the hidden states, the chosen experts and their weights.
         caught: list[Any] = []
         handle = self.experts.register_forward_pre_hook(lambda _, args: caught.extend(args))
         try:
@@ -84,7 +82,7 @@ class Mixture:
         return Routing(caught[1], caught[2], output[0])
 
     def route_among(self, kept: Sequence[int], hidden_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where tokens would go, (N, K) of all experts, and the weights, (N, K), if these experts alone were there."""
+        """Return the experts of each token, (N, K) of all experts, and their weights, (N, K), if only these experts existed."""
 
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
             raise _CalledError(args)
@@ -106,18 +104,18 @@ class Mixture:
         raise AssertionError("the experts were not called")
 
     def features(self, expert: int, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Return what enters the output projection of one expert, (N, F)."""
+        """Return the input of one expert's output projection, (N, F)."""
         gate, up = nn.functional.linear(hidden_ND, self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
         return self.experts.act_fn(gate) * up  # type: ignore[no-any-return]
 
     def output(self, expert: int, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Return what one expert gives before it is weighted, (N, D)."""
+        """Return one expert's output before it is weighted, (N, D)."""
         return nn.functional.linear(self.features(expert, hidden_ND), self.experts.down_proj[expert])
 
     def only(self, kept: Sequence[int]) -> Mixture:
-        """Return a copy with these experts alone; the router has their rows, and its other settings stay."""
+        """Return a copy with these experts only. The router keeps their rows and its other settings."""
         before = self.count
-        # Whatever has a row for each expert loses rows, the router's bias included; the rest of the router stays.
+        # Every tensor with a row per expert loses rows, including the router's bias.
         indexed = {id(p) for module in (self.experts, self.router) for p in module.parameters() if len(p) == before}
         made = self._with(lambda p: entries(p, kept) if id(p) in indexed else copied(p))
         for module in made.ffn.modules():
@@ -131,8 +129,8 @@ class Mixture:
         return self._with(lambda p: nn.Parameter(p.data.to(dtype, copy=True), requires_grad=False))
 
     def _with(self, change: Callable[[nn.Parameter], nn.Parameter]) -> Mixture:
-        """Return a copy whose parameters are made of these; the experts that there are now are not held twice for it."""
-        # A deep copy takes what it finds noted as copied already.
+        """Return a copy with these parameters, without copying the present experts."""
+        # A deep copy skips what its memo lists as copied.
         noted = {id(parameter): change(parameter) for parameter in self.ffn.parameters()}
         return Mixture(copy.deepcopy(self.ffn, dict[int, Any](noted)), self.family)
 

@@ -1,4 +1,4 @@
-"""What another, older transformers makes of a folder: a script for that interpreter, which has no flab.
+"""Load a folder with another, older transformers. This is a script for an interpreter without flab.
 
 Run as ``PYTHON -I oldest.py FOLDER``; reads one JSON object with ``ids`` and ``texts`` from stdin and prints one with
 ``version``, ``logits`` (the first 64 after each row of ids) and ``tokens`` of each text, or with ``error``.
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def answer(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Load the folder as anybody would, and say what comes out."""
+    """Load the folder as any user would, and return its logits and tokens."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""How to run: device, precision, batches; none of it changes what is decided. And how a settings class declares its fields.
+"""The options of a run (device, precision, batches), which change no decision; and how a settings class declares its fields.
 
 The command line builds its options from fields declared by :func:`setting` (:mod:`flab.cli.options`). Messages of the library
 quote a field as ```name```, which the command line prints as ``--name``. No torch.
@@ -31,15 +31,19 @@ def settings_of(kind: type) -> dict[str, Field[Any]]:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: where, in which precision, in which batches."""
+    """How to run: on which device, in which precision and in which batches."""
 
-    device: str = setting("auto", "Device: auto (CUDA if there is any), cpu, cuda, cuda:1, ..., balanced (over all).")
+    device: str = setting(
+        "auto", "Device: auto (CUDA if available), cpu, cuda, cuda:1, ..., or balanced (layers over all)."
+    )
     dtype: str = setting("auto", f"Precision to compute in: {', '.join(STORED_DTYPES)}, or auto.", expert=True)
     batch_tokens: int = 4096
-    one_layer: bool = False  # keep one layer in memory at a time, as is done anyway with a model that does not fit
+    one_layer: bool = False  # keep one layer in memory at a time, as with a model that does not fit
     overwrite: bool = setting(False, "Replace the output if it exists.")
     unsandboxed: bool = setting(
-        False, "Without isolation, run tests with resource limits alone: they can reach files and network.", expert=True
+        False,
+        "If there is no isolation, run tests with resource limits alone: they can reach files and network.",
+        expert=True,
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model.", expert=True)
 

@@ -1,4 +1,4 @@
-"""Logits on fixed token ids, by which a folder is compared with what was in memory and with what an older transformers makes.
+"""Logits on fixed token ids, which compare a folder with the model in memory and with an older transformers.
 
 No torch at import: the script for the older transformers is started as a program of its own.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from flab.models.child import run_child
 
-# Differences of logits that are rounding, relative to the largest logit.
+# Differences of logits that count as rounding, relative to the largest logit.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}
 
 
@@ -33,7 +33,7 @@ def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
 
 
 def walked_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
-    """Return the same by walking through the layers, whose weights may lie in files: each is read once."""
+    """Return the same logits by walking through the layers. Their weights may lie in files; each is read once."""
     import torch
 
     from flab.models.families import family_of
@@ -51,7 +51,7 @@ def walked_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
 
 
 def same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
-    """Compare logits within the rounding error of the dtype; returns whether they agree, and the largest difference."""
+    """Compare logits within the rounding error of the dtype. Returns whether they agree, and the largest difference."""
     largest = max(abs(x) for row in then for x in row)
     error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
     return error <= TOLERANCE[dtype] * max(largest, 1.0), f"largest difference {error:.2g}"

@@ -1,7 +1,7 @@
-"""From final hidden states to logits as a model makes them: the output head, and what some families do to its output.
+"""From final hidden states to logits: the output head, and what some families do to its output.
 
-Granite divides the logits by a constant and Gemma 2 bounds them. Whatever compares distributions has to go through here; the
-head alone would give other ones.
+Granite divides the logits by a constant, and Gemma 2 bounds them. Code that compares distributions must use this, because
+the head alone would give different ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Scorer(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The head's, (V, D)."""
+        """The head's weight, (V, D)."""
         return self.head.weight
 
     @property
@@ -40,7 +40,7 @@ class Scorer(nn.Module):
 
 
 def scorer_of(model: Any) -> nn.Linear | Scorer:
-    """Return the model's output head, with what the model does to its logits; the head itself if that is nothing.
+    """Return the model's output head together with what the model does to its logits, or the head itself if nothing.
 
     Raises:
         UnsupportedModelError: the model has no output matrix.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
-# Formats such as q8_0 and q4_0 quantise this many numbers together; rows of any other length stay in 16 bits.
+# Formats such as q8_0 and q4_0 quantise this many numbers together. Rows that are not a multiple stay in 16 bits.
 BLOCK = 32
-# The same of the k-quants.
+# The same for the k-quants.
 LARGE_BLOCK = 256
 
 
@@ -30,8 +30,8 @@ class Shape:
     the weights among them that stand in matrix products; ``attention`` is the width that enters the attention's
     output projection (heads x head size).
 
-    The FFN of a mixture of experts counts as one of ``width`` neurons in blocks, each an expert of ``block`` neurons that
-    go together, with ``per_block`` parameters more for its row of the router. A token passes through ``active`` neurons.
+    The FFN of a mixture of experts counts as one of ``width`` neurons. Each expert is a block of ``block`` neurons, with
+    ``per_block`` more parameters for its row of the router. A token passes through ``active`` neurons.
 
     In a hybrid only ``attending`` layers have full attention, and all layers stay: the others differ from them in size.
     ``per_layer`` and ``products_per_layer`` are then those of the smallest, and ``fixed`` and ``products_fixed`` hold the rest.
@@ -103,19 +103,21 @@ class Shape:
         return self.parameters(0, layers, width)
 
     def flops_per_token(self, vocabulary: int, layers: int, width: int, context: int = 0) -> int:
-        """Floating-point operations of one decoded token that sees ``context`` tokens, itself included: 2 for each weight
-        in a matrix product, and in each layer 2 for each product of scores and of values over the context.
+        """Return the floating-point operations of one decoded token that sees ``context`` tokens, including itself.
+
+        That is 2 for each weight in a matrix product, and in each layer 2 for each product of scores and of values over the
+        context.
         """
-        # An embedding lookup is no product and costs nothing here; the head, vocabulary x hidden, is one even
-        # where it is tied.
+        # An embedding lookup is not a product and costs nothing here. The head, vocabulary x hidden, is one even if tied.
         neurons = min(width, self.passed) * self.products_per_neuron + width // self.block * self.per_block
         weights = layers * (self.products_per_layer + neurons) + self.products_fixed + vocabulary * self.hidden
         attending = layers if self.attending < 0 else min(layers, self.attending)
         return 2 * weights + 4 * attending * context * self.attention
 
     def flops_of_prompt(self, vocabulary: int, layers: int, width: int, tokens: int) -> int:
-        """Floating-point operations of reading ``tokens`` at once, with logits for the last alone; scores are computed for
-        all pairs, as eager attention does.
+        """Return the floating-point operations of reading ``tokens`` at once, with logits for the last one only.
+
+        Scores are computed for all pairs, as in eager attention.
         """
         return tokens * self.flops_per_token(0, layers, width, tokens) + 2 * vocabulary * self.hidden
 
@@ -125,7 +127,7 @@ class Shape:
         return self.parameters(self.vocabulary, self.layers, self.width)
 
     def width_multiple(self) -> int:
-        """Return the step in which widths are chosen: an expert, or :data:`BLOCK`, less where that leaves fewer than 16 steps."""
+        """Return the step of widths: an expert, or :data:`BLOCK`, or less if that leaves fewer than 16 steps."""
         if self.experts:
             return self.block
         if self.width >= 16 * BLOCK:
@@ -137,10 +139,10 @@ class Shape:
         return self.active or self.width_multiple()
 
     def rounded_width(self, width: int) -> int:
-        """Return the width to choose where at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
+        """Return the width to choose if at most ``width`` is affordable: a multiple of 256, 128, 64 or 32.
 
-        The coarsest of them is taken that gives away no more than a 64th of the model's width, because more formats quantise
-        it and more devices share it evenly. A model too narrow for blocks of 32 is cut in finer steps.
+        It takes the coarsest step that gives away at most a 64th of the model's width, because more formats quantise such a
+        width and more devices share it evenly. A model too narrow for blocks of 32 is cut in finer steps.
         """
         step = self.width_multiple()
         finest = width // step * step

@@ -1,7 +1,7 @@
-"""A model's tensors written one by one into safetensors files whose layout is fixed before the first of them.
+"""Write a model's tensors one by one into safetensors files whose layout is fixed in advance.
 
-safetensors itself writes a file from tensors that are all in memory. Here only the one that is written has to be. The
-files are those that transformers' ``save_pretrained`` writes, byte for byte, except that it splits models later.
+safetensors itself writes a file from tensors that are all in memory. Here only the tensor that is being written is. The files
+equal those of transformers' ``save_pretrained`` byte for byte, except that it splits models at a larger size.
 """
 
 from __future__ import annotations
@@ -30,21 +30,20 @@ SAFETENSORS_NAME = {getattr(torch, name): stored for stored, name in DTYPES.item
 def layout(
     model: Any, family: Family, dtype: torch.dtype | None = None, layers: Sequence[nn.Module] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return what will be stored of a model: meta tensors in its own order, by the names that its files give them.
+    """Return the tensors that will be stored of a model: meta tensors in its own order, by their names in its files.
 
     Args:
-        model: as it is, but for its layers.
-        family: of the model.
-        dtype: what all will be cast to; by default they stay what they are.
-        layers: what its layers will be; by default what they are.
+        model: the model, whose layers may still change.
+        family: the family of the model.
+        dtype: the dtype of all stored tensors; by default they keep theirs.
+        layers: the layers as they will be; by default as they are.
     """
     inside: dict[str, torch.Tensor] = {}
     for place, layer in enumerate(layers_of(model, family) if layers is None else layers):
         inside |= {f"{family.layers}.{place}.{name}": tensor for name, tensor in layer.state_dict().items()}
     made: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        # All layers take the place where the first of the model's own stood, so the order stays the one that
-        # save_pretrained writes.
+        # All layers take the place of the model's first one, which gives the order of save_pretrained.
         if name.startswith(f"{family.layers}."):
             made |= inside
         # A tied head is the embedding, which is stored once.
@@ -62,14 +61,14 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, layout: Mapping[str, torch.Tensor]) -> None:
-        """Make the files, as large as they will be.
+        """Create the files at their full size.
 
         Args:
-            folder: exists.
-            layout: tensors of the shapes and dtypes to come, by name, in the model's order; on the meta device.
+            folder: an existing folder.
+            layout: meta tensors of the final shapes and dtypes, by name, in the model's order.
 
         Raises:
-            OSError: the disk is full, or the place cannot be written.
+            OSError: the disk is full, or the folder cannot be written.
         """
         self.folder = folder
         self.layout = dict(layout)
@@ -110,7 +109,7 @@ class ShardWriter:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         self._files.append(file)
         start = 8 + len(text)
-        os.posix_fallocate(file, 0, start + offset)  # a disk that is too full says so now
+        os.posix_fallocate(file, 0, start + offset)  # a full disk fails now
         os.pwrite(file, len(text).to_bytes(8, "little") + text, 0)
         self._places |= {name: (file, start + begin) for name, begin in starts.items()}
 
@@ -130,26 +129,26 @@ class ShardWriter:
         self.missing.discard(name)
 
     def take(self, model: Any, prefix: str, layer: nn.Module, device: torch.device) -> None:
-        """Write all tensors of a finished layer and free its memory; it can be read again from what was written.
+        """Write all tensors of a finished layer and free its memory. It can be read again from the files.
 
         Args:
-            model: what the layer is or will be a part of.
+            model: the model that the layer belongs to.
             prefix: the name of the layer in it.
-            layer: has its final weights.
-            device: what works with the layer.
+            layer: the layer, with its final weights.
+            device: the device that runs the layer.
         """
         for name, tensor in layer.state_dict().items():
             self._write_pieces(model, f"{prefix}.{name}", tensor)
         leave_in_files(model, layer, prefix, self.files, device)
 
     def finish(self, model: Any) -> None:
-        """Write all tensors of a model that are not written yet."""
+        """Write all remaining tensors of a model."""
         for name, tensor in model.state_dict().items():
             self._write_pieces(model, name, tensor)
         assert not self.missing, f"never written: {sorted(self.missing)[:3]}"
 
     def _write_pieces(self, model: Any, name: str, tensor: torch.Tensor) -> None:
-        """Write what is missing of a tensor, which may be stored in pieces."""
+        """Write the missing part of a tensor, which may be stored in pieces."""
         for piece in pieces_of(model, name, tuple(tensor.shape)):
             if piece.name in self.missing:
                 self.write(piece.name, piece.of(tensor))

@@ -1,4 +1,4 @@
-"""A model's folder, opened once (:class:`ModelFolder`), and what in it would stop the work later.
+"""A model's folder, opened once (:class:`ModelFolder`), and the early checks of its content.
 
 Adapters, quantised weights, sizes that the weights do not have and exploding normalizers are found before anything is
 loaded. Reads JSON and headers; no torch.
@@ -22,24 +22,24 @@ SIZES = (
     "vocab_size", "max_position_embeddings",
 )  # fmt: skip
 MOST_LABELS = 100_000  # transformers makes a table of them
-SLACK = 1_000_000  # numbers by which a config may ask for more than twice what is stored
+SLACK = 1_000_000  # numbers that a config may ask for beyond twice the stored ones
 QUANTISED = ("qweight", "qzeros", "weight_packed", "weight_scale", "weight_scale_inv", "absmax", "quant_state", "SCB")
-MOST_GROWTH = 1000  # by which a normalizer may lengthen a text
+MOST_GROWTH = 1000  # the factor by which a normalizer may lengthen a text
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder with its checked config; the weights' headers are read when first needed, each file once."""
+    """A folder with its checked config. The headers of the weights are read when first needed, once per file."""
 
     path: Path
     raw: dict[str, Any]  # config.json
 
     @classmethod
     def open(cls, source: ModelSource) -> ModelFolder:
-        """Resolve a path or hub id and check its config; a folder that is open already is returned as it is.
+        """Resolve a path or hub id and check its config. A folder that is already open is returned as it is.
 
         Raises:
-            CheckpointError: no such folder or hub model, or what :func:`check_source` raises.
+            CheckpointError: there is no such folder or hub model, or :func:`check_source` raises it.
         """
         if isinstance(source, ModelFolder):
             return source
@@ -53,7 +53,7 @@ class ModelFolder:
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
-        """What the files' headers say of the tensors, by name; CheckpointError if a file is truncated or damaged."""
+        """The tensors by name, from the files' headers. Raises CheckpointError if a file is truncated or damaged."""
         return {name: tensor for file in self.files for name, tensor in header_of(file).items()}
 
     @cached_property
@@ -73,7 +73,7 @@ class ModelFolder:
 
     @property
     def stored_dtype(self) -> str:
-        """The dtype that most numbers of the weights are stored in, whatever the config says."""
+        """The stored dtype of most of the weights, whatever the config says."""
         sizes = Counter[str]()
         for tensor in self.stored.values():
             sizes[tensor.dtype] += tensor.numel
@@ -87,7 +87,8 @@ def check_source(path: Path) -> dict[str, Any]:
     """Return the raw config of a folder that holds a whole model of plain weights.
 
     Raises:
-        CheckpointError: an adapter, quantised weights, sizes that are none or that the weights do not have, or a pipe.
+        CheckpointError: the folder holds an adapter, quantised weights, invalid sizes, sizes that the weights do not have,
+            or a pipe.
     """
     check_entries(path)
     if (path / "adapter_config.json").exists() or (path / "adapter_model.safetensors").exists():
@@ -115,13 +116,13 @@ def text_config(folder: ModelFolder) -> Mapping[str, Any]:
 
 
 def check_weights(folder: ModelFolder) -> None:
-    """Compare the config with what the weights' headers say, before anything is allocated.
+    """Compare the config with the headers of the weights, before anything is allocated.
 
     Raises:
-        CheckpointError: quantised weights, or a config that asks for far more than is stored.
+        CheckpointError: the weights are quantised, or the config asks for far more than is stored.
     """
     path = folder.path
-    # By the names and dtypes of the tensors, because quantised models do not always say so in their config.
+    # The names and dtypes of the tensors decide, because the config of a quantised model does not always say so.
     for name, tensor in folder.stored.items():
         last = name.rpartition(".")[2]
         if last in QUANTISED or (last in ("weight", "bias") and tensor.dtype not in DTYPES):
@@ -133,7 +134,7 @@ def check_weights(folder: ModelFolder) -> None:
 
 
 def _adapter(path: Path) -> str:
-    """What to do with an adapter, which transformers would load unasked."""
+    """Refuse an adapter, which transformers would load unasked, and say what to do."""
     try:
         base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
     except CheckpointError:
@@ -159,7 +160,7 @@ def _check_plain(path: Path, raw: Mapping[str, Any]) -> None:
 
 
 def _check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
-    """Sizes are whole numbers above 0, and tables of labels are no larger than any model's."""
+    """Check that sizes are whole numbers above 0, and that a table of labels is not absurdly large."""
     for name in SIZES:
         value = raw.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -174,7 +175,7 @@ def _check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
 
 
 def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
-    """A config may ask for no more than twice the numbers that are stored: making them would take all memory, or for ever."""
+    """Check that a config asks for at most twice the stored numbers; more could take all memory, or forever."""
     given = {name: raw.get(name) for name in SIZES}
     width = int(given["hidden_size"] or 0)
     ffn = int(given["intermediate_size"] or 0)
@@ -183,8 +184,7 @@ def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored
     heads = int(given["num_attention_heads"] or 1)
     head = int(given["head_dim"] or width // heads)
     keys = int(given["num_key_value_heads"] or heads)
-    # An estimate is enough to tell a damaged config from a real one: embedding, FFN, and the four projections
-    # of the attention.
+    # An estimate tells a damaged config from a real one: embedding, FFN, and the four projections of attention.
     asked = vocabulary * width + layers * (2 * width * ffn + 2 * width * head * (heads + keys))
     there = sum(tensor.numel for tensor in stored.values())
     if asked > 2 * there + SLACK:
@@ -196,14 +196,14 @@ def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored
 
 
 def check_normalizer(file: Path) -> None:
-    """CheckpointError where the normalizer or decoder in a tokenizer.json lengthens every text without bound; no JSON is left to
-    the reader of tokenizers."""
+    """Raise CheckpointError if the normalizer or decoder in a tokenizer.json lengthens texts without bound. A file that is not
+    JSON is left to the tokenizers library."""
     try:
         data = read_object(file)
     except CheckpointError:
         return
     for name in ("normalizer", "decoder"):
-        # Steps of a sequence multiply: a few replacements in a row can turn one character into gigabytes.
+        # The growth of successive steps multiplies: a few replacements can turn one character into gigabytes.
         growth = 1.0
         for step in _steps(data[name]) if isinstance(data.get(name), Mapping) else ():
             growth *= _growth(step)
@@ -214,13 +214,13 @@ def check_normalizer(file: Path) -> None:
 
 
 def _steps(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A normalizer's or decoder's steps, those of sequences inside of sequences too."""
+    """Yield the steps of a normalizer or decoder, including those of nested sequences."""
     inner = part.get("normalizers") or part.get("decoders")
     return [step for one in inner for step in _steps(one)] if isinstance(inner, list) else [part]
 
 
 def _growth(step: Mapping[str, Any]) -> float:
-    """The factor by which one step can lengthen a text of at least one character."""
+    """Return the factor by which one step can lengthen a text of at least one character."""
     if step.get("type") == "Prepend":
         return 1.0 + len(step.get("prepend") or "")
     if step.get("type") != "Replace":

@@ -1,8 +1,8 @@
-"""The folder as others read it: a config in both the forms of transformers 5 and 4, and of the source's files those that the
-output needs, by name. No torch.
+"""The output folder as other programs read it: a config in the forms of transformers 4 and 5, and the files of the source that
+a stock model needs, by name. No torch.
 
-Not copied are weights, indexes and tokenizers of other programs (``tekken.json``, ``params.json``), traces of training,
-scripts, and anything that a link takes from outside the model's folder.
+Weights, indexes and tokenizers of other programs (``tekken.json``, ``params.json``), traces of training, scripts, and files
+that a link takes from outside the model's folder are not copied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WINDOW = "sliding_attention"
 
 
 def rewrite_config(folder: Path, tied: bool) -> None:
-    """Say the same in the words of transformers 4 as well, and drop what a stock model does not need.
+    """Add the names of transformers 4 to the config, and drop what a stock model does not need.
 
     ``tied`` is whether embedding and head are one tensor in the weights.
     """
@@ -31,7 +31,7 @@ def rewrite_config(folder: Path, tied: bool) -> None:
 
 
 def both_forms(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-    """The config with ``rope_theta``, ``rope_scaling`` and ``torch_dtype`` at the top, where transformers 4 looks for them."""
+    """Return the config with ``rope_theta``, ``rope_scaling`` and ``torch_dtype`` at the top, as transformers 4 reads them."""
     made = {name: value for name, value in config.items() if name not in ("auto_map", "quantization_config")}
     made["tie_word_embeddings"] = tied
     if "num_local_experts" in made:  # a Qwen3 mixture has the other name in transformers 4
@@ -69,7 +69,7 @@ def _older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def full_layers(layer_types: list[str]) -> int:
-    """Return how many layers, from the first on, attend to everything: those before the first with a window."""
+    """Return how many layers attend to everything before the first one with a window."""
     return next((place for place, kind in enumerate(layer_types) if kind != FULL), len(layer_types))
 
 
@@ -86,12 +86,12 @@ def rewrite_tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copy_sidecars(source: Path, folder: Path, renumbered: bool) -> list[str]:
-    """Copy templates, legal texts and what the tokenizer needs; returns a warning for each legal text that is left out.
+    """Copy templates, legal texts and the tokenizer's files. Returns a warning for each legal text that is left out.
 
-    ``renumbered`` is whether token ids are new, so that of the tokenizer only its config can be taken over.
+    ``renumbered`` says that token ids are new; then only the tokenizer's config is copied.
 
     Raises:
-        CheckpointError: a template or a tokenizer file that is a link to outside of the model's folder.
+        CheckpointError: a template or a tokenizer file is a link to a place outside the model's folder.
     """
     warnings = check_links(source)
     for file in sorted(source.iterdir()):
@@ -107,7 +107,7 @@ def copy_sidecars(source: Path, folder: Path, renumbered: bool) -> list[str]:
 
 
 def _copy_tokenizer_config(source: Path, target: Path) -> None:
-    """Write the tokenizer's config for both versions of transformers; one that needs no change is copied byte for byte."""
+    """Write the tokenizer's config for both versions of transformers, byte for byte if it needs no change."""
     config = read_object(source)
     rewritten = rewrite_tokenizer_config(config)
     if rewritten == config:
@@ -124,7 +124,7 @@ def _travels(file: Path, source: Path, renumbered: bool) -> bool:
 
 
 def check_links(source: Path) -> list[str]:
-    """Warn of legal texts that lie outside the model's folder; they are not published.
+    """Return a warning for each legal text that lies outside the model's folder; it is not copied.
 
     Raises:
         CheckpointError: a template or a tokenizer file lies outside.

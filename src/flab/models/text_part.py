@@ -1,4 +1,4 @@
-"""The text model inside a multimodal one, as a folder of its own. Numbers are copied, one file at a time; no model is built.
+"""The text model inside a multimodal one, written as a separate folder. Tensors are copied file by file; no model is built.
 
 Checkpoints name the text model's tensors ``language_model.*``, or ``model.language_model.*`` with the head beside it.
 """
@@ -33,7 +33,7 @@ SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id"
 
 @dataclass(frozen=True)
 class TextPart:
-    """What was written, and what of the model was left out."""
+    """What was written, and which parts of the model were left out."""
 
     folder: Path
     model_type: str
@@ -54,8 +54,8 @@ def write_text_part(source: ModelSource, out: Path) -> TextPart:
     """Write the text model of a multimodal one at ``out``, with its tokenizer, template and licence.
 
     Raises:
-        UnsupportedModelError: the model is not multimodal, or its text model is of no supported family.
-        CheckpointError: tensors of the text model are missing, or are more than it has.
+        UnsupportedModelError: the model is not multimodal, or the family of its text model is not supported.
+        CheckpointError: tensors of the text model are missing, or there are too many.
         OptionError: ``out`` exists, or cannot be written.
     """
     opened = ModelFolder.open(source)
@@ -84,7 +84,7 @@ def write_text_part(source: ModelSource, out: Path) -> TextPart:
 
 
 def _text_config(opened: ModelFolder) -> Any:
-    """Return the config of the text model, with what only the outer config says."""
+    """Return the config of the text model, with the entries that only the outer config has."""
     raw = text_config(opened)
     if "auto_map" in opened.raw or "auto_map" in raw:
         raise CheckpointError(
@@ -123,7 +123,7 @@ def _check_complete(path: Path, config: Any, stored: Mapping[str, Stored]) -> No
 
 
 def _copy_tensors(opened: ModelFolder, kept: Mapping[str, str], folder: Path) -> None:
-    """Copy the tensors under their new names, a file for each file that holds any."""
+    """Copy the tensors under their new names, into one file for each source file that holds any."""
     files = [file for file in opened.files if not kept.keys().isdisjoint(header_of(file))]
     where: dict[str, str] = {}
     total = 0

@@ -1,7 +1,7 @@
 """Tokenizers: loading the one that ``tokenizer.json`` describes, and rewriting it for the tokens that are kept.
 
-``tokenizer.json`` is the truth; what AutoTokenizer makes of a folder is compared with it. Which tokens are kept is decided
-in :mod:`flab.pruning.cuts.vocabulary`.
+``tokenizer.json`` is authoritative, and AutoTokenizer's result is compared with it. :mod:`flab.pruning.cuts.vocabulary`
+decides which tokens are kept.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 from flab.errors import CheckpointError, UnsupportedModelError
 from flab.models.source import check_normalizer
 
-# Texts at which tokenizers differ: indentation, tabs and blank lines, several scripts and an emoji, runs of
-# spaces, numbers.
+# Texts on which tokenizers differ: indentation, tabs and blank lines, several scripts and an emoji, runs of spaces,
+# numbers.
 PROBES = (
     "def add(a, b):\n    return a + b  # sum\n",
     "for i in range(10):\n\tprint(f'{i:>3}', x[i] != None)\n\n\n",
@@ -32,7 +32,7 @@ PROBES = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own loading chatter and bars off; errors still raise."""
+    """Silence transformers' messages and bars while loading. Errors still raise."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library says is wrong, on one line: a heading with what stands below it, a name without its quotes alone."""
+    """Return a library's error message on one line. A heading includes the line below it; a quoted name loses its quotes."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     if isinstance(error, KeyError):
         return f"unknown name {lines[0]}"
@@ -54,7 +54,7 @@ def first_line(error: BaseException) -> str:
 
 
 def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
-    """Return the ground-truth tokenizer, the ids transformers gives a role, and what AutoTokenizer gets wrong."""
+    """Return the tokenizer of ``tokenizer.json``, the ids to which transformers gives a role, and AutoTokenizer's mistakes."""
     file = path / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
@@ -63,8 +63,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}). Fetch it again.") from None
     check_normalizer(file)
-    # A tokenizer.json may carry the padding and truncation of somebody's training; calibration text must be
-    # whole.
+    # A tokenizer.json may hold the padding and truncation of a training run, but calibration text must be whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     with quiet():
@@ -78,7 +77,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
 
 
 def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
-    """Return one line when AutoTokenizer does not split the probe texts as tokenizer.json does."""
+    """Return a warning if AutoTokenizer does not split the probe texts as tokenizer.json does."""
     differ = [
         p for p in PROBES if auto.encode(p, add_special_tokens=False) != truth.encode(p, add_special_tokens=False).ids
     ]
@@ -91,7 +90,7 @@ def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
 
 
 def start_warnings(truth: Tokenizer, config: Path) -> list[str]:
-    """Return one line when the config promises a BOS in front of every text that tokenizer.json does not put there."""
+    """Return a warning if the config promises a BOS before every text but tokenizer.json adds none."""
     # AutoTokenizer has read the file by now, and does not keep this field for every class.
     promised = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("add_bos_token") is True
     if not promised or special_prefix(truth):
@@ -104,7 +103,7 @@ def start_warnings(truth: Tokenizer, config: Path) -> list[str]:
 
 
 def special_prefix(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids, such as BOS, that the tokenizer itself puts before a text, and so every runtime does."""
+    """Return the ids, such as BOS, that the tokenizer itself, and so every runtime, puts before a text."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
@@ -122,7 +121,7 @@ def end_of_text(model: Any, kept: list[int]) -> int | None:
 
 
 class TokenizerModel:
-    """What ``tokenizer.json`` says: tokens, merges and added tokens, all by their original ids."""
+    """The content of ``tokenizer.json``: tokens, merges and added tokens, all by their original ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.data: dict[str, Any] = json.loads(tokenizer.to_str())
@@ -144,8 +143,7 @@ class TokenizerModel:
         else:
             self.base = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
             self.merges = []
-        # In reverse, so that of a merge that is listed twice the first, which the tokenizers library uses,
-        # wins.
+        # In reverse order, because the tokenizers library uses the first of a merge that is listed twice.
         self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
         self.added = {token["content"]: int(token["id"]) for token in self.data.get("added_tokens") or []}
         self.text_of = {i: t for t, i in [*self.base.items(), *self.added.items()]}
@@ -169,9 +167,8 @@ class TokenizerModel:
         symbols = list(token)
         found = {token_id}
         found.update(self.base[s] for s in symbols if s in self.base)
-        # BPE as it runs on a word: the pair with the lowest rank is joined, again and again, until no pair has
-        # a merge. Every token on the way has to stay, because the same merges must lead to this one in the
-        # pruned vocabulary.
+        # This is BPE on one word: it joins the pair with the lowest rank until no pair has a merge. Every token on the way
+        # must stay, because the same merges must lead to this one in the pruned vocabulary.
         while True:
             pairs = [(self.ranks.get((a, b)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))]
             rank, i = min(((r, i) for r, i in pairs if r is not None), default=(None, 0))
@@ -181,13 +178,13 @@ class TokenizerModel:
             found.add(self.base[symbols[i]])
 
     def order(self, ids: Iterable[int]) -> list[int]:
-        """New id -> old id: base tokens by original id, then the added ones that stand outside of the base."""
+        """Return new id -> old id: base tokens by original id, then the added tokens outside the base."""
         outside = {i for t, i in self.added.items() if t not in self.base}
         return sorted(ids, key=lambda i: (i in outside, i))
 
 
 def rewrite_tokenizer(model: TokenizerModel, kept: list[int]) -> dict[str, Any]:
-    """``tokenizer.json`` for the kept tokens, renumbered; merges keep their order, scores their values."""
+    """Return ``tokenizer.json`` for the kept tokens, renumbered. Merges keep their order and scores their values."""
     new_of = {old: new for new, old in enumerate(kept)}
     data = copy.deepcopy(model.data)
     inner = data["model"]
@@ -224,8 +221,8 @@ def new_tokenizer(tokenizer: Tokenizer, rows: int, kept: list[int]) -> tuple[Tok
     """Return the tokenizer of the kept tokens and its JSON, or the same tokenizer and None if all ``rows`` are kept.
 
     Args:
-        tokenizer: the original's.
-        rows: how many rows the original's embedding has.
+        tokenizer: the original's tokenizer.
+        rows: the number of rows of the original's embedding.
         kept: new id -> old id.
 
     Raises:
@@ -235,8 +232,8 @@ def new_tokenizer(tokenizer: Tokenizer, rows: int, kept: list[int]) -> tuple[Tok
         return tokenizer, None
     data = rewrite_tokenizer(TokenizerModel(tokenizer), kept)
     made = Tokenizer.from_str(json.dumps(data))
-    # The library numbers added tokens by rules of its own. Any difference from the plan would pair tokens with
-    # wrong rows of the embedding.
+    # The library numbers added tokens by its own rules. Any difference from the plan would pair tokens with wrong rows of
+    # the embedding.
     wrong = [i for i, k in enumerate(kept) if tokenizer.id_to_token(k) != made.id_to_token(i)]
     if wrong:
         raise CheckpointError(

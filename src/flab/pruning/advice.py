@@ -21,7 +21,7 @@ def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
     if (tokens := data.num_fit_tokens) < 4 * shape.fitted * shape.width // shape.passed:
         what = f"{shape.experts} experts" if shape.experts else f"a width of {shape.width}"
         found.append(
-            f"{tokens} calibration tokens for {what}: least squares wants several times as "
+            f"{tokens} calibration tokens for {what}: least squares needs several times as "
             "many; raise `tokens` or give more text."
         )
     if REFITS[recipe.refit].iterative and not data.has_held_out:
@@ -56,5 +56,5 @@ def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:
         return []
     return [
         f"KL {winner.kl:.3f} is a deep cut: `refit` reconstruction takes several times as long and keeps more here, "
-        "with more `tokens` the more so."
+        "most of all with more `tokens`."
     ]

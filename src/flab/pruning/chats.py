@@ -27,10 +27,10 @@ def in_template(samples: Sequence[Sample], folder: Path, tokenizer: Tokenizer, c
         return list(samples)
     template = chat_template(folder, tokenizer)
     if template is None:
-        say_once(f"{folder} has no chat template: chats are read in plain words")
+        say_once(f"{folder} has no chat template: chats are read as plain text")
         return list(samples)
     special_tokens, ending = template.special_tokens, template.ending
-    say_once(f"chats are read in the chat template of {folder} (`template` none for plain words)")
+    say_once(f"chats are read in the chat template of {folder} (`template` none reads them as plain text)")
     return [
         replace(_rendered(sample, template, ending), special_tokens=special_tokens) if sample.messages else sample
         for sample in samples

@@ -48,7 +48,7 @@ def check(
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{path} is no model folder (no config.json): give what `flab apply` or `flab prune` wrote."
+            f"{path} is not a model folder (no config.json): give what `flab apply` or `flab prune` wrote."
         )
     if oldest is not None and shutil.which(oldest) is None:
         raise OptionError(f"`oldest` {oldest} is no program: give the python of an environment with transformers 4.57.")

@@ -41,7 +41,7 @@ class Journal:
             said, known = read_steps(folder)
             self._known = known if said == identity else {}
         if self._known and not self.is_saved:
-            say(f"going on from {folder}, where {len(self._known)} steps of this planning are kept")
+            say(f"continuing from {folder}, which holds {len(self._known)} finished steps of this plan")
 
     @property
     def is_saved(self) -> bool:

@@ -39,11 +39,11 @@ class Recipe:
     calibration: Path | None = setting(
         None, "File or folder to calibrate on: rows, chats, text or source code. Default: the bundled rows."
     )
-    corpus: tuple[Path, ...] = setting((), "More text whose tokens are kept in the vocabulary; repeatable.")
+    corpus: tuple[Path, ...] = setting((), "Further text whose tokens stay in the vocabulary. Repeatable.")
     general: float = setting(0.25, "Fraction of calibration tokens taken from Python's standard library.", expert=True)
     template: str = setting(
         "auto",
-        "How to read chats: auto (in the model's chat template, if it has one) or none (in plain words).",
+        "How to read chats: auto (in the model's chat template, if it has one) or none (as plain text).",
         expert=True,
     )
     prompt_weight: float = setting(1.0, "Weight of a prompt token in the refit; an answer token weighs 1.", expert=True)
@@ -68,10 +68,10 @@ class Recipe:
     )
     refit: str = setting(  # see :meth:`resolved` for auto
         "auto",
-        f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto, which is newton below 100 million "
-        "parameters; in a mixture of experts residual.",
+        f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto: newton below 100 million parameters, "
+        "above that descent with many tokens, else residual; in a mixture of experts residual.",
     )
-    output_projection: bool = setting(True, "Refit the attention's output projection as well.", expert=True)
+    output_projection: bool = setting(True, "Refit the attention's output projection too.", expert=True)
     closure: bool = True
     min_count: int = setting(1, "Keep tokens that occur at least this often in the text.", expert=True)
     tokens: int | None = setting(
@@ -81,7 +81,7 @@ class Recipe:
     search_tokens: int = setting(16_384, "Calibration tokens that the search measures candidates on.", expert=True)
     finalist_tokens: int = setting(32_768, "Calibration tokens that the finalists are fitted on.", expert=True)
     max_length: int = setting(512, "Maximum tokens of one calibration sequence.", expert=True)
-    finalists: int = setting(3, "Number of candidates that are fitted and compared by their tests.", expert=True)
+    finalists: int = setting(3, "Number of candidates that are built again and compared by the tests.", expert=True)
     judge_problems: int = 100
     seed: int = setting(0, "Seed of every random choice.", expert=True)
 

@@ -69,7 +69,7 @@ def _check_needed(checkpoint: Checkpoint, plan: Plan) -> list[str]:
             "plan to the other."
         )
     needed = required_tokens(checkpoint.path, checkpoint.tokenizer, checkpoint.named_ids) - kept
-    return [f"{len(needed)} tokens of this model's chat template are cut and spelt by smaller ones"] if needed else []
+    return [f"{len(needed)} tokens of this model's chat template are cut, so smaller ones spell them"] if needed else []
 
 
 def adopted(

@@ -246,7 +246,7 @@ def _untouched_equal(checkpoint: Checkpoint, original: Checkpoint, plan: Plan, r
         # A cut copies rows, so tensors are compared bit for bit: even a rounding difference would mean a computation.
         wrong += [f"layer {place}: {n}" for n in names if not torch.equal(state[n], old[n].to(state[n].dtype))]
     if not compared:
-        return None, "every layer was reconstructed as a whole: none is left to compare"
+        return None, "every layer was reconstructed as a whole, so there is nothing to compare"
     return not wrong, ", ".join(wrong[:3]) or f"{len(compared)} of {len(plan.layers.kept)} layers compared"
 
 

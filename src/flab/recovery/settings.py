@@ -33,7 +33,7 @@ class Training:
     kl_on: str = setting("answers", f"Tokens on which the KL is measured: {' or '.join(TARGETS)}.", expert=True)
     template: str = setting(
         "auto",
-        "How to read chats: auto (in the model's chat template, if it has one) or none (in plain words).",
+        "How to read chats: auto (in the model's chat template, if it has one) or none (as plain text).",
         expert=True,
     )
     steps: int | None = setting(None, "Budget: number of optimizer steps.")

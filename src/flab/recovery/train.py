@@ -206,7 +206,7 @@ def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
     """Train to the end, from the newest whole checkpoint if there is one."""
     start, spent = last_whole(bench.work)
     if start is not None:
-        say_main(trainer, f"going on from {start}")
+        say_main(trainer, f"continuing from {start}")
     trainer.plan_steps(bench.training, steps, spent, resumed=start is not None)
     try:
         with quiet():

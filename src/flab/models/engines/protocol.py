@@ -1,4 +1,4 @@
-"""Requests, decoding settings and generations: what every backend takes and gives, and how requests form batches.
+"""Requests, decoding settings and generations, which all backends share, and the batches of requests.
 
 ``Generator`` is the seam: scoring takes anything with that name and one method, and tests take ``FakeGenerator``.
 It loads no model and no torch; the backends are ``flab.models.engines.transformers`` and ``flab.models.engines.vllm``.
@@ -24,8 +24,8 @@ FinishReason = Literal["stop", "eos", "length"]
 class Request:
     """One sample of one item: the text to continue, what ends it, and the seed of its own random numbers.
 
-    ``max_prompt_tokens`` cuts the prompt on the right; None, the default of all presets but ``paper``, never cuts.
-    ``special_tokens`` is off for a chat whose template writes no start token though the tokenizer would add one.
+    ``max_prompt_tokens`` cuts the prompt on the right. None never cuts; it is the default of all presets but ``paper``.
+    ``special_tokens`` is off for a chat if its template writes no start token but the tokenizer would add one.
     """
 
     prompt: str
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen: temperature 0 is greedy; the same for all models that are compared."""
+    """How tokens are chosen; temperature 0 is greedy. Models that are compared need the same settings."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -76,9 +76,9 @@ class Generator(Protocol):
 
 
 def batches(requests: Sequence[Request], decoding: Decoding) -> list[list[int]]:
-    """Return indices of the requests in batches of like length, longest prompts first; the same on every run."""
-    # Rows of like length share a batch, so little is padding. The longest come first: if memory is short, it
-    # fails at once.
+    """Return indices of the requests in batches of similar length, longest prompts first. They are the same on every run."""
+    # Rows of similar length share a batch, so there is little padding. The longest come first, so that a lack of memory
+    # shows at once.
     order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt), index))
     return [order[at : at + decoding.batch_size] for at in range(0, len(order), decoding.batch_size)]
 
@@ -106,7 +106,7 @@ class FakeGenerator:
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts so far, in the order in which they came."""
+        """The prompts so far, in order of arrival."""
         return [request.prompt for request in self.requests]
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
@@ -151,7 +151,7 @@ def encode_requests(
     """Encode with the tokenizer's own special tokens, if a request wants them.
 
     Raises:
-        DataError: for a prompt that is empty or leaves no room in the context; nothing is cut unasked.
+        DataError: a prompt is empty or leaves no room in the context. It is not cut unless that was asked for.
     """
     texts = [tokenizer.encode(one.prompt, add_special_tokens=one.special_tokens) for one in requests]
     rows = [list(text.ids)[: request.max_prompt_tokens] for text, request in zip(texts, requests, strict=True)]
@@ -172,8 +172,7 @@ def finish_rows(
     tokenizer: Tokenizer, rows: Sequence[Encoded], made: Sequence[list[int]], eos_ids: Sequence[int]
 ) -> list[Generation]:
     """Decode what was made after each prompt, and cut it at its end token or earliest stop string."""
-    # The text is cut at whichever comes first, an end token or a stop string. A backend may have gone on a few
-    # tokens beyond.
+    # The text is cut at the first end token or stop string. A backend may have generated a few tokens beyond it.
     ends = [next((at for at, token in enumerate(ids) if token in eos_ids), None) for ids in made]
     kept = [ids[:end] for ids, end in zip(made, ends, strict=True)]
     texts = decode_after(tokenizer, [row.ids for row in rows], kept)
@@ -191,8 +190,8 @@ def _finish(text: str, row: Encoded, num_tokens: int, end: int | None) -> Genera
 
 def decode_after(tokenizer: Tokenizer, prompts: Sequence[list[int]], made: Sequence[list[int]]) -> list[str]:
     """Decode each row as what follows its prompt, so that a decoder cannot strip a leading indentation."""
-    # A decoder may strip a space at the beginning of a text, and in Python the first space of an answer is
-    # indentation. So prompt and answer are decoded together, and the prompt's own text is taken off.
+    # A decoder may strip a space at the beginning of a text, but in Python the first space of an answer is indentation.
+    # Prompt and answer are therefore decoded together, and the prompt's own text is removed.
     before = tokenizer.decode_batch(list(prompts), skip_special_tokens=False)
     joined = [prompt + ids for prompt, ids in zip(prompts, made, strict=True)]
     both = tokenizer.decode_batch(joined, skip_special_tokens=False)

@@ -1,9 +1,9 @@
 """``generations.jsonl``: one line for each sample, only ever appended, so that a stopped run continues where it was.
 
 A line is ``{"fingerprint", "task", "task_id", "sample", "text", "num_tokens", "finish_reason"}``; the text is as it
-was made. Lines of other fingerprints stay in the file and are never read as this run's. What a killed writer left of
-a last line is cut off before the next append; any other damage is an error that names the line. One process writes
-at a time, under a lock of the operating system that a killed one cannot leave behind.
+was made. Lines of other fingerprints stay in the file and are never read as this run's. If a killed writer left part
+of a line at the end, it is cut off before the next append; any other damage is an error that names the line. One
+process writes at a time, under a lock of the operating system that a killed process cannot leave behind.
 
 It knows nothing of scores, and it does not rewrite or sort the file.
 """
@@ -70,9 +70,9 @@ class Shard:
 
 
 class Store:
-    """The generations of one fingerprint; reading takes no lock, the first append takes it for good.
+    """The generations of one fingerprint. Reading needs no lock; the first append takes it and keeps it.
 
-    The file and those of its shards are read; a store of a shard writes its shard's file, any other the file itself.
+    The file and those of its shards are read. The store of a shard writes its shard's file; any other writes the file itself.
     """
 
     def __init__(self, path: Path, fingerprint: str, shard: Shard | None = None) -> None:
@@ -91,17 +91,16 @@ class Store:
         return len(self._rows)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add samples that are not there yet: one write, then flushed to the disk.
+        """Add new samples in one write, and flush it to the disk.
 
         Raises:
-            DataError: another process writes the file, or the disk is full; the file then ends with a whole line.
+            DataError: another process writes the file, or the disk is full; the file still ends with a whole line.
         """
         self.lock()
         assert self._file is not None
         fresh = {key: made for key, made in rows if key not in self._rows}
         assert len({key for key, _ in rows}) == len(rows), "a sample twice in one batch"
-        # One write and one flush for a whole batch: after a crash the file holds all of it, or a torn end that
-        # is cut off later.
+        # A batch is one write and one flush. After a crash the file holds all of it, or a torn end that is cut off later.
         data = b"".join(_line(self.fingerprint, key, made) for key, made in fresh.items())
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
@@ -115,7 +114,7 @@ class Store:
         self._rows.update(fresh)
 
     def lock(self) -> None:
-        """Become the file's only writer, and cut off a torn last line; nothing if this is so already.
+        """Become the file's only writer, unless this is already so, and cut off a torn last line.
 
         Raises:
             DataError: another process writes it, or it cannot be opened.
@@ -128,8 +127,7 @@ class Store:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror}); give a folder to write in.") from None
         try:
-            # A lock of the operating system ends with the process, so a killed run leaves nothing that would
-            # have to be removed by hand.
+            # A lock of the operating system ends with the process, so a killed run leaves nothing to remove by hand.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(file)
@@ -142,7 +140,7 @@ class Store:
         self._mend(self._read_all())
 
     def close(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -156,7 +154,7 @@ class Store:
         self.close()
 
     def _read_all(self) -> bytes:
-        """Read this fingerprint's rows in all files; returns what stands after the last line break of our own."""
+        """Read this fingerprint's rows in all files. Returns what follows the last line break of our own file."""
         shards = sorted(
             self.whole.parent.glob(f"{escape(self.whole.stem)}.[0-9]*-of-[0-9]*{escape(self.whole.suffix)}")
         )
@@ -204,7 +202,7 @@ class Store:
 
 
 def _line(fingerprint: str, key: Key, made: Generation) -> bytes:
-    """Return one line, in ASCII: any text that a model makes can be written so, lone surrogates and line breaks included."""
+    """Return one line in ASCII, which can hold any text that a model makes, even lone surrogates and line breaks."""
     values = (fingerprint, *key, made.text, made.num_tokens, made.finish_reason)
     return json.dumps(dict(zip(FIELDS, values, strict=True))).encode("ascii") + b"\n"
 
@@ -223,7 +221,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _write_all(file: int, data: bytes) -> None:
-    """One write, and the rest of it if the system took only a part."""
+    """Write all bytes, again and again if the system takes only a part."""
     while data:
         data = data[os.write(file, data) :]
 
@@ -235,10 +233,10 @@ def fill(
     decoding: Decoding,
     shard: Shard | None = None,
 ) -> None:
-    """Generate what the store lacks; with a shard, of its part of the batches.
+    """Generate what the store lacks; with a shard, only in its part of the batches.
 
-    Batches are made over everything wanted, so that a resumed run and the runs of shards meet the same ones; one of
-    which any sample is missing is made again whole, and only the missing lines are added.
+    Batches are made over everything wanted, so that a resumed run and the runs of shards get the same ones. A batch that
+    lacks a sample is generated again as a whole, and only the missing lines are added.
     """
     keys = [key for key, _ in wanted]
     requests = [request for _, request in wanted]
@@ -257,7 +255,7 @@ def fill(
 
 
 def stored(store: Store, keys: Sequence[Key]) -> list[Generation]:
-    """Return the generations of the keys, all of which the store has."""
+    """Return the generations of the keys, which must all be in the store."""
     found = [store.get(*key) for key in keys]
     assert all(one is not None for one in found), "not all is generated"
     return [one for one in found if one is not None]

@@ -1,10 +1,10 @@
-"""Generation with a transformers model in memory: one batch at a time, and rows that are finished leave it.
+"""Generation with a transformers model in memory, one batch at a time. Finished rows leave the batch.
 
-Prompts are padded on the left, keys and values are cached, and after each token the rows that met a stop string,
-an end token or their limit are taken out of the cache, so that the batch shrinks. The loop is ours because
-``model.generate`` carries finished rows to the end and knows neither stop strings nor seeds of single rows;
-``docs/generation.md`` has the measurement. Greedy answers equal those of one prompt at a time but for near-ties
-between two tokens, which the batch size and the dtype decide: compare models under the same.
+Prompts are padded on the left, and keys and values are cached. After each token, rows that met a stop string, an end
+token or their limit leave the cache, so the batch shrinks. The loop is ours because ``model.generate`` carries finished
+rows to the end and supports neither stop strings nor seeds of single rows; ``docs/generation.md`` has the measurement.
+Greedy answers equal those of one prompt at a time except for near-ties between two tokens, which depend on the batch
+size and the dtype. Compare models with the same ones.
 
 It never cuts a prompt unasked, applies nothing of the model's generation settings but its end tokens, and knows no
 beams, penalties or assistants. Shapes: B rows still running, T tokens, V vocabulary.
@@ -45,7 +45,7 @@ class TransformersGenerator:
         self.eos_ids = list(eos_ids) if eos_ids is not None else model_eos_ids(model)
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[Generation]:
-        """Complete one batch; DataError for a prompt that does not fit the context."""
+        """Complete one batch. Raises DataError for a prompt that does not fit the context."""
         import torch
 
         if not requests:
@@ -63,14 +63,13 @@ class TransformersGenerator:
         watch = StopWatch(self.tokenizer, rows)
         made: list[list[int]] = [[] for _ in rows]
         logits_BV = batch.read_prompts()
-        # One step a token: choose for all running rows, drop those that ended, read the tokens of the others.
+        # Each step chooses a token for all running rows, drops those that ended, and reads the tokens of the others.
         while True:
             tokens_B = choose(logits_BV, batch.running)
             for row, token in zip(batch.running, tokens_B.tolist(), strict=True):
                 made[row].append(token)
             kept = [at for at, row in enumerate(batch.running) if not self._ended(rows[row], made[row])]
-            # End tokens are told by id. Stop strings may begin in the middle of a token, so for them the text
-            # has to be looked at.
+            # End tokens are recognised by id. Stop strings may begin in the middle of a token, so they need the text.
             stopped = watch.stopped([(batch.running[at], made[batch.running[at]]) for at in kept])
             kept = [at for at, stop in zip(kept, stopped, strict=True) if not stop]
             if not kept:
@@ -85,8 +84,8 @@ class TransformersGenerator:
 def contiguous_head_input(model: Any) -> Iterator[None]:
     """Copy what enters the head into contiguous memory.
 
-    Without it the last prompt tokens are a slice of the hidden states, for which PyTorch's linear layer copies the whole head
-    once for each row: gigabytes, and 6 (float32) to 230 (bfloat16) times the time of the product itself on a CPU.
+    Otherwise the last prompt tokens are a slice of the hidden states, for which PyTorch's linear layer copies the whole head
+    once per row. That takes gigabytes, and on a CPU 6 (float32) to 230 (bfloat16) times as long as the product itself.
     """
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
@@ -97,7 +96,7 @@ def contiguous_head_input(model: Any) -> Iterator[None]:
 
 
 class Batch:
-    """The rows that are still running, with their cache; ``running`` holds their places in the whole batch."""
+    """The rows that are still running, with their cache. ``running`` holds their places in the whole batch."""
 
     def __init__(self, model: Any, rows: Sequence[Encoded], pad_id: int) -> None:
         import torch
@@ -117,7 +116,7 @@ class Batch:
 
     def read_prompts(self) -> Any:
         """Fill the cache with the prompts; returns the logits of the first new tokens."""
-        # A row's positions count its real tokens alone; padding gets position 0 and is masked.
+        # Positions count only a row's real tokens; padding gets position 0 and is masked.
         positions_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
         self.next_B1 = positions_BT[:, -1:] + 1
         return self._forward(self.ids_BT, positions_BT)
@@ -211,7 +210,7 @@ class StopWatch:
 
 
 def input_device(model: Any) -> Any:
-    """Where token ids go: with ``device_map="auto"`` a model is on several devices, its input matrix perhaps on none."""
+    """Return the device for token ids. With ``device_map="auto"`` a model is on several, and its input matrix may be on none."""
     embedding = model.get_input_embeddings()
     hook = getattr(embedding, "_hf_hook", None)
     offloaded = embedding.weight.device.type == "meta"
