@@ -66,7 +66,9 @@ def export(
     for warning in made["warnings"]:
         say(f"warning: {warning}")
     if made["fallbacks"]:
-        say(f"{len(made['fallbacks'])} of {made['tensors']} tensors are kept in F16: their rows are not a multiple of 32")
+        say(
+            f"{len(made['fallbacks'])} of {made['tensors']} tensors are kept in F16: their rows are not a multiple of 32"
+        )
     say(
         f"wrote {made['output']}: {made['bytes'] / 1e6:,.1f} MB, {made['type']}, {made['tokens']:,} tokens, "
         f"pre-tokenizer {made['pre_tokenizer']}"
