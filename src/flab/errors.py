@@ -1,4 +1,4 @@
-"""The exception tree: users' mistakes raise one of these, programmers' mistakes assert.
+"""The exception tree. A user's mistake raises one of these; a programmer's mistake fails an assertion.
 
 The command line prints the message as one line and exits with code 2 (``--debug`` shows the traceback).
 Write messages as *what, got, allowed, next step*, and quote a field as ```name```: the command line prints ``--name``.
@@ -23,8 +23,8 @@ LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 def plain(text: str) -> str:
     """Return one line that is safe on any terminal: control characters escaped, very long words and texts shortened."""
-    # Names come from files and may hold terminal escapes, right-to-left marks or megabytes: none of them
-    # reaches the screen.
+    # Names come from files and may hold terminal escapes, right-to-left marks or megabytes of text, which must not reach
+    # the screen.
     line = BREAKS.sub(" ", text.strip("\n\r\t")).rstrip()
     if not line.isprintable():
         line = "".join(char if unicodedata.category(char) not in UNSAFE else _escaped(char) for char in line)

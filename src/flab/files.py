@@ -1,8 +1,8 @@
 """Files and folders in and out: regular files only; one gate for every output path; outputs that appear whole or not at all.
 
-The gate (:func:`check_file`, :func:`check_result`, :func:`check_folder`, :func:`check_place`) is passed before the work.
-Nothing is written onto or into what is read, into a model's folder, or onto anything that exists unless ``--overwrite`` names
-it; a folder is only replaced if flab wrote all that it holds. It imports nothing heavy.
+Every output passes the gate (:func:`check_file`, :func:`check_result`, :func:`check_folder`, :func:`check_place`) before the
+work. No output replaces an input, lies in one or in a model's folder, or replaces anything else without ``--overwrite``. A
+folder is only replaced if flab wrote everything in it. This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from flab.errors import DataError, FlabError, OptionError, OutputError
 
 PathLike = str | os.PathLike[str]
-# What flab writes into a model's folder. Legal texts and templates travel with a model, all else of a source does not.
+# The files that flab writes into a model's folder. Of a source's other files, only legal texts and templates are copied.
 LEGAL = re.compile(r"(LICEN[SC]E|NOTICE|COPYING|COPYRIGHT|USE_POLICY)[\w.-]*", re.IGNORECASE)
 LEGAL_SUFFIXES = {"", ".txt", ".md", ".rst", ".pdf"}
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
@@ -50,7 +50,7 @@ def read_regular(path: Path) -> bytes:
     """Return the content of a regular file; reading a pipe or a device would wait forever, or never end.
 
     Raises:
-        OSError: not there, not readable, or no regular file; ``strerror`` says which.
+        OSError: the file is missing, not readable or not a regular file; ``strerror`` says which.
     """
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -81,7 +81,7 @@ def check_file(path: Path, overwrite: bool = False, inputs: Iterable[PathLike] =
 
 
 def check_result(path: Path, overwrite: bool = False, inputs: Iterable[PathLike] = ()) -> None:
-    """The same for a file of results, which may replace an older one that flab wrote (OptionError as there)."""
+    """Check a file of results in the same way. It may replace an older one that flab wrote."""
     check_file(path, overwrite or is_result(path), inputs)
 
 
@@ -99,8 +99,8 @@ def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -
     """Fail before the work if a model's folder must not, or cannot, be written at ``path``.
 
     Raises:
-        OptionError: it is read, lies in what is read or holds it, or lies in a model's folder; it exists and ``overwrite``
-            is off; or it holds anything that flab did not write.
+        OptionError: it is an input, holds one, or lies in one or in a model's folder; it exists and ``overwrite`` is off; or
+            it holds files that flab did not write.
     """
     inputs = list(inputs)
     check_place(path, inputs)
@@ -130,7 +130,7 @@ def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raise OptionError if a file or folder is there that was not to be replaced."""
+    """Raise OptionError if a file or folder exists that must not be replaced."""
     if path.exists() and not overwrite:
         raise OptionError(f"the output {path} exists: pass `overwrite` to replace it, or choose another.")
 
@@ -154,7 +154,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return names in a folder that flab did not write there; all of them if flab did not write the folder."""
+    """Return the names in a folder that flab did not write, or all of them if it did not write the folder."""
     names = sorted(path.name for path in folder.iterdir())
     if not all(mark in names for mark in OWN_MARKS):
         return names
@@ -193,7 +193,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _existing(inputs: Iterable[PathLike]) -> list[Path]:
-    """Return the inputs that are here; hub ids are not."""
+    """Return the inputs that exist locally, which hub ids do not."""
     return [path for path in (Path(one).expanduser() for one in inputs) if path.exists()]
 
 
@@ -207,7 +207,7 @@ def cannot_write(path: Path, error: OSError, kept: str = "") -> FlabError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file whole, through a temporary name beside it; what killed runs left of it goes.
+    """Replace a file as a whole, through a temporary name beside it. Removes the leftovers of killed runs.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.
@@ -218,7 +218,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path`` that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """Yield an empty file beside ``path`` that becomes ``path`` if the block succeeds, and is removed if it fails.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.
@@ -243,9 +243,9 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(
     path: Path, overwrite: bool = False, foreign: Callable[[Path], list[str]] = foreign_files
 ) -> Iterator[Path]:
-    """A temporary sibling folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """Yield a temporary sibling folder that becomes ``path`` if the block succeeds, and is removed if it fails.
 
-    ``foreign`` names what of an old ``path`` flab did not write; if it names any, the old folder stays.
+    ``foreign`` returns the names in an old ``path`` that flab did not write; if there are any, the old folder stays.
 
     Raises:
         OptionError: ``path`` exists and ``overwrite`` is off, holds what flab did not write, or cannot be made.
@@ -282,7 +282,7 @@ def new_folder(
 
 @contextlib.contextmanager
 def scratch_folder(path: Path | None = None) -> Iterator[Path]:
-    """A temporary folder beside ``path``, or among the system's, while the block lasts; what killed runs left of it goes."""
+    """Yield a temporary folder beside ``path``, or among the system's, for the block. Removes leftovers of killed runs."""
     path = path or Path(tempfile.gettempdir()) / "scratch"
     sweep(path)
     temporary = _temporary(path)
@@ -303,7 +303,7 @@ def discard(folder: Path) -> None:
 
 
 def replace_folder(temporary: Path, path: Path) -> None:
-    """Put ``temporary`` at ``path``; an old ``path`` takes the temporary name, and is there or gone but never half."""
+    """Put ``temporary`` at ``path``. An old ``path`` gets the temporary name; it is never left half removed."""
     if not path.exists():
         temporary.rename(path)
         return
@@ -325,7 +325,7 @@ def replace_folder(temporary: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange two names in one step; OSError if the system or the file system cannot."""
+    """Exchange two names in one step. Raises OSError if the system or the file system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -357,7 +357,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _hold(file: int) -> int:
-    """Lock a temporary name for as long as this process lives, and return it; file systems without locks do without."""
+    """Lock a temporary name until this process ends, and return it. Without locks in the file system, nothing is locked."""
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
@@ -385,7 +385,7 @@ def as_path(value: str | os.PathLike[str]) -> Path:
 
 
 def read_json(path: Path, otherwise: str = "give the folder of a finished run") -> dict[str, Any]:
-    """Read a JSON object; the DataError of a file that holds none ends with ``otherwise``, what to do next."""
+    """Read a JSON object. If the file holds none, the DataError ends with ``otherwise``, which says what to do next."""
     try:
         value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -396,5 +396,5 @@ def read_json(path: Path, otherwise: str = "give the folder of a finished run") 
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file whole by an object."""
+    """Replace a file as a whole with an object."""
     write_text(path, json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Progress and tables on stderr: for each long loop a bar, or, where stderr is not a terminal, a line every 30 seconds.
+"""Progress and tables on stderr: a bar for each long loop, or a line every 30 seconds if stderr is not a terminal.
 
 Standard output is never touched: it belongs to ``--json``.
 """
@@ -21,8 +21,8 @@ from flab.errors import plain
 
 T = TypeVar("T")
 
-REPORT_SECONDS = 30.0  # between the lines of a loop where stderr is no terminal
-PIPE_WIDTH = 140  # columns where stderr is no terminal, so that tables do not break words
+REPORT_SECONDS = 30.0  # between the lines of a loop if stderr is not a terminal
+PIPE_WIDTH = 140  # columns if stderr is not a terminal, so that tables do not break words
 
 console = Console(stderr=True)
 if not console.is_terminal:
@@ -30,15 +30,15 @@ if not console.is_terminal:
 
 
 class Meter:
-    """How far one long loop is: a bar on a terminal, elsewhere a line every :data:`REPORT_SECONDS`.
+    """Shows the progress of one long loop: a bar on a terminal, elsewhere a line every :data:`REPORT_SECONDS`.
 
-    It is a context manager; what happens in less time leaves no line.
+    It is a context manager. A shorter loop leaves no line.
     """
 
     def __init__(
         self, description: str, total: int | None = None, unit: str = "", done: int = 0, shown: bool = True
     ) -> None:
-        """Begin at ``done``; processes that are not the first of several pass ``shown=False``."""
+        """Begin at ``done``. Of several processes, all but the first pass ``shown=False``."""
         self.description = description
         self.total = total
         self.unit = unit
@@ -56,7 +56,7 @@ class Meter:
             self._bar.start()
             self._task = self._bar.add_task(escape(self.description), total=self.total, completed=self.done)
         elif self._shown:
-            # A daemon, so that a loop that is left by an exception cannot keep the process alive.
+            # The thread is a daemon, so it cannot keep the process alive after an exception in the loop.
             threading.Thread(target=self._report, daemon=True).start()
         return self
 
@@ -64,21 +64,21 @@ class Meter:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away, or write no more lines."""
+        """Remove the bar, or write no more lines."""
         self._ended.set()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def set(self, done: int, description: str | None = None) -> None:
-        """Say how much is done, and perhaps under another name."""
+        """Set how much is done and, if given, another name."""
         self.done = done
         self.description = description or self.description
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=escape(self.description))
 
     def line(self, now: float) -> str:
-        """Return what is done at a time, of how much, and how long the rest takes at the pace so far."""
+        """Return the line for a time: how much is done, of how much, and the time left at this pace."""
         of = f"/{self.total}" if self.total is not None else ""
         unit = f" {self.unit}" if self.unit else ""
         spent = now - self.start
@@ -111,7 +111,7 @@ class Clock:
     start: float = field(default_factory=time.perf_counter)
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
+        """Add the time since the last lap to ``name``."""
         now = time.perf_counter()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.start, 2)
         self.start = now
@@ -125,7 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def say_stage(number: int, count: int, name: str) -> None:
-    """Say which stage of how many begins."""
+    """Print which stage begins, and how many there are."""
     say(f"stage {number} of {count}: {name}")
 
 
@@ -134,13 +134,13 @@ wording: Callable[[str], str] = str
 
 
 def say(message: str) -> None:
-    """Print one line for the human, on stderr."""
+    """Print one line for the user, on stderr."""
     console.print(plain(wording(message)), highlight=False, markup=False, soft_wrap=True)
 
 
 @cache
 def say_once(message: str) -> None:
-    """The same, unless this process has said it before."""
+    """Print one line, unless this process has printed it before."""
     say(message)
 
 
@@ -153,5 +153,5 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
 
 
 def add(table: Table, *cells: object) -> None:
-    """A row of plain text: names come from files and may hold what rich reads as markup."""
+    """Add a row of plain text. Names come from files and may hold text that rich would read as markup."""
     table.add_row(*(escape(plain(wording(str(cell)))) for cell in cells))

@@ -1,6 +1,6 @@
-"""Finds what is wrong with a command's arguments before torch is imported: outputs, model folders, tasks, data.
+"""Check a command's arguments before torch is imported: outputs, model folders, tasks, data.
 
-The library checks all of it again. Checking here first makes a one-line error cost a third of a second instead of six.
+The library checks all of it again. Checking here first gives a one-line error after a third of a second instead of six.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_model(source: PathLike) -> None:
-    """Raise CheckpointError if a local folder holds no model that can be loaded; a hub id is left to the download."""
+    """Raise CheckpointError if a local folder holds no model that can be loaded. Hub ids are not checked here."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         folder = ModelFolder.open(source)
@@ -39,7 +39,7 @@ def check_planning(model: PathLike, recipe: Recipe) -> None:
 
 
 def check_tasks(tasks: Iterable[PathLike], limit: int | None) -> None:
-    """Read the task files that are here or can be nowhere else; hub data sets are left to the download."""
+    """Read the task files that are local or cannot be on the hub. Hub data sets are not checked here."""
     for argument in tasks:
         kind, source = parse_task_argument(os.fspath(argument))
         if as_path(source).is_file() or not is_hub_id(source):
@@ -58,7 +58,7 @@ def check_recovery(student: PathLike, teacher: PathLike, data: Path, out: Path, 
 def check_sweep(
     model: PathLike, out: Path, recipe: Recipe, budgets: Sequence[float], tasks: Sequence[PathLike], limit: int | None
 ) -> None:
-    """Check the budgets, and all that a sweep reads and writes."""
+    """Check the budgets, and everything that a sweep reads and writes."""
     from flab.runs.folder import SWEEP, check_limit, earlier
 
     check_limit(limit, tasks)
@@ -71,7 +71,7 @@ def check_sweep(
 
 
 def check_run(recipe_file: Path, out: Path) -> RecipeFile:
-    """Read a recipe, and check the model and the files that it names, and the folder of the run."""
+    """Read a recipe, and check its model, its files and the folder of the run."""
     from flab.runs.folder import known_stages
     from flab.runs.recipe_file import check_inputs, read_recipe
 

@@ -34,11 +34,15 @@ Task = Annotated[
 ]
 Run = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="PATH", help="Folder of the run, where a stopped run resumes, or a file NAME.json."),
+    typer.Option(
+        "-o", "--output", metavar="PATH", help="Folder of the run, where a stopped run resumes, or a file NAME.json."
+    ),
 ]
 Perturb = Annotated[
     list[str] | None,
-    typer.Option("--perturb", metavar="NAME", help="Also evaluate problems with this perturbation, or with all. Repeatable."),
+    typer.Option(
+        "--perturb", metavar="NAME", help="Also evaluate problems with this perturbation, or with all. Repeatable."
+    ),
 ]
 DataDir = Annotated[
     Path | None,
@@ -110,7 +114,7 @@ def evaluate(
 def _run(
     model: str, tasks: list[str], output: Path | None, settings: Any, given: dict[str, Any], shard: str | None
 ) -> dict[str, Any]:
-    """Measure the model, or answer from the folder if it holds a finished run of just this, which takes no torch."""
+    """Evaluate the model, or return the results of a finished run of the same question, without importing torch."""
     folder = as_path(output) if output is not None and output.suffix != ".json" else None
     if folder is not None and shard is None:
         from flab.evaluation.finished import FINISHED, asked, finished_run
@@ -149,14 +153,14 @@ def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard
 
 
 def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the report without its rows; with one task its figures stand at the top too."""
+    """Return the report without its rows. With one task, its figures also stand at the top."""
     tasks = [{name: value for name, value in task.items() if name != "rows"} for task in report["tasks"]]
     top = tasks[0]["summary"] if len(tasks) == 1 else {}
     return {**top, **report, "tasks": tasks}
 
 
 def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[str, Any], json_: bool) -> None:
-    """References only; a model that was named is not opened."""
+    """Run only the references. A named model is not opened."""
     from flab.evaluation.evaluate import evaluate_references
     from flab.files import write_json
 
@@ -178,7 +182,9 @@ def compare(
     margin_points: Annotated[
         float,
         typer.Option(
-            "--margin", metavar="X", help="Largest drop of pass@1, in percentage points, with which B still counts as good as A."
+            "--margin",
+            metavar="X",
+            help="Largest drop of pass@1, in percentage points, with which B still counts as good as A.",
         ),
     ] = 2.0,
     json_: Json = False,
@@ -195,7 +201,7 @@ def compare(
 
 
 def show_run(report: Mapping[str, Any], output: str | None) -> None:
-    """One row for each task, then failures, robustness and warnings."""
+    """Print one row for each task, then failures, robustness and warnings."""
     table = table_of("Tasks", ["task", "kind", "passed", "pass@1", "95 %", "more", "references", "cut off"])
     for task in report["tasks"]:
         one = task["summary"]
@@ -240,7 +246,7 @@ def _gold_cell(gold: Mapping[str, Any] | None) -> str:
 
 
 def show_robustness(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What each perturbation costs, on the problems that both files hold."""
+    """Print the cost of each perturbation, on the problems that both files hold."""
     if not rows:
         return
     table = table_of("Robustness", ["perturbed", "of", "shared", "pass@1", "perturbed", "drop", "lost/won", "p"])
@@ -252,7 +258,7 @@ def show_robustness(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_gold(report: Mapping[str, Any]) -> None:
-    """References that pass, and those that do not, by class."""
+    """Print how many references pass, and the failures by class."""
     for task in report["tasks"]:
         say(f"{task['name']}: {task['passed']}/{task['total']} references pass")
         for task_id, kind in task["failed"].items():
@@ -261,7 +267,7 @@ def show_gold(report: Mapping[str, Any]) -> None:
 
 
 def show_comparison(report: Mapping[str, Any]) -> None:
-    """What differs besides the model, then one row for each task and what its kind adds."""
+    """Print what differs besides the model, then one row for each task and the figures of its kind."""
     say(f"A: {report['a']['run']} ({report['a']['identity'].get('path', '-')})")
     say(f"B: {report['b']['run']} ({report['b']['identity'].get('path', '-')})")
     for row in report["differences"]:
@@ -296,7 +302,7 @@ VERDICTS = {
 
 
 def decision_line(found: Mapping[str, Any]) -> str:
-    """Say what was decided, from which interval, and which difference the data would have found."""
+    """Return the decision, its interval, and the difference that the data would have found."""
     points = {name: 100 * found[name] for name in ("difference", "low", "high", "detectable")}
     verdict = VERDICTS[found["verdict"]].format(margin=f"{100 * found['margin']:g} points")
     clusters = f" from {found['num_clusters']} sources" if found["num_clusters"] < found["num_items"] else ""

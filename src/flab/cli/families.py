@@ -1,4 +1,4 @@
-"""``flab families``: which models can be cut, what of them, and where the result loads."""
+"""``flab families``: which models can be cut, which of their parts, and where the result loads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def family_rows() -> list[dict[str, Any]]:
 
 
 def refused_rows() -> list[dict[str, str]]:
-    """Return what is missing for families that people ask for, by name."""
+    """Return what is missing for each unsupported family, by name."""
     from flab.models.families import REFUSED
 
     return [{"model_type": name, "missing": missing} for name, missing in sorted(REFUSED.items())]

@@ -1,4 +1,4 @@
-"""``flab info``, and what ``--dry-run`` prints: what a model is, and what a command would take, before anything is begun."""
+"""``flab info``, and the output of ``--dry-run``: the facts of a model, and the costs of a command before it starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def info(model: Model, options: Any, calibration: Calibration = None, json_: Jso
 
 
 def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
-    """Sizes, parts, budgets, memory."""
+    """Print sizes, parts, budgets and memory."""
     sizes = found["sizes"]
     tokenizer = found["tokenizer"]
     say(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
@@ -76,7 +76,7 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
 
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
-    """What each budget leaves, and which part gives how much of it."""
+    """Print what each budget leaves, and how much each part gives."""
     columns = ["remove", "tokens", "deepest split", "shallowest", "from tokens", "from width"]
     table = table_of("Budgets", columns)
     for row in budgets:
@@ -90,7 +90,7 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
-    """The stages, the sum, and what was assumed; as one JSON object if that is asked for."""
+    """Print the stages, the sum and the assumptions, or one JSON object if asked for."""
     if json_:
         emit(report)
         return

@@ -41,7 +41,7 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def say_shard(report: Mapping[str, Any]) -> None:
-    """Say where a shard's answers are, and what is left to do."""
+    """Print where a shard's answers are, and what is left to do."""
     from flab.progress import say
 
     left = report["wanted"] - report["generated"]
@@ -51,7 +51,7 @@ def say_shard(report: Mapping[str, Any]) -> None:
 
 
 def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of settings classes, one keyword for each: it receives them filled.
+    """Give a command the options of settings classes, one keyword per class. It receives them filled.
 
     Fields in ``without`` get no option and keep their defaults.
     """
@@ -79,7 +79,7 @@ def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[...,
 
 
 def _parameter(kind: type, name: str) -> inspect.Parameter:
-    """Return the option of one field, as typer reads it from a signature; what is on by default can only be turned off."""
+    """Return the option of one field, as typer reads it from a signature. A flag that is on can only be turned off."""
     declared = settings_of(kind)[name]
     hint = get_type_hints(kind)[name]
     default = None if hint in READERS and not declared.default else declared.default
@@ -100,7 +100,7 @@ def _parameter(kind: type, name: str) -> inspect.Parameter:
 
 
 def _filled(kind: type, names: Sequence[str], given: dict[str, Any]) -> Any:
-    """Return an instance of the settings class from what was typed, which is taken out of ``given``."""
+    """Return an instance of the settings class from the typed options, which are removed from ``given``."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for name in names:
@@ -110,7 +110,7 @@ def _filled(kind: type, names: Sequence[str], given: dict[str, Any]) -> Any:
 
 
 def read_numbers(text: str | None) -> tuple[int, ...] | None:
-    """Read ``3,5``; OptionError for anything else."""
+    """Read ``3,5``. Raises OptionError for anything else."""
     if text is None:
         return None
     try:
@@ -120,7 +120,7 @@ def read_numbers(text: str | None) -> tuple[int, ...] | None:
 
 
 def read_shares(parts: Sequence[str] | None) -> tuple[tuple[str, float], ...]:
-    """Read ``KIND=SHARE``; OptionError for anything else."""
+    """Read ``KIND=SHARE``. Raises OptionError for anything else."""
     found = []
     for part in parts or ():
         kind, _, share = part.partition("=")
@@ -131,7 +131,7 @@ def read_shares(parts: Sequence[str] | None) -> tuple[tuple[str, float], ...]:
     return tuple(found)
 
 
-# Types of fields that are typed in another way than they are kept: what typer reads, and what becomes of it.
+# Types of fields whose typed form differs from the stored one: the type that typer reads, and its conversion.
 READERS: dict[Any, tuple[Any, Callable[[Any], Any]]] = {
     Path | None: (Path | None, lambda path: as_path(path) if path is not None else None),
     tuple[Path, ...]: (list[Path] | None, lambda paths: tuple(map(as_path, paths or ()))),

@@ -27,7 +27,7 @@ CHECK_EXAMPLE = "Example: flab check SMALLER --against MODEL"
 
 @contextlib.contextmanager
 def resumable(out: Path) -> Iterator[None]:
-    """Say what an interrupted planning of ``out`` leaves, and how to go on."""
+    """Print what an interrupted planning of ``out`` leaves, and how to continue."""
     try:
         yield
     except KeyboardInterrupt:
@@ -172,7 +172,7 @@ def exit_unless(ok: bool) -> None:
 
 
 def show_plan(report: Mapping[str, Any], closing: str) -> None:
-    """Candidates, before and after, KL, warnings."""
+    """Print the candidates, the sizes before and after, the KL and the warnings."""
     show_candidates(report["candidates"])
     table = table_of("Before and after", ["", "before", "after", "removed"])
     body = report["body_removed_fraction"]
@@ -199,14 +199,14 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
 
 
 def show_generality(generality: Mapping[str, Any]) -> None:
-    """Bits per byte of other code, before and after."""
+    """Print the bits per byte of other code, before and after."""
     before = generality["bits_per_byte_before"]
     after = generality["bits_per_byte_after"]
     say(f"other code ({generality['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
 
 
 def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
-    """Every split that was built, the chosen one marked."""
+    """Print every split that was built, and mark the chosen one."""
     inner = "experts" if any("experts" in row for row in candidates) else "width"
     columns = [
         f"layers x {inner}",
@@ -240,7 +240,7 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def show_check(verdict: Mapping[str, Any]) -> None:
-    """Every check with its outcome, then the table of programs the folder loads in."""
+    """Print every check with its outcome, then the programs that the folder loads in."""
     table = table_of("Checks in a fresh process", ["check", "outcome", "detail"])
     for line in verdict["checks"]:
         outcome = {True: "ok", False: "FAILED", None: "not checked"}[line["ok"]]
@@ -264,7 +264,7 @@ def show_check(verdict: Mapping[str, Any]) -> None:
 
 
 def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
-    """What each engine made of the folder when it was run."""
+    """Print the result of each engine that was run."""
     table = table_of("Run beside transformers", ["engine", "outcome", "detail"])
     for name, found in engines.items():
         if not found["ran"]:
@@ -286,7 +286,7 @@ def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _fallback(found: Mapping[str, Any]) -> str:
-    """Return how many matrices a quantised format cannot take, and what that costs, beside the original's."""
+    """Return how many matrices a quantised format cannot take and the cost of that, for this model and the original."""
     original = found.get("original")
     what = (
         f"falls back to {found['to']}: {found['falls_back']} of {found['of']} tensors, {found['more_bytes']:+.1%} bytes"

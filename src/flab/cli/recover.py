@@ -148,7 +148,7 @@ def demo(output: Output = Path("demo"), dry_run: DryRun = False, json_: Json = F
 
 
 def show_data(report: Mapping[str, Any]) -> None:
-    """What each step left, and whose words the rows are in."""
+    """Print what each step left, and the sources of the rows."""
     table = table_of("Steps", ["step", "left", "found"])
     for step in report["steps"]:
         found = ", ".join(f"{name} {n}" for name, n in step.items() if name not in ("step", "left"))
@@ -160,7 +160,7 @@ def show_data(report: Mapping[str, Any]) -> None:
 
 
 def show_recovery(report: Mapping[str, Any]) -> None:
-    """The held-out terms before and after, what it cost, and the verdict of the check."""
+    """Print the held-out terms before and after, the cost, and the verdict of the check."""
     before = report["held_out"]["before"]
     after = report["held_out"]["after"]
     table = table_of("Held-out rows, nats per token", ["", "before", "after", "change"])
@@ -183,7 +183,7 @@ def show_recovery(report: Mapping[str, Any]) -> None:
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
-    """One row for each model: its size, and what it passes of each task, paired with the original."""
+    """Print one row for each model: its size, and its passes of each task, paired with the original."""
     names = list(summary["models"][0]["tasks"])
     table = table_of("The whole way", ["model", "parameters", "MB", *names])
     original = summary["models"][0]

@@ -144,7 +144,7 @@ PLAIN = ("tokens/s",)  # units that take no prefix
 
 
 def show_measure(report: Mapping[str, Any]) -> None:
-    """Every figure of each model with its spread, then what the smaller one gains; methods and missing ones below."""
+    """Print every figure of each model with its spread, then the gains, the methods and the missing figures."""
     models = report["models"]
     names = list(dict.fromkeys(name for model in models for name in model["figures"]))
     table = table_of(
@@ -173,7 +173,7 @@ def show_measure(report: Mapping[str, Any]) -> None:
 
 
 def show_throughput(models: Sequence[Mapping[str, Any]]) -> None:
-    """Tokens per second at each batch size."""
+    """Print the tokens per second at each batch size."""
     table = table_of("Tokens per second", ["answers at once", *(str(row["batch"]) for row in models[-1]["throughput"])])
     for model in models:
         add(table, model["name"], *(f"{row['tokens_per_second']['value']:,.0f}" for row in model["throughput"]))
@@ -181,7 +181,7 @@ def show_throughput(models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """How each figure was obtained; once for each reason, what could not be."""
+    """Print the method of each figure, and once for each reason the figures that are missing."""
     missing: dict[str, list[str]] = {}
     for name in names:
         figure = models[-1]["figures"].get(name)
@@ -194,7 +194,7 @@ def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> N
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
-    """Return the value with its unit, its extremes at the same scale."""
+    """Return the value with its unit, and its extremes at the same scale."""
     if figure is None or figure["value"] is None:
         return "-"
     factor, unit = _scale(figure["value"], figure["unit"])
@@ -204,7 +204,7 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 
 
 def _scale(value: float, unit: str) -> tuple[float, str]:
-    """Return the factor that leaves a readable number, and the unit with its prefix: ``8.12 MB``, ``3.74 ms``."""
+    """Return the factor that gives a readable number, and the unit with its prefix: ``8.12 MB``, ``3.74 ms``."""
     if unit in PLAIN or value == 0 or (not unit and abs(value) < 1000):
         return 1.0, unit
     factor, prefix = next(((f, p) for f, p in PREFIXES if abs(value) >= f), PREFIXES[-1])
@@ -218,7 +218,7 @@ def _ratio(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
 
 
 def show_sweep(report: Mapping[str, Any], folder: str) -> None:
-    """One row for each budget; the best ones are marked."""
+    """Print one row for each budget, and mark the best ones."""
     tasks = list(dict.fromkeys(name for row in report["budgets"] for name in row.get("scores") or {}))
     columns = ["budget", "removed", "parameters", "tokens", "layers x width", "KL", "tests", "s", *tasks]
     table = table_of("Budgets", columns)

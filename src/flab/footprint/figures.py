@@ -1,4 +1,4 @@
-"""One figure: its value, its spread, and how it was obtained; or no value, and why. No torch."""
+"""One figure: its value, its spread and its method, or the reason why it has no value. No torch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Figure:
         return asdict(self)
 
     def plus(self, other: Figure) -> Figure:
-        """Return the sum of two costs; without a value if either has none."""
+        """Return the sum of two costs, without a value if either has none."""
         if self.value is None or other.value is None:
             return unknown(self.unit, str(self.reason or other.reason))
         return Figure(self.value + other.value, self.unit, self.method)
 
     def scaled(self, factor: float, unit: str, how: str) -> Figure:
-        """Return the figure times a constant, in another unit; its method says how."""
+        """Return the figure times a constant, in another unit. Its method names the factor."""
         if self.value is None:
             return unknown(unit, str(self.reason))
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
@@ -47,7 +47,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch of answers: seconds to the first token and of all that follow, and the memory's peak in both phases."""
+    """One batch of answers: the seconds to the first token and for the others, and the peak memory of both phases."""
 
     first: float
     rest: float
@@ -57,7 +57,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Window:
-    """Answers that were metered together: what they cost, in joules, and the tokens that were made."""
+    """Answers that were metered together: their cost in joules, and the number of generated tokens."""
 
     energy: Figure
     tokens: int
@@ -87,5 +87,5 @@ def by_formula(value: float, unit: str, formula: str) -> Figure:
 
 
 def unknown(unit: str, reason: str) -> Figure:
-    """No figure, and why."""
+    """Return a figure without a value, with the reason."""
     return Figure(None, unit, reason=reason)

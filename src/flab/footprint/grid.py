@@ -11,10 +11,10 @@ CODECARBON = "pip install codecarbon"
 
 
 def carbon_intensity(grid: str) -> dict[str, Any]:
-    """``{grams_per_kwh, source}`` for a number or a country's three-letter code.
+    """Return ``{grams_per_kwh, source}`` for a number or a country's three-letter code.
 
     Raises:
-        OptionError: neither, or a country that the table (Our World in Data, as codecarbon ships it) does not hold.
+        OptionError: it is neither, or the table (Our World in Data, as codecarbon ships it) lacks the country.
     """
     try:
         given = float(grid)

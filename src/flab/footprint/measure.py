@@ -1,6 +1,6 @@
-"""``flab measure``: one model, or two in turn (A B A B), each in a process of its own; figures, gains, predictions.
+"""``flab measure``: the figures of one model, or of two in turn (A B A B), each in its own process; gains and predictions.
 
-Nothing here is fitted or corrected: a gain is a ratio of medians on this machine, its prediction follows from bytes and
+Nothing here is fitted or corrected. A gain is a ratio of medians on this machine, its prediction follows from bytes and
 floating-point operations alone, and both are printed.
 """
 
@@ -44,12 +44,12 @@ def measure(
     results: PathLike | None = None,
     against_results: PathLike | None = None,
 ) -> dict[str, Any]:
-    """Return what a model costs to run and, with ``against`` (the original), how much less that is.
+    """Return the costs of running a model and, with ``against`` (the original), how much lower they are.
 
-    ``results`` and ``against_results`` are runs of ``flab eval``: with them, energy is given for each solved problem too.
+    ``results`` and ``against_results`` are runs of ``flab eval``, which add the energy for each solved problem.
 
     Raises:
-        OptionError: a setting or a country that is none, or more tokens than the model reads.
+        OptionError: a setting or country is invalid, or there are more tokens than the model reads.
         CheckpointError, UnsupportedModelError, DataError
     """
     settings = settings or Measuring()
@@ -82,7 +82,7 @@ def measure(
         energies = meter(subjects, settings, batches)
     known = all(window.energy.value is not None for windows in energies for window in windows)
     rows = [row_of(*parts, grid) for parts in zip(subjects, speeds, batches, energies, solved, strict=True)]
-    if not known:  # no CO2 beside a model whose energy has no number
+    if not known:  # no CO2 if the other model's energy has no value
         for row in rows:
             row["figures"] = {name: figure for name, figure in row["figures"].items() if not name.startswith("co2")}
     return {
@@ -99,7 +99,7 @@ def measure(
 
 
 def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, title: str) -> list[list[Timing]]:
-    """Return each model's timings, round by round, the models in turn; the first round only warms up."""
+    """Return each model's timings, round by round, with the models in turn. The first round only warms up."""
     found: list[list[Timing]] = [[] for _ in subjects]
     for number in track(range(settings.rounds + 1), title):
         for place, subject in enumerate(subjects):
@@ -109,7 +109,7 @@ def time_rounds(subjects: Sequence[Subject], settings: Measuring, batch: int, ti
 
 
 def time_batches(subjects: Sequence[Subject], settings: Measuring) -> list[list[Throughput]]:
-    """Timings of 1, 2, 4, ... answers at once, until no model makes :data:`GROWTH` times as many tokens per second."""
+    """Return timings of 1, 2, 4, ... answers at once, until no model gains a factor of :data:`GROWTH` in tokens per second."""
     found: list[list[Throughput]] = [[] for _ in subjects]
     size = 1
     while size <= settings.max_batch:
@@ -147,7 +147,7 @@ def _is_saturated(rows: Sequence[Throughput]) -> bool:
 def meter(
     subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Throughput]]
 ) -> list[list[Window]]:
-    """Return windows of metered answers at each model's best batch size, in turn; if nothing meters, only the reason."""
+    """Return windows of metered answers at each model's best batch size, in turn. Without a meter they hold the reason."""
     found: list[list[Window]] = [[] for _ in subjects]
     if why := subjects[0].facts["no_meter"]:
         return [[Window(unknown("J", why), 0)] for _ in subjects]
@@ -158,7 +158,7 @@ def meter(
 
 
 def machine(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hardware and the versions that figures of time are worth nothing without."""
+    """Return the hardware and the versions, without which timings mean nothing."""
     return {
         "processor": _processor(),
         "cpus": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""After how many generated tokens making the smaller model has paid for itself, in seconds and in joules. No torch."""
+"""The number of generated tokens after which making the smaller model has paid off, in seconds and in joules. No torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from flab.footprint.figures import Figure, unknown
 from flab.footprint.solved import Solving
 
-COSTS = ("prune", "data", "recover")  # measuring and reporting make nothing smaller
+COSTS = ("prune", "data", "recover")  # stages that do not help to make the smaller model
 
 
 def payback(
     stages: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any], solved: Solving | None
 ) -> dict[str, Any]:
-    """Return the cost of the stages over what one token saves, both at the best throughput, from a run's records and its figures.
+    """Return the cost of a run's stages divided by what one token saves at the best throughput.
 
-    Returns ``seconds`` and ``energy``, each ``{cost, saved_per_token, tokens}``, and ``solved_problems``: the tokens of the
-    former as problems, at what the smaller model generated for each that it solved.
+    The result holds ``seconds`` and ``energy``, each ``{cost, saved_per_token, tokens}``, and ``solved_problems``: the same
+    tokens converted to problems, at the smaller model's tokens for each problem that it solved.
     """
     done = [name for name in COSTS if name in stages]
     made = [stages[name] for name in done]
@@ -34,20 +34,20 @@ def payback(
 
 
 def _inverse(throughput: Figure) -> Figure:
-    """Return seconds for each token."""
+    """Return the seconds per token."""
     if throughput.value is None:
         return unknown("s", str(throughput.reason))
     return Figure(1 / throughput.value, "s", throughput.method)
 
 
 def _joules(made: list[Mapping[str, Any]]) -> Figure:
-    """Return the sum over the stages."""
+    """Return the joules of all stages together."""
     old = unknown("J", "the run was made before stages were metered")
     return reduce(Figure.plus, (Figure(**stage["energy"]) if stage.get("energy") else old for stage in made))
 
 
 def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:
-    """Return the cost over the difference of two figures of one token."""
+    """Return the cost divided by the difference of two figures per token."""
     if cost.value is None or old.value is None or new.value is None:
         reason = next(str(one.reason) for one in (cost, old, new) if one.value is None)
         return {"cost": cost.value, "saved_per_token": None, "tokens": unknown("tokens", reason).to_json()}

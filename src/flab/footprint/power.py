@@ -1,6 +1,6 @@
-"""Joules: from a counter of the hardware if one can be read, by estimate only if the user asks for it, else none.
+"""Joules: from a hardware counter if one can be read, or from an estimate if the user asks for it, else none.
 
-Counters count everything on their device, idle power and other processes included. It measures no time.
+Counters include everything on their device, also idle power and other processes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flab.footprint.grid import CODECARBON
 from flab.models.memory import is_gpu
 
 RAPL = Path("/sys/class/powercap")
-# A RAPL counter wraps after 2^32 microjoules or more: at 70 W after a minute at the earliest.
+# A RAPL counter wraps after 2^32 microjoules or more, at 70 W after a minute at the earliest.
 POLL_SECONDS = 60.0
 
 
 class Meter(Protocol):
-    """Joules between ``start`` and ``stop``; ``method`` tells how they are known."""
+    """Meters joules between ``start`` and ``stop``; ``method`` says how."""
 
     method: str
 
@@ -69,7 +69,7 @@ class RaplMeter:
         self.last = self._read()
         self.joules = 0.0
         self.ended = threading.Event()
-        # A thread reads the counters meanwhile, or a window of several minutes could hide more than one wrap.
+        # A thread keeps reading the counters, because a window of several minutes could hide more than one wrap.
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
 
@@ -97,17 +97,17 @@ class RaplMeter:
 
 
 class EstimateMeter:
-    """codecarbon's estimate: processor load times its design power, a fixed power of the memory."""
+    """codecarbon's estimate: processor load times its design power, plus a fixed power for the memory."""
 
     method = "estimated: codecarbon, machine mode"
 
     def start(self) -> None:
         from codecarbon import OfflineEmissionsTracker
 
-        # It logs before it reads the log level that it is given.
+        # codecarbon logs before it reads its log level.
         logging.getLogger("codecarbon").disabled = True
         self.tracker = OfflineEmissionsTracker(
-            country_iso_code="FRA",  # it must have one; its emissions are not read
+            country_iso_code="FRA",  # a country is required, but its emissions are not used
             measure_power_secs=1,
             tracking_mode="machine",
             output_methods=[],
@@ -133,14 +133,14 @@ class EstimateMeter:
 
 @dataclass
 class Energy:
-    """The joules of a window; ``figure`` is set when the window is over."""
+    """The joules of a window; ``figure`` is set at its end."""
 
     figure: Figure = field(default_factory=lambda: unknown("J", "the window is not over"))
 
 
 @contextmanager
 def metered(device: str, estimate: bool) -> Iterator[Energy]:
-    """Meter what the block costs; a figure without a value, and the reason, if nothing meters."""
+    """Meter the block. Without a meter the figure has no value but the reason."""
     meter, why = find_meter(device, estimate)
     energy = Energy()
     if meter is None:
@@ -157,7 +157,7 @@ def metered(device: str, estimate: bool) -> Iterator[Energy]:
 
 
 def find_meter(device: str, estimate: bool, rapl: Path = RAPL) -> tuple[Meter | None, str]:
-    """The meter for a device, or None and the reason: NVML on CUDA, RAPL else, codecarbon if ``estimate`` allows it."""
+    """Return the meter for a device, or None and the reason: NVML on CUDA, else RAPL, else codecarbon if ``estimate``."""
     meter, why = _nvml(device) if is_gpu(device) else _rapl(rapl)
     if meter is not None or not estimate:
         hint = "" if meter is not None else "; --estimate (in a recipe: `estimate: true`) lets codecarbon estimate it"

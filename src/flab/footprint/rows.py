@@ -1,6 +1,6 @@
-"""From what was timed and metered to figures: one model's row, and what the second gains over the first.
+"""From timings and meters to figures: one model's row, and the gains of the second model over the first.
 
-It runs nothing.
+Nothing is run here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def checked(figure: Figure, counted: int) -> Figure:
 
 
 def memory_figures(facts: Mapping[str, Any], speeds: Sequence[Timing], top: Throughput) -> dict[str, Figure]:
-    """Peak memory in each phase, and what the process took before the model was there."""
+    """Return the peak memory of each phase, and the memory of the process before the model."""
     how = facts["memory_method"]
     found = {"memory_before_load": Figure(facts["before_bytes"], "B", f"measured: {how}, libraries imported, no model")}
     found["peak_memory_load"] = Figure(facts["load_bytes"], "B", f"measured: {how}, peak while loading")
@@ -81,7 +81,7 @@ def memory_figures(facts: Mapping[str, Any], speeds: Sequence[Timing], top: Thro
 def energy_figures(
     windows: Sequence[Window], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
 ) -> dict[str, Figure]:
-    """Return joules and CO2 of 1,000 generated tokens and of each solved problem; no CO2 without joules and a grid."""
+    """Return joules and CO2 of 1,000 generated tokens and of each solved problem. CO2 needs joules and a grid."""
     reason = next((one.energy.reason for one in windows if one.energy.value is None), None)
     if reason is not None:
         names = ("energy_per_1000_tokens", "energy_per_solved_problem")
@@ -113,10 +113,10 @@ def _co2(joules: Figure, grid: Mapping[str, Any] | None) -> Figure:
 
 
 def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return how many times faster the second model is, beside what its bytes and its operations predict."""
+    """Return how many times faster the second model is, and the factor that its bytes and operations predict."""
     old, new = (row["figures"] for row in rows)
-    # Decoding one answer is bound by memory: a token reads every weight and the cache once. A full batch is
-    # bound by arithmetic, so its gain is predicted from operations instead.
+    # Memory limits the decoding of one answer: each token reads every weight and the cache once. Arithmetic limits a full
+    # batch, so its gain is predicted from operations instead.
     steps = [subject.facts["step_bytes"] for subject in subjects]
     work = [subject.facts["answer_flops"] for subject in subjects]
     return {
@@ -136,8 +136,7 @@ def _gain(
     """Return the ratio of medians, its extremes from the extremes of both, and its share of the prediction."""
     a = old[name]
     b = new[name]
-    # The slowest of one against the fastest of the other, both ways: the widest range that the measured
-    # extremes allow.
+    # The slowest of one against the fastest of the other, in both directions, gives the widest possible range.
     ends = sorted(((b["low"] / a["high"]) ** power, (b["high"] / a["low"]) ** power))
     value = (b["value"] / a["value"]) ** power
     return {

@@ -12,7 +12,7 @@ from flab.models.options import setting
 
 @dataclass(frozen=True)
 class Measuring:
-    """Lengths, repetitions and limits; the same for both models."""
+    """Lengths, repetitions and limits, the same for both models."""
 
     prompt_tokens: int = setting(128, "Tokens of every prompt.", expert=True)
     new_tokens: int = setting(64, "Tokens of every answer; an end of text does not stop it.", expert=True)

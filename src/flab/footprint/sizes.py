@@ -1,4 +1,4 @@
-"""What follows from a model's sizes: parameters, bytes, cache, floating-point operations; the latter checked by counting."""
+"""Figures that follow from a model's sizes: parameters, bytes, cache and floating-point operations, which torch also counts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
 
 
 def attended(config: Any, layers: int, context: int) -> int:
-    """Return tokens that one token sees, summed over the layers: all of the context, or a layer's sliding window of it."""
+    """Return the number of tokens that one token sees, summed over the layers: the context, or a layer's sliding window."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     seen = {"linear_attention": 0, "sliding_attention": min(context, window) if window else context}
@@ -58,8 +58,8 @@ def attended(config: Any, layers: int, context: int) -> int:
 
 
 def bytes_per_step(model: Any, family: Family, context: int) -> float:
-    """Return bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
-    # An embedding that is not the head is looked up, not multiplied: one row is read, which is next to nothing.
+    """Return the bytes that one decoded token reads at batch size 1: every weight in a product once, and the cache."""
+    # An embedding that is not the head is looked up and not multiplied. Only one row is read, which is negligible.
     embedding = 0 if is_tied(model, family) else model.get_input_embeddings().weight.nbytes
     element = head_of(model, family).weight.element_size()
     layers = len(layers_of(model, family))
@@ -77,7 +77,7 @@ def answer_flops(config: Any, shape: Shape, prompt: int, new: int) -> int:
 
 
 def count_flops(model: Any, prompt: int) -> dict[str, int]:
-    """torch's count of a prompt and of the token after it, eager throughout: it does not see fused kernels."""
+    """Return torch's count for a prompt and the next token, with eager attention, because it does not see fused kernels."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""What a run of ``flab eval`` took in tokens for each problem that it solved. No torch."""
+"""The tokens that a run of ``flab eval`` generated for each problem that it solved. No torch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Solving:
 
 
 def solving(run: Path) -> Solving:
-    """Read a run's code tasks, perturbed ones left out.
+    """Read a run's code tasks, without perturbed ones.
 
     Raises:
-        DataError: no run, or one without a code task.
+        DataError: there is no run, or it has no code task.
     """
     tasks = [t for t in read_run(run)["tasks"] if t["kind"] == "code" and t["perturbation"] is None]
     if not tasks:

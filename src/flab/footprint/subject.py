@@ -1,4 +1,4 @@
-"""The near end of a measured model: its process, asked one thing at a time."""
+"""A measured model in its own process, which gets one order at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from flab.models.options import Options
 
 
 class OutOfMemoryError(FlabError):
-    """The model, or so many answers at once, do not fit."""
+    """The model, or this many answers at once, do not fit into memory."""
 
 
 class Subject:
-    """A model in a process of its own; the process ends with the context, however that ends."""
+    """A model in its own process, which ends with the context."""
 
     def __init__(self, name: str, folder: Path, settings: Measuring, options: Options) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Subject:
         # Answers come over a pipe of their own, because libraries print to stdout.
         here, there = os.pipe()
         command = [sys.executable, "-P", "-m", "flab.footprint.worker", str(there)]
-        # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one.
+        # The process has its own session, so that Ctrl-C reaches only this one, which then ends the other.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -75,8 +75,8 @@ class Subject:
         """Send one order and wait for its answer.
 
         Raises:
-            FlabError: what the process raised, or that it ended.
-            OutOfMemoryError: it could not hold what was asked.
+            FlabError: the process raised it, or ended.
+            OutOfMemoryError: the order did not fit into memory.
         """
         assert self.process.stdin is not None
         try:
@@ -102,6 +102,6 @@ class Subject:
         return Timing(**self._ask(**{"do": "time", "with": {"batch": batch}}))
 
     def energy(self, batch: int, seconds: float) -> Window:
-        """Meter answers for at least so many seconds."""
+        """Meter answers for at least ``seconds`` seconds."""
         said = self._ask(**{"do": "energy", "with": {"batch": batch, "seconds": seconds}})
         return Window(Figure(**said["energy"]), said["tokens"])

@@ -1,8 +1,8 @@
-"""One model in a process of its own, so that its memory is its own: ``python -m flab.footprint.worker`` reads commands.
+"""One model in its own process, so that its memory can be measured: ``python -m flab.footprint.worker`` reads orders.
 
-A line of JSON comes in on stdin, one goes out on a pipe of its own, so that nothing a library prints is in it. The first
-line in is the order (folder, options, settings), the first out the sizes; then ``time``, ``energy`` and the end of the
-input. It compares nothing.
+Each line of JSON on stdin gets one line of JSON on a separate pipe, which keeps out whatever a library prints. The first
+line in is the setup (folder, options, settings), and its answer the sizes. Then follow ``time``, ``energy`` and the end of
+the input.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Workbench:
-    """A loaded model and what is measured on it."""
+    """A loaded model and its measurements."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         self.folder = Path(order["folder"])
@@ -47,8 +47,7 @@ class Workbench:
         self.estimate = bool(order["estimate"])
         self.batch = 0
         reset_peak(self.options.device)
-        # Python and torch take hundreds of megabytes before any model: this is measured, so that it can be told
-        # apart.
+        # Python and torch take hundreds of megabytes before any model. They are measured separately.
         self.before = peak(self.options.device)[0]
         self.checkpoint, self.family = open_model(self.folder, self.options)
         self.loaded = peak(self.options.device)
@@ -56,7 +55,7 @@ class Workbench:
         check_context(self.model.config, self.prompt + self.new)
 
     def describe(self) -> dict[str, Any]:
-        """Return what needs no clock."""
+        """Return the figures that need no clock."""
         import torch
 
         shape = shape_of(self.model, self.family)
@@ -87,12 +86,12 @@ class Workbench:
         return {"name": path or GENERAL_TEXT, "tokens": tokens, "characters": sum(map(len, texts))}
 
     def time(self, batch: int) -> dict[str, Any]:
-        """Return seconds to the first token and of all that follow, and the memory's peak in both phases."""
+        """Return the seconds to the first token and for the others, and the peak memory of both phases."""
         import torch
 
         device = self.options.device
         if batch != self.batch and is_gpu(device):
-            torch.cuda.empty_cache()  # what the last size took is free for the other model too
+            torch.cuda.empty_cache()  # frees the memory of the last size, for the other model too
         self.batch = batch
         chooser = random.Random(0)
         # Random ids from a fixed seed. No end token is looked for, so every answer has its full length.
@@ -103,7 +102,7 @@ class Workbench:
         with torch.inference_mode():
             work = Batch(self.model, rows, pad_id=0)
             everyone = list(range(batch))
-            # The clock stops only when the device is idle. The peaks of the two phases are told apart by a reset between.
+            # The clock stops only when the device is idle. A reset in between separates the peaks of the two phases.
             reset_peak(device)
             self._wait()
             start = time.perf_counter()
@@ -132,7 +131,7 @@ class Workbench:
                 torch.cuda.synchronize(index)
 
     def energy(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Return joules of answering for at least so many seconds, and the tokens made meanwhile."""
+        """Return the joules of answering for at least ``seconds`` seconds, and the tokens generated."""
         with metered(self.options.device, self.estimate) as energy:
             tokens = 0
             start = time.perf_counter()
@@ -162,7 +161,7 @@ def answer(bench: Workbench | None, order: Mapping[str, Any]) -> tuple[Workbench
 
 
 def main() -> int:
-    """Serve until the input ends, on the file descriptor that is named; not longer than the process that asks."""
+    """Serve until the input or the parent process ends; answers go to the given file descriptor."""
     with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     out = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")

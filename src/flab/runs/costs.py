@@ -1,6 +1,6 @@
 """What each stage of a command costs: the counts of :mod:`flab.runs.estimate` for one model, its texts and its tasks.
 
-How many splits are tried and how long answers get is known only afterwards: each function says what it assumes.
+The number of splits and the length of answers are known only afterwards, so each function states what it assumes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PROGRAM_BYTES = 500_000_000  # of a process that has loaded torch and transforme
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan would work on: its recipe with all decided, the texts' tokens and the deepest split."""
+    """The input of a plan: its recipe with all defaults settled, the tokens of the texts, and the deepest split."""
 
     recipe: Recipe
     splits: list[Split]
@@ -64,13 +64,13 @@ class Planned:
 
     @property
     def cut(self) -> Size:
-        """What the deepest split leaves."""
+        """The sizes that the deepest split leaves."""
         first = self.splits[0]
         return Size(first.vocabulary, first.layers, first.width)
 
 
 def characters_per_token(facts: ModelFacts, texts: Sequence[str]) -> float:
-    """Of the first few texts."""
+    """Return the characters per token of the first few texts."""
     few = [text for text in texts[:SAMPLED] if text]
     made = sum(len(one.ids) for one in facts.tokenizer.encode_batch(few, add_special_tokens=False))
     return sum(map(len, few)) / max(1, made)
@@ -98,7 +98,7 @@ def needs_of(facts: ModelFacts, texts: Texts, recipe: Recipe) -> Needs:
 
 
 def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
-    """Calibration tokens that there are, at most those asked for."""
+    """Return the number of available calibration tokens, at most those asked for."""
     assert recipe.tokens is not None
     task = [sample.text for sample in texts.task]
     available = sum(map(len, task)) / characters_per_token(facts, task)
@@ -168,7 +168,7 @@ def vocabulary_work(shape: Shape, kept: int, tokens: int) -> Work:
 
 
 def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: str | None = None) -> Work:
-    """Return the work of building one split; one that is only compared gets the cheap refit and no elimination."""
+    """Return the work of building one split. If it is only compared, it gets the cheap refit and no elimination."""
     recipe = plan.recipe
     compared = refit is None
     kind = refit or ("residual" if recipe.refit != "none" else "none")
@@ -213,7 +213,7 @@ def eval_stages(
     facts: ModelFacts, tasks: Sequence[TaskFile], settings: Settings, speed: Speed, options: Options, size: Size | None = None,
     gold: bool = True,
 ) -> list[Stage]:  # fmt: skip
-    """Answering and scoring; every answer is taken to be as long as it may be."""
+    """Return the stages of answering and scoring, with every answer at its maximum length."""
     render = chat_template(facts.path, facts.tokenizer)
     asked = [
         one for task in tasks for _, one in requests_for(task, settings.preset, settings.samples, settings.seed, render)
@@ -233,7 +233,7 @@ def eval_stages(
 def training_stages(
     facts: ModelFacts, student: Size, samples: Sequence[Sample], training: Training, speed: Speed
 ) -> list[Stage]:
-    """Training with its measurements, and the output's check."""
+    """Return the stages of training with its validations, and of the check of the output."""
     parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)
     characters = sum(len(sample.text) for sample in samples)
     tokens = characters / characters_per_token(facts, [sample.text for sample in samples])
@@ -269,7 +269,7 @@ def training_stages(
 
 
 def plan_memory(facts: ModelFacts, options: Options) -> int:
-    """Peak bytes of planning at the default budget with as many tokens as the default asks for."""
+    """Return the peak bytes of planning with the default budget and the default number of tokens."""
     recipe = Recipe().resolved(facts.shape)
     assert recipe.tokens is not None
     vocabulary = assumed_vocabulary(facts.shape, recipe.remove)
@@ -280,7 +280,7 @@ def plan_memory(facts: ModelFacts, options: Options) -> int:
 
 
 def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None = None, size: Size | None = None) -> int:
-    """Peak bytes of answering, prompts taken to be of :data:`SEQUENCE` tokens."""
+    """Return the peak bytes of answering, for prompts of :data:`SEQUENCE` tokens."""
     settings = settings or Settings()
     size = size or facts.size
     precision = compute_dtype(facts.path, options)
@@ -291,7 +291,7 @@ def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None =
 
 
 def recover_memory(facts: ModelFacts, student: Size | None = None, training: Training | None = None) -> int:
-    """Peak bytes of training, by the formula of :mod:`flab.recovery.memory`; without a student its size is the original's."""
+    """Return the peak bytes of training, by :mod:`flab.recovery.memory`. Without a student it has the original's size."""
     student = student or facts.size
     training = training or Training()
     parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)

@@ -1,4 +1,4 @@
-"""How fast this device does each kind of work that :mod:`flab.runs.estimate` counts, found out in at most ten seconds.
+"""Measure how fast this device does each kind of work that :mod:`flab.runs.estimate` counts, in at most ten seconds.
 
 One layer of the very model, with random weights, reads tokens and makes tokens; products, factorisations, memory and the disk
 are timed on matrices of its sizes. Each figure is the best of a few repetitions, after one that warms up.
@@ -44,16 +44,16 @@ SECONDS_TO_START = 6.0
 def measure_speed(
     config: Any, shape: Shape, precision: str, device: str, folder: Path, tokenizer: Any = None, batch: int = ANSWERS
 ) -> dict[str, float]:
-    """Amount of each kind of work in a second.
+    """Return the amount of each kind of work per second.
 
     Args:
         config: the model's transformers config.
         shape: its sizes.
         precision: "float32", "bfloat16", "float16" or "mixed".
         device: a torch device, or "balanced", of which the first device is timed.
-        folder: where the disk is timed: the folder that will hold the output.
-        tokenizer: splits a text, where the text's rate is wanted.
-        batch: answers that are made together.
+        folder: the folder that will hold the output; its disk is timed.
+        tokenizer: the tokenizer to time, if the rate of text is needed.
+        batch: the number of answers that are made together.
     """
     one = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(one if device == BALANCED else device)
@@ -70,7 +70,7 @@ def measure_speed(
 
 
 def _seconds(once: Callable[[], object], place: torch.device) -> float:
-    """Return the shortest of the repetitions that fit into :data:`SECONDS_EACH`, at least one beside the first."""
+    """Return the shortest of the repetitions that fit into :data:`SECONDS_EACH`, at least one after the first."""
     taken = []
     for _ in range(50):
         start = time.perf_counter()
@@ -81,8 +81,7 @@ def _seconds(once: Callable[[], object], place: torch.device) -> float:
         taken.append(time.perf_counter() - start)
         if len(taken) > 1 and sum(taken) > SECONDS_EACH:
             break
-    # The shortest, because whatever else runs on the machine only ever adds time; the first one pays for
-    # warming up.
+    # The shortest is taken, because other work on the machine only adds time. The first one pays for warming up.
     return min(taken[1:])
 
 
@@ -105,7 +104,7 @@ def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
 
 
 def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) -> dict[str, float]:
-    """Return tokens that a layer reads in a second, and steps for a whole batch of answers."""
+    """Return the tokens per second that a layer reads, and its steps per second for a whole batch of answers."""
     model = one_layer(config, precision, place)
     length = min(LENGTH, int(getattr(config, "max_position_embeddings", None) or LENGTH))
     ids = torch.zeros(ROWS, length, dtype=torch.long, device=place)
@@ -122,9 +121,9 @@ def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) 
 
 
 def _product_speeds(shape: Shape, precision: str, place: torch.device) -> dict[str, float]:
-    """FLOP in a second: of Gram matrices, factorisations in both precisions, and the head."""
+    """Return FLOP per second of Gram matrices, of factorisations in both precisions, and of the head."""
     features = min(shape.width, 2 * LARGEST)
-    # In the precision in which the refit sums its statistics.
+    # Gram matrices use the precision in which the refit sums its statistics.
     statistics = torch.bfloat16 if precision in ("mixed", "bfloat16") else torch.float32
     x = torch.randn(1024, features, device=place).to(statistics)
     found = {"gram": 2 * x.numel() * features / _seconds(lambda: x.T @ x, place)}
@@ -159,20 +158,20 @@ def _learning_speed(shape: Shape, place: torch.device) -> float:
             out = nn.functional.silu(x @ matrices[0].T) @ matrices[1]
         out.float().pow(2).sum().backward()  # type: ignore[no-untyped-call]
 
-    # Ten operations for each number of a matrix: four forward, four for the gradients of both matrices, and two to pass
-    # the gradient through the second. Nobody asks for that of the first one's input.
+    # Each number of a matrix takes ten operations: four forward, four for the gradients of both matrices, and two to pass
+    # the gradient through the second. The gradient of the first one's input is not needed.
     return 10 * STEP_TOKENS * matrices[0].numel() / _seconds(step, place)
 
 
 def _memory_speed(place: torch.device) -> float:
-    """Return bytes in a second that are read and written when a tensor larger than any cache is copied."""
+    """Return the bytes per second that are read and written when a tensor larger than any cache is copied."""
     source = torch.ones(COPIED_BYTES // 4, device=place)
     target = torch.empty_like(source)
     return 2 * COPIED_BYTES / _seconds(lambda: target.copy_(source), place)
 
 
 def _disk_speeds(folder: Path) -> dict[str, float]:
-    """Return bytes in a second that are written through to the disk, read back past the system's cache, and hashed."""
+    """Return the bytes per second of writing through to the disk, reading past the system's cache, and hashing."""
     # Random bytes, because a disk or file system that compresses would write zeros in no time.
     data = os.urandom(2**20) * (DISK_BYTES // 2**20)
     with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
@@ -194,7 +193,7 @@ def _disk_speeds(folder: Path) -> dict[str, float]:
 
 
 def _text_speed(tokenizer: Any) -> float:
-    """Return bytes of Python that become tokens in a second."""
+    """Return the bytes of Python per second that become tokens."""
     text = Path(copy.__file__).read_text(encoding="utf-8")
     start = time.perf_counter()
     tokenizer.encode_batch([text] * 4, add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""``--dry-run``: time, memory and disk of a command, stage by stage, before anything is begun.
+"""``--dry-run``: time, memory and disk of a command, stage by stage, before anything starts.
 
 Costs come from :mod:`flab.runs.costs`, rates from ten seconds of measuring on the device (:mod:`flab.runs.device_speed`).
 Nothing is written.
@@ -41,10 +41,10 @@ from flab.runs.recipe_file import RecipeFile
 def estimate_plan(
     model: PathLike, recipe: Recipe, options: Options, out: PathLike, prune: bool = False
 ) -> dict[str, Any]:
-    """What ``flab plan`` (or ``prune``) would take, stage by stage.
+    """Estimate ``flab plan`` (or ``prune``), stage by stage.
 
     Raises:
-        FlabError: what planning would raise at its start.
+        FlabError: planning itself would raise it at its start.
     """
     options = settled(options)
     facts = model_facts(model, options)
@@ -64,7 +64,7 @@ def estimate_eval(
     model: PathLike, tasks: Sequence[PathLike], settings: Settings, options: Options, limit: int | None = None,
     perturbations: Sequence[str] = (), out: PathLike | None = None, gold: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """What ``flab eval`` would take at most."""
+    """Estimate ``flab eval``, at most."""
     options = settled(options)
     facts = model_facts(model, options)
     files = read_tasks(list(tasks), limit, perturbations, settings.seed)
@@ -77,7 +77,7 @@ def estimate_eval(
 def estimate_recover(
     folder: PathLike, teacher: PathLike, data: PathLike, training: Training, options: Options, out: PathLike
 ) -> dict[str, Any]:
-    """What ``flab recover`` would take."""
+    """Estimate ``flab recover``."""
     options = settled(options)
     student, facts = model_facts(folder, options), model_facts(teacher, options)
     samples = read_samples(as_path(data))
@@ -93,9 +93,9 @@ def _training_precision(parameters: int, training: Training, options: Options, f
 
 
 def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
-    """What ``flab run`` would take: each stage's own estimate, the pruned model's sizes taken from the deepest split.
+    """Estimate ``flab run`` by the estimates of its stages, with the pruned model's sizes from the deepest split.
 
-    The data stage answers every instruction once and tries again what is wrong; it is taken to be twice the first answers.
+    The data stage answers every instruction once and tries wrong ones again; it is assumed to take twice the first answers.
     """
     options = settled(recipe.options)
     recipe = replace(recipe, options=options)
@@ -105,7 +105,7 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
     stages = [replace(one, name=f"prune: {one.name}") for one in prune_stages(facts, plan, speed, options)]
     chosen = recipe.evaluate
     tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
-    # Answers are made in another precision than the cut, so the speed is measured once more for them.
+    # Answers use another precision than the cut, so the speed is measured again for them.
     asked = _speed(facts, "float32" if options.device == "cpu" else facts.stored, options, out, chosen.batch_size)
     models = {"original": facts.size, "pruned": plan.cut}
     if recipe.data is not None and recipe.recover is not None:
@@ -141,7 +141,7 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
 
 
 def _measuring_stage(recipe: RecipeFile, facts: ModelFacts, speed: Speed) -> Stage:
-    """Both models timed at every batch size up to the largest, in two processes, and metered."""
+    """Return the stage that times both models at every batch size, in two processes, and meters them."""
     costs = recipe.measure
     assert costs is not None
     # Batches of 1, 2, 4, ... up to the largest: as many as it has binary digits.
@@ -161,7 +161,7 @@ def _speed(facts: ModelFacts, precision: str, options: Options, out: PathLike, b
 
 
 def _report(stages: Sequence[Stage], speed: Speed, assumed: dict[str, Any]) -> dict[str, Any]:
-    """What the commands print."""
+    """Return the estimate as the commands print it."""
     return {
         "stages": [one.to_json() for one in stages],
         "seconds": sum(one.seconds for one in stages),

@@ -2,8 +2,8 @@
 
 A :data:`Work` says how much of each kind of work a stage does; divided by the device's :data:`Speed`
 (:mod:`flab.runs.device_speed`) it gives seconds. The counts follow the code of :mod:`flab.pruning.search`,
-:mod:`flab.pruning.refit` and :mod:`flab.recovery`; what the data decides (how many splits are tried, how long answers get) is
-taken as said at each function. It loads nothing and measures nothing.
+:mod:`flab.pruning.refit` and :mod:`flab.recovery`; what depends on the data (the number of splits,
+the length of answers) is assumed as each function states. Nothing is loaded or measured here.
 
 Legend: N tokens (Nf to fit on, Nc to compare on), L layers, K kept ones, D hidden size, F FFN width, A attention width, V tokens
 of the vocabulary; a stroke marks the cut model's.
@@ -37,14 +37,14 @@ from flab.pruning.search import PATIENCE, PROBE_TOKENS, PROBED_PARAMETERS
 # memory ("memory"), read, written and hashed ("read", "write", "hash"), text split into tokens ("text"), steps of one layer
 # that makes one token for each row of a batch ("step"), programs tried in the sandbox ("test"), processes started ("start").
 Work = Counter[str]
-Speed = Mapping[str, float]  # how much of each kind of work a second does
+Speed = Mapping[str, float]  # the amount of each kind of work per second
 
-# Of a wide layer's ridges: the one where the neighbouring layer ended, and one step to either side.
+# Ridges tried for a wide layer: the one where the neighbouring layer ended, and one step to either side.
 RIDGES_TRIED = 3
 RECONSTRUCTIONS = 1.5  # rates tried per layer: the second where the first does not help
-# The part of the layers that a race scores to the end.
+# The fraction of the layers that a race scores to the end.
 RACED = 0.5
-# Moved for each number and step: weight, gradient and both moments read and written, the gradient cleared.
+# Bytes moved per number and step: weight, gradient and both moments are read and written, and the gradient cleared.
 ADAM_BYTES = 36
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -60,9 +60,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a command: what it does, and what it needs at its peak.
+    """One stage of a command: its work, and its needs at the peak.
 
-    ``at_most`` marks a time that is reached only if every answer is as long as it may be.
+    ``at_most`` marks a time that is reached only if every answer has its maximum length.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Stage:
 
 
 def work(**amounts: float) -> Work:
-    """So much of each kind of work."""
+    """Return work from the amount of each kind."""
     return Counter(amounts)
 
 
@@ -87,7 +87,7 @@ def seconds(amounts: Work, speed: Speed) -> float:
 
 
 def times(amounts: Work, factor: float) -> Work:
-    """Return the same work so many times."""
+    """Return the same work, repeated."""
     return Counter({kind: amount * factor for kind, amount in amounts.items()})
 
 
@@ -100,7 +100,7 @@ def total(parts: Iterable[Work]) -> Work:
 
 
 def split_tokens(tokens: int) -> tuple[int, int]:
-    """Return tokens that are fitted on and those that only compare."""
+    """Return the number of tokens to fit on, and of those to compare on."""
     compared = tokens // COMPARE_EVERY
     return tokens - compared, compared
 
@@ -109,7 +109,7 @@ def split_tokens(tokens: int) -> tuple[int, int]:
 
 
 def layer_share(shape: Shape, width: float) -> float:
-    """Return what a layer of this width costs, relative to an uncut one."""
+    """Return the cost of a layer of this width, relative to an uncut one."""
     whole = shape.products_per_layer + shape.passed * shape.products_per_neuron
     return (shape.products_per_layer + min(width, shape.passed) * shape.products_per_neuron) / whole
 
@@ -156,7 +156,7 @@ def walk_work(
 
 
 def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
-    """Features, Gram and cross matrices of one FFN; ``targets`` times the hidden size are fitted."""
+    """Return the work for features, Gram and cross matrices of one FFN. ``targets`` times the hidden size are fitted."""
     features = work(layer=fit * ffn_share(shape))
     passes = shape.passed // shape.fitted  # experts of one token
     return features + gram_work(shape.fitted, targets * shape.hidden, fit * passes)
@@ -179,7 +179,7 @@ def gram_work(features: int, targets: int, tokens: int) -> Work:
 
 
 def solving(features: int, targets: int) -> Work:
-    """Return the work of one least-squares problem: each ridge tried is factored, solved and judged; the last in float64."""
+    """Return the work of one least-squares problem. Each ridge is factored, solved and judged; the last one in float64."""
     # A Cholesky factor takes F^3 / 3 operations, two triangular solves 2 F^2 for each target, judging a solution the same again.
     once = features**3 / 3 + 2 * targets * features**2
     tries = len(RIDGES) if features <= ALL_RIDGES else RIDGES_TRIED
@@ -200,9 +200,9 @@ def elimination(features: int, width: int, targets: int) -> Work:
 
 
 def descent_work(neurons: int, outputs: int, fit: int) -> Work:
-    """Epochs of forward and backward passes through one FFN of so many weights, Adam's steps, one pass for the targets.
+    """Return the work of forward and backward passes through one FFN, Adam's steps, and one pass for the targets.
 
-    Only the output projection, ``outputs`` of the weights, hands gradients on to what enters it.
+    Only the output projection, ``outputs`` of the weights, passes gradients on to its input.
     """
     # A weight costs 2 operations forward, 2 for its own gradient and, in the output projection, 2 to pass gradients on.
     # Held-out tokens are judged before and after, forward only.
@@ -216,7 +216,7 @@ def descent_work(neurons: int, outputs: int, fit: int) -> Work:
 
 
 def newton_work(hidden: int, width: int, neurons: int, fit: int) -> Work:
-    """Gauss-Newton steps by conjugate gradients: each iteration is some five products with every weight for every token."""
+    """Return the work of Gauss-Newton steps. An iteration takes about five products with every weight for every token."""
     # Linearising is a forward and a backward pass with the Gram matrices of the preconditioner; an iteration is J d and J^T J d.
     # Each step also judges about three candidates: halved steps on the fitted tokens, and the held-out ones.
     tokens = min(fit, newton.MOST_TOKENS) * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
@@ -229,7 +229,7 @@ def newton_work(hidden: int, width: int, neurons: int, fit: int) -> Work:
 
 
 def reconstruction_work(numbers: int, fit: int) -> Work:
-    """Epochs of forward and backward passes through one layer of so many weights, and Adam's steps."""
+    """Return the work of forward and backward passes through one layer, and of Adam's steps."""
     fitted = fit * (HELD_OUT_EVERY - 1) / HELD_OUT_EVERY
     epochs = RECONSTRUCTIONS * reconstruction.EPOCHS
     steps = epochs * fitted / reconstruction.STEP_TOKENS
@@ -237,9 +237,9 @@ def reconstruction_work(numbers: int, fit: int) -> Work:
 
 
 def candidates_built(shape: Shape, splits: int, is_pinned: bool) -> int:
-    """Return how many splits are built and compared: as a rule the best of the depths and as many more as patience has.
+    """Return how many splits are built and compared: usually those up to the best depth, and as many more as the patience.
 
-    Large models are probed first, after which as a rule the deepest split is left; it is only built as the winner.
+    Large models are probed first, which usually leaves the deepest split. It is only built as the winner.
     """
     if is_pinned or splits == 1 or shape.total >= PROBED_PARAMETERS:
         return 0
@@ -256,7 +256,7 @@ def scoring_work(shape: Shape, tokens: int, removals: int) -> Work:
 
 
 def probe_work(shape: Shape, cut: Size) -> Work:
-    """Return what large models are asked first: one cut without refit, and each layer taken out by itself, on few tokens."""
+    """Return the work of probing a large model: one cut without refit, and the removal of each layer, on few tokens."""
     tokens = PROBE_TOKENS
     walk = work(layer=2 * shape.layers * tokens, head=4 * shape.hidden * cut.vocabulary * tokens)
     return walk + scoring_work(Shape(**{**asdict(shape), "vocabulary": cut.vocabulary}), tokens, 1)
@@ -273,8 +273,8 @@ def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
 def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> int:
     """Return the peak bytes of one walk beside its model.
 
-    Always the streams of the original and of the pruned model with those before the FFN, in float32. On top the larger of the
-    FFN's statistics (three matrices of F x F in float64) and of what moves the weights afterwards.
+    It holds the streams of the original and of the pruned model, with those before the FFN, in float32. The larger of two
+    parts comes on top: the FFN's statistics (three matrices of F x F in float64), or the refit that follows.
     """
     # Five streams at the peak: original, pruned, both before the FFN, and the attention's output.
     streams = 5 * 4 * (fit + compare) * shape.hidden
@@ -305,7 +305,7 @@ def walk_bytes(shape: Shape, cut: Size, fit: int, compare: int, refit: str) -> i
 
 
 def answering_work(shape: Shape, size: Size, prompts: int, prompt_tokens: int, new_tokens: int, batch: int) -> Work:
-    """Return the work of answers of at most ``new_tokens``: the prompts are read once, then each batch makes a token a step.
+    """Return the work of answers of at most ``new_tokens``. Prompts are read once; then each step makes a token per row.
 
     On average half of a batch still runs, because rows that are finished leave it.
     """
@@ -320,7 +320,7 @@ def answering_work(shape: Shape, size: Size, prompts: int, prompt_tokens: int, n
 
 
 def answering_bytes(weights: int, kv_bytes: int, batch: int, longest: int, vocabulary: int) -> int:
-    """Weights, the cache of one batch (twice while rows leave it), and its logits in float32."""
+    """Return the bytes of the weights, the cache of one batch (twice while rows leave it), and its logits in float32."""
     return weights + 2 * kv_bytes * batch * longest + 3 * 4 * batch * vocabulary
 
 
@@ -330,7 +330,7 @@ def answering_bytes(weights: int, kv_bytes: int, batch: int, longest: int, vocab
 def training_work(
     shape: Shape, student: Size, tokens: float, held_out: float, evaluations: int, epochs: float, recompute: bool
 ) -> Work:
-    """Forward and backward of the student over ``tokens``, the teacher's forward once for each different one.
+    """Return the work of the student's passes over ``tokens``, and of the teacher's forward pass over the different ones.
 
     ``held_out`` tokens are measured ``evaluations`` times. ``recompute`` is gradient checkpointing.
     """

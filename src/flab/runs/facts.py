@@ -32,7 +32,7 @@ class ModelFacts:
     shape: Shape
     tied: bool
     tokenizer: Tokenizer
-    named_ids: set[int]  # by the model's settings
+    named_ids: set[int]  # in the model's settings
     warnings: list[str]
     stored: str
     weights_bytes: int
@@ -61,7 +61,7 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
     stored = folder.stored
     config.tie_word_embeddings = f"{family.head}.weight" not in stored  # what the weights say
     tokenizer, named_ids, warnings = load_tokenizer(path)
-    # A model of shapes without memory: everything that is counted comes from its tensors' sizes.
+    # The model has shapes but no memory; the sizes of its tensors are all that is needed.
     with quiet(), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     return ModelFacts(

@@ -1,7 +1,7 @@
-"""The folder of a run: which stages are done, on what, and what they cost. It knows none of the stages themselves.
+"""The folder of a run: which stages are done, from which inputs, and what they cost. It does not know the stages themselves.
 
-A stage is done once, and again when anything that it reads has changed. What a stopped try of it cost is kept and added to
-what the next one of the same costs.
+A stage runs once, and again if anything that it reads has changed. The cost of a stopped attempt is kept and added to that of
+the next attempt at the same work.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ SWEEP = "sweep.json"
 
 @dataclass
 class Run:
-    """One run's folder: what is in it, and which stages are done."""
+    """One run's folder, and which of its stages are done."""
 
     recipe: RecipeFile
     folder: Path
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    spent: dict[str, dict[str, Any]] = field(default_factory=dict)  # by stage: what stopped tries of it cost
+    spent: dict[str, dict[str, Any]] = field(default_factory=dict)  # the costs of stopped attempts, by stage
     met: list[str] = field(default_factory=list)  # the stages of this recipe; the folder may know more
 
     def stage(self, name: str, reads: Mapping[str, Any], output: Path, work: Callable[[], Mapping[str, Any]]) -> bool:
-        """Do the work unless it was done on the same; returns whether it was done now."""
+        """Do the work unless it was already done on the same inputs. Returns whether it was done now."""
         options = self.recipe.options
         where = {"dtype": options.dtype, "device": options.device.partition(":")[0]}
         digest = fingerprint({"flab": __version__, "stage": name, "options": where, "reads": _plain(reads)})
@@ -49,8 +49,7 @@ class Run:
             return False
         say_stage(len(self.met), self.count, f"{name}: {output}")
         if self.stages.pop(name, None) is not None:
-            # Were the old record left, a stop after the output is replaced would make it the record of the new
-            # output.
+            # The old record goes first. If it stayed, a stop after the output is replaced would make it that of the new output.
             self.save()
         reset_peak(options.device)
         report = self._metered(name, digest, work)
@@ -69,10 +68,9 @@ class Run:
         return True
 
     def _metered(self, name: str, digest: str, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Do the work; what it costs is added to what stopped tries of the same cost, and kept should this one stop too."""
+        """Do the work, and add its cost to that of stopped attempts at the same. The cost is kept if this one stops too."""
         before = self.spent.get(name, {})
-        # Only a stopped try of the very same work counts: what was spent on other settings made nothing of this
-        # output.
+        # Only attempts at the very same work count. The cost of other settings contributed nothing to this output.
         before = before if before.get("fingerprint") == digest else {}
         start = time.perf_counter()
         energy = Energy()
@@ -87,7 +85,7 @@ class Run:
 
     @property
     def count(self) -> int:
-        """How many stages the recipe has."""
+        """The number of stages in the recipe."""
         trains = self.recipe.data is not None and self.recipe.recover is not None
         models = 3 if trains else 2
         return 1 + 2 * trains + models + (self.recipe.measure is not None)
@@ -98,17 +96,17 @@ class Run:
         return self.recipe.measure is not None and self.recipe.measure.estimate
 
     def save(self) -> None:
-        """Write ``run.json`` whole, in a folder that is created if it is new."""
+        """Write ``run.json`` whole, and create the folder if needed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = {"stages": self.stages, "met": self.met, "stopped": self.spent}
         write_json(self.folder / RUN, {"format": 1, "flab": __version__, **known})
 
 
 def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
-    """Return the record ``name`` of an earlier try in ``folder``, None in a folder that is new or empty.
+    """Return the record ``name`` of an earlier run in ``folder``, or None if it is new or empty.
 
     Raises:
-        OptionError: a file, a folder that holds something else, or a place in a model's folder.
+        OptionError: it is a file, holds something else, or lies in a model's folder.
     """
     check_place(folder)
     if folder.exists() and not folder.is_dir():
@@ -121,13 +119,13 @@ def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
 
 
 def check_limit(limit: int | None, tasks: Sequence[PathLike]) -> None:
-    """Raise OptionError for a limit on the problems of no task."""
+    """Raise OptionError if problems are limited but there is no task."""
     if limit is not None and not tasks:
         raise OptionError("`limit` limits the problems of a `task`: give a task, or leave it out.")
 
 
 def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the stages that a run's folder knows, finished and stopped ones; OptionError if it holds something else."""
+    """Return the finished and stopped stages in a run's folder. Raises OptionError if it holds something else."""
     record = earlier(folder, RUN, "a run of a recipe") or {"stages": {}}
     if not isinstance(record.get("stages"), dict):
         raise OptionError(f"-o {folder} is a folder but does not hold a run of a recipe: give a new one.")
@@ -135,5 +133,5 @@ def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
 
 
 def _plain(value: Any) -> Any:
-    """Return the same as JSON gives it back, so that it can be digested."""
+    """Return the value as JSON would read it back, so that it can be digested."""
     return json.loads(json.dumps(value, default=str))

@@ -1,6 +1,6 @@
-"""``flab info``: what a model is and what could be made of it, from its config and the headers of its weights.
+"""``flab info``: the facts of a model and the budgets that it can reach, from its config and the headers of its weights.
 
-No weight is read. Budgets are what the sizes allow; which tokens a text needs is counted if there is one.
+No weight is read. Budgets follow from the sizes, and from the tokens that a text needs if one is given.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def info(model: PathLike, options: Options | None = None, calibration: PathLike | None = None) -> dict[str, Any]:
-    """Return what a model is, what each part of it weighs, which budgets can be reached, and what it needs to be worked on.
+    """Return a model's facts, the size of each part, the budgets that can be reached, and the memory of the commands.
 
     Args:
-        model: its folder.
-        options: how it is opened.
+        model: the model's folder.
+        options: how to open it.
         calibration: the text to prune for; then each budget keeps the tokens that the text needs. Without it the tokens'
             share is that of the whole model, the most that planning keeps.
 
@@ -72,7 +72,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
 
 
 def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
-    """Return parameters of each part, their share of all, and what one unit of it costs."""
+    """Return the parameters of each part, their share of all, and the cost of one unit."""
     shape = facts.shape
     rows = shape.vocabulary * shape.per_token
     name = "embedding, which is the head too" if facts.tied else "embedding and head"
@@ -88,7 +88,7 @@ def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
 
 
 def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
-    """Return what splits the text, and what goes around it."""
+    """Return the facts of the tokenizer and of the chat template."""
     data = json.loads(facts.tokenizer.to_str())
     byte_level = "ByteLevel" in json.dumps(data.get("decoder") or {})
     start = facts.tokenizer.encode("", add_special_tokens=True).tokens
@@ -102,7 +102,7 @@ def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
 
 
 def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[str, Any]:
-    """Return one budget: the deepest and the shallowest split that meet it, and what each part gives in the deepest."""
+    """Return one budget: the deepest and the shallowest split that meet it, and how much each part gives in the deepest."""
     vocabulary = needs.size(shape, remove, Pins()) if needs else assumed_vocabulary(shape, remove)
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
@@ -110,8 +110,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
         return {"remove": remove, "reachable": False}
     deepest = splits[0]
     shallowest = splits[-1]
-    # How much of the cut falls to tokens, to layers (with all of their neurons), and to neurons of the layers
-    # that stay.
+    # The shares of the cut: tokens, layers (with all of their neurons), and neurons of the layers that stay.
     removed = shape.total - deepest.parameters
     tokens = (shape.vocabulary - deepest.vocabulary) * shape.per_token
     layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.ffn(shape.width))
@@ -129,7 +128,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
 
 
 def most_removable(shape: Shape) -> float:
-    """Return the largest fraction that can go: one layer of the narrowest width and the fewest tokens are left."""
+    """Return the largest removable fraction, which leaves one layer of the narrowest width and the fewest tokens."""
     return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total
 
 
@@ -140,7 +139,7 @@ def _loads_in(facts: ModelFacts) -> dict[str, Any]:
 
 
 def memory_needed(facts: ModelFacts, options: Options) -> dict[str, int]:
-    """Peak bytes by formula of the commands with their default settings, without the program itself."""
+    """Return the commands' peak bytes by formula, with default settings and without the program itself."""
     return {
         "weights": facts.weights_bytes,
         "plan": plan_memory(facts, options),

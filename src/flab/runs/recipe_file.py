@@ -1,4 +1,4 @@
-"""A recipe file (YAML): the whole way from a model to its measured, recovered, smaller self. Read and checked; no torch.
+"""A recipe file (YAML), which describes a whole run from pruning to the report: reading and checks. No torch.
 
 Paths are relative to the recipe's own folder; ``bundled`` names what comes with flab. An unknown key is an error that
 names the nearest one.
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Data:
-    """The ``data`` part of a recipe: what is asked, what must not be learned, and how answers are chosen."""
+    """The ``data`` part of a recipe: the instructions, the evaluation files to avoid, and how answers are chosen."""
 
     instructions: tuple[str, ...]
     against: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Evaluation:
 
     @property
     def settings(self) -> Settings:
-        """The same, as a run takes it; OptionError if a value is out of range."""
+        """The settings of the run. Raises OptionError if a value is out of range."""
         return Settings(
             self.preset, self.samples, self.temperature, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
         )
@@ -75,7 +75,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """All of a recipe; ``data`` and ``recover`` may both be absent, then nothing is trained; so may ``measure``."""
+    """A whole recipe. ``measure`` may be missing, and so may ``data`` and ``recover`` together; then nothing is trained."""
 
     path: Path
     model: str
@@ -88,7 +88,7 @@ class RecipeFile:
 
     @property
     def inputs(self) -> list[str | Path]:
-        """All data files that the recipe names, those of tasks without their kind; hub ids too."""
+        """All data files and hub ids that the recipe names, those of tasks without their kind."""
         texts: list[str | Path] = [*self.prune.inputs]
         texts += [*self.data.instructions, *self.data.text] if self.data is not None else []
         tasks = [*self.evaluate.tasks, *(self.data.against if self.data is not None else ())]
@@ -104,9 +104,9 @@ TYPES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key is given once, nothing is an alias, and ``1e-3`` is a number (YAML 1.1 reads text).
+    """Safe YAML without duplicate keys and aliases, in which ``1e-3`` is a number (YAML 1.1 reads it as text).
 
-    A few lines of aliases of aliases stand for more values than any memory holds.
+    A few lines of nested aliases can stand for more values than fit into any memory.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -136,7 +136,8 @@ def read_recipe(path: Path) -> RecipeFile:
     """Read and check a recipe.
 
     Raises:
-        OptionError: not there, no YAML, an unknown key (with the nearest), a value of the wrong type or out of range.
+        OptionError: the file is missing or not YAML, a key is unknown (the message names the nearest one), or a value has
+            the wrong type or is out of range.
     """
     top = _mapping(_load(path), str(path))
     _check_keys(top, SECTIONS, str(path))
@@ -159,7 +160,7 @@ def read_recipe(path: Path) -> RecipeFile:
 
 
 def check_inputs(recipe: RecipeFile) -> None:
-    """Fail before the work on what only a later stage reads: tasks, the sandbox that they need, instructions, texts."""
+    """Check before the work what only later stages read: tasks, the sandbox that they need, instructions, texts."""
     chosen = recipe.evaluate
     data = recipe.data
     costs = recipe.measure
@@ -187,7 +188,7 @@ def _options(raw: Any, path: Path) -> Options:
 
 
 def _load(path: Path) -> Any:
-    """Return what the file holds."""
+    """Return the content of the file."""
     try:
         data = read_regular(path)
         if len(data) > MOST_BYTES:
@@ -277,7 +278,7 @@ def _limit(value: Any, where: str) -> int | None:
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
-    """Return one text or a list of them; null is none."""
+    """Return one text or a list of them as a list; null gives none."""
     found = value if isinstance(value, list) else [] if value is None else [value]
     for one in found:
         if not isinstance(one, str) or not one.strip():
@@ -286,12 +287,12 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """Return a file named in a recipe: relative to the recipe's folder, the same from wherever it is run."""
+    """Return the path of a file in a recipe, relative to the recipe's folder and not to the current one."""
     return path.parent.resolve() / Path(name).expanduser()
 
 
 def _sources(value: Any, where: str, path: Path, bundled: tuple[Path, ...]) -> tuple[str, ...]:
-    """Files or hub ids, with or without ``KIND:``; what cannot be a hub id is a file, there or not."""
+    """Return files or hub ids, with or without ``KIND:``. Whatever cannot be a hub id is a file, even if it is missing."""
     found: list[str] = []
     for one in _texts(value, where):
         if one == BUNDLED:
@@ -299,7 +300,7 @@ def _sources(value: Any, where: str, path: Path, bundled: tuple[Path, ...]) -> t
             continue
         kind, source = parse_task_argument(one)
         local = _beside(path, source)
-        # A file beside the recipe goes before a data set of the same name on the hub.
+        # A file beside the recipe takes precedence over a hub data set of the same name.
         name = source if is_hub_id(source) and not local.exists() else str(local)
         found.append(f"{kind}:{name}" if kind else name)
     return tuple(found)
@@ -325,7 +326,7 @@ def _check_keys(given: Mapping[str, Any], allowed: Any, where: str) -> None:
 
 
 def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> T:  # type: ignore[assignment]
-    """Return an instance of a dataclass from values whose names and types are checked; those in ``free`` are as they are."""
+    """Return a dataclass from values whose names and types are checked. Those in ``free`` are taken as they are."""
     given = _mapping(raw, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     _check_keys(given, known, where)
@@ -340,7 +341,7 @@ def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> 
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Return the value if it is of the field's type; whole numbers pass for floats, lists for tuples."""
+    """Return the value if it has the field's type. Whole numbers pass as floats, and lists as tuples."""
     choices = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
     for one in choices:
         base = get_origin(one) or one

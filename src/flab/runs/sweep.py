@@ -36,7 +36,7 @@ from flab.version import __version__
 FORMAT = 1
 # Depths in a row that are worse than the best, after which fewer layers are not tried.
 PATIENCE = 1
-OF_BUDGETS = ("remove", "finalists", "finalist_tokens")  # what does not decide what one budget leaves for the next
+OF_BUDGETS = ("remove", "finalists", "finalist_tokens")  # fields that do not affect what one budget leaves for the next
 
 
 def sweep(
@@ -49,14 +49,14 @@ def sweep(
     tasks: Sequence[PathLike] = (),
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Plan every budget, from the smallest on; returns what ``out/sweep.json`` holds.
+    """Plan every budget, from the smallest on. Returns the content of ``out/sweep.json``.
 
-    ``save`` keeps each smaller model too; with ``tasks`` they are kept, and measured beside the original.
+    ``save`` also keeps each smaller model. With ``tasks`` they are kept, too, and evaluated beside the original.
 
     Raises:
-        OptionError: no budget, or ``out`` holds something else.
-        BudgetError: one of them cannot be reached; nothing is planned then.
-        FlabError: what planning or evaluating raises.
+        OptionError: there is no budget, or ``out`` holds something else.
+        BudgetError: one of them cannot be reached; then nothing is planned.
+        FlabError: planning or evaluating raises it.
     """
     recipe, options, folder = recipe or Recipe(), settled(options or Options()), as_path(out)
     if not budgets:
@@ -95,14 +95,14 @@ def sweep(
 
 
 def _save(source: Path, folder: Path, budget: float, options: Options) -> None:
-    """The model of a budget's plan, unless it is there."""
+    """Save the model of a budget's plan, unless it exists."""
     plan, out = folder / _plan_name(budget), folder / _name(budget)
     if not (out / "plan.json").is_file() or (out / "plan.json").read_bytes() != plan.read_bytes():
         apply(source, plan, out, replace(options, overwrite=True))
 
 
 def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
-    """Return what an earlier, stopped sweep left; OptionError if the folder holds something else."""
+    """Return what an earlier, stopped sweep left. Raises OptionError if the folder holds something else."""
     before = earlier(folder, SWEEP, "a sweep")
     if before is None:
         return {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
@@ -114,17 +114,16 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
 
 
 def _known(state: Mapping[str, Any]) -> Known:
-    """What the budgets so far leave for the next ones."""
+    """Return what the budgets so far found, for the next ones."""
     swapped = {int(count): tuple(found) for count, found in state["known"].get("swapped", {}).items()}
     return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE)
 
 
 def _plan(planner: Planner, budget: float, folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """One budget: its plan on disk, and its row."""
+    """Plan one budget: write its plan and return its row."""
     began = time.perf_counter()
     smaller = [row for row in state["budgets"] if row["remove"] < budget]
-    # Only smaller budgets say anything about this one; rows of larger ones may be there from an earlier,
-    # stopped sweep.
+    # Only smaller budgets say anything about this one. An earlier, stopped sweep may have left rows of larger ones.
     planner.known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
     planner.known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
     decided, built, _ = planner.plan(budget)
@@ -134,7 +133,7 @@ def _plan(planner: Planner, budget: float, folder: Path, state: Mapping[str, Any
 
 
 def row_of(budget: float, plan: Plan) -> dict[str, Any]:
-    """What the table and the curve show of one budget."""
+    """Return the row of one budget for the table and the curve."""
     chosen, least = next(c for c in plan.candidates if c["chosen"]), dict[str, float]()
     for candidate in plan.candidates:
         layers = str(candidate["layers"])
@@ -159,7 +158,7 @@ def row_of(budget: float, plan: Plan) -> dict[str, Any]:
 
 
 def _keep(folder: Path, state: dict[str, Any], row: dict[str, Any], known: Known) -> None:
-    """Write down what is done, so that a stopped sweep goes on after it."""
+    """Record the finished budgets, so that a stopped sweep continues after them."""
     rows = [one for one in state["budgets"] if one["remove"] != row["remove"]]
     state["budgets"] = sorted([*rows, row], key=lambda one: float(one["remove"]))
     state["known"] = {"layer_path": known.layer_path, "swapped": known.swapped}
@@ -187,7 +186,7 @@ def measure_budgets(
     limit: int | None,
     options: Options,
 ) -> None:
-    """Measure the original and every smaller model on the tasks; rows get ``retention`` and ``scores``."""
+    """Evaluate the original and every smaller model on the tasks. Rows get ``retention`` and ``scores``."""
     found, asked = {}, same_precision(source, options)
     for name, path in [("original", source), *((_name(b), folder / _name(b)) for b in budgets)]:
         say(f"evaluating {name}")
@@ -210,8 +209,8 @@ def measure_budgets(
 
 
 def mark_best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with ``pareto``: no other has as few parameters and keeps as much, by what all have of retention, tests, KL."""
-    # By the best yardstick that all rows have, because figures of different kinds cannot be compared.
+    """Set ``pareto`` in each row: whether no other row keeps as much with as few parameters."""
+    # The best measure that all rows have decides: retention, tests or KL. Different measures cannot be compared.
     kept = [-float(row["kl_nats_per_token"]) for row in rows]
     if all(row["retention"] is not None for row in rows):
         kept = [float(row["retention"]) for row in rows]

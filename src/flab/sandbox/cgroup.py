@@ -1,7 +1,7 @@
-"""Control groups, so that the memory of all processes of a run together is bounded, files in memory included.
+"""Control groups, which bound the memory of all processes of a run together, including files in memory.
 
-A group is made below the group of this process if that may be done: by root, or in a group that the system has handed
-to the user (systemd does). Elsewhere only the limits of single processes hold; ``docs/sandbox.md`` says so.
+A group is made below the group of this process if that is allowed: to root, or in a group that the system has handed to
+the user (as systemd does). Elsewhere only the limits of single processes hold; ``docs/sandbox.md`` says so.
 
 Moving a process into a group makes the kernel wait for all cores (about 10 ms), and a process is born in the group of the
 thread that starts it. So an evaluation makes one group for each worker and, in the first hierarchy (v1), one thread that
@@ -35,7 +35,7 @@ Made = TypeVar("Made")
 
 
 class Group:
-    """A group for one run after another, or none."""
+    """A control group for one run after another, or none."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -43,13 +43,13 @@ class Group:
         self.kills = 0  # by the kernel, before the run under way
 
     def start(self, act: Callable[[list[str]], Made]) -> Made:
-        """Call ``act``, which starts a process in this group; it is given the words that its command must begin with."""
+        """Call ``act``, which starts a process in this group. It gets the words that its command must begin with."""
         if self.starter is not None:
             return self.starter.submit(act, []).result()
         return act([] if self.path is None else ["sh", "-c", ENTER, "sandbox", str(self.path)])
 
     def overran(self) -> bool:
-        """Return whether the kernel killed a process of the run under way because the group's memory was used up."""
+        """Return whether the kernel killed a process of the current run because the group's memory was used up."""
         return self._num_kills() > self.kills
 
     def _num_kills(self) -> int:
@@ -62,7 +62,7 @@ class Group:
         return 0
 
     def empty(self) -> bool:
-        """End what a run left in the group; return whether another run may begin in it."""
+        """End the processes that a run left in the group. Returns whether another run may begin in it."""
         if self.path is None:
             return True
         for _ in range(TRIES):
@@ -108,7 +108,7 @@ class Groups:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Group]:
-        """Yield a group in which nothing runs; one that cannot be emptied afterwards is not used again."""
+        """Yield a group in which nothing runs. If it cannot be emptied afterwards, it is not used again."""
         try:
             group = self.idle.pop()
         except IndexError:
@@ -126,7 +126,7 @@ class Groups:
 
 
 def _members(path: Path) -> str:
-    """Name the file that lists what is in a group: threads in v1, processes in v2."""
+    """Return the name of the file that lists a group's members: threads in v1, processes in v2."""
     return "tasks" if (path / "tasks").exists() else "cgroup.procs"
 
 
@@ -156,7 +156,7 @@ def group_home() -> Path | None:
 
 
 def _sweep(home: Path) -> None:
-    """Remove what a flab that was killed left behind."""
+    """Remove the groups that a killed flab left behind."""
     for path in home.glob("flab-*-*"):
         owner = path.name.split("-")[1]
         if owner.isdigit() and not Path("/proc", owner).exists():

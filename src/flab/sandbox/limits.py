@@ -13,9 +13,9 @@ CPU_SECONDS = 5.0  # of each process, after the start
 # The wall limit in multiples of the CPU limit. It is generous, because a busy machine is no fault of the program.
 WALL_FACTOR = 4.0
 MEMORY_BYTES = 2**30  # address space of each process
-# All processes of a run together may use this much more: the interpreter's own pages, its pipes, and files in /tmp.
+# All processes of a run together may use this much more, for the interpreter's own pages, its pipes, and files in /tmp.
 SLACK_BYTES = 96 * 2**20
-# Output kept from the end of what the program prints. A longer report is not read as a report.
+# The length of the program's output that is kept, from its end. A longer report is not accepted.
 CHANNEL_CAP = 64 * 1024
 # Of the private file systems: sizes as mount reads them, and how many files they hold.
 TMP_SIZE = "32m"

@@ -1,4 +1,4 @@
-"""Installed packages that tests need, lent to the sandbox read-only: each with what it depends on, and nothing else."""
+"""Lend the installed packages that tests need to the sandbox, read-only, with their dependencies and nothing else."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def entries(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """List the files and folders to lend for some modules: name in the folder of packages, and where it is."""
     found: dict[str, str] = {}
     for name in names:
-        # Each package is lent by itself and not the whole of site-packages, where the program could read what
-        # else is installed.
+        # Packages are lent one by one. In the whole of site-packages the program could see what else is installed.
         spec = importlib.util.find_spec(name) if is_installed(name) else None
         if spec is None:
             continue

@@ -1,8 +1,8 @@
-"""What builtins and modules were before the program ran: put back before the tests, compared after them.
+"""Copies of builtins and modules from before the program ran: restored before the tests, compared after them.
 
-Covered are functions, classes, modules and float constants of ``builtins`` and of every module that the tests import,
-with what these import in turn, and the methods of classes that Python code defines there. Other data of a module stays
-as the program left it: it may have good reasons to replace ``sys.stdout``. It runs inside the sandbox.
+They cover functions, classes, modules and float constants of ``builtins`` and of every module that the tests import, directly
+or indirectly, and the methods of classes that Python code defines there. Other data of a module stays as the program left
+it, which may have good reasons to replace ``sys.stdout``. This runs inside the sandbox.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Pristine:
                     self.names.append((kind, fixed(vars(kind))))
 
     def restore(self) -> None:
-        """Put back what the program replaced or removed; what it added stays."""
+        """Restore what the program replaced or removed. What it added stays."""
         for name, module in self.modules.items():
             # A program may replace a whole module in ``sys.modules`` as well as single names in it.
             sys.modules[name] = module
@@ -79,7 +79,7 @@ class Pristine:
 
 
 def fixed(names: Any) -> dict[str, Any]:
-    """Copy those names whose values nobody replaces in earnest."""
+    """Copy the names whose values no serious program replaces."""
     return {name: value for name, value in names.items() if isinstance(value, FIXED) and name != "__builtins__"}
 
 

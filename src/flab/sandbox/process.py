@@ -1,6 +1,6 @@
-"""One run of the harness behind a launcher: start it, send the tests, listen, end it and all it started.
+"""One run of the harness behind a launcher: start it, send the tests, listen, and end it with everything it started.
 
-It does not judge what came back: ``runner`` does. It sets no limits: ``harness`` does, from the job it is given.
+``runner`` judges the report, and ``harness`` sets the limits from the job that it gets.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ start(*map(int, sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Raw:
-    """What one run left: complete report lines, the end of its output, how it ended, and the time it took."""
+    """The result of one run: complete report lines, the end of its output, how it ended, and the time it took."""
 
     report: list[bytes]
     output: bytes
@@ -59,7 +59,7 @@ class Raw:
 
 
 class Stop:
-    """Ends all runs of one evaluation, those under way and those to come."""
+    """Ends all current and future runs of one evaluation."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -68,7 +68,7 @@ class Stop:
 
     @contextlib.contextmanager
     def watch(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Have a process ended with the others; at once if that has happened already."""
+        """Register a process to be ended with the others, or end it at once if that has already happened."""
         with self.lock:
             self.processes.add(process)
             stopped = self.stopped
@@ -96,7 +96,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @lru_cache(maxsize=1)
 def harness_code() -> list[tuple[str, Any]]:
-    """Compile the modules that run inside: the interpreter there is the same, and need not do it for each run."""
+    """Compile the modules that run inside. The interpreter there is the same, so each run need not compile them again."""
     paths = [Path(harness.__file__).parent / f"{name}.py" for name in harness.MODULES]
     return [
         (path.stem, compile(path.read_text(encoding="utf-8"), guard.HARNESS, "exec", dont_inherit=True, optimize=2))
@@ -199,7 +199,7 @@ class _Talk:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last line came, or more than a report holds."""
+        """Whether the last line came, or more than fits into a report."""
         lines = self.heard.split(b"\n")[:-1]
         done = [line for line in lines if not line.startswith((b"started", b"loaded "))]
         return len(self.heard) > CHANNEL_CAP or (bool(done) and not done[0].startswith(b"Stack "))

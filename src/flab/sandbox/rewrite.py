@@ -31,15 +31,15 @@ COMPARE = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "
 COMPARE |= {ast.In: "contains", ast.NotIn: "lacks"}
 ANYWHERE = ("eq", "ne")  # compared outside of asserts too: ``same = out == expected``
 COPIES = ("copy", "deepcopy")
-# These compare what they are given, as does all that begins with assert; of abs, a difference.
+# These compare their arguments, as does everything that begins with assert. ``abs`` compares a difference.
 COMPARERS = ("isclose", "allclose", "array_equal", "array_equiv", "approx", "index", "count", "remove")
 # These end early, without an error, when what they call raises StopIteration.
 ENDLESS = ("map", "filter", "starmap")
 CHECKS = ("isinstance", "issubclass")
-# Patched by tests, aware of their caller, or known to the compiler by name.
+# Builtins that tests patch, that depend on their caller, or that the compiler knows by name.
 OWN_BUSINESS = set("input print open exec eval compile globals locals vars dir super breakpoint exit quit".split())
 REAL = {name for name in vars(builtins) if not name.startswith("_")} - OWN_BUSINESS
-# Importing one of these does something: prints a poem, opens a browser.
+# Modules whose import has an effect, such as printing a poem or opening a browser.
 PLAYFUL = {"this", "antigravity", "test", "idlelib", "turtledemo"}
 CATCHING = {"AssertionError", "Exception", "BaseException"}
 
@@ -50,7 +50,7 @@ _PARSING = threading.Lock()
 
 @dataclass(frozen=True)
 class Tests:
-    """Tests made ready: code or why there is none, their form, and what they import."""
+    """Compiled tests: their code or the reason why there is none, their form, and their imports."""
 
     source: str
     entry_point: str
@@ -141,7 +141,7 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 def names_of_data(tree: ast.AST) -> set[str]:
-    """Name the variables that the source only ever reads parts of: ``made.text``, ``rows[0]``.
+    """Name the variables of which the source only reads parts: ``made.text``, ``rows[0]``.
 
     The result of a comparison in such a variable is an object, as in the language of a query, and no verdict.
     """
@@ -153,7 +153,7 @@ def names_of_data(tree: ast.AST) -> set[str]:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Put helpers in the place of comparisons, asserts and builtins."""
+    """Replaces comparisons, asserts and builtins by helpers."""
 
     def __init__(self, bound: set[str], modules: set[str], data: set[str]) -> None:
         self.data = data

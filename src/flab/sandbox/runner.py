@@ -1,4 +1,4 @@
-"""Runs model-written Python against its tests, never in this process; only a secret proves a pass.
+"""Run model-written Python against its tests, never in this process. Only a secret proves a pass.
 
 Each run is a fresh ``python -s -S -B`` with an empty environment, a fixed hash seed and a fixed seed of ``random``,
 limits on memory, CPU time, file size, processes and open files, no input, capped output, a seccomp filter, and at the
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one run ended; ``detail`` may be of the program's making, ``cpu_seconds`` count all of its processes."""
+    """How one run ended. ``detail`` may come from the program, and ``cpu_seconds`` count all of its processes."""
 
     passed: bool
     outcome: Outcome
@@ -75,7 +75,7 @@ class Sandbox:
 
     @classmethod
     def detect(cls, allow_unsandboxed: bool = False) -> Sandbox:
-        """Return the strongest sandbox that works here, each tried once; SandboxError rather than less."""
+        """Return the strongest sandbox that works here. Each is tried once; without any, it raises SandboxError."""
         reason = "namespaces exist on Linux only"
         for level, launcher in jail.launchers():
             sandbox = cls(level, launcher)
@@ -88,14 +88,14 @@ class Sandbox:
         return cls("rlimits", jail.bare_launcher)
 
     def run(self, program: str, test: str, entry_point: str, cpu_seconds: float = CPU_SECONDS) -> Verdict:
-        """Run one program once; raise SandboxError if the sandbox itself does not start."""
+        """Run one program once. Raises SandboxError if the sandbox itself does not start."""
         with Groups(self.memory_bytes) as groups:
             return self._attempt(Job(program, test, entry_point), cpu_seconds, groups)[0]
 
     def run_many(
         self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
     ) -> list[Verdict]:
-        """Run all jobs over all cores, in order; a time-out that the machine may share in is tried once more by itself.
+        """Run all jobs over all cores, in order. A time-out that the busy machine may have caused is tried again alone.
 
         An interrupt ends the runs under way at once.
         """
@@ -126,9 +126,8 @@ class Sandbox:
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
         bounds = limits.of_one_process(self.memory_bytes, cpu_seconds)
-        # Two keys and a secret for each run. The first shows that the program is loaded; the second, joined
-        # with the secret, is the verdict. A program cannot guess them, and those of an earlier run are worth
-        # nothing.
+        # Each run has two keys and a secret. The first key shows that the program is loaded. The second, joined with the
+        # secret, is the verdict. A program cannot guess them, and those of an earlier run are useless.
         keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
         # Some of MBPP's entry points end with a blank.
@@ -152,7 +151,7 @@ class Sandbox:
             raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, group, stop)
             overran = group.overran()
         verdict = _judge(raw, keys[1] + secret, bounds["RLIMIT_CPU"], wall_seconds, overran, job.test)
-        # Was the core shared, the time-out may be the machine's fault; such a run is repeated by itself.
+        # If the core was shared, the time-out may be the machine's fault, and the run is repeated alone.
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
         return verdict, verdict.outcome == "timeout" and not alone
 
@@ -206,7 +205,7 @@ def _num_cores() -> int:
 
 
 def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overran: bool, test: str) -> Verdict:
-    """Turn what a run left into a verdict; raise SandboxError if the harness never began."""
+    """Turn the result of a run into a verdict. Raises SandboxError if the harness never began."""
     if not raw.report and not raw.timed_out:
         raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
     lines = [line.decode("utf-8", "replace") for line in raw.report[1:]]
@@ -231,7 +230,7 @@ def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overra
 
 
 def name_end(raw: Raw, cpu_limit: int, overran: bool) -> tuple[Outcome, str]:
-    """Name the end of a process that did not finish: CPU limit, memory, or left early."""
+    """Name the way in which a process ended before it finished: CPU limit, memory, or an early exit."""
     # A shell reports a death by signal s as exit code 128 + s.
     code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code
     if overran:
@@ -255,6 +254,6 @@ def _place(lines: list[str], test: str) -> str:
 
 
 def _printable(text: str | bytes) -> str:
-    """Make text of the program's making safe for a terminal, on one line."""
+    """Make the program's text safe for a terminal, on one line."""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return "".join(char if char.isprintable() else " " for char in text).strip()

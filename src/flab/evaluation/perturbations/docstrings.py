@@ -38,7 +38,7 @@ def docstring_format(problem: Problem, rng: Random) -> Problem | None:
     docstring = find_docstring(program)
     if docstring is None:
         return _checked(program, _to_docstring(program))
-    # Formats are tried in random order, and the first that changes anything but the code is taken.
+    # Formats are tried in random order, and the first that changes the text but not the code is taken.
     for make in rng.sample(FORMATS, len(FORMATS)):
         made = _checked(program, make(program, docstring, rng))
         if made is not None:
@@ -47,7 +47,7 @@ def docstring_format(problem: Problem, rng: Random) -> Problem | None:
 
 
 def docstring_noise(problem: Problem, rng: Random) -> Problem | None:
-    """Misspell some words of the docstring's prose: letters swapped, dropped or doubled, case, white space."""
+    """Misspell some words of the docstring's prose: swap, drop or double letters, or change case or white space."""
     program = read_program(problem)
     docstring = find_docstring(program) if program is not None else None
     if program is None or docstring is None:
@@ -85,7 +85,7 @@ def prose_lines(content: str) -> list[tuple[int, str]]:
 
 
 def _to_comments(program: Program, docstring: Docstring, rng: Random) -> Problem | None:
-    """Comment lines instead of a string."""
+    """Turn the string into comment lines."""
     lines = textwrap.dedent(docstring.indent + docstring.content.strip("\n")).rstrip().split("\n")
     first = docstring.content.strip("\n").split("\n")[0]
     if not docstring.content.startswith("\n"):
@@ -97,7 +97,7 @@ def _to_comments(program: Program, docstring: Docstring, rng: Random) -> Problem
 
 
 def _to_docstring(program: Program) -> Problem | None:
-    """Return a string instead of the comment lines that open the body."""
+    """Turn the comment lines that open the body into a string."""
     opening = re.compile(r"(?:[ \t]+#.*\n(?:[ \t]*\n)*(?=[ \t]+#)|[ \t]+#.*\n)+")
     header_end = program.text.find("\n", _signature_end(program)) + 1
     found = opening.match(program.text, header_end)
@@ -114,7 +114,7 @@ def _to_docstring(program: Program) -> Problem | None:
 
 
 def _signature_end(program: Program) -> int:
-    """Offset of the end of what precedes the colon."""
+    """Return the offset where the signature ends, before the colon."""
     arguments = program.function.args
     returns = program.function.returns
     parts = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *arguments.defaults]

@@ -1,6 +1,6 @@
-"""Loops of a function in another form of the same meaning: ``for`` and ``while``, comprehension and loop.
+"""Rewrite loops in another form with the same meaning: ``for`` and ``while``, comprehension and loop.
 
-Each rewrite is a replacement of text. What is left alone: loops on one line, ``while ... else``, loops over
+Each rewrite is a replacement of text. Some loops are left alone: those on one line, ``while ... else``, loops over
 something that their body changes or that may not end, and comprehensions whose variable the function also uses.
 """
 
@@ -23,7 +23,7 @@ Body = Sequence[ast.stmt]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Replace ``text[start:end]``; ``shown`` characters of the new text are what a reader must see of the new form."""
+    """Replace ``text[start:end]``. The first ``shown`` characters of the new text show the new form to a reader."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Rewrite:
 
 
 def rewrites(program: Program) -> Iterator[Rewrite]:
-    """Yield all rewrites of the function's loops, in the order of the source; none if a builtin they use is taken."""
+    """Yield all rewrites of the function's loops, in source order; none if the program redefines a builtin they use."""
     if bound_names(program.tree) & (USED | GATHERING):
         return
     for body in _bodies(program.function):
@@ -44,7 +44,7 @@ def rewrites(program: Program) -> Iterator[Rewrite]:
 
 
 def _bodies(function: ast.AST) -> Iterator[Body]:
-    """Lists of statements, in the order of the source; those of inner functions and classes are left out."""
+    """Yield the lists of statements, in source order, without those of inner functions and classes."""
     for field in ("body", "orelse", "finalbody"):
         body = getattr(function, field, None)
         if isinstance(body, list):
@@ -77,7 +77,7 @@ def _taken(program: Program) -> set[str]:
 
 
 def _for_to_while(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
-    """``for`` as ``while`` with a counter that moves on before the body, so that ``continue`` stays right."""
+    """Rewrite ``for`` as ``while`` with a counter that advances before the body, so that ``continue`` works."""
     header = _header(program, node, node.iter) if isinstance(node, ast.For) else None
     if header is None or not isinstance(node, ast.For) or _may_change(node):
         return None
@@ -103,14 +103,14 @@ def _for_to_while(program: Program, body: Body, place: int, node: ast.stmt) -> R
         test = f"{index} {'>' if size < 0 else '<'} {stop}"
         first = f"{target} = {index}"
         step = f"{index} += {size}"
-    # The counter moves on before the body: a ``continue`` there would otherwise skip the step and never end.
+    # The counter advances before the body; otherwise a ``continue`` would skip the step, and the loop never end.
     lines = [*(indent + one for one in [*setup, f"while {test}:"]), inner + first, inner + step]
     text = "".join(line + "\n" for line in lines)
     return Rewrite(start, end, text, len(text))
 
 
 def _range_parts(program: Program, node: ast.expr) -> tuple[str, str, int] | None:
-    """Start, stop and step of a ``range`` whose step is written as a number; None for anything else."""
+    """Return start, stop and step of a ``range`` whose step is written as a number; None for anything else."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "range":
         return None
     parts = [program.source(one) for one in node.args]
@@ -123,7 +123,7 @@ def _range_parts(program: Program, node: ast.expr) -> tuple[str, str, int] | Non
 
 
 def _may_change(node: ast.For) -> bool:
-    """Return whether what is iterated over may not end, or may be changed by the body or the target."""
+    """Return whether the iterable may be endless, or be changed by the body or the target."""
     called = {
         one.func.id for one in ast.walk(node.iter) if isinstance(one, ast.Call) and isinstance(one.func, ast.Name)
     }
@@ -132,8 +132,7 @@ def _may_change(node: ast.For) -> bool:
         for one in ast.walk(node.iter)
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute)
     }
-    # Only calls that are known to end and to give the same items each time; whatever else is called may do
-    # anything.
+    # Only some calls are known to end and to give the same items each time. Any other call may do anything.
     known = {"range", "enumerate", "zip", "sorted", "reversed", "list", "set", "len", "str", "map", "filter", "dict"}
     known |= {"items", "keys", "values", "split", "tuple", "min", "max", "int", "abs", "strip", "lower", "sqrt", "join"}
     if called & ENDLESS or called - known:
@@ -150,12 +149,12 @@ def _may_change(node: ast.For) -> bool:
 
 
 def _while_to_for(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
-    """``while`` as a ``for`` without end that breaks when the condition fails."""
+    """Rewrite ``while`` as an endless ``for`` that breaks when the condition fails."""
     header = _header(program, node, node.test) if isinstance(node, ast.While) else None
     if header is None or not isinstance(node, ast.While) or node.orelse:
         return None
     start, end, indent, inner = header
-    # ``iter(int, 1)`` calls int() until it returns 1, which it never does: a for loop without end.
+    # ``iter(int, 1)`` calls int() until it returns 1, which never happens, so the for loop is endless.
     lines = [f"{indent}for {fresh('_', _taken(program))} in iter(int, 1):"]
     if not (isinstance(node.test, ast.Constant) and node.test.value):
         step = inner[len(indent) :] if inner.startswith(indent) else "    "
@@ -207,8 +206,8 @@ def _gathered(node: ast.stmt) -> ast.ListComp | ast.GeneratorExp | None:
 
 
 def _is_local(program: Program, found: ast.ListComp | ast.GeneratorExp) -> bool:
-    """Whether the comprehension's variables are used nowhere else in the function, inside no ``lambda``, and no await."""
-    # A comprehension has a scope of its own, a loop has not: its variable would overwrite one of the same name.
+    """Return whether the comprehension's variables are used nowhere else, nor in a ``lambda``, and nothing is awaited."""
+    # A comprehension has its own scope, but a loop's variable would overwrite one of the same name.
     targets = _names(*(one.target for one in found.generators))
     own = [one.id for one in ast.walk(found) if isinstance(one, ast.Name)]
     everywhere = [one.id for one in ast.walk(program.function) if isinstance(one, ast.Name)]
@@ -219,7 +218,7 @@ def _is_local(program: Program, found: ast.ListComp | ast.GeneratorExp) -> bool:
 
 
 def _loop_to_comprehension(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
-    """``r = []`` and a loop that only appends to it, as one comprehension."""
+    """Rewrite ``r = []`` and a loop that only appends to it as one comprehension."""
     loop = body[place + 1] if place + 1 < len(body) else None
     if not _is_empty_list(node) or not isinstance(loop, ast.For) or loop.orelse or len(loop.body) != 1:
         return None

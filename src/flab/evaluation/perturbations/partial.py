@@ -52,12 +52,11 @@ def dead_code(problem: Problem, rng: Random) -> Problem | None:
 
 
 def loop_form(problem: Problem, rng: Random) -> Problem | None:
-    """Exchange one loop for an equal one of another form and move the code up to it, half at least, into the prompt."""
+    """Rewrite one loop in another form, and move the code up to it, at least half, into the prompt."""
     program = read_program(problem)
     if program is None or problem.canonical_solution is None:
         return None
-    # In a random order, because the first loop that can be changed may leave too little of the reference behind
-    # it.
+    # The order is random, because the first loop that can be changed may leave too little of the reference.
     found = list(rewrites(program))
     for rewrite in rng.sample(found, len(found)):
         before = program.text[: rewrite.start]
@@ -72,7 +71,7 @@ def loop_form(problem: Problem, rng: Random) -> Problem | None:
 
 
 def _body_start(program: Program) -> tuple[int, str] | None:
-    """Offset of the line of the first statement after the docstring, and its indent; None for a one-line body."""
+    """Return the offset and indent of the first statement's line after the docstring; None for a one-line body."""
     docstring = find_docstring(program)
     after = docstring.end if docstring is not None else 0
     starts = [program.span(one)[0] for one in program.function.body]
@@ -88,7 +87,7 @@ def _decorators(program: Program, node: ast.stmt) -> list[int]:
 
 
 def _inserted(program: Program, start: int, text: str) -> Problem | None:
-    """Insert lines; where the body begins in the reference they go to the prompt if nothing stands between."""
+    """Insert lines. If the body begins in the reference and nothing stands between, they go to the prompt."""
     between = program.text[program.boundary : start]
     if start > program.boundary and not between.strip():
         start = program.boundary if program.text[: program.boundary].endswith("\n") else start

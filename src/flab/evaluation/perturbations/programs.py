@@ -1,6 +1,6 @@
 """A problem's prompt and reference as one Python program: where things are, and edits that keep the two apart.
 
-Perturbations are made of it. It never reformats code: text that no edit touches stays as it was.
+Perturbations are built on it. It never reformats code: text that no edit touches stays as it was.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Docstring:
-    """The function's docstring in the prompt: its place in the program, its quotes, what is between, its indent."""
+    """The function's docstring in the prompt: its place in the program, its quotes, its content and its indent."""
 
     start: int
     end: int
@@ -65,17 +65,17 @@ class Program:
 
     @cached_property
     def line_starts(self) -> list[int]:
-        """Offset of each line, and of the end."""
+        """The offset of each line, and of the end."""
         starts = [0]
         for line in self.text.split("\n"):
             starts.append(starts[-1] + len(line) + 1)
         return starts
 
     def offset(self, line: int, column: int) -> int:
-        """Offset in the text of a tree's position, whose column counts UTF-8 bytes."""
+        """Return the offset in the text of a tree's position, whose column counts UTF-8 bytes."""
         start = self.line_starts[line - 1]
-        # ``ast`` counts columns in bytes of UTF-8, Python's strings count characters: they differ after the
-        # first umlaut.
+        # ``ast`` counts columns in bytes of UTF-8 and Python's strings count characters, so they differ after the
+        # first character outside ASCII.
         whole = self.text[start : self.line_starts[line] - 1]
         return start + len(whole.encode()[:column].decode())
 
@@ -109,8 +109,7 @@ class Program:
         """Apply edits that do not overlap; None if one reaches across the end of the prompt."""
         prompt = self.text[: self.boundary]
         solution = self.text[self.boundary :]
-        # From the end to the beginning, so that an edit does not move the places of those that are still to
-        # come.
+        # Edits are applied from the end to the beginning, so that none moves the place of a later one.
         for edit in sorted(edits, key=lambda one: (one.start, one.end), reverse=True):
             if edit.end <= self.boundary:
                 prompt = prompt[: edit.start] + edit.text + prompt[edit.end :]
@@ -129,7 +128,7 @@ def read_program(problem: Problem) -> Program | None:
     bodies = [problem.canonical_solution] if problem.canonical_solution is not None else STANDINS
     for body in bodies:
         text = problem.prompt + body
-        # These end lines for some of Python's readers and not for others, and offsets would be wrong.
+        # Some of Python's readers take these for line ends and others do not, so offsets would be wrong.
         if "\r" in text or "\f" in text:
             return None
         try:
@@ -178,7 +177,7 @@ def words_of(*texts: str | None) -> set[str]:
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Return names that the program gives a meaning of its own, builtins among them."""
+    """Return the names that the program defines, including redefined builtins."""
     found = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)}
     found |= {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
     found |= {one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.ClassDef)}

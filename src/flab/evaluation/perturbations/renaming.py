@@ -1,8 +1,8 @@
-"""Perturbations that give the function or its arguments other names, everywhere they are meant.
+"""Perturbations that rename the function or its arguments wherever they are meant.
 
-Code is renamed by the tree, not by search: attributes, strings, other functions' names and other scopes stay. The
-result counts only if its tree is the old one with the names exchanged; anything that the tree cannot settle
-(``locals``, ``eval``, a name in ``global`` or ``except``) makes the perturbation not applicable.
+Code is renamed by the syntax tree and not by search: attributes, strings, other functions' names and other scopes stay.
+The result counts only if its tree is the old one with the names exchanged. If the tree cannot settle a name (``locals``,
+``eval``, a name in ``global`` or ``except``), the perturbation does not apply.
 
 In docstring and comments a name that can be an English word is renamed only where it is written as code: in quotes,
 as ``name(``, ``name[``, ``name=`` or ``name.x``. Other names (``two_words``, ``camelCase``, ``lst1``, a single
@@ -74,7 +74,7 @@ def rename_arguments(problem: Problem, rng: Random) -> Problem | None:
 
 
 def _other_style(name: str) -> str | None:
-    """snake_case as camelCase or the reverse; None for one word."""
+    """Return snake_case as camelCase or the reverse; None for one word."""
     parts = [part for part in name.split("_") if part]
     if len(parts) > 1:
         return parts[0].lower() + "".join(part[:1].upper() + part[1:] for part in parts[1:])
@@ -115,8 +115,8 @@ def _renamed(program: Program, root: ast.AST, names: Names, keywords_of: Iterabl
     for node in _calls(wanted, callees):
         node.arg = names.get(node.arg or "", node.arg)
     edits = [*_code_edits(program, root, names), *_keyword_edits(program, names, callees)]
-    # The text is edited and the tree is renamed, each by itself. Only if the edited text parses to the renamed
-    # tree is the result used, so a name that one of the two has missed cannot slip through.
+    # The text is edited and the tree is renamed separately. The result is used only if the edited text parses to
+    # the renamed tree, so a name that one of the two missed is noticed.
     made = program.edited([*edits, *_prose_edits(program, names)])
     if made is None or made == program.problem:
         return None
@@ -128,7 +128,7 @@ def _renamed(program: Program, root: ast.AST, names: Names, keywords_of: Iterabl
 
 
 def _rename_tree(root: ast.AST, names: Names) -> bool:
-    """Exchange names in the tree; False if one stands where a rename is not safe."""
+    """Rename in the tree; False if a name stands where renaming is not safe."""
     for node in _scope(root):
         if isinstance(node, ast.Name) and node.id in names:
             node.id = names[node.id]
@@ -171,7 +171,7 @@ def _keyword_edits(program: Program, names: Names, callees: set[str]) -> Iterato
 
 
 def _code_edits(program: Program, root: ast.AST, names: Names) -> Iterator[Edit]:
-    """Yield edits of names in code; those inside f-strings by search in their braces, the tree has no place for them."""
+    """Yield edits of names in code. Inside f-strings the braces are searched, because the tree has no positions there."""
     in_strings: set[int] = set()
     for node in _scope(root):
         if isinstance(node, ast.JoinedStr) and id(node) not in in_strings:
@@ -191,7 +191,7 @@ def _code_edits(program: Program, root: ast.AST, names: Names) -> Iterator[Edit]
 
 
 def _f_string_edits(program: Program, node: ast.JoinedStr, names: Names) -> Iterator[Edit]:
-    """Yield edits of names between braces; what this takes wrongly for a name the comparison of trees finds."""
+    """Yield edits of names between braces. The comparison of the trees finds what is not a name."""
     start, end = program.span(node)
     depth = 0
     for part in re.finditer(r"\{\{|\}\}|[{}]|(?<![\w.'\"])[^\W\d]\w*", program.text[start:end]):
@@ -217,10 +217,9 @@ def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
 
 
 def _mention(name: str) -> re.Pattern[str]:
-    """Where a text means the name; a word of small letters only if it is written as code."""
+    """Yield where a text means the name. A word of small letters counts only if it is written as code."""
     word = rf"(?<![\w.]){re.escape(name)}(?!\w)"
-    # A parameter may be called ``list`` or ``a``: in prose such a word is a word, and only marked as code it is
-    # the name.
+    # A parameter may be called ``list`` or ``a``. In prose that is an ordinary word, unless it is marked as code.
     is_word = name.isalpha() and name.islower() and (len(name) > 1 or name == "a")
     if not is_word:
         return re.compile(word)

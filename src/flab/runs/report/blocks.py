@@ -1,6 +1,6 @@
-"""What a page is made of: text, tables, charts and the like, as plain values that HTML and Markdown both render.
+"""The blocks of a page: text, tables, charts and so on, as plain values that both HTML and Markdown render.
 
-Text in a block may hold code between backticks; everything else in it is shown as it stands.
+Text in a block may hold code between backticks; everything else is shown as it is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Heading(Block):
 
 @dataclass(frozen=True)
 class Gap(Block):
-    """What is missing, and which command makes it."""
+    """A missing part, and the command that makes it."""
 
     text: str
 
@@ -55,7 +55,7 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Chart(Block):
-    """A drawing: what kind, of which numbers, what it shows in words, and the same numbers as a table."""
+    """A drawing: its kind, its numbers, a description in words, and the same numbers as a table."""
 
     name: str
     drawing: str
@@ -83,7 +83,7 @@ class Shares(Block):
 
 @dataclass(frozen=True)
 class Strip(Block):
-    """The original's layers in a row, those that went marked."""
+    """The original's layers in a row, with the removed ones marked."""
 
     title: str
     before: int
@@ -93,7 +93,7 @@ class Strip(Block):
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model wrote, and what became of it."""
+    """The answer of one model, and its outcome."""
 
     model: str
     passed: bool

@@ -1,4 +1,4 @@
-"""The budget curve: how much is kept, and how far the model moves, over the share of parameters that goes."""
+"""The budget curve: how much is kept, and how far the model moves, over the fraction of parameters removed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def budget(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]
 
 
 def no_sweep(inputs: Inputs) -> str:
-    """Why there are no other budgets."""
+    """Return why there are no other budgets."""
     if inputs.other_sweep is None:
         return NO_SWEEP
     return OTHER_SWEEP.format(name=name_of(inputs.other_sweep))

@@ -1,4 +1,4 @@
-"""The cuts: what of the vocabulary, the layers and the neurons stays, and what the search saw on its way."""
+"""The cuts: how much of the vocabulary, the layers and the neurons stays, and what the search measured."""
 
 from __future__ import annotations
 

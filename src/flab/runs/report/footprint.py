@@ -1,4 +1,4 @@
-"""The tool's own footprint: what each stage of the run took, and after how many tokens that has paid for itself."""
+"""The footprint of the run itself: the cost of each stage, and the number of tokens after which it pays off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Json = Mapping[str, Any]
 
 
 def footprint(inputs: Inputs) -> dict[str, Any]:
-    """Seconds, peak memory and energy of each stage, and the payback that ``flab measure`` worked out."""
+    """Return seconds, peak memory and energy of each stage, and the payback that ``flab measure`` computed."""
     stages = inputs.run["stages"]
     if not stages:
         raise AbsentError("no stage of the run is finished: `flab run RECIPE -o RUN` resumes where it stopped")
@@ -27,7 +27,7 @@ def footprint(inputs: Inputs) -> dict[str, Any]:
 
 
 def energy_reason(found: Json | None) -> str | None:
-    """Why the stages have no energy; None if each has a number."""
+    """Return why the stages have no energy, or None if each has a number."""
     gaps = [row["energy"] for row in (found or {"stages": []})["stages"] if not has_value(row["energy"])]
     if not gaps:
         return None

@@ -1,6 +1,6 @@
-"""One value out of all that a run's folder holds: ``report.json``, the only source of the pages.
+"""Gather the content of a run's folder into one value: ``report.json``, the only source of the pages.
 
-A part that cannot be made is null, and ``missing`` says why and which command makes it.
+A part that cannot be made is null; ``missing`` gives the reason and the command that makes it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError, ZeroDi
 
 
 def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
-    """Everything that the pages show, as data.
+    """Return everything that the pages show, as data.
 
     Raises:
-        DataError: no run, or a file that is damaged, of another layout, or lacks what flab writes.
+        DataError: there is no run, or a file is damaged, has another layout, or lacks a field that flab writes.
     """
     try:
         inputs = of_this_run(read_inputs(run, sweep))
@@ -60,8 +60,8 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
         raise malformed(run, "its JSON files", error) from error
     made: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    # A part may be missing, with a reason that goes onto the page. A part that is malformed stops the report:
-    # half a truth would look like a whole one.
+    # A part may be missing; the page then gives the reason. A malformed part stops the report, because an incomplete page
+    # would look complete.
     for name, (files, part) in PARTS.items():
         try:
             made[name] = part(inputs, made)
@@ -84,7 +84,7 @@ def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = each_text(report, without_home)
     problems = (report["examples"] or {"problems": []})["problems"]
     for number, problem in enumerate(problems):
-        # What a model wrote is shown letter by letter, also where it looks like somebody's folder.
+        # A model's text is shown exactly as written, even if it looks like a user's folder.
         clean = made["examples"]["problems"][number]
         clean["prompt"] = problem["prompt"]
         for name in (ORIGINAL, "smaller"):
@@ -93,13 +93,13 @@ def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def malformed(run: Path, files: str, error: Exception) -> DataError:
-    """Return what to say of files whose values are not what they should be."""
+    """Return the message about files with invalid values."""
     found = f"{type(error).__name__}: {error}".replace("\n", " ")
     return DataError(f"{run}: {files} are not as flab writes them ({found}); run the command that made them again")
 
 
 def _smaller_gaps(inputs: Inputs, made: dict[str, Any]) -> dict[str, str]:
-    """Return what is missing inside parts that are there."""
+    """Return the gaps inside parts that exist."""
     gaps = {
         "energy": speed.energy_reason(made["measured"]),
         "stage_energy": footprint.energy_reason(made["footprint"]),

@@ -1,4 +1,4 @@
-"""The files of a run as they lie in its folder, and what is wrong with them. It interprets nothing."""
+"""Read the files of a run's folder and report what is wrong with them, without interpreting them."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def pair_of(name: str) -> str:
 
 
 class AbsentError(Exception):
-    """A part of the report that cannot be made; the message says why and which command makes it."""
+    """A part of the report cannot be made; the message gives the reason and the command that makes it."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run's folder holds; None and missing keys stand for files that are not there or not of this run.
+    """The content of a run's folder. None and missing keys stand for files that are missing or belong to another run.
 
     Attributes:
-        left: files that are there and of an earlier run, each with the recipe's section that makes it, if it may lack that.
-        other_sweep: the model of a sweep that is of another one.
+        left: files of an earlier run, each with the section of the recipe that makes it, if that may be missing.
+        other_sweep: the model of a sweep that belongs to another model.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class Inputs:
 
     @property
     def names(self) -> list[str]:
-        """The models of this run, the original first, the one that it ends with last."""
+        """The models of this run, from the original to the final one."""
         there = {ORIGINAL, *self.results}
         there |= {"pruned"} if self.plan is not None else set()
         there |= {"recovered"} if self.recovery is not None else set()
@@ -83,11 +83,11 @@ class Inputs:
 
     @property
     def smaller(self) -> str:
-        """The model that the run ends with."""
+        """The final model of the run."""
         return self.names[-1] if len(self.names) > 1 else "pruned"
 
     def earlier(self, *files: str) -> str | None:
-        """Return which of the files were left out, and what makes them again; None if none was."""
+        """Return which of the files were left out and how to make them again; None if none was."""
         found = [name for name in files if name in self.left]
         if not found:
             return None
@@ -98,10 +98,10 @@ class Inputs:
 
 
 def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
-    """Read all that is there; what of it is of this run is ``taken``'s business.
+    """Read all files; ``taken`` decides which of them belong to this run.
 
     Raises:
-        DataError: no run, or a file that is damaged or of another layout.
+        DataError: there is no run, or a file is damaged or has another layout.
     """
     if not (folder / "run.json").is_file():
         raise DataError(f"{folder}: holds no run.json, so it is not a run; give the folder that flab run wrote")
@@ -125,7 +125,7 @@ def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
 
 
 def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
-    """Return a file's object, None if there is no file; DataError if it lacks what its layout has."""
+    """Return a file's object, or None if it is missing. Raises DataError if a field of its layout is missing."""
     if not path.is_file():
         return None
     value: dict[str, Any] = finite(read_json(path))
@@ -155,12 +155,12 @@ def _hardware(path: Path) -> Json | None:
     return found if isinstance(found, Mapping) else None
 
 
-# What CO2 is computed from energy, so without energy there is none: no number, and no factor that suggests one.
+# CO2 is computed from energy. Without energy there is no figure, and no factor that suggests one.
 EMISSION_WORDS = ("co2", "carbon", "emission", "grams_per_kwh", "grid")
 
 
 def _without_unfounded(measure: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the measurement without any figure of emissions, unless its models have an energy that was measured."""
+    """Return the measurement without any emissions, unless its models have a measured energy."""
     if measure is None:
         return None
     figures = [model.get("figures") or {} for model in measure["models"] if isinstance(model, Mapping)]

@@ -19,12 +19,12 @@ JSON = "report.json"
 
 
 def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
-    """Write ``report.html``, ``report.md``, ``report.json`` and the model cards; returns what ``report.json`` holds.
+    """Write ``report.html``, ``report.md``, ``report.json`` and the model cards. Returns the content of ``report.json``.
 
-    ``sweep`` is the folder of a sweep, else ``RUN/sweep`` if there is one. A README.md that flab did not write stays.
+    ``sweep`` is the folder of a sweep; by default ``RUN/sweep`` if it exists. A README.md that flab did not write stays.
 
     Raises:
-        DataError: no run, a damaged file, or a folder that cannot be written.
+        DataError: there is no run, a file is damaged, or the folder cannot be written.
     """
     run = as_path(run)
     report = gather(run, as_path(sweep) if sweep is not None else None)
@@ -64,7 +64,7 @@ def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a card is there that somebody else wrote; one that cannot be read is."""
+    """Return whether there is a card that somebody else wrote. An unreadable one counts as such."""
     if not path.exists():
         return False
     try:

@@ -1,6 +1,6 @@
-"""Text as HTML or Markdown in which nothing acts: no tag, no link, no fence, no cell of its own making.
+"""Text as inert HTML or Markdown: it cannot create tags, links, fences or cells.
 
-Text between backticks becomes code; an odd backtick makes no code of anything.
+Text between backticks becomes code; an unpaired backtick does nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])|^([-+=]|\d+(?=[.)](?:\s|$)))")
-NO_BREAK = "&#8203;"  # a space of no width: what it stands in is no address
+NO_BREAK = "&#8203;"  # a zero-width space; text that contains it is not an address
 
 
 def parts_of(text: str) -> list[tuple[bool, str]]:
@@ -42,8 +42,7 @@ def plain(text: str) -> str:
     # ``&`` first, or the replacements of the others would be escaped again.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = MARKDOWN.sub(lambda found: f"\\{found[0]}" if not found[0].isdigit() else f"{found[0]}{NO_BREAK}", text)
-    # GitHub turns addresses and names in plain text into links and mentions. A space of no width inside them
-    # stops that.
+    # GitHub turns addresses and names in plain text into links and mentions. A zero-width space inside them prevents that.
     text = re.sub(r"\b(www|mailto|xmpp)(?=[.:])", lambda found: f"{found[1]}{NO_BREAK}", text, flags=re.IGNORECASE)
     text = re.sub(r"@(?=[\w-]+\.\w)|(?<!\w)@(?=\w)", f"@{NO_BREAK}", text)
     return text.replace("://", "&#58;//")

@@ -1,4 +1,4 @@
-"""Provenance: digests, versions, settings and seeds, and the commands that make all this again."""
+"""Provenance: digests, versions, settings and seeds, and the commands that reproduce the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # what flab check can
 
 
 def provenance(inputs: Inputs) -> dict[str, Any]:
-    """Return all that says which files, programs and settings these figures are of."""
+    """Return the files, programs and settings behind the figures."""
     summary = inputs.summary or {}
     plan = inputs.plan or {}
     first = inputs.results.get(ORIGINAL) or next(iter(inputs.results.values()), {})
@@ -42,7 +42,7 @@ def provenance(inputs: Inputs) -> dict[str, Any]:
 
 
 def _digests(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """Yield what was read and made, and its SHA-256."""
+    """Yield the files that were read and made, and their SHA-256."""
     if inputs.plan is not None and inputs.plan["model"].get("sha256"):
         yield "original, config, weights and tokenizer", inputs.plan["model"]["sha256"]
     for name, results in inputs.results.items():
@@ -63,7 +63,7 @@ def _model(inputs: Inputs) -> str:
 
 
 def _model_name(path: str) -> str:
-    """Return what to call it; the model that comes with flab lies in a folder whose own name says nothing."""
+    """Return the model's name. The folder of the bundled model has a meaningless name, so it gets another."""
     bundled = path == "bundled" or path.endswith("flab/assets/model")
     return "flab-bundled" if bundled else name_of(path)
 
@@ -83,8 +83,7 @@ def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
     """Return the commands that make the run, its measurements and this report again; ``show`` writes a path down."""
     run = show(str(inputs.folder))
     model = show(_model(inputs))
-    # Paths are written as the reader of the page needs them: whole on the page itself, only the names on a card
-    # that is published.
+    # The page shows whole paths. A card is published, so it shows only names.
     lines = [f"flab run {show(str((inputs.summary or {}).get('recipe') or 'RECIPE'))} -o {run}"]
     for name in inputs.names[1:]:
         lines.append(f"flab check {run}/{name} --against {model}")
@@ -98,7 +97,7 @@ def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
 
 
 def _measuring(measure: Json | None) -> str:
-    """Return the options under which the run was measured. Its file is another one: the run's own also holds the payback."""
+    """Return the options of the measurement. It writes another file, because the run's own also holds the payback."""
     settings = dict((measure or {}).get("settings") or {}) | {"device": (measure or {}).get("device")}
     known = {name: settings[name] for name in MEASURING if settings.get(name) is not None}
     return "".join(f" --{name.replace('_', '-')} {_value(value)}" for name, value in known.items())

@@ -1,4 +1,4 @@
-"""Scores: what each model passes of each task, paired with the original, and under perturbation."""
+"""Scores: how much of each task each model passes, paired with the original, and under perturbation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def tasks(inputs: Inputs) -> list[dict[str, Any]]:
     for name in inputs.names:
         for task in inputs.results.get(name, {"tasks": []})["tasks"]:
             if task["perturbation"] is None:
-                # Tasks are gathered over all models, so a model that was not measured on one just has no entry
-                # there.
+                # Tasks are gathered over all models; a model that was not evaluated on one has no entry there.
                 facts = {part: task[part] for part in ("name", "kind", "sha256")}
                 made.setdefault(task["name"], facts | {"models": []})["models"].append(_model(inputs, name, task))
     return list(made.values())
@@ -64,8 +63,7 @@ def judged(paired: Json | None) -> str | None:
         return None
     kept = paired["retention"]
     beyond = paired["mcnemar_p"] < CHANCE
-    # Deliberately one-sided: either sign of a loss is enough to call it a loss, a gain has to be significant by
-    # both.
+    # This is asymmetric on purpose: one sign of a loss is enough, but a gain must be significant by both measures.
     if (kept is not None and kept["high"] < 1) or (beyond and paired["lost"] > paired["won"]):
         return "worse"
     return "better" if beyond and paired["won"] > paired["lost"] else "open"
@@ -164,8 +162,7 @@ def _kept(found: list[Json]) -> list[Chart]:
         "that only the original passes, plus: that only the smaller model passes; McNemar's exact p, two-sided."
     )
     table = Table("What is kept of the original's passes", columns, lines, note)
-    # The axis begins near the lowest whisker: on an axis from zero the differences that matter could not be
-    # seen.
+    # The axis begins near the lowest whisker, because an axis from zero would hide the differences that matter.
     lowest = min(row["low"] for row in rows)
     data = {
         "rows": rows,

@@ -1,4 +1,4 @@
-"""Before and after: what the models consist of, and the few figures that sum them up."""
+"""Before and after: the parts of the models, and the few figures that sum them up."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def _bytes(inputs: Inputs, name: str) -> int | None:
 def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
     """Return what the run measured after the cut, or after training if its record has that."""
     field = {ORIGINAL: "bits_per_byte_before"}.get(name, "bits_per_byte_after")
-    # The original's figure comes from the cut too, because it is measured there on the same text and at the
-    # same time.
+    # The original's figure also comes from the cut, where it was measured on the same text at the same time.
     stage = "recover" if name == "recovered" else "prune"
     found = inputs.run["stages"].get(stage, {}).get("generality") or {}
     return found.get(field)

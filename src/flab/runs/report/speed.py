@@ -1,4 +1,4 @@
-"""Speed, memory and energy: what ``flab measure`` found of the original and of the smaller model, with its spread."""
+"""Speed, memory and energy: the figures of ``flab measure`` for the original and the smaller model, with their spread."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NO_MEASURE = (
 
 
 def measured(inputs: Inputs) -> dict[str, Any]:
-    """Return the figures of both models, the gains beside their predictions, and on what machine."""
+    """Return the figures of both models, the gains beside their predictions, and the machine."""
     found = inputs.measure
     if found is None:
         raise AbsentError(inputs.earlier(MEASURE) or NO_MEASURE.format(name=inputs.smaller))
@@ -60,7 +60,7 @@ def measured(inputs: Inputs) -> dict[str, Any]:
 
 
 def energy_reason(found: Json | None) -> str | None:
-    """Why the smaller model's energy has no number; None if it has one."""
+    """Return why the smaller model's energy has no number, or None if it has one."""
     if not found or not found["models"]:
         return None
     value = found["models"][-1]["figures"].get("energy_per_1000_tokens")
@@ -175,7 +175,7 @@ def _ratio(values: list[Json | None]) -> str:
 
 
 def _conditions(found: Json) -> Table:
-    """On what it was measured, and how."""
+    """Return the machine and the method of the measurement."""
     machine = found["machine"] or {}
     settings = found["settings"] or {}
     rows = [["device", str(found["device"])], ["precision", str(found["dtype"])]]

@@ -1,6 +1,6 @@
-"""matplotlib's SVG as part of a page: no prolog, no ids but those it needs, colours that follow the page's.
+"""matplotlib's SVG as part of a page: without a prolog, with only the ids it needs, and in the page's colours.
 
-Drawings use colours that stand for others; here they become CSS variables, so that one drawing serves light and dark.
+Drawings use placeholder colours, which become CSS variables here, so one drawing serves light and dark.
 The same drawing gives the same bytes.
 """
 
@@ -75,7 +75,7 @@ def draw(name: str, label: str, width: float, height: float, paint: Callable[[Fi
 
 
 def cleaned(svg: str, name: str, label: str) -> str:
-    """Return the bare element: what belongs to a file of its own is taken off, and colours become the page's."""
+    """Return the bare element, without the parts of a separate file and in the page's colours."""
     view = re.search(r'viewBox="([^"]+)"', svg)
     assert view is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
@@ -87,8 +87,7 @@ def cleaned(svg: str, name: str, label: str) -> str:
     body = _own_ids(body, name)
     body = re.sub(r"font: (?:(\d+) )?([\d.]+px)[^;\"]*", _without_family, body)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    # The drawing was made in colours that occur nowhere else. They become the page's variables, which differ in
-    # dark mode.
+    # The drawing uses colours that occur nowhere else. They become the page's variables, which differ in dark mode.
     for placeholder, (_, shown) in COLOURS.items():
         body = body.replace(placeholder, shown)
     body = re.sub(r">\s+<", "><", body).strip()

@@ -1,6 +1,6 @@
-"""Which files of a run's folder are of this run: it may hold what an earlier recipe left there. It reads no file.
+"""Which files in a run's folder belong to this run; an earlier recipe may have left others. It reads no file.
 
-``run.json`` lists in ``met`` the stages of the last recipe as far as it came; a run without that list is taken whole.
+``met`` in ``run.json`` lists the stages that the last recipe reached. Without that list, all files are taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SECTIONS = {"data": "data", "recover": "recover", "evaluate recovered": "recover
 
 
 def of_this_run(inputs: Inputs) -> Inputs:
-    """The same without stages and files of an earlier run, and without a sweep of another model; ``left`` names them."""
+    """Return the inputs without files of an earlier run, and without a sweep of another model; ``left`` names them."""
     known = inputs.run.get("met")
     found = inputs.run["stages"]
     stages = found if known is None else {name: found[name] for name in known if name in found}
@@ -44,14 +44,13 @@ def of_this_run(inputs: Inputs) -> Inputs:
 
 
 def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """Files that are there and of an earlier run, pairs left out, each with the recipe's section that it needs, if any."""
+    """Return the files of an earlier run, except pairs, each with the section of the recipe that it needs, if any."""
     stages = inputs.run["stages"]
     made = {name: (stages.get(stage) or {}).get("sha256") for name, stage in MADE_BY.items()}
     summed_up = _prints((inputs.summary or {}).get("stages"))
     if inputs.run.get("met") is not None and summed_up is not None and summed_up != _prints(stages):
         yield SUMMARY, ""
-    # A recovered model belongs to this run only if its student is the model that this run pruned; a newer cut
-    # leaves it behind.
+    # A recovered model belongs to this run only if its student is the model that this run pruned.
     student = inputs.recovery["identity"].get("student") if inputs.recovery is not None else None
     is_made = {
         ORIGINAL: True,
@@ -92,7 +91,7 @@ def _prints(stages: Json | None) -> dict[str, Any] | None:
 
 
 def _is_of_results(inputs: Inputs, name: str, left: Json) -> bool:
-    """Return whether a comparison is of the two results that lie there, both of this run."""
+    """Return whether a comparison belongs to the two results in the folder, both of this run."""
     for side, model in (("a", ORIGINAL), ("b", name)):
         results = inputs.results.get(model)
         if results is None or results_of(model) in left:

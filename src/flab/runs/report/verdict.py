@@ -1,4 +1,4 @@
-"""The verdict: one short line, the key figures, a sentence with the evidence, and remarks. Only from the gathered report."""
+"""The verdict, made from the gathered report: one short line, the key figures, a sentence with the evidence, and remarks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ OUTCOMES = {
     "open": "not significantly different",
     None: "not compared",
 }
-ROUNDING = 0.005  # what two decimals of a ratio, or a whole percentage, do not show
+ROUNDING = 0.005  # a difference that two decimals of a ratio, or a whole percentage, do not show
 
 
 def verdict(report: Json) -> dict[str, Any]:
     """Return ``headline``, ``outcome``, ``sentence``, ``remarks`` and ``tiles``.
 
-    A loss is called a loss, and what was not measured is named. The outcome is that of the main task: ``kept``, ``worse`` or
+    A loss is called a loss, and missing measurements are named. The outcome is that of the main task: ``kept``, ``worse`` or
     ``missing``.
     """
-    # This is the sentence at the top of the report: how much was removed; what was kept, with its interval;
-    # what it costs to run.
+    # The sentence at the top of the report: how much was removed, how much was kept, with its interval, and the costs.
     parts = [one for one in (_size(report), _kept(report), _cost(report)) if one]
     sentence = "; ".join(parts)
     outcome = _outcome(report)
@@ -139,7 +138,7 @@ def _ratio(report: Json, name: str) -> float | None:
 
 
 def _remarks(report: Json) -> Iterator[str]:
-    """Yield what the sentence alone would hide: chance, losses elsewhere, and what is not known."""
+    """Yield remarks on what the sentence alone would hide: chance, losses elsewhere, and gaps."""
     task, _, smaller = _main(report)
     outcome = judged(smaller["paired"]) if smaller else None
     if smaller and outcome:
@@ -162,8 +161,7 @@ def _chance(outcome: str, paired: Json, task: Json) -> str:
         return f"The loss is significant: the smaller model {does.format('fewer')} than the original."
     if outcome == "better":
         return f"The gain is significant: the smaller model {does.format('more')} than the original."
-    # No significant difference is not the same as no loss: the lower end of the interval says how large one
-    # could be.
+    # No significant difference does not mean no loss. The lower end of the interval says how large one could be.
     if kept and kept["low"] < 1:
         return f"The difference is not significant; a loss of up to {percent(1 - kept['low'])} cannot be excluded."
     return "The difference is not significant."
@@ -184,7 +182,7 @@ def _elsewhere(task: Json, name: str) -> Iterator[str]:
 
 
 def _other_code(report: Json) -> Iterator[str]:
-    """Bits per byte of code that was not used for fitting; a cut shows there first."""
+    """Yield bits per byte of code that was not used for fitting, where the effect of a cut shows first."""
     known = [row for row in report["models"] or [] if row["bits_per_byte"] is not None]
     if len(known) > 1:
         before = known[0]["bits_per_byte"]
@@ -199,7 +197,7 @@ def _other_code(report: Json) -> Iterator[str]:
 
 
 def _against(report: Json) -> Iterator[str]:
-    """Where the smaller model is worse than the original in what was measured, and gains far from their prediction."""
+    """Yield the figures in which the smaller model is worse than the original, and gains far from their prediction."""
     for name in ("time_to_first_token", "throughput", "tokens_per_character", "energy_per_1000_tokens"):
         ratio = _ratio(report, name)
         if ratio is not None and (ratio < 1 - ROUNDING if name == "throughput" else ratio > 1 + ROUNDING):

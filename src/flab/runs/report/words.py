@@ -1,6 +1,6 @@
-"""Numbers as people read them, and foreign text made safe to look at: control and bidi characters become visible.
+"""Numbers as people read them, and foreign text made safe to display: control and bidi characters become visible.
 
-Escaping for HTML and Markdown is the business of those who write these; no text here is markup.
+Text here is not markup; the writers of HTML and Markdown escape it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def scaled(value: float, unit: str) -> tuple[float, str]:
-    """Return what to divide by, and what the unit is called then, so that the number is easy to read."""
+    """Return the divisor and the prefixed unit that make the number easy to read."""
     value = rounded(value)  # as it will be shown: 0.9997 s is 1 s, not 1,000 ms
     head, slash, rest = unit.partition("/")
     if unit == "s":
@@ -132,7 +132,7 @@ def points(difference: float) -> str:
 
 
 def method(value: Figure | None) -> str:
-    """Return how a figure came about, or why it has no number."""
+    """Return the method of a figure, or the reason why it has no number."""
     if value is None:
         return NONE
     if value.get("value") is None:
@@ -156,14 +156,14 @@ def between(pair: Any, digits: int = 3) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Return a p-value; what is below a thousandth is said to be."""
+    """Return a p-value; one below a thousandth is shown as ``< 0.001``."""
     if value is None:
         return NONE
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def name_of(path: str) -> str:
-    """Return what is left of a path without the folders that hold it; a hub id stays as it is."""
+    """Return the last part of a path; a hub id stays as it is."""
     is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path
     return Path(path.replace("\\", "/")).name or path if is_path else path
 
@@ -196,7 +196,7 @@ def _shown(char: str) -> str:
 
 
 def without_home(text: str) -> str:
-    """Return text in which the user's own folder is ``~``: it says who ran this, not what was run."""
+    """Return the text with the user's own folder as ``~``, because its name would say who ran this."""
     try:
         home = Path.home()
     except RuntimeError:  # neither HOME nor an entry for this user
