@@ -214,7 +214,7 @@ def check_normalizer(file: Path) -> None:
 
 
 def _steps(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Yield the steps of a normalizer or decoder, including those of nested sequences."""
+    """Return the steps of a normalizer or decoder, including those of nested sequences."""
     inner = part.get("normalizers") or part.get("decoders")
     return [step for one in inner for step in _steps(one)] if isinstance(inner, list) else [part]
 

@@ -1,10 +1,12 @@
-"""``flab sweep``: one search, many budgets. The texts, their token counts, the order of the layers and what swapping found
-are shared; each budget begins at the depth where the smaller one ended, and passes over depths of which a wider model was
-worse already. That these hold from one budget to the next is assumed, not measured.
+"""``flab sweep``: one search, many budgets.
 
-Splits are decided by KL alone, where ``flab plan`` lets its finalists be decided by their tests; each budget's winner is
-fitted whole and tried on the calibration's tests, so a plan of a sweep is as good to apply as one of ``flab plan``.
-A stopped sweep goes on at the budget where it was.
+The budgets share the texts, their token counts, the order of the layers, and the sets that swapping found. Each begins at
+the depth where the smaller one ended, and skips depths of which a wider model was already worse. That this holds from one
+budget to the next is assumed, not measured.
+
+KL alone decides between splits, whereas the tests decide between the finalists of ``flab plan``. Each budget's winner is
+fitted on all tokens and tried on the calibration's tests, so it can be applied like a plan of ``flab plan``.
+A stopped sweep continues at the budget where it was.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
 
 
 def _mention(name: str) -> re.Pattern[str]:
-    """Yield where a text means the name. A word of small letters counts only if it is written as code."""
+    """Return the pattern of a text that means the name. A word of small letters counts only if written as code."""
     word = rf"(?<![\w.]){re.escape(name)}(?!\w)"
     # A parameter may be called ``list`` or ``a``. In prose that is an ordinary word, unless it is marked as code.
     is_word = name.isalpha() and name.islower() and (len(name) > 1 or name == "a")
