@@ -133,9 +133,9 @@ class Recipe:
         enough = TOKENS_PER_NEURON * shape.fitted * shape.width // shape.passed
         tokens = self.tokens if self.tokens is not None else max(TOKENS, enough)
         refit = self.refit
-        if shape.experts and refit in ("newton", "descent"):
+        if shape.experts and refit == "newton":
             raise OptionError(
-                f"`refit` {refit} moves the neurons of a dense FFN: for a mixture of experts give residual or reconstruction."
+                "`refit` newton moves the neurons of a dense FFN: for a mixture give residual, descent or reconstruction."
             )
         if refit == "auto":
             refit = "residual" if shape.experts else "newton"

@@ -73,25 +73,44 @@ def test_the_refit_finds_the_projections_that_the_target_was_made_with(pico_fold
     targets = mixture.route(inputs).output
     mixture.experts.down_proj.copy_(start)
     held_out = torch.arange(2000) % 5 == 0
-    refit_experts(mixture, MixtureTokens(inputs, targets, torch.ones(2000, 1), held_out), move_router=False)
+    refit_experts(mixture, MixtureTokens(inputs, targets, torch.ones(2000, 1), held_out), moved=[])
     assert float((mixture.experts.down_proj - wanted).norm() / (start - wanted).norm()) < 0.01
+
+
+def test_descent_follows_a_target_that_output_projections_alone_cannot_reach(pico_folder):
+    model = load(pico_folder("qwen3_moe")).model
+    inputs = torch.randn(13_000, 32, generator=torch.Generator().manual_seed(1))
+    whole = mixture_of(layers_of(model, family_of(model.config))[1], family_of(model.config))
+    start = whole.experts.gate_up_proj.clone()
+    whole.experts.gate_up_proj.mul_(1 + 0.5 * torch.randn(start.shape, generator=torch.Generator().manual_seed(2)))
+    targets = whole.route(inputs).output
+    whole.experts.gate_up_proj.copy_(start)
+    tokens = MixtureTokens(inputs[1000:], targets[1000:], torch.ones(12_000, 1), torch.arange(12_000) % 5 == 0)
+    error = {}
+    for moved in ([], ["gate"], ["gate", "experts"]):
+        mixture = whole.only(range(8))
+        refit_experts(mixture, tokens, moved)
+        error[len(moved)] = float((mixture.route(inputs[:1000]).output - targets[:1000]).pow(2).sum())
+    assert error[2] < 0.7 * min(error[0], error[1])
 
 
 def test_the_refit_makes_up_for_half_of_the_experts(pico_folder, mixture):
     model, family, batch = mixture
     scores = EXPERT_CRITERIA["reap"](ExpertSearch(LayerRunner(model, family), [batch]))
     kl = {}
-    for kind in ("none", "simple", "residual"):
+    for kind in ("none", "simple", "residual", "descent"):
         fresh = load(pico_folder("qwen3_moe")).model
         _, walk = carve(fresh, family, Cut(range(5), 4, kind, scores=scores), [batch], [batch])
         kl[kind] = walk.divergence(fresh.lm_head)[0]
     assert kl["residual"] < kl["simple"] < kl["none"]
+    assert kl["descent"] < 0.5 * kl["none"]
     assert kl["residual"] < 0.5 * kl["none"]
 
 
-def test_a_plan_of_experts_is_written_read_and_replayed(pico_folder, recipe, tmp_path):
+@pytest.mark.parametrize("refit", ["residual", "descent"])
+def test_a_plan_of_experts_is_written_read_and_replayed(refit, pico_folder, recipe, tmp_path):
     source = pico_folder("qwen3_moe")
-    made = build(source, tmp_path / "built", recipe(remove=0.1, experts=5, layers=4))
+    made = build(source, tmp_path / "built", recipe(remove=0.1, experts=5, layers=4, refit=refit))
     assert set(made.cuts) == {"vocabulary", "layers", "experts"}
     assert made.cuts["experts"].sizes() == {"before": 8, "after": 5}
     assert made.summary()["width"] == {"before": 8 * 24, "after": 5 * 24}  # neurons of all experts
@@ -114,7 +133,7 @@ def test_a_plan_of_experts_is_written_read_and_replayed(pico_folder, recipe, tmp
         ({"experts": 1}, OptionError, "allowed 2 to 8"),
         ({"experts": 9}, OptionError, "allowed 2 to 8"),
         ({"width": 8}, OptionError, "give `experts`"),
-        ({"refit": "newton"}, OptionError, "residual or reconstruction"),
+        ({"refit": "newton"}, OptionError, "residual, descent or reconstruction"),
         ({"remove": 0.9, "layers": 5}, BudgetError, "2 experts"),
     ],
 )

@@ -6,7 +6,8 @@ With the routing as it is, a mixture is linear in the output projections of its 
 
 Each W_e is fitted on the tokens that pass through its expert, to what the other experts leave of the target, by the same
 ridge regression towards the original weights as in a dense FFN. Experts of one token share it, so the round is repeated.
-Then the router's rows are moved, if held-out tokens agree, and the projections are fitted to the new routing.
+Then the router's rows are moved, if held-out tokens agree, and the projections are fitted to the new routing. The descent
+refit moves all weights of the experts together with the router instead.
 
 Legend: N tokens, D hidden size, E experts, F neurons of one expert.
 """
@@ -66,18 +67,26 @@ def mixture_tokens(
     return MixtureTokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def refit_experts(mixture: Mixture, tokens: MixtureTokens, move_router: bool) -> float:
+def refit_experts(mixture: Mixture, tokens: MixtureTokens, moved: Sequence[str]) -> float:
     """Fit a mixture, the kept experts with their original weights, to the tokens, in place; it is in float32 afterwards.
+
+    Args:
+        moved: parts of the FFN that are moved by Adam besides: the router, or router and experts.
 
     Returns:
         The median over the experts of the ridge that held-out tokens chose.
     """
     mixture.ffn.float()
-    original = mixture.experts.down_proj.detach().clone()
-    ridges = _fit_outputs(mixture, tokens, original)
+    family = mixture.family
+    # Experts that move start from their original weights. In closed form first, their output projections would have
+    # been fitted to gates that change right after.
+    if family.experts in moved:
+        _move(mixture, tokens, moved)
+    start = mixture.experts.down_proj.detach().clone()
+    ridges = _fit_outputs(mixture, tokens, start)
     # A moved router sends tokens to other experts, so their projections no longer fit and are solved once more.
-    if move_router and _move_router(mixture, tokens):
-        ridges = _fit_outputs(mixture, tokens, original)
+    if list(moved) == [family.router] and _move(mixture, tokens, moved):
+        ridges = _fit_outputs(mixture, tokens, start)
     return float(torch.tensor(ridges).median())
 
 
@@ -109,16 +118,16 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
     return list(ridges.values())
 
 
-def _move_router(mixture: Mixture, tokens: MixtureTokens) -> bool:
-    """Move the router's rows towards the target by Adam, if held-out tokens agree; returns whether they moved."""
-    name = mixture.family.router
-    ffn = copy.copy(mixture.ffn)  # it shares all but the router
-    # A shallow copy with a dict of modules of its own: setting the router there leaves the mixture itself
-    # untouched until held-out tokens have agreed.
+def _move(mixture: Mixture, tokens: MixtureTokens, names: Sequence[str]) -> bool:
+    """Move these parts of the FFN towards the target by Adam, if held-out tokens agree; returns whether they moved."""
+    ffn = copy.copy(mixture.ffn)  # it shares all other parts
+    # A shallow copy with a dict of modules of its own: setting a part there leaves the mixture itself untouched
+    # until held-out tokens have agreed.
     ffn._modules = dict(ffn._modules)
 
-    def run(router: nn.Module, inputs_BTD: torch.Tensor) -> torch.Tensor:
-        setattr(ffn, name, router)
+    def run(parts: nn.Module, inputs_BTD: torch.Tensor) -> torch.Tensor:
+        for name, part in parts.named_children():
+            setattr(ffn, name, part)
         output = ffn(inputs_BTD)
         return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
@@ -126,6 +135,8 @@ def _move_router(mixture: Mixture, tokens: MixtureTokens) -> bool:
     columns = (tokens.inputs, tokens.targets, weight * ~tokens.held_out, weight * tokens.held_out)
     split = [torch.split(column, STEP_TOKENS) for column in columns]
     rows = [Rows(*(part[None] for part in parts)) for parts in zip(*split, strict=True)]
-    router, rate = reconstruct(mixture.router, run, rows, None)
-    setattr(mixture.ffn, name, router)
+    start = nn.ModuleDict({name: mixture.ffn.get_submodule(name) for name in names})
+    parts, rate = reconstruct(start, run, rows, None)
+    for name, part in parts.named_children():
+        setattr(mixture.ffn, name, part)
     return rate > 0

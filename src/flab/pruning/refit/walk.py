@@ -142,7 +142,10 @@ class Walk:
             tokens = mixture_tokens(
                 self.runner, new.index, fit, self.weights, entering, self.original, self.steps.target == "own"
             )
-            new = replace(new, ridge_ffn=refit_experts(mixture, tokens, move_router=self.steps.target == "stream"))
+            family = self.runner.family
+            routed = [family.router] if self.steps.target == "stream" else []
+            moved = [*routed, family.experts] if self.steps.ffn == "descent" else routed
+            new = replace(new, ridge_ffn=refit_experts(mixture, tokens, moved))
         new = replace(new, neurons=kept, mixture=mixture)
         if self.steps.layer:
             new = self._reconstructed(place, new)
