@@ -129,18 +129,18 @@ class Recipe:
 
     def resolved(self, shape: Shape) -> Recipe:
         """Return the recipe with every default settled for a model of this shape."""
-        # An expert sees only the tokens that pass through it.
-        enough = TOKENS_PER_NEURON * shape.fitted * shape.width // shape.passed
-        tokens = self.tokens if self.tokens is not None else max(TOKENS, enough)
+        # So many tokens give each neuron one: an expert sees only those that pass through it.
+        one_each = shape.fitted * shape.width // shape.passed
+        tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * one_each)
         refit = self.refit
         if shape.experts and refit == "newton":
             raise OptionError(
                 "`refit` newton moves the neurons of a dense FFN: for a mixture give residual, descent or reconstruction."
             )
         if refit == "auto":
-            refit = "residual" if shape.experts else "newton"
-            if shape.total >= DESCENT_PARAMETERS and not shape.experts:
-                refit = "descent" if tokens >= DESCENT_TOKENS_PER_NEURON * shape.width else "residual"
+            refit = "newton"
+            if shape.total >= DESCENT_PARAMETERS or shape.experts:
+                refit = "descent" if tokens >= DESCENT_TOKENS_PER_NEURON * one_each else "residual"
         return replace(self, tokens=tokens, refit=refit)
 
     def pins(self, shape: Shape) -> Pins:

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from flab import apply
 from flab.errors import BudgetError, OptionError
 from flab.models.checkpoint import load
-from flab.models.families import family_of, layers_of
+from flab.models.families import family_of, layers_of, shape_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.mixture import mixture_of
 from flab.pruning.cuts.experts import EXPERT_CRITERIA, ExpertSearch
 from flab.pruning.pipeline import build
 from flab.pruning.plan import Plan
+from flab.pruning.recipe import Recipe
 from flab.pruning.refit.experts import MixtureTokens, refit_experts
 from flab.pruning.refit.new_layer import Cut
 from flab.pruning.surgeon import carve
@@ -140,6 +141,12 @@ def test_a_plan_of_experts_is_written_read_and_replayed(refit, pico_folder, reci
 def test_what_a_mixture_cannot_do_is_refused(settings, error, said, pico_folder, recipe, tmp_path):
     with pytest.raises(error, match=said):
         build(pico_folder("qwen3_moe"), tmp_path / "out", recipe(**settings))
+
+
+@pytest.mark.parametrize(("tokens", "refit"), [(4 * 24 * 20, "descent"), (4 * 24 * 20 - 1, "residual")])
+def test_descent_is_left_to_mixtures_whose_neurons_see_twenty_tokens_each(tokens, refit, pico_folder):
+    model = load(pico_folder("qwen3_moe")).model  # a token passes through 2 of 8 experts of 24 neurons
+    assert Recipe(remove=0.1, tokens=tokens).resolved(shape_of(model, family_of(model.config))).refit == refit
 
 
 def test_a_dense_model_has_no_experts_to_keep(pico_folder, recipe, tmp_path):
