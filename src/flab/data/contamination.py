@@ -1,4 +1,4 @@
-"""Does training or calibration text hold the problems that a model is measured on? Exact and n-gram matches.
+"""Find evaluation problems in training or calibration text, by exact and n-gram matches.
 
 Text is compared as tokens: Unicode-folded, lower case, words (with digits and ``_``) and single symbols; white
 space, the kind of quote and the kind of dash do not count. Three rules:
@@ -11,7 +11,7 @@ space, the kind of quote and the kind of dash do not count. Three rules:
 - *flagged* is a problem that is exact, or that shares ``MIN_SHARE`` of its distinctive n-grams with the texts
   together. Below it are idioms: of HumanEval's problems, 5 share some with MBPP's references and none is flagged.
 
-It finds copies, not paraphrases. It loads no model and no tokenizer.
+It finds copies but not paraphrases, and needs no model and no tokenizer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Gram = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Match:
-    """One problem found in the texts: ``shared`` of its ``total`` distinctive n-grams, and the text that has most."""
+    """A problem found in the texts: ``shared`` of its ``total`` distinctive n-grams, and the text with most of them."""
 
     task_id: str
     exact: bool
@@ -45,13 +45,13 @@ class Match:
 
     @property
     def flagged(self) -> bool:
-        """Whether it is more than an idiom."""
+        """Whether the match is more than an idiom."""
         return self.exact or self.shared >= max(1.0, MIN_SHARE * self.total)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What was compared and which problems were found, the most shared first."""
+    """The compared texts and the problems found, the most shared first."""
 
     n: int
     num_problems: int
@@ -69,7 +69,7 @@ class Overlap:
         return [match.task_id for match in self.matches if match.exact]
 
     def warning(self) -> str | None:
-        """Return one line for the user, None if nothing is flagged."""
+        """Return one line for the user, or None if nothing is flagged."""
         found = self.flagged_ids
         if not found:
             return None
@@ -102,7 +102,7 @@ def overlaps(problems: Sequence[tuple[str, str]], texts: Iterable[str], n: int =
 
 
 def holding(problems: Sequence[tuple[str, str]], texts: Sequence[str], n: int = 13) -> dict[int, list[str]]:
-    """Which texts hold which problems: those that a single text has whole, or shares ``MIN_SHARE`` of the n-grams of."""
+    """Find the problems of which a single text holds the whole, or a share of ``MIN_SHARE`` of their n-grams."""
     if not problems:
         return {}
     index = _Index(problems, n)
@@ -111,14 +111,14 @@ def holding(problems: Sequence[tuple[str, str]], texts: Sequence[str], n: int = 
 
 
 class _Index:
-    """The problems' n-grams, as tuples of word numbers, and what was found of them so far."""
+    """The problems' n-grams, as tuples of word numbers, and the matches so far."""
 
     def __init__(self, problems: Sequence[tuple[str, str]], n: int) -> None:
         self.n = n
         self.ids = [task_id for task_id, _ in problems]
         self.num_texts = 0
         self.numbers: dict[str, int] = {}
-        # Words become numbers, so that an n-gram is a tuple of small integers; words that no problem has become -1.
+        # Words become numbers, so that an n-gram is a tuple of small integers. Words that are in no problem become -1.
         split = [tokens_of(text) for _, text in problems]
         self.whole = [tuple(self.numbers.setdefault(token, len(self.numbers)) for token in tokens) for tokens in split]
         self.is_word = {number for token, number in self.numbers.items() if token[0].isalpha()}
@@ -144,7 +144,7 @@ class _Index:
         return len(places) <= MAX_SHARED and len(self.is_word.intersection(gram)) >= MIN_WORDS
 
     def read(self, number: int, text: str) -> list[str]:
-        """Look one text up; returns the problems that this text gives away by itself."""
+        """Look for problems in one text. Returns those that this text alone gives away."""
         self.num_texts += 1
         tokens = tuple(self.numbers.get(token, -1) for token in tokens_of(text))
         # Any shared n-gram makes a problem a candidate for a whole match; only distinctive ones are counted.
@@ -176,7 +176,7 @@ class _Index:
 
 
 def _grams(tokens: Gram, n: int) -> Iterator[Gram]:
-    """Runs of ``n`` tokens that hold no unknown one."""
+    """Yield the runs of ``n`` tokens without an unknown one."""
     # The place of the last word that no problem has. A run of n tokens may begin only after it.
     unknown = -1
     for end, token in enumerate(tokens):

@@ -1,6 +1,6 @@
-"""What a row means, whatever file it came from: a chat, a task, something asked and answered, or plain text.
+"""The meaning of a row, whatever file it came from: a chat, a task, a question with its answer, or plain text.
 
-Chats come in four shapes and leave in one: ``messages`` with role and text (OpenAI's and transformers' form), ShareGPT's
+Chats come in four forms and are converted to one: ``messages`` with role and text (OpenAI's and transformers'), ShareGPT's
 ``conversations``, TRL's lists of messages under ``prompt`` and ``completion``, and Alpaca's ``instruction`` and ``output``.
 It renders no chat template: that is the model's.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from flab.data.mbpp import is_mbpp
 from flab.errors import DataError
 
-# Role and content, and whatever else a template may ask for: tool_calls, name, ...
+# Role and content, and other fields that a template may read: tool_calls, name, ...
 Message = dict[str, Any]
 ANSWERS = ("completion", "canonical_solution", "answer", "response", "output", "solution", "cot")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"} | {
@@ -36,7 +36,7 @@ def has_form(row: Mapping[str, Any]) -> bool:
 
 
 def is_chat(row: Mapping[str, Any]) -> bool:
-    """Return whether the row is a conversation, in any shape but Alpaca's, which is one of a single turn."""
+    """Return whether the row is a conversation, in any form but Alpaca's, which has a single turn."""
     return any(row.get(name) is not None for name in TURNS) or isinstance(row.get("prompt"), list)
 
 
@@ -44,7 +44,7 @@ def chat_of(row: Mapping[str, Any], where: str) -> list[Message]:
     """Return the messages of a conversation, oldest first, each with ``role`` and ``content`` as text.
 
     Raises:
-        DataError: no list of messages, an unknown part in a message, or no message at all.
+        DataError: there is no list of messages, a message has an unknown part, or there is no message.
     """
     name = next((name for name in TURNS if row.get(name) is not None), "prompt")
     turns = row[name]
@@ -71,7 +71,7 @@ def _answer(value: Any, where: str) -> Message:
 
 
 def _message(turn: Mapping[str, Any], where: str) -> Message:
-    """Return one message with its text, and the fields beside it that a template may read."""
+    """Return one message with its text, and the other fields that a template may read."""
     role = turn.get("role", turn.get("from"))
     if not isinstance(role, str) or not role.strip() or not ({"content", "value", "tool_calls"} & set(turn)):
         raise DataError(f"{where} is not a list of objects with role and content; got {', '.join(map(str, turn))}")
@@ -105,16 +105,16 @@ def _list(content: Any, where: str) -> list[Any]:
 
 
 def spoken(message: Mapping[str, Any]) -> str:
-    """Return all that a message says without a template: its text, and below it the calls of tools, each as JSON."""
+    """Return a message as plain text: its own text, and below it the calls of tools, each as JSON."""
     calls = message.get("tool_calls") or []
     return "\n".join([*filter(None, [message["content"]]), *(json.dumps(call, ensure_ascii=False) for call in calls)])
 
 
 def alpaca(row: Mapping[str, Any], where: str) -> tuple[str, str | None]:
-    """Return what an ``instruction`` row asks (with its ``input`` below), and its answer if it has one.
+    """Return the question of an ``instruction`` row (with its ``input`` below), and its answer if it has one.
 
     Raises:
-        DataError: a field that is not a text.
+        DataError: a field is not text.
     """
     name = next((name for name in ANSWERS if row.get(name) is not None), None)
     values = {key: row.get(key) for key in ("instruction", "input", *filter(None, [name]))}

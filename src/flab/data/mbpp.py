@@ -3,8 +3,8 @@
 A row has a task in words (``text``, or ``prompt`` in the sanitized set), the reference as a whole program
 (``code``) and asserts (``test_list``). The problem's prompt is the tested function's ``def`` line with the words
 as its docstring, after the reference's imports, constants and classes; the reference's other functions come after
-the body, so that the prompt does not give them away. The asserts stay as they are; where a row has a ``test`` of its own
-besides, as in MBPP+, it runs after them.
+the body, so that the prompt does not give them away. The asserts stay as they are. If a row also has
+its own ``test``, as in MBPP+, it runs after them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def problem_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise DataError(f"{where}: test is {type(more).__name__}; allowed is text")
     lines = setup.replace("\r\n", "\n").split("\n") if setup else []
     test = "\n".join([*imports, *lines, *tests, *([more.replace("\r\n", "\n")] if more.strip() else [])]) + "\n"
-    # The reference has to be a body under a prompt, as in HumanEval, so the program is taken apart and put
-    # together anew.
+    # The reference must be a body under a prompt, as in HumanEval, so the program is taken apart and reassembled.
     function, others = _split(code, test, where)
     prompt, body = _prompt_and_body(code, function, others, str(words))
     return row | {"prompt": prompt, "entry_point": function.name, "canonical_solution": body, "test": test}
@@ -69,7 +68,7 @@ def _split(code: str, test: str, where: str) -> tuple[ast.FunctionDef, list[ast.
 
 
 def _prompt_and_body(code: str, function: ast.FunctionDef, others: list[ast.stmt], words: str) -> tuple[str, str]:
-    """Cut the program into the prompt and what a model is to write."""
+    """Split the program into the prompt and the body that a model has to write."""
     lines = code.split("\n")
     helpers = [_source(lines, node) for node in others if isinstance(node, ast.FunctionDef)]
     rest = [_source(lines, node) for node in others if not isinstance(node, ast.FunctionDef)]
@@ -80,7 +79,7 @@ def _prompt_and_body(code: str, function: ast.FunctionDef, others: list[ast.stmt
         head = lines[function.lineno - 1][: first.col_offset].rstrip()
         body = indent("\n".join(map(ast.unparse, function.body)), "    ")
     space = body[: len(body) - len(body.lstrip())]
-    # The words become a docstring, so whatever would end or escape it is made harmless.
+    # The words become a docstring, so characters that would end it or escape are made harmless.
     quoted = " ".join(words.split()).replace("\\", "\\\\").replace('"""', "'''")
     prompt = "\n".join(rest) + "\n\n\n" * bool(rest) + f'{head}\n{space}"""{quoted}\n{space}"""\n'
     return prompt, "\n\n\n".join([body, *helpers]) + "\n"

@@ -1,8 +1,8 @@
-"""What a file holds, decided by its content: rows (JSON lines, a JSON array, CSV, TSV, Parquet), or source code and plain text.
+"""The content of a file, by its form: rows (JSON lines, a JSON array, CSV, TSV, Parquet), or source code and plain text.
 
-Each row comes with its place. Text is taken as it stands: line ends and blanks inside a field are kept. The name of a file
-decides only what content leaves open: whether text is code, and which sign separates the fields of a table. It knows
-nothing of what a row means.
+Each row comes with its place. Text is kept as it is, including line ends and blanks inside a field. The name of a file only
+decides what its content leaves open: whether text is code, and which sign separates the fields of a table. The meaning of a
+row is not known here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LINE_SUFFIXES = {".jsonl", ".ndjson", ".parquet"}  # rows for sure
 TABLE_SUFFIXES = {".json", ".csv", ".tsv"}  # rows, or the settings of a program
 ROW_SUFFIXES = LINE_SUFFIXES | TABLE_SUFFIXES
 PACKED = ".gz"
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can name one alone, and no tokenizer takes it
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can write half of a pair, which no tokenizer accepts
 HOW = "give JSON lines, a JSON array, CSV, TSV or Parquet with rows, or source code and plain text under their usual suffix"
 
 
@@ -48,7 +48,7 @@ def read_file(path: Path) -> Rows | str:
     """Return the rows of a file, read as they are asked for, or its text if it is source code or plain text.
 
     Raises:
-        DataError: unreadable, malformed, or neither; says what it looks like.
+        DataError: the file is unreadable, malformed, or neither; says what it looks like.
     """
     data = read_bytes(path)
     if data.startswith(PARQUET):
@@ -76,7 +76,7 @@ def read_rows(source: str, split: str, limit: int | None) -> list[tuple[str, Row
     """Return at most ``limit`` rows of a file, a folder or a hub data set with their places ("FILE:LINE", "ID row N").
 
     Raises:
-        DataError: nothing there, not readable, no rows, or a malformed one.
+        DataError: the file is missing or not readable, has no rows, or has a malformed one.
     """
     path = Path(source)
     if path.exists() and not path.is_dir():
@@ -105,7 +105,7 @@ def _first_line(text: str) -> int:
 
 
 def _rows_in_code(path: Path, text: str) -> Rows | None:
-    """Return rows that lie under the name of source code; None if it is source code."""
+    """Return the rows in a file with a name of source code; None if it is source code."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -159,7 +159,7 @@ def _array_rows(path: Path, values: list[Any]) -> Rows:
 
 
 def _object_rows(path: Path, text: str) -> Rows:
-    """Return rows of objects one after the other, each on as many lines as it likes."""
+    """Return rows of successive objects, each on any number of lines."""
     decoder = json.JSONDecoder()
     at = 0
     while at < len(text):
@@ -190,7 +190,7 @@ def _object(value: Any, where: str) -> tuple[str, Row]:
 
 
 def _refuse_container(path: Path, row: Row, rest: list[str]) -> None:
-    """Name the list inside a single object that holds the rows, or the notebook that it is."""
+    """Refuse a single object: name the list in it that holds the rows, or say that it is a notebook."""
     if any(part.strip() for part in rest) or has_form(row):
         return
     if "cells" in row and "nbformat" in row:
@@ -206,8 +206,7 @@ def _separator(text: str, suffix: str) -> str | None:
     """Return the sign that separates the fields of a table; None if the text is not a table."""
     header = text.lstrip().partition("\n")[0]
     by_name = {".csv": ",", ".tsv": "\t"}.get(suffix)
-    # A header is a table's only if its names mean something; otherwise any line of prose with a comma would be
-    # one.
+    # A header counts only if its names are known. Otherwise any line of prose with a comma would be one.
     for sign in filter(None, (by_name, "\t", ",")):
         names = [name.strip().strip('"') for name in header.split(sign)]
         if len(names) > 1 and has_form(dict.fromkeys(names, "x")):

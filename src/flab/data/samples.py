@@ -1,7 +1,7 @@
 """Calibration and corpus text: samples of rows and of source files, hashed, described. No torch, no tokens.
 
-What a file holds is found out by :mod:`flab.data.rows`, what a row means by :mod:`flab.data.forms`. Nothing is skipped: a row
-that cannot be used is an error.
+:mod:`flab.data.rows` recognises the content of a file, and :mod:`flab.data.forms` the meaning of a row. Nothing is skipped: a
+row that cannot be used is an error.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ BUNDLED = "bundled instruction samples"
 
 @dataclass(frozen=True)
 class Sample:
-    """One calibration text: what is asked and what is answered; plain text has an empty prompt.
+    """One calibration text: a prompt and its answer. Plain text has an empty prompt.
 
-    A chat has its ``messages`` too, for the model's template; ``prompt`` and ``completion`` hold what they say without one.
-    In a template the completion may hold its own end (``is_ended``), and the tokenizer's special tokens may not belong
-    before the text (``special_tokens``).
+    A chat also has its ``messages``, for the model's template; ``prompt`` and ``completion`` hold them as plain text. In a
+    template the completion may include its own end (``is_ended``), and the tokenizer's special tokens may not belong before
+    the text (``special_tokens``).
     """
 
     prompt: str
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples came from, so that a plan can demand the same data again."""
+    """The origin of samples, so that a plan can require the same data again."""
 
     name: str
     sha256: str
@@ -74,11 +74,11 @@ def sha256_of(paths: Iterable[Path]) -> str:
 def files_under(path: Path) -> list[Path]:
     """Return the file itself, or all files with rows, source code or plain text below a folder, sorted.
 
-    Of tables (``.json``, ``.csv``, ``.tsv``) in a folder only those whose first row means something count: the others are
-    the settings of programs.
+    Tables (``.json``, ``.csv``, ``.tsv``) in a folder count only if their first row has a known form; others are the settings
+    of programs.
 
     Raises:
-        DataError: nothing there, or no such file in the folder.
+        DataError: the path is missing, or the folder has no such file.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist: {HOW}, or a folder of them.")
@@ -110,7 +110,7 @@ def read_samples(path: Path) -> list[Sample]:
     """Return all samples of a file or folder.
 
     Raises:
-        DataError: missing, empty, not UTF-8, or malformed; names file and line.
+        DataError: a file is missing, empty, not UTF-8 or malformed; names file and line.
     """
     samples = [sample for file in files_under(path) for sample in _samples_of(file)]
     if not samples:
@@ -130,14 +130,14 @@ def sample_of(row: Mapping[str, Any], where: str, number: int = 1) -> Sample:
     """Read one row, which is the ``number``-th of its file.
 
     Raises:
-        DataError: its fields say nothing, or hold no text.
+        DataError: its fields have no known form, or hold no text.
     """
     identity = str(next((row[name] for name in ("task_id", "id") if row.get(name) is not None), number))
     test = _field(row, "test", where) if row.get("test") is not None else None
     entry_point = _field(row, "entry_point", where) if row.get("entry_point") is not None else None
     if is_chat(row):
         messages = chat_of(row, where)
-        # The last turn is the answer if the assistant has it; a chat that ends with the user has none.
+        # The last turn is the answer if it is the assistant's. A chat that ends with the user has no answer.
         answer = [messages.pop()] if messages[-1]["role"] == "assistant" else []
         prompt = "".join(f"{spoken(message)}\n\n" for message in messages)
         return Sample(prompt, "".join(map(spoken, answer)), test, entry_point, identity, (*messages, *answer))
@@ -158,7 +158,7 @@ def sample_of(row: Mapping[str, Any], where: str, number: int = 1) -> Sample:
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:
-    """Return the text of a field; only an answer may be empty."""
+    """Return the text of a field. Only an answer may be empty."""
     value = row.get(name)
     if not isinstance(value, str) or (not value and name != "completion"):
         got = "missing" if value is None else f"{value!r:.40}"

@@ -1,6 +1,6 @@
-"""From a path to the bytes and the text of a file: regular files only, unpacked, decoded, or refused by what they look like.
+"""From a path to the bytes and the text of a regular file: unpacked and decoded, or refused by what it looks like.
 
-It does not know rows; :mod:`flab.data.rows` does.
+:mod:`flab.data.rows` reads the rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file, unpacked if it is packed with gzip.
 
     Raises:
-        DataError: missing, unreadable, no regular file, a damaged archive, or one that unpacks to far too much.
+        DataError: the file is missing, unreadable, not a regular file, a damaged archive, or one that unpacks to far too much.
     """
     try:
         data = read_regular(path)
@@ -68,7 +68,7 @@ def decode(path: Path, data: bytes) -> str:
     """Return the text of bytes in UTF-8, without a byte order mark; line ends stay as they are.
 
     Raises:
-        DataError: another encoding, an archive or a binary file; says what it looks like.
+        DataError: the bytes are in another encoding, an archive or a binary file; says what they look like.
     """
     for magic, what in FOREIGN:
         if data[: len(magic)].lower() == magic.lower():

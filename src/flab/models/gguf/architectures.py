@@ -1,7 +1,7 @@
-"""What llama.cpp needs to know of an architecture: its name, its settings, and how its tensors are called. No torch.
+"""An architecture in llama.cpp's terms: its name, its settings, and the names of its tensors. No torch.
 
-A tensor keeps its numbers. Only llama's query and key rows change places: transformers rotates a head's first half with its
-second half, llama.cpp's llama rotates neighbours.
+A tensor keeps its numbers. Only llama's query and key rows are reordered, because transformers rotates a head's first half
+with its second half, and llama.cpp's llama rotates neighbours.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _NAMES = {
 
 
 def architecture_of(config: Any) -> str:
-    """llama.cpp's name of the architecture.
+    """Return llama.cpp's name of the architecture.
 
     Raises:
-        UnsupportedModelError: it has none that computes the same.
+        UnsupportedModelError: llama.cpp has none that computes the same.
     """
     name = ARCHITECTURES.get(config.model_type)
     if name is None:
@@ -63,7 +63,7 @@ def tensor_name(name: str) -> str:
     """Return a tensor's name in GGUF, from its name in transformers.
 
     Raises:
-        UnsupportedModelError: a tensor that llama.cpp has no place for.
+        UnsupportedModelError: llama.cpp has no place for the tensor.
     """
     module, _, kind = name.rpartition(".")
     layer = ""
@@ -170,7 +170,7 @@ def _scaling(rope: Mapping[str, Any], config: Any) -> dict[str, int | float | st
 
 
 def rope_factors(config: Any) -> list[float] | None:
-    """Llama 3's divisor of each rotary frequency, which GGUF keeps as a tensor; None for other models.
+    """Return Llama 3's divisor of each rotary frequency, which GGUF keeps as a tensor; None for other models.
 
     Long waves are stretched by ``factor``, short ones stay, and those between are interpolated.
     """

@@ -1,4 +1,4 @@
-"""``flab export gguf``: the file, by llama-quantize if the type is one of its own, and what serves it."""
+"""``flab export gguf``: write the file, with llama-quantize if the type needs it, and the command that serves it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def export_gguf(
         modelfile: write a Modelfile for Ollama beside the output.
 
     Raises:
-        OptionError: a type, program or pre-tokenizer that is not known; the output exists.
-        UnsupportedModelError: an architecture or tokenizer that flab does not write.
+        OptionError: a type, program or pre-tokenizer is not known, or the output exists.
+        UnsupportedModelError: flab does not write this architecture or tokenizer.
     """
     folder = resolve(model)
     path = as_path(output)
@@ -67,7 +67,7 @@ def export_gguf(
 
 
 def _program(kind: str, given: PathLike | None) -> str:
-    """Return the llama-quantize to run; OptionError if the type is not known or the program is not found."""
+    """Return the llama-quantize to run. Raises OptionError if the type is unknown or the program is not found."""
     if kind not in BY_LLAMA_QUANTIZE:
         raise OptionError(f"`kind`: got {kind!r}, allowed {', '.join((*TYPES, *BY_LLAMA_QUANTIZE))}.")
     found = shutil.which(str(as_path(given)) if given is not None else "llama-quantize")
@@ -80,7 +80,7 @@ def _program(kind: str, given: PathLike | None) -> str:
 
 
 def _quantised(folder: Path, path: Path, kind: str, pre: str | None, program: str) -> Written:
-    """Write F16, and let llama-quantize make the wanted type of it."""
+    """Write F16, and let llama-quantize convert it to the wanted type."""
     with scratch_folder(path) as work, new_file(path) as temporary:
         whole = work / "f16.gguf"
         written = write_gguf(folder, whole, "f16", pre)
@@ -97,8 +97,8 @@ def _quantised(folder: Path, path: Path, kind: str, pre: str | None, program: st
 def modelfile_of(written: Written, folder: Path) -> str:
     """Return a Modelfile for Ollama: the file, its context, where answers stop, and a template.
 
-    Ollama's templates are written in a language of their own. A ChatML template is written as one; a model without a chat
-    template gets the prompt as it is; for any other template Ollama's own detection is left to work.
+    Ollama's templates have their own language. A ChatML template is written in it. A model without a chat template gets the
+    prompt as it is. Any other template is left to Ollama's own detection.
     """
     vocabulary = written.vocabulary
     ends = {vocabulary.ids[role] for role in ("eos", "eot") if role in vocabulary.ids}

@@ -1,9 +1,9 @@
-"""Which of llama.cpp's named pre-tokenizers splits text as a tokenizer.json does.
+"""Find the named pre-tokenizer of llama.cpp that splits text as a tokenizer.json does.
 
 llama.cpp has a fixed set of splitting rules for byte-level BPE, each with a name, and a GGUF file names one. Its converter
-finds the name by a hash over the ids of a fixed text, which a cut vocabulary changes. The rule itself stands in
-tokenizer.json and no cut changes it, so it is compared first. The hash serves originals whose rule is not listed here: their
-name is found when they are planned, and recorded in the plan. No torch.
+finds the name by a hash over the ids of a fixed text, which a cut vocabulary changes. The rule itself is in
+tokenizer.json and no cut changes it, so it is compared first. For originals whose rule is not listed here, the hash gives the
+name during planning, and the plan records it. No torch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ RULES: tuple[tuple[tuple[Step, ...], str | None, str | None], ...] = (
 
 
 def name_of(tokenizer: Any, tokenizer_json: Mapping[str, Any]) -> str | None:
-    """llama.cpp's name of the rule, by the rule itself or else by the known hash; None if neither is known.
+    """Return llama.cpp's name of the rule, by the rule itself or else by a known hash; None if neither is known.
 
     ``tokenizer`` is the ``tokenizers.Tokenizer`` of the ``tokenizer_json``.
     """
@@ -105,7 +105,7 @@ def by_rule(tokenizer_json: Mapping[str, Any]) -> str | None:
 
 
 def steps_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[Step, ...]:
-    """Return the steps of a pre-tokenizer; one that stands in no rule keeps its type, so that it matches none."""
+    """Return the steps of a pre-tokenizer. A step of no known rule keeps its type, so that it matches none."""
     if pre_tokenizer is None:
         return ()
     kind = pre_tokenizer.get("type")

@@ -1,4 +1,4 @@
-"""Where a model comes from, as the general keys of a GGUF file: name, licence, what it was made from and how. No torch."""
+"""The origin of a model as the general keys of a GGUF file: its name, licence, base model and method. No torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def provenance_of(folder: Path) -> dict[str, Any]:
 
 
 def recorded_pre_tokenizer(folder: Path) -> str | None:
-    """llama.cpp's name of the original's pre-tokenizer, as the plan recorded it."""
+    """Return llama.cpp's name of the original's pre-tokenizer, as the plan recorded it."""
     plan = _plan(folder) or {}
     name = (plan.get("model") or {}).get("pre_tokenizer")
     return name if isinstance(name, str) else None
@@ -74,7 +74,7 @@ def licence_of(folder: Path) -> str | None:
 
 
 def _plan(folder: Path) -> dict[str, Any] | None:
-    """Return the plan that the folder was made by, if it holds one."""
+    """Return the plan in the folder, if there is one."""
     file = folder / "plan.json"
     if not file.is_file():
         return None

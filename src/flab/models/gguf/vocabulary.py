@@ -1,8 +1,8 @@
 """A tokenizer.json as the vocabulary of a GGUF file: tokens, their types, merges or scores, special ids by name.
 
-Two kinds of BPE are written: byte-level, which llama.cpp calls "gpt2", and SentencePiece's with bytes for what has no piece,
-which it calls "llama". Ids are looked up by name, because the sizes that converters know models by (32016, 49152) mean
-nothing in a cut vocabulary.
+Two kinds of BPE are written: byte-level, which llama.cpp calls "gpt2", and SentencePiece's with byte fallback, which it calls
+"llama". Ids are looked up by name, because the sizes by which converters recognise models (32016, 49152) mean nothing after
+a cut.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<｜end▁
 
 @dataclass
 class Vocabulary:
-    """What a GGUF file says of a tokenizer."""
+    """A tokenizer as a GGUF file describes it."""
 
     model: str  # "gpt2" or "llama"
     pre: str
@@ -62,8 +62,8 @@ def read_vocabulary(folder: Path, rows: int, pre: str | None = None, recorded: s
     ``pre`` is the user's name of the pre-tokenizer, ``recorded`` the one that the plan names.
 
     Raises:
-        OptionError: no name of the pre-tokenizer is known.
-        UnsupportedModelError: a kind of tokenizer that is not written.
+        OptionError: the pre-tokenizer has no known name.
+        UnsupportedModelError: this kind of tokenizer is not supported.
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def _kind(data: Mapping[str, Any]) -> str:
 
 
 def _tokens(tokenizer: Tokenizer, data: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    """Token and type for each row; rows that no token has are named and unused."""
+    """Return the token and type of each row. Rows without a token get a name and are marked as unused."""
     added = {token["id"]: token for token in data["added_tokens"]}
     names = {index: token for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
     tokens = [names.get(index, f"[PAD{index}]") for index in range(rows)]
@@ -134,7 +134,7 @@ def _merges(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _scores(data: Mapping[str, Any], tokens: list[str]) -> list[float]:
-    """Return a score for each token, the higher the earlier a merge makes it: llama.cpp merges by scores, not by a list."""
+    """Return a score for each token, higher for earlier merges, because llama.cpp merges by scores and not by a list."""
     rank: dict[str, int] = {}
     for number, pair in enumerate(_merges(data)):
         rank.setdefault("".join(pair), number)

@@ -38,7 +38,7 @@ MOST_F16 = 65504.0
 
 @dataclass
 class Written:
-    """What was written: the file, its vocabulary, and what a user must know of it."""
+    """The written file, its vocabulary, and the warnings for the user."""
 
     path: Path
     type: str
@@ -70,7 +70,7 @@ def gguf_library() -> Any:
     """Return the ``gguf`` package.
 
     Raises:
-        OptionError: it is not installed; says how to get it.
+        OptionError: it is not installed; says how to install it.
     """
     try:
         import gguf
@@ -82,7 +82,7 @@ def gguf_library() -> Any:
 
 
 def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = None) -> Written:
-    """Write the model in ``folder`` to ``output``; the file appears whole or not at all.
+    """Write the model in ``folder`` to ``output``. The file appears whole or not at all.
 
     Args:
         kind: how matrices are stored, one of :data:`TYPES`; vectors are always F32.
@@ -146,9 +146,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: Written) -> None:
-    """The table of tensors first, then their numbers in the same order; a tied head is left out, as llama.cpp expects."""
-    # GGUF wants every shape and type before the first number, so the headers are read first and the weights one
-    # at a time after.
+    """Write the table of tensors, then their numbers in the same order, without a tied head, as llama.cpp expects."""
+    # GGUF needs every shape and type before the first number. The headers are read first, then the weights one at a time.
     stored = headers(folder)
     names = written_names(stored, config)
     kinds = {name: stored_as(written.type, name, stored[name].shape, config) for name in names}

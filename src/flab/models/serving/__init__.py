@@ -1,4 +1,4 @@
-"""Does a serving engine give what transformers gives? Engines run in processes of their own, and need not be installed here."""
+"""Compare serving engines with transformers. Engines run in their own processes and need not be installed here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Compare a serving engine with transformers: the same ids for the same texts, and the same greedy answers.
 
 The engine runs in a process of its own (:mod:`flab.models.serving.worker`), which may be that of another environment. Then
-transformers reads each answer once, in float32: every token must be its own first choice after what stands before it. Where
-it is not, the two logits say whether it was a tie, which rounding decides, or a fault.
+transformers reads each answer once, in float32: every token must be its first choice after the tokens before it. If it is
+not, the two logits tell whether it was a tie, which rounding decides, or a fault.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Judge = Callable[[list[int], list[int]], tuple[str | None, int]]
 def run_engines(
     folder: Path, engines: Sequence[str], python: str | None = None, pre: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return what each engine made of the folder, beside transformers; see :func:`compare` for the fields.
+    """Run each engine on the folder and compare it with transformers; see :func:`compare` for the fields.
 
     ``python`` is the Python of the environment that has the engines, by default this one.
 
     Raises:
-        OptionError: an engine that flab does not know.
+        OptionError: flab does not know one of the engines.
     """
     check_names(engines)
     checkpoint = load(folder, "float32")
@@ -165,8 +165,8 @@ def compare(
 ) -> dict[str, Any]:
     """Return the verdict on one engine.
 
-    ``ran`` is false where it is not installed; then nothing else is known. ``ok`` is whether all texts have the reference's
-    ids and no answer has a fault; an answer that takes the other side of a tie is right, and counted in ``ties``.
+    ``ran`` is false if it is not installed; then nothing else is known. ``ok`` says whether all texts have the reference's
+    ids and no answer has a fault. An answer that takes the other side of a tie is right, and counted in ``ties``.
     ``first_difference`` describes the first fault.
     """
     if "error" in made:

@@ -1,4 +1,4 @@
-"""What a serving engine makes of texts and prompts: a script for an interpreter that has the engine and need not have flab.
+"""Run a serving engine on texts and prompts. This is a script for an interpreter with the engine, which need not have flab.
 
 Run as ``PYTHON -I worker.py ENGINE PATH``. It reads one JSON object from stdin with ``texts`` to tokenise, ``prompts`` (lists
 of ids) to continue greedily by ``new_tokens``, and the number of ``threads`` and the ``context`` to use. The last line that
@@ -84,7 +84,7 @@ def ctranslate2(path: str, asked: Json) -> Json:
 
 
 def free_memory() -> float:
-    """Return the share of the memory that is free, of the GPU where there is one."""
+    """Return the fraction of free memory, of the GPU if there is one."""
     import psutil
     import torch
 
@@ -143,7 +143,7 @@ ENGINES = {"llama.cpp": llama_cpp, "ctranslate2": ctranslate2, "vllm": vllm}
 
 
 def answer(engine: str, path: str, asked: Json) -> Json:
-    """Return what the engine says; an engine that is not installed is ``missing``, any other failure is its ``error``."""
+    """Return the engine's result. An engine that is not installed is ``missing``; any other failure is its ``error``."""
     try:
         return ENGINES[engine](path, asked)
     except ModuleNotFoundError as error:

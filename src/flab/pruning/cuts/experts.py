@@ -1,7 +1,7 @@
-"""Which experts of a mixture stay: criteria that score every expert of every layer.
+"""Experts of a mixture: criteria that score every expert of every layer.
 
-The best of each layer are kept, equally many in all layers, as a stock config has one number for them. Their router rows
-stay with them, so a token whose expert went goes to the next best one that is left.
+The best of each layer are kept. All layers keep the same number, because a stock config has one number for all. The kept
+experts keep their router rows, so a token whose expert is gone goes to the next best one that is left.
 
 Legend: L layers, E experts, N real tokens.
 """
@@ -72,10 +72,10 @@ def _over_tokens(search: ExpertSearch, outputs: bool) -> tuple[torch.Tensor, tor
 
 
 def score_error(search: ExpertSearch) -> torch.Tensor:
-    """(L, E): the step at which greedy elimination takes the expert, by what its going does to the output of its mixture.
+    """(L, E): the step at which greedy elimination removes the expert, by the effect on the output of its mixture.
 
-    In each step the expert goes without which, its tokens sent to those that are left, the output stays nearest to the
-    uncut mixture's. Judged on the first tokens, as the outputs of all experts for all of them are held at once.
+    Each step removes the expert whose loss changes the mixture's output least, when its tokens go to the experts that are
+    left. Only the first tokens are judged, because the outputs of all experts for all of them are held at once.
     """
     runner = search.runner
     hidden = [runner.embed(batch) for batch in search.batches]
@@ -93,7 +93,7 @@ def score_error(search: ExpertSearch) -> torch.Tensor:
 
 
 def _eliminated(runner: LayerRunner, index: int, mid_ND: torch.Tensor, mixture: Mixture) -> torch.Tensor:
-    """(E,): the step at which each expert of one layer goes; those that are never taken come last."""
+    """(E,): the step at which each expert of one layer is removed; those that are never removed come last."""
     entering, _ = runner.routed(index, mid_ND, mixture)
     with runner.products():
         outputs_END = torch.stack([mixture.output(e, entering).float() for e in range(mixture.count)])

@@ -4,10 +4,10 @@ With the routing as it is, a mixture is linear in the output projections of its 
 
     y_t = sum over the token's experts e of g_te W_e a_te,   a_te = act(W_gate,e x_t) * (W_up,e x_t)
 
-Each W_e is fitted on the tokens that pass through its expert, to what the other experts leave of the target, by the same
-ridge regression towards the original weights as in a dense FFN. Experts of one token share it, so the round is repeated.
-Then the router's rows are moved, if held-out tokens agree, and the projections are fitted to the new routing. The descent
-refit moves all weights of the experts together with the router instead.
+Each W_e is fitted on the tokens that pass through its expert, to what the other experts leave of the target. The ridge
+regression towards the original weights is that of a dense FFN. Experts share their tokens, so the round is repeated. Then the
+router's rows are trained, and if held-out tokens accept them, the projections are fitted to the new routing. The descent
+refit instead trains all weights of the experts together with the router.
 
 Legend: N tokens, D hidden size, E experts, F neurons of one expert.
 """
@@ -68,18 +68,18 @@ def mixture_tokens(
 
 
 def refit_experts(mixture: Mixture, tokens: MixtureTokens, moved: Sequence[str]) -> float:
-    """Fit a mixture, the kept experts with their original weights, to the tokens, in place; it is in float32 afterwards.
+    """Fit a mixture of the kept experts with their original weights to the tokens, in place. It is in float32 afterwards.
 
     Args:
-        moved: parts of the FFN that are moved by Adam besides: the router, or router and experts.
+        moved: parts of the FFN that Adam also trains: the router, or router and experts.
 
     Returns:
         The median over the experts of the ridge that held-out tokens chose.
     """
     mixture.ffn.float()
     family = mixture.family
-    # Experts that move start from their original weights. In closed form first, their output projections would have
-    # been fitted to gates that change right after.
+    # Adam trains experts from their original weights. After the closed form, their output projections would be fitted to
+    # gates that then change.
     if family.experts in moved:
         _move(mixture, tokens, moved)
     start = mixture.experts.down_proj.detach().clone()
