@@ -68,8 +68,8 @@ class Recipe:
     )
     refit: str = setting(  # see :meth:`resolved` for auto
         "auto",
-        f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto: newton below 100 million parameters, "
-        "above that descent with many tokens, else residual; in a mixture of experts residual.",
+        f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto: newton below 100 million parameters; "
+        "above that, and in mixtures of experts, descent with many tokens, else residual.",
     )
     output_projection: bool = setting(True, "Refit the attention's output projection too.", expert=True)
     closure: bool = True
@@ -129,7 +129,7 @@ class Recipe:
 
     def resolved(self, shape: Shape) -> Recipe:
         """Return the recipe with every default settled for a model of this shape."""
-        # So many tokens give each neuron one: an expert sees only those that pass through it.
+        # The number of tokens that gives each neuron one; an expert sees only those that pass through it.
         one_each = shape.fitted * shape.width // shape.passed
         tokens = self.tokens if self.tokens is not None else max(TOKENS, TOKENS_PER_NEURON * one_each)
         refit = self.refit
