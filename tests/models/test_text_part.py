@@ -152,3 +152,6 @@ def test_the_command_says_what_is_left_out(multimodal, flab, tmp_path):
     code, _, err = flab("text", str(multimodal), "-o", str(tmp_path / "text"))
     assert code == 0
     assert "left out: vision_tower" in err or "left out: model.visual" in err
+    code, _, err = flab("text", str(multimodal), "-o", str(tmp_path / "text"))
+    assert code == 2
+    assert "text exists: choose another, or remove it." in err

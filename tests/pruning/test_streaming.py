@@ -20,6 +20,7 @@ from flab.models.families import FAMILIES, layers_of
 from flab.models.layers import LayerRunner
 from flab.models.shards import ShardWriter, layout
 from flab.models.weights import Place, check_finite, filed, in_memory, pieces_of, place_of
+from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.pipeline import build, plan
 from flab.pruning.refit.new_layer import Cut, cut_inside
@@ -178,6 +179,16 @@ def test_large_numbers_are_no_damage_and_infinite_ones_are(dtype):
         tensor[1, 7] = bad
         with pytest.raises(CheckpointError, match="model: w holds NaN or infinite numbers"):
             check_finite(Path("model"), "w", tensor)
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "entropy"])
+def test_a_criterion_that_reads_the_whole_model_says_so(criterion, pico_folder, capsys):
+    checkpoint, family = open_to_cut(pico_folder("llama"), Options(), in_files=True)
+    search = NeuronSearch(LayerRunner(checkpoint.model, family), data_for(10).fit, 0)
+    NEURON_CRITERIA[criterion](search)
+    assert "needs gradients through all layers: the whole model is read" in capsys.readouterr().err
+    NEURON_CRITERIA[criterion](search)
+    assert "is read" not in capsys.readouterr().err
 
 
 def test_experts_that_go_are_not_read(pico_folder):

@@ -10,7 +10,7 @@ import typer
 
 from flab.cli.early import check_model
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import EXPERTS, Json, ShardOf, emit, say_shard, takes
+from flab.cli.options import ADVANCED, Json, ShardOf, emit, say_shard, takes
 from flab.errors import FlabError, OptionError
 from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import named_task, parse_task_argument
@@ -58,13 +58,13 @@ Seen = Annotated[
     typer.Option(
         metavar="PATH",
         help="Data that the model has seen; it is searched for the problems. Repeatable.",
-        rich_help_panel=EXPERTS,
+        rich_help_panel=ADVANCED,
     ),
 ]
-Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine: transformers or vllm.", rich_help_panel=EXPERTS)]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine: transformers or vllm.", rich_help_panel=ADVANCED)]
 Export = Annotated[
     bool,
-    typer.Option("--export", help="Also write files for EvalPlus and lm-evaluation-harness.", rich_help_panel=EXPERTS),
+    typer.Option("--export", help="Also write files for EvalPlus and lm-evaluation-harness.", rich_help_panel=ADVANCED),
 ]
 
 

@@ -19,7 +19,7 @@ from flab.errors import OptionError
 from flab.files import as_path
 from flab.models.options import EXPERT, HELP, settings_of
 
-EXPERTS = "Options for experts"
+ADVANCED = "Advanced options"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model, or a hub id.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the result.")]
@@ -29,7 +29,7 @@ ShardOf = Annotated[
         "--shard",
         metavar="I/N",
         help="Make only part I of N of the answers. The same command without --shard merges them.",
-        rich_help_panel=EXPERTS,
+        rich_help_panel=ADVANCED,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
@@ -91,7 +91,7 @@ def _parameter(kind: type, name: str) -> inspect.Parameter:
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=text,
-        rich_help_panel=EXPERTS if declared.metadata[EXPERT] else None,
+        rich_help_panel=ADVANCED if declared.metadata[EXPERT] else None,
         metavar=METAVARS.get(hint),
         show_default=hint is not bool,
     )

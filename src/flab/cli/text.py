@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flab.cli.early import check_model
 from flab.cli.options import Json, Model, Output, emit
+from flab.errors import OptionError
 from flab.files import as_path, check_folder
 from flab.models.source import ModelFolder, text_config
 
@@ -16,6 +17,9 @@ def text(model: Model, output: Output, json_: Json = False) -> None:
     The vision part is left out. The result is an ordinary model: prune it as any other.
     """
     out = as_path(output)
+    if out.exists():
+        # Nothing in such a folder tells that flab wrote it, so there is no --overwrite.
+        raise OptionError(f"the output {out} exists: choose another, or remove it.")
     check_folder(out, False, [model])
     check_model(model)
     if as_path(model).is_dir():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +163,14 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, in the layout of its format: a plan of format 1 is written as it was read."""
-        data: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            data |= value if name == "cuts" and self.format == OLD_FORMAT else {name: value}
-        return data
+        # Not ``asdict``, which copies every number of the long lists.
+        data: dict[str, Any] = dict(vars(self))
+        data["refit"] = dict(vars(self.refit))
+        cuts = {name: dict(vars(kept)) for name, kept in self.cuts.items()}
+        ordered: dict[str, Any] = {}
+        for name, value in (data | {"cuts": cuts}).items():
+            ordered |= value if name == "cuts" and self.format == OLD_FORMAT else {name: value}
+        return ordered
 
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears whole or not at all."""

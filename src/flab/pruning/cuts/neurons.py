@@ -17,7 +17,8 @@ from torch import nn
 
 from flab.models.families import Family, embedding_of, ffn_inputs, layers_of, linear
 from flab.models.layers import Batch, LayerRunner
-from flab.progress import track
+from flab.models.weights import filed
+from flab.progress import say, track
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def _score_gradient(
     model = search.runner.model
     totals = [torch.zeros(search.width, dtype=torch.float64) for _ in search.outputs]
     embedding = embedding_of(model, search.runner.family)
+    if next(filed(model), None) is not None:
+        size = sum(parameter.numel() for parameter in model.parameters()) * search.runner.dtype.itemsize
+        say(f"this criterion needs gradients through all layers: the whole model is read, {size / 1e9:.1f} GB")
     search.runner.widen(search.runner.dtype)  # gradients want more than 16 bits
     for batch in track(search.batches, title, unit="batches"):
         # No parameter requires gradients. The embedded text does, so that a graph is built through all activations.
@@ -177,13 +181,14 @@ def cut_ffn(layer: nn.Module, family: Family, neurons: Sequence[int]) -> None:
     for path in family.ffn_in:
         module = linear(layer, path)
         index = torch.tensor(rows, device=module.weight.device)
-        module.weight = nn.Parameter(module.weight.data[index].clone(), requires_grad=False)
+        module.weight = nn.Parameter(module.weight.data.index_select(0, index), requires_grad=False)
         if module.bias is not None:
-            module.bias = nn.Parameter(module.bias.data[index].clone(), requires_grad=False)
+            module.bias = nn.Parameter(module.bias.data[index], requires_grad=False)
         module.out_features = len(rows)
     out = linear(layer, family.ffn_out)
     index = torch.tensor(neurons, device=out.weight.device)
-    out.weight = nn.Parameter(out.weight.data[:, index].clone(), requires_grad=False)
+    # On a CPU twice as fast as indexing by [:, index].
+    out.weight = nn.Parameter(out.weight.data.index_select(1, index), requires_grad=False)
     out.in_features = len(neurons)
     ffn = layer.get_submodule(family.ffn)
     if hasattr(ffn, "intermediate_size"):
