@@ -81,6 +81,7 @@ MISTAKES = {  # what is typed, and words of the answer
     "run, unknown key": (["run", "key.yml", "-o", "new"], "did you mean 'model'"),
     "run, no model": (["run", "model.yml", "-o", "new"], "no model folder"),
     "run, no task": (["run", "task.yml", "-o", "new"], "none.jsonl: cannot be read"),
+    "run, no calibration": (["run", "text.yml", "-o", "new"], "gone.jsonl does not exist"),
     "run, dtype": (["run", "dtype.yml", "-o", "new"], "`dtype`: got 'int4'"),
     "demo, another folder": (["demo", "-o", "there"], "does not hold a run"),
     "demo, a file": (["demo", "-o", "there.json"], "is a file"),
@@ -94,6 +95,7 @@ FILES = {
     "key.yml": "modle: bundled\n",
     "model.yml": "model: ./none\nevaluate: {tasks: cot.jsonl}\n",
     "task.yml": "model: bundled\nevaluate: {tasks: none.jsonl}\n",
+    "text.yml": "model: bundled\nprune: {remove: 0.4, calibration: gone.jsonl}\nevaluate: {tasks: cot.jsonl}\n",
     "dtype.yml": "model: bundled\nevaluate: {tasks: cot.jsonl}\noptions: {dtype: int4}\n",
     "good.yml": "model: bundled\nevaluate: {tasks: cot.jsonl}\n",
 }

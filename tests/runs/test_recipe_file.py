@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flab import assets
-from flab.errors import OptionError
+from flab.errors import DataError, OptionError
 from flab.models.options import Options
 from flab.pruning.recipe import Recipe
 from flab.recovery.settings import Training
@@ -320,6 +320,7 @@ WRONG = {
     "text for true": ("recover", '{packing: "yes"}', "packing: got 'yes', expected true or false."),
     "text for a number or null": ("recover", "{minutes: two}", "minutes: got 'two', expected a number or null."),
     "number for layers": ("prune", "{drop_layers: 3}", "drop_layers: got 3, expected a list or null."),
+    "thousands of digits": ("prune", f"{{tokens: {'9' * 3000}}}", "expected a whole number of at most 19 digits."),
     "text in layers": ("prune", "{drop_layers: [1, x]}", "drop_layers: got 'x', expected a whole number."),
     "true in layers": ("prune", "{drop_layers: [1, true]}", "drop_layers: got True, expected a whole number."),
     "number for a file": ("prune", "{calibration: 5}", "prune: calibration: got 5, expected text."),
@@ -427,3 +428,18 @@ def test_a_file_that_cannot_be_read(place, name):
     (place / "folder").mkdir()
     with pytest.raises(OptionError, match=f"{name}: cannot be read .*; give a recipe, e.g. recipes/quickstart.yml"):
         read_recipe(place / name)
+
+
+def test_a_recipe_is_no_data(refused):
+    refused("model: bundled\nprune: {remove: 0.4, " + ", ".join(f"k{n}: 1" for n in range(9000)) + "}\n", "not data")
+
+
+def test_calibration_that_is_not_there_is_missed_before_anything_is_written(place, tmp_path):
+
+    from flab.cli.early import check_run
+
+    recipe = place / "recipe.yml"
+    recipe.write_text("model: bundled\nprune: {remove: 0.4, calibration: gone.jsonl}\nevaluate: {tasks: bundled}\n")
+    with pytest.raises(DataError, match=r"gone\.jsonl does not exist"):
+        check_run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -428,6 +428,20 @@ def test_a_stage_that_fails_keeps_what_was_done_and_is_where_the_next_run_goes_o
     assert recorded(place) == sorted(ALL)
 
 
+def test_a_run_that_is_stopped_after_the_training_trains_no_more(go, place, stand_ins, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "generality_of", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go()
+    at = ALL.index("recover") + 1
+    assert recorded(place) == sorted(ALL[:at])
+    assert go() == ALL[at:]
+    assert read(place / "run" / "run.json")["stages"]["recover"]["generality"]["bits_per_byte_after"] == 1.5
+
+
 @pytest.mark.parametrize("stage", ["prune", "recover"])
 def test_a_model_that_fails_its_check_is_no_finished_stage(go, place, stand_ins, stage):
     if stage == "recover":

@@ -15,20 +15,22 @@ from flab.data.rows import is_hub_id
 from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path, check_place
-from flab.models.source import ModelFolder, check_normalizer, check_weights
+from flab.models.source import ModelFolder, ModelSource, check_normalizer, check_weights
 from flab.pruning.recipe import Recipe
 
 if TYPE_CHECKING:
     from flab.runs.recipe_file import RecipeFile
 
 
-def check_model(source: PathLike) -> None:
-    """Raise CheckpointError if a local folder holds no model that can be loaded. Hub ids are not checked here."""
+def check_model(source: PathLike) -> ModelSource:
+    """Open a local folder; CheckpointError if it holds no model that can be loaded. Hub ids are not checked here."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         folder = ModelFolder.open(source)
         check_weights(folder)
         check_normalizer(folder.path / "tokenizer.json")
+        return folder
+    return source
 
 
 def check_planning(model: PathLike, recipe: Recipe) -> None:
@@ -78,5 +80,5 @@ def check_run(recipe_file: Path, out: Path) -> RecipeFile:
     recipe = read_recipe(recipe_file)
     known_stages(out)
     check_inputs(recipe)
-    check_model(recipe.model)
+    check_planning(recipe.model, recipe.prune)
     return recipe

@@ -84,14 +84,17 @@ def apply(
     json_: Json = False,
 ) -> None:
     """Carry out a plan and save the smaller model."""
-    from flab.pruning.plan import Plan
+    from flab.models.source import ModelFolder
+    from flab.pruning.plan import Plan, is_replayed
 
     decided = Plan.read(as_path(plan_file))
     check_folder(as_path(output), options.overwrite, (model, plan_file))
-    check_model(model)
+    source = check_model(model)
+    if isinstance(source, ModelFolder):
+        is_replayed(decided, source, sibling)
     from flab.pruning.pipeline import apply as carry_out
 
-    folder = carry_out(model, decided, output, options, refit=not no_refit, sibling=sibling)
+    folder = carry_out(source, decided, output, options, refit=not no_refit, sibling=sibling)
     decided = Plan.read(folder / "plan.json")
     emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
 

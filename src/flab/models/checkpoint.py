@@ -6,7 +6,6 @@ No other module loads or saves a model. Only safetensors are read, and a model's
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -93,15 +92,8 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
 
 
 def fingerprint(source: ModelSource) -> str:
-    """Return a SHA-256 over config, weights and tokenizer. Folders with the same one behave alike."""
-    folder = ModelFolder.open(source)
-    digest = hashlib.sha256()
-    files = [folder.path / "config.json", *folder.files, folder.path / "tokenizer.json"]
-    for file in filter(Path.is_file, files):  # a missing tokenizer is reported where it is needed
-        digest.update(file.name.encode())
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+    """Return the SHA-256 of a folder or hub id; see ModelFolder."""
+    return ModelFolder.open(source).fingerprint
 
 
 def load(

@@ -6,6 +6,7 @@ loaded. Reads JSON and headers; no torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -60,6 +61,17 @@ class ModelFolder:
     def file_of(self) -> dict[str, Path]:
         """The file of each tensor, by the tensor's name."""
         return {name: file for file in self.files for name in header_of(file)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over config, weights and tokenizer: two folders with the same one behave alike."""
+        digest = hashlib.sha256()
+        files = [self.path / "config.json", *self.files, self.path / "tokenizer.json"]
+        for file in filter(Path.is_file, files):  # whoever needs the tokenizer says that there is none
+            digest.update(file.name.encode())
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def size_bytes(self) -> int:

@@ -14,28 +14,27 @@ from typing import Any
 
 from torch import nn
 
-from flab.errors import PlanError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder
-from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, free, open_to_cut, save, torch_dtypes
+from flab.models.checkpoint import Checkpoint, cast_parameters, free, open_to_cut, save, torch_dtypes
 from flab.models.devices import settled
 from flab.models.families import Family
 from flab.models.folder import resolve
 from flab.models.options import Options
 from flab.models.scorer import scorer_of
 from flab.models.shards import ShardWriter, layout
-from flab.models.source import ModelFolder
+from flab.models.source import ModelFolder, ModelSource
 from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.progress import say
 from flab.pruning.calibration import CalibrationSet, calibration_set, calibration_windows, read_texts, verify_sources
 from flab.pruning.check import check, write_proof
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.journal import SAVED, Journal, is_uncleared, working_folder
-from flab.pruning.plan import Plan
+from flab.pruning.plan import Plan, is_replayed
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import Cut
-from flab.pruning.sibling import adopted, check_sibling
+from flab.pruning.sibling import adopted, check_sibling, check_sizes
 from flab.pruning.surgeon import carve, layers_after, slice_layers
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
@@ -67,7 +66,7 @@ def plan(
 
 
 def apply(
-    model: PathLike,
+    model: ModelSource,
     plan: Plan | PathLike,
     out: PathLike,
     options: Options | None = None,
@@ -90,19 +89,15 @@ def apply(
     source = ModelFolder.open(model)
     check_folder(out, options.overwrite, [source.path, *given, *inputs_of_plan(plan)])
     check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
-    replayed = fingerprint(source) != plan.model["sha256"]
-    if replayed and not sibling:
-        raise PlanError(
-            f"the plan was made for another model ({plan.model['path']}): {source.path} has other files. Plan again, or pass "
-            "`sibling` for the same architecture with other weights."
-        )
+    replayed = is_replayed(plan, source, sibling)
     kind = plan.refit.kind if refit else "none"
     stored = source.stored_dtype if replayed else plan.model["stored_dtype"]
     computing = None if replayed else plan.model["compute_dtype"]
     # A cut alone copies numbers and needs no other precision than theirs.
     computing = stored if kind == "none" else computing
     checkpoint, family = open_to_cut(source, options, computing, in_files=True)
-    warnings = check_sibling(checkpoint, family, plan) if replayed else []
+    check_sizes(checkpoint, family, plan)
+    warnings = check_sibling(checkpoint, plan) if replayed else []
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, plan.vocabulary.kept)
     data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])

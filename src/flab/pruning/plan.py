@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,19 +13,12 @@ from typing import Any
 
 from flab.errors import PlanError
 from flab.files import read_regular, write_text
-from flab.models.options import STORED_DTYPES
 from flab.models.shape import Shape
-from flab.pruning.refits import REFITS
+from flab.models.source import ModelFolder
+from flab.pruning.plan_checks import check_facts, check_indices, check_refit
 
 FORMAT = 2
 OLD_FORMAT = 1  # of flab 0.1: each cut is a field of its own
-SCALINGS = ("feature", "mean")
-NUMBER: tuple[type, ...] = (int, float)
-FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the model and of the calibration
-    "model": dict.fromkeys(("path", "sha256", "stored_dtype", "compute_dtype"), (str,)),
-    "calibration": {"path": (str, type(None)), "general": NUMBER, "prompt_weight": NUMBER, "sources": (list,)}
-    | dict.fromkeys(("tokens", "max_length", "batch_tokens", "seed"), (int,)),
-}
 
 
 @dataclass(frozen=True)
@@ -184,12 +176,27 @@ class Plan:
             PlanError: the file is missing, not a plan, of another format, or inconsistent.
         """
         try:
-            data = json.loads(read_regular(path))
+            data = json.loads(read_regular(path), parse_constant=_no_number)
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}. Make one with `flab plan`.") from None
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{path} is not JSON ({error}): expected a file written by `flab plan`.") from None
         return _from_json(data, path)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def is_replayed(plan: Plan, folder: ModelFolder, sibling: bool) -> bool:
+    """Return whether a plan meets another model than its own; PlanError if ``sibling`` does not allow that."""
+    replayed: bool = folder.fingerprint != plan.model["sha256"]
+    if replayed and not sibling:
+        raise PlanError(
+            f"the plan was made for another model ({plan.model['path']}): {folder.path} has other files. Plan again, or pass "
+            "`sibling` for the same architecture with other weights."
+        )
+    return replayed
 
 
 def mixture_facts(shape: Shape) -> dict[str, int]:
@@ -225,9 +232,9 @@ def _from_json(data: Any, path: Path) -> Plan:
         cuts = {name: Kept(**data["cuts"][name]) for name in CUTS if name in data["cuts"]}
         # Any damage raises a TypeError, ValueError or KeyError here, and becomes one message about the file.
         plan = Plan(**{**data, "cuts": cuts, "refit": Refit(**data["refit"])})
-        _check_indices(plan)
-        _check_refit(plan)
-        _check_facts(plan)
+        check_indices(plan, [name for name, kind in CUTS.items() if kind.in_layers])
+        check_refit(plan.refit, plan.layers.after)
+        check_facts(plan)
     except (TypeError, ValueError, KeyError) as error:
         raise PlanError(f"{path} is damaged ({error}). Make the plan again with `flab plan`.") from None
     return plan
@@ -239,59 +246,3 @@ def with_cuts(data: Mapping[str, Any]) -> dict[str, Any]:
         return dict(data)
     others = {name: value for name, value in data.items() if name not in DENSE}
     return others | {"cuts": {name: data[name] for name in DENSE}}
-
-
-def _check_indices(plan: Plan) -> None:
-    """Check that every list of kept indices is ascending, in range and as long as stated."""
-    groups: list[tuple[str, list[Any], Kept]] = []
-    for name, cut in plan.cuts.items():
-        if CUTS[name].in_layers:
-            inside_of = zip(plan.layers.kept, cut.kept, strict=True)
-            groups += [(f"{name} of layer {layer}", kept, cut) for layer, kept in inside_of]
-        else:
-            groups.append((name, cut.kept, cut))
-    for name, kept, sizes in groups:
-        inside = all(isinstance(k, int) and 0 <= k < sizes.before for k in kept)
-        if (
-            len(kept) != sizes.after
-            or not kept
-            or not inside
-            or any(b <= a for a, b in zip(kept, kept[1:], strict=False))
-        ):
-            raise ValueError(
-                f"the kept indices of the {name} are not {sizes.after} ascending numbers below {sizes.before}"
-            )
-
-
-def _check_refit(plan: Plan) -> None:
-    """Check that the refit is known and holds one number for each kept layer."""
-    refit = plan.refit
-    if refit.kind not in REFITS:
-        raise ValueError(f"unknown refit {refit.kind!r}, allowed: {', '.join(REFITS)}")
-    if refit.scaling not in SCALINGS:
-        raise ValueError(f"unknown scaling {refit.scaling!r}, allowed: {', '.join(SCALINGS)}")
-    kinds: dict[str, Any] = {"newton_steps": int, "descended": bool}
-    for name in ("ridge_ffn", "ridge_attention", "newton_steps", "reconstruction_rates", "descended"):
-        chosen = getattr(refit, name)
-        kind = kinds.get(name, NUMBER)
-        right = all(isinstance(value, kind) and 0 <= value < math.inf for value in chosen)
-        if len(chosen) not in (0, plan.layers.after) or not right:
-            raise ValueError(f"{name} of the refit are not {plan.layers.after} numbers from 0 on")
-
-
-def _check_facts(plan: Plan) -> None:
-    """Check that the facts about model and calibration that ``apply`` reads are there."""
-    for part, wanted in FACTS.items():
-        got = getattr(plan, part)
-        wrong = [
-            name
-            for name, kinds in wanted.items()
-            if not isinstance(got, dict) or not isinstance(got.get(name, ...), kinds)
-        ]
-        if wrong:
-            raise ValueError(f"{wrong[0]} of the {part} is missing or of a wrong type")
-    if plan.model["stored_dtype"] not in STORED_DTYPES:
-        raise ValueError(f"stored_dtype {plan.model['stored_dtype']!r}, allowed: {', '.join(STORED_DTYPES)}")
-    for source in plan.calibration["sources"]:
-        if not isinstance(source, dict) or not all(isinstance(source.get(name), str) for name in ("path", "sha256")):
-            raise ValueError("a source of the calibration has no path and sha256")

@@ -19,13 +19,8 @@ from flab.pruning.plan import Plan
 from flab.pruning.planner import model_facts
 
 
-def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[str]:
-    """Check that a model has the architecture and the tokens that the plan was made for. Returns warnings.
-
-    Raises:
-        PlanError: something differs; names it, and says what to do.
-    """
-    path = checkpoint.path
+def check_sizes(checkpoint: Checkpoint, family: Family, plan: Plan) -> None:
+    """Raise PlanError that names what differs from the architecture that the plan was made for."""
     shape = shape_of(checkpoint.model, family)
     names = ("model_type", *shape.units, "parameters")
     got = (family.model_type, *(units.count for units in shape.units.values()), shape.total)
@@ -34,9 +29,15 @@ def check_sibling(checkpoint: Checkpoint, family: Family, plan: Plan) -> list[st
     )  # fmt: skip
     differ = [f"{n} {g} (plan: {p})" for n, g, p in zip(names, got, planned, strict=True) if g != p]
     if differ:
-        raise PlanError(
-            f"{path} is not a sibling of the plan's model: {', '.join(differ)}. Plan for this model itself."
-        )
+        raise PlanError(f"the plan does not fit {checkpoint.path}: {', '.join(differ)}. Plan for this model itself.")
+
+
+def check_sibling(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Demand the tokens that the plan was made for; returns a warning for what is only worse.
+
+    Raises:
+        PlanError: names what differs, and what to do.
+    """
     _check_texts(checkpoint, plan)
     return _check_needed(checkpoint, plan)
 

@@ -34,7 +34,7 @@ from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
 
 BUNDLED = "bundled"
-MOST_BYTES = 2**20  # of a recipe
+MOST_BYTES = 2**16  # of a recipe
 T = TypeVar("T")
 
 
@@ -353,6 +353,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 raise OptionError(f"{where}: got {value!r:.60}, expected a finite number.")
             return float(value)
         if type(value) is base:
+            if base is int and abs(value) > sys.maxsize:
+                raise OptionError(f"{where}: got {value!s:.60}..., expected a whole number of at most 19 digits.")
             return value
     names = " or ".join(TYPES[get_origin(one) or one] for one in choices)
     raise OptionError(f"{where}: got {value!r:.60}, expected {names}.")

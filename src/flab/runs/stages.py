@@ -160,12 +160,15 @@ def run_recover(run: Run, model: Path) -> None:
         if not report["check"]["ok"]:
             raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        bits = generality_of(out, run.recipe.options, general_size(model))
-        general = {"text": GENERAL_TEXT, "bits_per_byte_after": bits}
-        found = {"loads_in": report["check"]["loads_in"], "generality": general, "sha256": model_fingerprint(out)}
+        found = {"loads_in": report["check"]["loads_in"], "sha256": model_fingerprint(out)}
         return {name: report[name] for name in names.split()} | found
 
     run.stage("recover", reads, out, work)
+    # The training is on record by now: a run that is stopped from here on does not train again.
+    if "generality" not in run.stages["recover"]:
+        bits = generality_of(out, run.recipe.options, general_size(model))
+        run.stages["recover"]["generality"] = {"text": GENERAL_TEXT, "bits_per_byte_after": bits}
+        run.save()
 
 
 def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
