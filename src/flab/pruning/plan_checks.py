@@ -32,7 +32,7 @@ FACTS: dict[str, dict[str, tuple[type, ...]]] = {  # what ``apply`` reads of the
 
 
 def check_indices(plan: Plan, in_layers: Collection[str]) -> None:
-    """Demand that every list of kept indices is ascending, in range and as long as stated."""
+    """Check that every list of kept indices is ascending, in range and as long as stated."""
     groups: list[tuple[str, list[Any], Kept]] = []
     for name, cut in plan.cuts.items():
         if name in in_layers:
@@ -54,7 +54,7 @@ def check_indices(plan: Plan, in_layers: Collection[str]) -> None:
 
 
 def check_refit(refit: Refit, layers: int) -> None:
-    """The refit is known, and what was chosen for each kept layer is a number for each."""
+    """Check that the refit is known and holds one number for each kept layer."""
     if refit.kind not in REFITS:
         raise ValueError(f"unknown refit {refit.kind!r}, allowed: {', '.join(REFITS)}")
     if refit.scaling not in SCALINGS:
@@ -69,7 +69,7 @@ def check_refit(refit: Refit, layers: int) -> None:
 
 
 def check_facts(plan: Plan) -> None:
-    """What ``apply`` reads of the model and of the calibration is there, and what a report repeats has its type."""
+    """Check that the facts about model and calibration that ``apply`` reads are there, and the types of all other fields."""
     for name, kinds in SOUND.items():
         value = getattr(plan, name)
         if not isinstance(value, kinds) or isinstance(value, bool):
