@@ -166,7 +166,8 @@ def split_as_gpt_2(tokenizer):
 
 
 NOT_SETTLED = pytest.mark.xfail(
-    reason="failed on vLLM 0.32 for the CPU; not yet known whether the plant or the comparison is at fault"
+    reason="the plant has no effect: vLLM's AutoTokenizer splits by Qwen2Tokenizer's own pattern, also if the folder names "
+    "PreTrainedTokenizerFast"
 )
 
 
