@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from flab.cli.app import app
-from flab.cli.options import EXPERTS
+from flab.cli.options import ADVANCED
 from flab.models.options import HELP, settings_of
 from flab.pruning.recipe import Recipe
 
@@ -60,8 +60,8 @@ def test_the_bare_command_prints_the_help(shown):
 def test_what_few_people_need_stands_in_a_group_of_its_own():
     panels = {option.name: option.rich_help_panel for option in COMMANDS["prune"].params}
     assert panels["remove"] is None
-    assert panels["neuron_criterion"] == EXPERTS
-    assert panels["no_output_projection"] == EXPERTS
+    assert panels["neuron_criterion"] == ADVANCED
+    assert panels["no_output_projection"] == ADVANCED
 
 
 def test_an_option_is_what_its_field_says():

@@ -103,7 +103,10 @@ def apply(
 def prune(
     model: Model, recipe: Any, options: Any, output: Output, dry_run: DryRun = False, json_: Json = False
 ) -> None:
-    """Plan, apply and check in one step. A stopped command resumes."""
+    """Plan, apply and check in one step.
+
+    A stopped command resumes.
+    """
     folder = as_path(output)
     check_folder(folder, options.overwrite or is_uncleared(folder), (model, *recipe.inputs))
     check_planning(model, recipe)
