@@ -238,7 +238,7 @@ def test_bad_problems(flab, pico_folder, place, tmp_path):
 
 
 def test_checking_no_folder(flab, place):
-    assert_refused(flab("check", place), "no model folder")
+    assert_refused(flab("check", place), "not a model folder")
 
 
 def test_debug_shows_the_trace(flab, place):

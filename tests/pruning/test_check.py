@@ -184,7 +184,7 @@ def test_truncated_weights_are_found(folder):
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no model folder"):
+    with pytest.raises(CheckpointError, match="not a model folder"):
         check(tmp_path)
 
 
