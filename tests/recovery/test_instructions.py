@@ -176,7 +176,7 @@ BAD = {
     "a number for the prompt": ({"prompt": 1, "completion": BODY}, "prompt is int, not text"),
     "a blank prompt": ({"prompt": " \n", "completion": BODY}, "prompt is blank"),
     "a list for the completion": ({"prompt": PROMPT, "completion": [BODY]}, "completion is list, not text"),
-    "half a surrogate pair": ({"prompt": "\ud800", "completion": BODY}, "prompt holds half of a surrogate pair"),
+    "half a surrogate pair": ({"prompt": "\ud800", "completion": BODY}, "half of a surrogate pair"),
     "a test and no entry point": ({"prompt": PROMPT, "completion": BODY, "test": TEST}, "test without entry_point"),
     "a chat's test and no entry point": ({"instruction": "Add.", "test": TEST}, "test without entry_point"),
     "a blank test": ({"prompt": PROMPT, "completion": BODY, "test": "", "entry_point": "add"}, "test is blank"),

@@ -316,7 +316,7 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
         products_fixed=sum(matrices) - len(layers) * min(matrices),
         products_per_neuron=ffn.products_per_neuron,
         attention=attention_out((attending or layers)[0], family).in_features,
-        attending=len(attending),
+        attending=len(attending) if family.linear_attention else -1,
         block=ffn.block,
         per_block=ffn.per_block,
         active=ffn.active,
