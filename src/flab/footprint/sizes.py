@@ -8,7 +8,7 @@ from typing import Any
 from flab.footprint.figures import Figure, by_formula
 from flab.models.engines.protocol import Encoded
 from flab.models.engines.transformers import Batch
-from flab.models.families import Family, head_of, is_tied, kv_width, layers_of
+from flab.models.families import Family, head_of, is_tied, kv_numbers, kv_width, layers_of
 from flab.models.folder import headers
 from flab.models.shape import Shape
 
@@ -23,10 +23,10 @@ def size_figures(model: Any, family: Family, shape: Shape, prompt: int) -> dict[
     """Return parameters in parts, cache bytes for each token, operations of the prompt and of the token after it."""
     sizes = (shape.vocabulary, shape.layers, shape.width)
     body = shape.body(shape.layers, shape.width)
-    attention = 2 * attended(model.config, shape.layers, 1) * kv_width(model.config)
+    attention = kv_numbers(model.config, shape.layers)
     seen = attended(model.config, shape.layers, prompt + 1)
     element = head_of(model, family).weight.element_size()
-    left_out = "; without the recurrence of linear attention" if 0 <= shape.attending < shape.layers else ""
+    left_out = "; without the recurrence of linear attention" if shape.is_hybrid else ""
     once = "embedding and head" if not is_tied(model, family) else "embedding, which is the head too"
     return {
         "parameters": by_formula(shape.total, "", "sum over the tensors, tied ones once"),

@@ -275,6 +275,12 @@ def kv_width(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or heads) * head_size
 
 
+def kv_numbers(config: Any, layers: int) -> int:
+    """Return how many numbers so many layers keep for each token, keys and values; linear attention keeps none."""
+    linear_layers = list(getattr(config, "layer_types", None) or ()).count("linear_attention")
+    return 2 * (layers - linear_layers) * kv_width(config)
+
+
 def shape_of(model: nn.Module, family: Family) -> Shape:
     """Return sizes and unit costs of a model, read from its tensors (meta tensors do).
 

@@ -287,10 +287,13 @@ class LayerRunner:
         norm = self.model.get_submodule(self.family.final_norm)
         return norm(hidden_BTD.to(next(norm.parameters()).device))  # type: ignore[no-any-return]
 
-    def finals(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Return the head's inputs at the real tokens of each batch, (N, D). Each layer is read once."""
+    def finals(self, batches: Sequence[Batch], title: str) -> list[torch.Tensor]:
+        """Return the head's inputs at the real tokens of each batch, (N, D). Each layer is read once.
+
+        ``title`` names the pass in the progress.
+        """
         states = [self.embed(batch) for batch in batches]
-        for index in track(range(len(self.layers)), "Walking through the model", unit="layers"):
+        for index in track(range(len(self.layers)), title, unit="layers"):
             with self.at_work(index):
                 for place, hidden in enumerate(states):
                     states[place] = self.layer(index, hidden)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 # Formats such as q8_0 and q4_0 quantise this many numbers together. Rows that are not a multiple stay in 16 bits.
@@ -19,6 +19,7 @@ class Units:
     parameters: int
     in_layers: bool = False  # there are ``count`` in each layer
     least: int = 1
+    why: str = "the model's own"  # the reason for these limits
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,27 @@ class Shape:
         return "experts" if self.experts else "width"
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether some of the layers have no full attention."""
+        return 0 <= self.attending < self.layers
+
+    @property
     def fewest_layers(self) -> int:
-        """The fewest layers that can be kept: all of a hybrid's."""
-        return self.layers if 0 <= self.attending < self.layers else 1
+        """The fewest layers that can be kept."""
+        return self.layers if self.is_hybrid else 1
 
     @property
     def units(self) -> dict[str, Units]:
         """What can be cut, by the names that pins and plans use."""
-        layers = Units(self.layers, self.per_layer, least=self.fewest_layers)
+        layers = Units(self.layers, self.per_layer)
+        if self.is_hybrid:
+            layers = replace(layers, least=self.layers, why="its layers differ in size, so all of them stay")
         whole = {"vocabulary": Units(self.vocabulary, self.per_token), "layers": layers}
         if self.experts:
             each = self.block * self.per_neuron + self.per_block
             least = self.active // self.block
-            return whole | {"experts": Units(self.experts, each, in_layers=True, least=least)}
+            why = f"each token passes through {least}" if least > 1 else Units.why
+            return whole | {"experts": Units(self.experts, each, in_layers=True, least=least, why=why)}
         return whole | {"width": Units(self.width, self.per_neuron, in_layers=True)}
 
     def parameters(self, vocabulary: int, layers: int, width: int) -> int:

@@ -70,11 +70,8 @@ class Pins:
                     else f"`{name}`: the neurons inside an expert are not cut; give `experts`, the number of experts to keep."
                 )
             if not units.least <= got <= units.count:
-                why = "the model's own" if units.least == 1 else f"each token passes through {units.least}"
-                if name == "layers" and units.least > 1:
-                    why = "its layers differ in size, so all of them stay"
                 raise OptionError(
-                    f"`{name}` is the size to keep: got {got}, allowed {units.least} to {units.count} ({why})."
+                    f"`{name}` is the size to keep: got {got}, allowed {units.least} to {units.count} ({units.why})."
                 )
 
 

@@ -13,7 +13,7 @@ from flab.evaluation.tasks import Problem, make_task
 from flab.models.checkpoint import Checkpoint
 from flab.models.engines.protocol import Decoding, Request, generate_all
 from flab.models.engines.transformers import TransformersGenerator
-from flab.models.families import family_of, kv_width
+from flab.models.families import family_of, kv_numbers
 from flab.models.layers import LayerRunner
 from flab.models.options import Options
 from flab.progress import say
@@ -58,10 +58,9 @@ def judge_batch(built: Checkpoint, problems: Sequence[Problem], layers: int) -> 
     ``layers`` are those of the original. Scores vary a little with the batch size, so all candidates use the same one.
     """
     longest = max(len(built.tokenizer.encode(problem.prompt).ids) for problem in problems) + NEW_TOKENS
-    config = built.model.config
-    # Each layer holds keys and values, ``kv_width`` numbers each per token.
-    for_each = 2 * layers * kv_width(config) * built.model.get_input_embeddings().weight.dtype.itemsize * longest
-    return max(1, min(BATCH, CACHE_BYTES // int(for_each)))
+    element: int = built.model.get_input_embeddings().weight.dtype.itemsize
+    for_each = kv_numbers(built.model.config, layers) * element * longest
+    return max(1, min(BATCH, CACHE_BYTES // for_each))
 
 
 def run_problems(

@@ -256,15 +256,15 @@ class Bench:
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and run the tests on it, if there are any."""
-        known = self.search.journal.get(f"finalist {candidate.name}")
-        if known is None:
-            built = self.build(candidate, self._tokens(self.recipe.finalist_tokens), compared=True)
-            self.try_tests(candidate, built)
-            free(built)
-            known = {name: getattr(candidate, name) for name in MEASURED}
-            self.search.journal.keep(f"finalist {candidate.name}", known)
-        for name, value in known.items():
+        found = self.search.journal.recall(f"finalist {candidate.name}", lambda: self._judged(candidate))
+        for name, value in found.items():
             setattr(candidate, name, value)
+
+    def _judged(self, candidate: Candidate) -> dict[str, Any]:
+        built = self.build(candidate, self._tokens(self.recipe.finalist_tokens), compared=True)
+        self.try_tests(candidate, built)
+        free(built)
+        return {name: getattr(candidate, name) for name in MEASURED}
 
     def _tokens(self, number: int) -> CalibrationSet:
         """Return the first windows, about ``number`` tokens in all."""

@@ -147,7 +147,7 @@ class Recipe:
         """Return the sizes that the user fixed, checked. A list of layers to drop also pins their number."""
         layers = self.layers
         if self.drop_layers is not None:
-            if shape.fewest_layers > 1:
+            if shape.is_hybrid:
                 raise OptionError(
                     "`drop_layers`: this model's layers differ in size, so all of them stay; leave it out."
                 )

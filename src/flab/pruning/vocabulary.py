@@ -180,7 +180,7 @@ def model_counts(
     data = calibration_set(windows, batch_tokens)
     runner = LayerRunner(checkpoint.model, family)
     total = torch.zeros(head.out_features, dtype=torch.float64)
-    for entering in runner.finals([*data.fit, *data.compare]):
+    for entering in runner.finals([*data.fit, *data.compare], "Expected tokens"):
         total += expected_counts(head, entering).cpu()
     return dict(enumerate(total.tolist()))
 
@@ -195,7 +195,8 @@ def vocabulary_kl(checkpoint: Checkpoint, family: Family, kept: list[int], data:
     old_of = torch.tensor(kept)
     total = 0.0
     count = 0
-    for entering in runner.finals([replace(batch, ids=old_of[batch.ids]) for batch in data.compare]):
+    batches = [replace(batch, ids=old_of[batch.ids]) for batch in data.compare]
+    for entering in runner.finals(batches, "Mass of the cut tokens"):
         kl = cut_mass_kl(head, entering, kept)
         total += float(kl.double().sum())
         count += len(kl)

@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from flab.files import PathLike
-from flab.footprint.sizes import attended
 from flab.models.checkpoint import read_config
-from flab.models.families import Family, family_of, is_tied, kv_width, shape_of
+from flab.models.families import Family, family_of, is_tied, kv_numbers, shape_of
 from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder
@@ -45,7 +44,7 @@ class ModelFacts:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values for each token, in the stored precision."""
-        return 2 * attended(self.config, self.shape.layers, 1) * kv_width(self.config) * NUMBER_BYTES[self.stored]
+        return kv_numbers(self.config, self.shape.layers) * NUMBER_BYTES[self.stored]
 
 
 def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:

@@ -107,7 +107,7 @@ def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> li
 
 def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torch.Tensor]:
     """Return the uncut model's final hidden states of the real tokens, one (N, D) per batch."""
-    return runner.finals(batches)
+    return runner.finals(batches, "Reference distribution")
 
 
 def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:

@@ -44,7 +44,6 @@ class ResumedWalk(Walk):
     def _pass(self, new: NewLayer, after: int) -> None:
         """Pass both streams through a layer that is already known."""
         index = new.index
-        untouched = self.clean and after == index + 1 and self.cut.width == self._ffn(index).in_features
         original_mid = self._original_mid(index)
         if new.attention_out is not None:
             columns = new.attention_out.shape[1]
@@ -52,13 +51,8 @@ class ResumedWalk(Walk):
             mid = self._attended(index, features, new.attention_out)
         else:
             mid = original_mid if self.clean else [self.runner.mid(index, h) for h in self.pruned]
-        self._advance_original(index, original_mid)
-        for skipped in range(index + 1, after):
-            self._skip(skipped)
-        if untouched:
-            self.pruned = list(self.original)
+        if self._pass_original(index, after, original_mid):
             return
-        self.clean = False
         self.likely_ridge = new.ridge_ffn
         if new.state is None:
             self._advance_pruned(new, mid)

@@ -96,22 +96,27 @@ class Walk:
         with self.runner.at_work(index):
             self._advance_original(index, self._original_mid(index))
 
-    def _layer(self, place: int, index: int, after: int) -> NewLayer:
-        original_mid = self._original_mid(index)
-        # The attention comes first, so that the FFN's problem sees the stream that the new attention leaves.
-        attention, mid, attention_ridge = self._attention(place, index, original_mid)
+    def _pass_original(self, index: int, after: int, mid: list[torch.Tensor]) -> bool:
+        """Pass the original's stream on to the next kept layer; return whether nothing is cut up to there."""
         untouched = self.clean and after == index + 1 and self.cut.width == self._count(index)
-        self._advance_original(index, original_mid)
+        self._advance_original(index, mid)
         # Removed layers still change the original's stream. After this loop it is what the next kept layer should read,
         # so this layer's FFN also learns to do their work.
         for skipped in range(index + 1, after):
             self._skip(skipped)
         if untouched:
             self.pruned = list(self.original)
+        self.clean = untouched
+        return untouched
+
+    def _layer(self, place: int, index: int, after: int) -> NewLayer:
+        original_mid = self._original_mid(index)
+        # The attention comes first, so that the FFN's problem sees the stream that the new attention leaves.
+        attention, mid, attention_ridge = self._attention(place, index, original_mid)
+        if self._pass_original(index, after, original_mid):
             everything = list(range(self.cut.width))
             same = torch.empty(0) if self.runner.family.experts else with_bias(self._ffn(index)).double()
             return NewLayer(index, everything, same, attention, 0.0, attention_ridge)
-        self.clean = False
         # The simple refit reproduces the FFN's own output on the original's stream and ignores earlier cuts.
         fitted_to_itself = original_mid if self.steps.target == "own" else None
         del original_mid
@@ -165,10 +170,9 @@ class Walk:
         self, place: int, index: int, original_mid: list[torch.Tensor]
     ) -> tuple[torch.Tensor | None, list[torch.Tensor], float]:
         """Refit the attention's output projection. Returns it, the pruned stream before the FFN, and the ridge."""
-        if self.clean:
-            return None, original_mid, 0.0
-        if not self.cut.output_projection or not self.steps.attention:
-            return None, [self.runner.mid(index, h) for h in self.pruned], 0.0
+        if self.clean or not self.cut.output_projection or not self.steps.attention:
+            mid = original_mid if self.clean else [self.runner.mid(index, h) for h in self.pruned]
+            return None, mid, 0.0
         branch = self.runner.attention_branch(index)
         old = branch.weights()
         caught = []
