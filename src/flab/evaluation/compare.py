@@ -124,6 +124,7 @@ def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | 
     rates_a = list[float]()
     rates_b = list[float]()
     clusters = list[Hashable]()
+    # Pass rates of all tasks in one row each, in the same order, with the clusters beside them.
     for a, b in pairs:
         first = by_item(a["rows"], "passed")
         second = by_item(b["rows"], "passed")

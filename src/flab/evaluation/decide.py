@@ -51,6 +51,8 @@ def decide(
     num_items = len(a)
     num_clusters = len(sums_G3)
     difference = float(np.mean(np.asarray(b, dtype=float) - np.asarray(a, dtype=float)))
+    # Tango's interval is made for paired yes-or-no outcomes. Samples and clusters have other variances, which the
+    # interval of cluster sums takes from the data.
     is_binary = num_clusters == num_items and set(map(float, (*a, *b))) <= {0.0, 1.0}
     if is_binary:
         only_a = sum(x > y for x, y in zip(a, b, strict=True))

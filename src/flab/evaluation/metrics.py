@@ -111,6 +111,7 @@ def retention(
         return None
 
     def ratio(sums_a: Floats, sums_b: Floats, sizes: Floats, axis: int = -1) -> Any:
+        # A resample in which the first model passes nothing divides by zero. The bootstrap drops it.
         with np.errstate(divide="ignore", invalid="ignore"):
             return sums_b.sum(axis=axis) / sums_a.sum(axis=axis)
 
@@ -137,6 +138,7 @@ def bootstrap_mean_difference(
     """Return the mean of ``b`` minus that of ``a`` over the same problems with its interval; pairs are drawn together."""
 
     def difference(sums_a: Floats, sums_b: Floats, sizes: Floats, axis: int = -1) -> Any:
+        # Clusters differ in size, so sums are divided by the problems that were drawn, not by the number of clusters.
         return (sums_b - sums_a).sum(axis=axis) / sizes.sum(axis=axis)
 
     value = float(np.mean(np.asarray(b, dtype=float) - np.asarray(a, dtype=float)))

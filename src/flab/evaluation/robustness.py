@@ -74,6 +74,7 @@ def robustness_summary(clean: Score, perturbed: Score) -> dict[str, Any]:
     ids = [task_id for task_id in before if task_id in after]
     if not ids:
         raise DataError(f"{clean.name} and {perturbed.name} share no problem; compare runs on files of one origin")
+    # The mean over problems of each problem's own pass rate: every problem counts the same, however many samples it has.
     rates = [sum(sum(one[i]) / len(one[i]) for i in ids) / len(ids) for one in (before, after)]
     counts = paired_counts([before[i][0] for i in ids], [after[i][0] for i in ids])
     return {

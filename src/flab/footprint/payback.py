@@ -24,6 +24,7 @@ def payback(
     made = [stages[name] for name in done]
     old, new = ({name: Figure(**given) for name, given in model["figures"].items()} for model in measured["models"])
     spent = Figure(sum(stage["seconds"] for stage in made), "s", f"measured: stages {', '.join(done)}")
+    # One token takes the inverse of the throughput, and the difference of the two models is saved at each token.
     seconds = _payback(spent, *(_inverse(row["throughput"]) for row in (old, new)))
     joules = (row["energy_per_1000_tokens"].scaled(1 / 1000, "J", "each") for row in (old, new))
     return {

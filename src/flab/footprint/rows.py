@@ -38,6 +38,7 @@ def row_of(
     text = facts["text"]
     clock = f"prompt of {prompt} tokens, one answer at a time"
     figures = {name: Figure(**given) for name, given in facts["figures"].items()}
+    # What the formula gives stands beside what torch counted, so that a wrong formula shows.
     for name in ("flops_per_token", "flops_prefill"):
         figures[name] = checked(figures[name], facts["flops_counted"][name])
     figures |= memory_figures(facts, speeds, top)
@@ -86,6 +87,7 @@ def energy_figures(
     if reason is not None:
         names = ("energy_per_1000_tokens", "energy_per_solved_problem")
         return {name: unknown("J", reason) for name in names}
+    # Joules for 1,000 tokens in each window; the spread of the windows is the interval of the figure.
     values = [1000 * (one.energy.value or 0.0) / one.tokens for one in windows]
     how = f"{windows[-1].energy.method}; {batch} answers at once, prompts included"
     energy = replace(measured(values, "J", ""), method=how)

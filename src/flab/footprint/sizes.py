@@ -53,6 +53,7 @@ def attended(config: Any, layers: int, context: int) -> int:
     """Return the number of tokens that one token sees, summed over the layers: the context, or a layer's sliding window."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    # Linear attention reads a state of fixed size instead of the tokens before it.
     seen = {"linear_attention": 0, "sliding_attention": min(context, window) if window else context}
     return sum(seen.get(kind, context) for kind in kinds)
 
@@ -81,6 +82,7 @@ def count_flops(model: Any, prompt: int) -> dict[str, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    # The counter sees products, not fused kernels, so attention and experts are made by plain products here.
     before = model.config._attn_implementation, model.config._experts_implementation
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")

@@ -368,6 +368,7 @@ def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
         return options.one_layer
     computing = cutting_dtype(folder, options)
     wide = computing == "float32" and folder.dtypes != {NARROW.get(folder.stored_dtype)}
+    # A model that is computed in float32 but stored in 16 bits takes four bytes for each number in memory.
     needed = HEADROOM * (sum(tensor.numel for tensor in folder.stored.values()) * 4 if wide else folder.size_bytes)
     there = free_bytes(options.device)
     if there is None or needed <= there:

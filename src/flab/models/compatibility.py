@@ -83,6 +83,7 @@ def quantised(kind: str, model: Sizes, original: Sizes | None = None) -> dict[st
     if original is None:
         return found
     before = _fallbacks(kind, *original)
+    # Tensors as the file holds them: a tied head is not written a second time, so it is not counted twice.
     counts = [sum(stored[name].numel for name in written_names(stored, config)) for config, stored in (model, original)]
     return found | {
         "original": before,
@@ -95,6 +96,7 @@ def _fallbacks(kind: str, config: Any, stored: Mapping[str, Stored]) -> dict[str
     block, _ = QUANTISED[kind]
     tensors = {name: stored[name] for name in written_names(stored, config)}
     kinds = {name: stored_as(kind, name, tensor.shape, config) for name, tensor in tensors.items()}
+    # Bytes as the tensors are stored, and as they would be if every row length suited the format.
     found, whole = (sum(tensors[name].numel * BITS[both[side]] for name, both in kinds.items()) / 8 for side in (0, 1))
     return {
         "block": block,

@@ -308,6 +308,7 @@ def shape_of(model: nn.Module, family: Family) -> Shape:
     # counted with the FFN.
     dimensions = (2, 3) if family.linear_attention else (2,)
     matrices = [sum(p.numel() for p in layer.parameters() if p.dim() in dimensions) for layer in layers]
+    # Scores cost operations in layers with full attention only.
     attending = [layer for layer in layers if attention_at(layer, family) == family.attention]
     return Shape(
         vocabulary=embedding.num_embeddings,

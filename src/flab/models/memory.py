@@ -63,9 +63,11 @@ def free_bytes(device: str) -> int | None:
     if is_gpu(device):
         import torch
 
+        # A balanced model is spread over all devices, so what is free on each of them counts.
         indices = range(torch.cuda.device_count()) if device == "balanced" else [torch.device(device).index or 0]
         return sum(torch.cuda.mem_get_info(index)[0] for index in indices)
     with contextlib.suppress(OSError, StopIteration, ValueError):
+        # MemAvailable includes caches that the kernel gives back; MemFree would refuse most models on a busy machine.
         lines = MEMINFO.read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     return None

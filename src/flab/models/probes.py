@@ -42,7 +42,9 @@ def walked_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
 
     runner = LayerRunner(model, family_of(model.config))
     head = scorer_of(model)
+    # One text at a time: texts of one batch would be padded, and padding can move the last bits of the logits.
     states = [runner.embed_ids(torch.tensor([row])) for row in ids]
+    # Layer by layer for all texts, so that each layer is read from its file once.
     for index in range(len(runner.layers)):
         with runner.at_work(index):
             states = [runner.layer(index, hidden) for hidden in states]

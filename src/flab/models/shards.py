@@ -75,6 +75,7 @@ class ShardWriter:
         self.missing = set(layout)
         self._places: dict[str, tuple[int, int]] = {}  # file descriptor and offset of each tensor
         self._files: list[int] = []
+        # The library decides the split from the shapes, so the files are those that save_pretrained would write.
         split = split_torch_state_dict_into_shards(
             self.layout, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
         )

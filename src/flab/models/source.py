@@ -66,8 +66,9 @@ class ModelFolder:
     def fingerprint(self) -> str:
         """SHA-256 over config, weights and tokenizer: two folders with the same one behave alike."""
         digest = hashlib.sha256()
+        # A folder without a tokenizer has a fingerprint too; whoever needs the tokenizer says that there is none.
         files = [self.path / "config.json", *self.files, self.path / "tokenizer.json"]
-        for file in filter(Path.is_file, files):  # whoever needs the tokenizer says that there is none
+        for file in filter(Path.is_file, files):
             digest.update(file.name.encode())
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())

@@ -152,8 +152,10 @@ class Place:
     def only(self, kept: Sequence[int]) -> Place | None:
         """Return the place of these entries of the first dimension; None if the files do not hold each of them apart."""
         rows = prod(self.shape[1:-1])  # of one entry
-        if any(len(range(*piece.rows.indices(prod(self.shape[:-1])))) > rows for piece in self.pieces):
+        if any(prod(piece.shape[:-1]) > rows for piece in self.pieces):
             return None
+        # A piece may be all of an entry, or a part of it such as an expert's gate. It keeps its place within the entry,
+        # and the entry moves up to its place among those that stay.
         there = {index: place for place, index in enumerate(kept)}
         pieces = [
             replace(piece, first_row=there[piece.first_row // rows] * rows + piece.first_row % rows)

@@ -138,6 +138,7 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
         BudgetError: if no split does; names the floor that prevents it and what can be reached.
     """
     allowed = allowed_parameters(shape, remove)
+    # A hybrid's layers differ in size, so its only depth is all of them.
     depths = [pins.layers] if pins.layers is not None else range(shape.layers, shape.fewest_layers - 1, -1)
     splits = []
     for layers in depths:
@@ -148,6 +149,7 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
         if shape.experts:
             sizes["experts"] = width // shape.block
         parameters = shape.parameters(vocabulary, layers, width)
+        # A pinned width may be too large for this depth; then only shallower models can meet the budget.
         if width > 0 and parameters <= allowed:
             splits.append(Split(sizes, parameters))
             if width == shape.width:

@@ -205,6 +205,7 @@ def _general_windows(
 
     The surplus makes sure that the windows chosen from them come from many files.
     """
+    # In sorted order a few packages of the library would fill all windows.
     order = list(samples)
     random.Random(settings["seed"]).shuffle(order)
     windows: list[Window] = []

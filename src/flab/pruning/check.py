@@ -88,6 +88,7 @@ def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> 
         "refit": refit,
         "trained": trained,
         "ids": ids,
+        # Walked layer by layer, because the weights may lie in the files that were just written.
         "logits": walked_logits(model, ids),
     }
     (folder / PROOF).write_text(json.dumps(proof) + "\n")

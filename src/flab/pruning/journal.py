@@ -71,11 +71,11 @@ class Journal:
                 file.write(_line(name, value))
             return
         if len(self._known) == 1:
-            self.clear()  # it holds the steps of another planning
+            # Nothing was recalled, so what the folder holds, if anything, are the steps of another planning.
+            self.clear()
             self.folder.mkdir(parents=True)
-        lines = [
-            _line(step, found) for step, found in self._known.items()
-        ]  # without a line that a kill left half written
+        # Written anew, without the line that a kill may have left half written.
+        lines = [_line(step, found) for step, found in self._known.items()]
         write_text(self.folder / STEPS, json.dumps({"identity": self.identity}) + "\n" + "".join(lines))
         self._begun = True
 
@@ -83,6 +83,7 @@ class Journal:
         """Return the folder for the files of a step, created if needed; None if nothing is kept."""
         if self.folder is None:
             return None
+        # Names of steps hold spaces and brackets and may be long, so the folder is named by their hash.
         folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16]
         self.recall(f"files of {name}", lambda: folder.name)
         folder.mkdir(exist_ok=True)

@@ -67,6 +67,7 @@ def prepare_material(
     settings = window_settings(recipe, checkpoint.model)
     # The new tokenizer makes the windows, so they hold the new ids that the pruned model will read.
     windows = calibration_windows(texts, tokenizer, end_of_text(checkpoint.model, kept), settings)
+    # Some windows are fitted, some choose the ridge, and some are only compared on for the KL.
     data = calibration_set(windows, options.batch_tokens, recipe.prompt_weight)
     return Material(
         kept=kept,

@@ -157,6 +157,7 @@ class Plan:
         """Return the plan as JSON values, in the layout of its format: a plan of format 1 is written as it was read."""
         # Not ``asdict``, which copies every number of the long lists.
         data: dict[str, Any] = dict(vars(self))
+        # Shallow copies: dataclasses.asdict would copy each of the hundred thousand kept ids.
         data["refit"] = dict(vars(self.refit))
         cuts = {name: dict(vars(kept)) for name, kept in self.cuts.items()}
         ordered: dict[str, Any] = {}

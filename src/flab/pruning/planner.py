@@ -256,6 +256,7 @@ class Bench:
 
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and run the tests on it, if there are any."""
+        # A resumed run recalls the tests of a finalist, which cost as much as its refit.
         found = self.search.journal.recall(f"finalist {candidate.name}", lambda: self._judged(candidate))
         for name, value in found.items():
             setattr(candidate, name, value)

@@ -175,6 +175,7 @@ class Search:
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Build a split without touching the model, and measure it."""
         candidate = self.candidate(split, removed)
+        # Two floats in the journal, because JSON holds neither a Candidate nor a tensor.
         candidate.kl_search, kl_answer = self.journal.recall(candidate.name, lambda: self._divergence(split, removed))
         candidate.kl_answer = _number(kl_answer)
         return candidate

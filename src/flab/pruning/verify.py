@@ -153,6 +153,7 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
     made = ask_oldest(python, folder, proof["ids"], PROBES)
     if "error" in made:
         return False, made["error"]
+    # Logits must agree. The split of the probes must too, unless a warning says that AutoTokenizer splits otherwise.
     same, detail = same_logits(made["logits"], proof["logits"], proof["dtype"])
     truth = [checkpoint.tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
     differ = sum(one != other for one, other in zip(made["tokens"], truth, strict=True))

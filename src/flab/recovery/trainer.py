@@ -150,6 +150,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         limit = training.minutes
         args.max_steps = steps
         args.warmup_steps = round(training.warmup * steps)
+        # Every validation is a checkpoint, because the best one is loaded at the end and a stopped run resumes at the last.
         args.eval_steps = args.save_steps = max(1, math.ceil(steps / training.evaluations))
         args.logging_steps = max(1, math.ceil(steps / LOGGED))
         args.eval_on_start = not resumed
@@ -183,6 +184,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         evaluated = any(name.startswith("eval_") for name in logs)
         sums = self.sums.pop("eval" if evaluated else "train", None)
         if sums:
+            # Sums of the loss and counts of tokens, added over steps and processes; their quotient is the mean over tokens.
             total = torch.stack(sums).double().sum(0)
             total = self.accelerator.reduce(total.float(), "sum") if self.args.world_size > 1 else total
             logs.update(means(total.tolist(), self.objective, "eval_" if evaluated else ""))
@@ -272,6 +274,7 @@ def _arguments(training: Training, parameters: int, work: Path, options: Options
         label_names=["targets"],
         ddp_find_unused_parameters=False,
     )
+    # One optimizer step reads ``batch`` rows in all: micro-batches of every process, several in a row if need be.
     share = training.micro_batch * args.world_size
     if training.batch % share:
         raise OptionError(

@@ -137,6 +137,8 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
         searching += scoring_work(shape, few, built - 1)
     elif len(plan.splits) > 1 and recipe.drop_layers is None:
         searching += probe_work(shape, cut)
+    # Scores of the neurons cost two more passes over these tokens. Elimination needs none if there are enough tokens,
+    # because it reads the sums of the refit.
     if recipe.neuron_criterion != "elimination" or few < shape.width:
         searching += work(layer=2 * shape.layers * few)
     refit = "residual" if recipe.refit != "none" else "none"
@@ -150,6 +152,7 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
         one += work(test=plan.problems)
         memory = model + walk_bytes(shape, cut, more, compared, refit)
         stages.append(stage_of("finalists", times(one, finalists), speed, memory, at_most=plan.problems > 0))
+    # The winner is built from a fresh copy, and the fingerprint reads the weights once more.
     last = _candidate(plan, facts, fit, compare, recipe.refit) + work(
         read=facts.weights_bytes, hash=facts.weights_bytes
     )
@@ -161,6 +164,8 @@ def vocabulary_work(shape: Shape, kept: int, tokens: int) -> Work:
     """Return what the uncut model reads to choose the tokens of a large vocabulary, and to price the cut of any."""
     if kept == shape.vocabulary:
         return work()
+    # The price of the cut is measured on the comparison tokens. A large vocabulary is also chosen by what the model would
+    # write at further places.
     _, read = split_tokens(tokens)
     if shape.vocabulary > LARGE_VOCABULARY:
         read += min(tokens, EXPECTED_TOKENS)
@@ -193,6 +198,7 @@ def prune_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Option
     shape = facts.shape
     cut = plan.cut
     saved = plan.splits[0].parameters * NUMBER_BYTES[facts.stored]
+    # Bits per byte walk the general text through both models; three bytes make about one token.
     general = general_size(facts.path) / 3  # tokens
     passes = general * (shape.layers + cut.layers)
     check = work(
@@ -219,6 +225,7 @@ def eval_stages(
         one for task in tasks for _, one in requests_for(task, settings.preset, settings.samples, settings.seed, render)
     ]
     read = int(sum(len(one.prompt) for one in asked) / characters_per_token(facts, [one.prompt for one in asked]))
+    # Answers are taken to be as long as they may be, so the time is an upper bound.
     amount = answering_work(
         facts.shape, size or facts.size, len(asked), read, settings.max_new_tokens, settings.batch_size
     )

@@ -233,6 +233,7 @@ def summary_of(folder: Path, name: str, model: Path) -> dict[str, Any]:
         for task in results["tasks"]
     }
     if name != "original":
+        # What is kept is counted problem by problem: both models answered the same ones.
         paired = compare_runs(folder / "eval" / "original", folder / "eval" / name)
         write_json(folder / f"compare-{name}.json", paired)
         for task in paired["tasks"]:

@@ -206,6 +206,7 @@ def measure_budgets(
             }
             for task, summary in found[_name(budget)].items()
         }
+        # The first task decides what the curve shows; nothing is kept of a task in which the original passes nothing.
         first = next(iter(row["scores"].values()))
         row["retention"] = first["passed"] / first["original"] if first["original"] else None
 

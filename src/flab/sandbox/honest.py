@@ -343,6 +343,7 @@ def decoys_of(value: Any) -> list[Any]:
     kind = type(value)
     if kind is bool:
         return [not value]
+    # Several of each kind: a comparison that is wrong by one, in sign or in size must differ from at least one of them.
     if kind in (int, float):
         return [value + 1, value - 1, 3 * value + 1_000_003, -value - 17]
     if kind is str:

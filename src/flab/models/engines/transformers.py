@@ -130,6 +130,7 @@ class Batch:
         if len(kept) < len(self.running):
             # An index on the CPU selects on every device that the layers may be on.
             at = torch.tensor(kept)
+            # Layer by layer, because a hybrid's cache has layers of two kinds.
             for layer in self.cache.layers:
                 # The state of linear attention has no such method, and its reordering selects as well.
                 select = getattr(layer, "batch_select_indices", None) or layer.reorder_cache

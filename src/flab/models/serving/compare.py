@@ -141,6 +141,7 @@ def ask(
     try:
         made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
+        # An engine that is killed or crashes in native code writes no answer. Its last line says most about it.
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return {"error": f"it ended without an answer (exit {done.returncode}): {last}"}
     if "error" in made and "root cause above" in made["error"]:
@@ -181,6 +182,7 @@ def compare(
         split = [_text_difference(*row) for row in zip(texts, tokens, made["tokens"], strict=True)]
         differences += [one for one in split if one]
         same_texts = sum(not one for one in split)
+    # The reference judges each answer token by token, because after a tie both continuations are right.
     answers = [judge(prompt, answer) for prompt, answer in zip(prompts, made["answers"], strict=True)]
     faults = [f"prompt {number}: {one}" for number, (one, _) in enumerate(answers) if one]
     differences += faults

@@ -89,6 +89,7 @@ def free_memory() -> float:
     import torch
 
     if torch.cuda.is_available():
+        # vLLM takes a share of all memory, not of what is free, and fails if other programs hold more than the rest.
         free, total = torch.cuda.mem_get_info()
         return float(free / total)
     memory = psutil.virtual_memory()
@@ -107,6 +108,7 @@ def check_heads(path: str) -> None:
         return
     config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    # vLLM would find this in a process of its own, at the first prompt, and its message would be lost.
     taken = CPUAttentionBackend.get_supported_head_sizes()
     if size not in taken:
         raise ValueError(

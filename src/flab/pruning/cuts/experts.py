@@ -95,6 +95,7 @@ def score_error(search: ExpertSearch) -> torch.Tensor:
 def _eliminated(runner: LayerRunner, index: int, mid_ND: torch.Tensor, mixture: Mixture) -> torch.Tensor:
     """(E,): the step at which each expert of one layer is removed; those that are never removed come last."""
     entering, _ = runner.routed(index, mid_ND, mixture)
+    # Every expert's output on every token is made once; each trial below only routes anew and adds up.
     with runner.products():
         outputs_END = torch.stack([mixture.output(e, entering).float() for e in range(mixture.count)])
     tokens = torch.arange(len(entering), device=entering.device)[:, None]
@@ -106,9 +107,11 @@ def _eliminated(runner: LayerRunner, index: int, mid_ND: torch.Tensor, mixture: 
 
     kept = list(range(mixture.count))
     whole = output(kept)
+    # Experts that stay get the last step, so that a sort by step puts them behind all that go.
     taken = torch.full((mixture.count,), float(mixture.count), dtype=torch.float64)
     active = mixture.route_among(kept, entering[:1])[0].shape[1]
     for step in range(mixture.count - active):
+        # Squared error of the mixture's output without each of the experts left; the cheapest one goes next.
         errors = {e: float((output([k for k in kept if k != e]) - whole).pow(2).sum()) for e in kept}
         gone = min(kept, key=lambda e: (errors[e], e))
         taken[gone] = step

@@ -62,6 +62,7 @@ def mixture_tokens(
     for batch, before, after in zip(batches, entering, wanted, strict=False):
         for held_out, rows, weight in weights.parts(batch, after.to(before.device), typical):
             inputs, routing = runner.routed(index, before[rows], whole)
+            # What the mixture has to add: its own output before the cut, or all that the pruned stream lacks here.
             target = routing.output if own else after.to(before.device)[rows] - before[rows]
             parts.append((inputs.float(), target.float(), weight, torch.full((len(inputs),), held_out)))
     return MixtureTokens(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -114,9 +114,8 @@ class Walk:
         # The attention comes first, so that the FFN's problem sees the stream that the new attention leaves.
         attention, mid, attention_ridge = self._attention(place, index, original_mid)
         if self._pass_original(index, after, original_mid):
-            everything = list(range(self.cut.width))
             same = torch.empty(0) if self.runner.family.experts else with_bias(self._ffn(index)).double()
-            return NewLayer(index, everything, same, attention, 0.0, attention_ridge)
+            return NewLayer(index, list(range(self.cut.width)), same, attention, 0.0, attention_ridge)
         # The simple refit reproduces the FFN's own output on the original's stream and ignores earlier cuts.
         fitted_to_itself = original_mid if self.steps.target == "own" else None
         del original_mid
@@ -144,10 +143,10 @@ class Walk:
         mixture = mixture_of(self.runner.layers[new.index], self.runner.family).only(kept)
         if self.steps.target is not None:
             fit = self.batches[: self.num_fit]
-            tokens = mixture_tokens(
-                self.runner, new.index, fit, self.weights, entering, self.original, self.steps.target == "own"
-            )
+            own = self.steps.target == "own"
+            tokens = mixture_tokens(self.runner, new.index, fit, self.weights, entering, self.original, own)
             family = self.runner.family
+            # Only a fit to the stream moves the router. A fit to the mixture's own output solves for the projections alone.
             routed = [family.router] if self.steps.target == "stream" else []
             moved = [*routed, family.experts] if self.steps.ffn == "descent" else routed
             new = replace(new, ridge_ffn=refit_experts(mixture, tokens, moved))
@@ -392,6 +391,7 @@ class Walk:
         answers = []
         for n in range(self.num_fit, len(self.batches)):
             valid = self.batches[n].valid
+            # Both streams are behind the last layer now: the final norm and the head give the two distributions.
             reference, hidden = (self.runner.finish(stream[n])[valid] for stream in (self.original, self.pruned))
             kls.append(kl_divergence(head, reference, hidden).double().cpu())
             answers.append(self.batches[n].answer[valid])

@@ -63,6 +63,7 @@ class TokenWeights:
             chosen = batch.valid & (batch.held_out == held_out)
             if bool(chosen.any()):
                 rows = chosen.to(stream.device)
+                # Least squares weighs a token by w if both sides of its equation are multiplied by sqrt(w).
                 root = batch.weight[chosen].sqrt()[:, None].to(stream.device)
                 yield held_out, rows, root * self.damped(stream[rows], typical)
 
