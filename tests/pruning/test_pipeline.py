@@ -83,7 +83,7 @@ def test_importing_flab_and_its_help_load_no_torch():
 
 def test_a_plan_survives_json(decided, tmp_path):
     decided.write(tmp_path / "plan.json")
-    again = Plan.read(tmp_path / "plan.json")
+    again = Plan.read(str(tmp_path / "plan.json"))
     assert json.dumps(asdict(again)) == json.dumps(asdict(decided))
     again.write(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "plan.json").read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import PlanError
-from flab.files import read_regular, write_text
+from flab.files import PathLike, as_path, read_regular, write_text
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder
 from flab.pruning.plan_checks import check_facts, check_indices, check_refit
@@ -165,17 +165,18 @@ class Plan:
             ordered |= value if name == "cuts" and self.format == OLD_FORMAT else {name: value}
         return ordered
 
-    def write(self, path: Path) -> None:
+    def write(self, path: PathLike) -> None:
         """Write as JSON; the file appears whole or not at all."""
-        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(as_path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
+    def read(cls, path: PathLike) -> Plan:
         """Read a plan.
 
         Raises:
             PlanError: the file is missing, not a plan, of another format, or inconsistent.
         """
+        path = as_path(path)
         try:
             data = json.loads(read_regular(path), parse_constant=_no_number)
         except OSError as error:
