@@ -146,11 +146,14 @@ def test_an_answer_costs_a_step_for_each_token_of_each_batch():
     assert made["head"] == 2 * 192 * 4096 * (100 + 40 * 32)
 
 
-def test_training_reads_with_the_teacher_once_and_with_the_student_three_times():
+@pytest.mark.parametrize(("full", "passes", "heads"), [(True, 3, 6), (False, 2, 5)])
+def test_training_reads_with_the_teacher_once_and_an_adapter_needs_no_gradients_of_weights(full, passes, heads):
     size = Size(4096, 7, 640)
-    made = training_work(SHAPE, size, tokens=3000, held_out=100, evaluations=2, epochs=3, recompute=False)
-    assert made["layer"] == 7 * (3000 * 3 + 2 * 100 + 3000 / 3 + 100)
-    dearer = training_work(SHAPE, size, tokens=3000, held_out=100, evaluations=2, epochs=3, recompute=True)
+    asked = {"tokens": 3000, "held_out": 100, "evaluations": 2, "epochs": 3, "full": full}
+    made = training_work(SHAPE, size, **asked, recompute=False)
+    assert made["layer"] == 7 * (3000 * passes + 2 * 100 + 3000 / 3 + 100)
+    assert made["head"] == 2 * 192 * 4096 * (3000 * heads + 2 * 100 * 2)
+    dearer = training_work(SHAPE, size, **asked, recompute=True)
     assert dearer["layer"] - made["layer"] == 7 * 3000
 
 

@@ -257,6 +257,7 @@ def training_stages(
         held_out,
         training.evaluations + 1,
         epochs,
+        full,
         training.gradient_checkpointing,
     )
     # Adam reads and writes weights, gradients and two moments of each parameter at every step: some 64 bytes.

@@ -328,18 +328,29 @@ def answering_bytes(weights: int, kv_bytes: int, batch: int, longest: int, vocab
 
 
 def training_work(
-    shape: Shape, student: Size, tokens: float, held_out: float, evaluations: int, epochs: float, recompute: bool
+    shape: Shape,
+    student: Size,
+    tokens: float,
+    held_out: float,
+    evaluations: int,
+    epochs: float,
+    full: bool,
+    recompute: bool,
 ) -> Work:
     """Return the work of the student's passes over ``tokens``, and of the teacher's forward pass over the different ones.
 
-    ``held_out`` tokens are measured ``evaluations`` times. ``recompute`` is gradient checkpointing.
+    ``held_out`` tokens are measured ``evaluations`` times. ``full`` trains all weights instead of an adapter. ``recompute`` is
+    gradient checkpointing.
     """
-    # A training pass costs three forward passes, or four if activations are recomputed. The teacher's states are cached, so it
-    # reads each token once, whatever the number of epochs.
+    # The forward pass, the gradients of the activations and those of the weights cost one forward pass each. An adapter
+    # leaves the weights as they are, so their gradients are not computed. The teacher's states are cached, so it reads
+    # each token once, whatever the number of epochs.
     share = layer_share(shape, student.width)
-    passes = 4 if recompute else 3
+    backward = 2 if full else 1
+    passes = 1 + backward + (1 if recompute else 0)
     trained = tokens * student.layers * share * passes
     measured = evaluations * held_out * student.layers * share
     taught = (tokens / max(1.0, epochs) + held_out) * shape.layers
-    heads = 2 * shape.hidden * student.vocabulary * (tokens * 6 + evaluations * held_out * 2)
+    # Both models' logits are computed again in the backward pass, so that they are never held whole.
+    heads = 2 * shape.hidden * student.vocabulary * (tokens * (4 + backward) + evaluations * held_out * 2)
     return work(layer=trained + measured + taught, head=heads)
