@@ -1,9 +1,9 @@
 """Run untrusted Python against its tests, in isolation, and report a verdict.
 
-One fresh interpreter inside the sandbox loads the program and then runs the tests on its real objects. Nothing that a
-model wrote runs in this process. ``docs/sandbox.md`` is the promise: what is stopped, at which level, and what is not.
+A fresh interpreter inside the sandbox loads the program and then runs the tests on the program's real objects. Code that
+a model wrote never runs in this process. ``docs/sandbox.md`` lists what each level stops and what it does not stop.
 
-It knows nothing of models, tasks or scores; it imports ``errors`` and ``progress`` only.
+The package knows nothing of models, tasks or scores. It imports only ``errors`` and ``progress``.
 """
 
 from flab.sandbox.limits import CPU_SECONDS

@@ -1,12 +1,12 @@
-"""Control groups, which bound the memory of all processes of a run together, including files in memory.
+"""Bound the memory of all processes of a run together with control groups, files in memory included.
 
-A group is made below the group of this process if that is allowed: to root, or in a group that the system has handed to
-the user (as systemd does). Elsewhere only the limits of single processes hold; ``docs/sandbox.md`` says so.
+flab creates its groups below the group of its own process. Only root may do so, or a user to whom the system has
+delegated a group (as systemd does). Otherwise only the limits of single processes apply (``docs/sandbox.md``).
 
-Moving a process into a group makes the kernel wait for all cores (about 10 ms), and a process is born in the group of the
-thread that starts it. So an evaluation makes one group for each worker and, in the first hierarchy (v1), one thread that
-moves in once and starts all runs of that group. The second hierarchy (v2) has no groups of single threads for memory:
-there each run moves itself.
+Moving a process into a group makes the kernel wait for all cores (about 10 ms), but a process is born in the group of the
+thread that starts it. An evaluation therefore creates one group for each worker and, in the first hierarchy (v1), one
+thread that enters it once and starts all runs of that group. In the second hierarchy (v2) the memory controller cannot
+hold single threads, so each run moves itself.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from flab.sandbox.mounts import mount_table
 
 LIMIT_FILES = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 ENTER = 'group=$1; shift; echo 0 > "$group/cgroup.procs" && exec "$@"'
-# How often, and how many seconds apart, to look whether killed processes are gone.
+# How often flab checks whether killed processes are gone, and the pause between two checks in seconds.
 TRIES = 500
 PAUSE_S = 0.001
 Made = TypeVar("Made")
 
 
 class Group:
-    """A control group for one run after another, or none."""
+    """A control group that serves one run after another. Without a path, there is no group and no common limit."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.starter = _thread_in(path) if path is not None else None
-        self.kills = 0  # by the kernel, before the run under way
+        self.kills = 0  # how many processes the kernel had killed before the current run
 
     def start(self, act: Callable[[list[str]], Made]) -> Made:
-        """Call ``act``, which starts a process in this group. It gets the words that its command must begin with."""
+        """Call ``act`` to start a process in this group. Its argument is the words with which the command must begin."""
         if self.starter is not None:
             return self.starter.submit(act, []).result()
         return act([] if self.path is None else ["sh", "-c", ENTER, "sandbox", str(self.path)])
@@ -62,7 +62,7 @@ class Group:
         return 0
 
     def empty(self) -> bool:
-        """End the processes that a run left in the group. Returns whether another run may begin in it."""
+        """End the processes that a run left in the group. Return whether another run may use it."""
         if self.path is None:
             return True
         for _ in range(TRIES):
@@ -70,8 +70,8 @@ class Group:
             if not others:
                 self.kills = self._num_kills()
                 return True
-            # A fork bomb makes processes faster than one pass kills them, hence the loop. The memory limit and
-            # NPROC bound how fast.
+            # A fork bomb creates processes faster than one pass can kill them, so this is repeated. The memory limit
+            # and RLIMIT_NPROC bound how fast it can grow.
             for process in others:
                 with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
@@ -93,7 +93,7 @@ class Group:
 
 
 class Groups:
-    """The groups of one evaluation: one for each run that is under way at the same time."""
+    """Holds the groups of one evaluation, one for each run in progress."""
 
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
@@ -108,7 +108,7 @@ class Groups:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Group]:
-        """Yield a group in which nothing runs. If it cannot be emptied afterwards, it is not used again."""
+        """Yield a group in which nothing runs. If it cannot be emptied afterwards, do not use it again."""
         try:
             group = self.idle.pop()
         except IndexError:
@@ -131,7 +131,7 @@ def _members(path: Path) -> str:
 
 
 def _thread_in(path: Path) -> ThreadPoolExecutor | None:
-    """Return a thread that lives in the group; None if threads cannot be moved alone, as in v2."""
+    """Return a thread that lives in the group, or None if single threads cannot be moved, as in v2."""
     if _members(path) != "tasks":
         return None
     starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flab-group")
@@ -145,7 +145,7 @@ def _thread_in(path: Path) -> ThreadPoolExecutor | None:
 
 @lru_cache(maxsize=1)
 def group_home() -> Path | None:
-    """Return the folder in which groups can be made here, None if there is none; tried once."""
+    """Return the folder in which this machine lets flab create groups, or None. The answer is cached."""
     for path in _candidates():
         _sweep(path)
         made = _make(path, 2**30)
@@ -165,7 +165,7 @@ def _sweep(home: Path) -> None:
 
 
 def _candidates() -> list[Path]:
-    """List the groups of this process, and in the unified hierarchy those above it: a group with processes has no others."""
+    """List the groups of this process. In the unified hierarchy add their parents, as a group with processes has no children."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -187,7 +187,7 @@ def _limit_file(folder: Path) -> Path | None:
 
 
 def _make(home: Path, memory_bytes: int) -> Path | None:
-    """Make one group with a limit; None if the system does not let us."""
+    """Create one group with a memory limit. Return None if the system does not allow it."""
     path = home / f"flab-{os.getpid()}-{secrets.token_hex(6)}"
     try:
         path.mkdir()
@@ -197,10 +197,10 @@ def _make(home: Path, memory_bytes: int) -> Path | None:
         limit = _limit_file(path)
         if limit is None or not os.access(path / "cgroup.procs", os.W_OK) or not _may_move(path):
             raise OSError("no memory controller here")
-        # The limit holds for all processes of the run and their files in /tmp, while RLIMIT_AS only ever bounds
-        # one process.
+        # This limit covers all processes of the run and their files in /tmp together. RLIMIT_AS bounds each process
+        # separately.
         limit.write_text(str(memory_bytes + SLACK_BYTES), encoding="ascii")
-        # With swap left open a program could fill the disk behind the memory limit.
+        # If swap were allowed, a program could fill the disk without reaching the memory limit.
         swap = path / "memory.swap.max"
         if swap.exists():
             swap.write_text("0", encoding="ascii")
@@ -211,12 +211,12 @@ def _make(home: Path, memory_bytes: int) -> Path | None:
 
 
 def _may_move(path: Path) -> bool:
-    """Return whether a process of ours may enter: the group above both must be ours to write (cgroups(7), delegation)."""
+    """Return whether our processes may enter the group. In v2 the common parent must be writable (cgroups(7), delegation)."""
     return (path / LIMIT_FILES["cgroup"]).exists() or os.access(path.parent / "cgroup.procs", os.W_OK)
 
 
 def _remove(path: Path) -> None:
-    """Remove a group whose processes are dead, or about to be."""
+    """Remove a group whose processes are dead or dying."""
     for _ in range(50):
         try:
             path.rmdir()

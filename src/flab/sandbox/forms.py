@@ -1,7 +1,8 @@
-"""Run tests in the form that they have: a check, test functions, test classes, or plain statements.
+"""Call the tests of a program: a check, test functions, test classes, or plain statements.
 
-``rewrite`` found the form in the source; here the tests are executed in the program's namespace and called. Coroutines
-and generators are run to their end: a check that nobody awaits would pass everything. It runs inside the sandbox.
+``recognize`` has found the form of the tests in their source. This module runs inside the sandbox and calls what the tests
+have defined in the program's namespace. It runs coroutines and generators to their end, because a check that is never
+awaited would pass any program.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class FailedTestsError(AssertionError):
-    """A unittest that did not succeed, or a check that returned False."""
+    """Raised if a unittest did not succeed or a check returned False."""
 
 
 def find_candidate(names: dict[str, Any], entry_point: str) -> Any:
-    """Evaluate ``name``, ``Class.method`` or ``Class().method`` among the program's names; NameError if it is not there."""
+    """Evaluate ``name``, ``Class.method`` or ``Class().method`` in the program's namespace. Raise NameError if it is missing."""
     try:
         return eval(entry_point, names)
     except (NameError, AttributeError, SyntaxError) as error:
@@ -29,7 +30,7 @@ def find_candidate(names: dict[str, Any], entry_point: str) -> Any:
 
 
 def run_form(names: dict[str, Any], form: dict[str, Any], candidate: Any) -> None:
-    """Call what the tests define, after their top level ran."""
+    """Call what the tests define. Their top level has already run."""
     if form["check"] is not None:
         finish(names[form["check"]](candidate))
         return
@@ -40,9 +41,9 @@ def run_form(names: dict[str, Any], form: dict[str, Any], candidate: Any) -> Non
 
 
 def finish(result: Any) -> None:
-    """Run what a check returned to its end; a check that returns False failed."""
-    # An async test that is only called has run nothing yet. It is awaited here, or it would pass whatever it
-    # says.
+    """Run the coroutine or generator that a check returned to its end. A check that returns False has failed."""
+    # Calling an async test only creates a coroutine and runs none of its code. Unless it is awaited here, it would
+    # pass any program.
     if hasattr(result, "__await__"):
         import asyncio
 
@@ -70,13 +71,13 @@ async def _exhausted(result: Any) -> None:
 
 
 def run_function(function: Callable[..., Any], candidate: Any) -> None:
-    """Call one test function, once for each of pytest's parameter sets if it has any."""
+    """Call one test function: once, or once for each parameter set of its ``pytest.mark.parametrize`` marks."""
     for values in parameters(getattr(function, "pytestmark", ())):
         finish(function(**values))
 
 
 def parameters(marks: Any) -> Iterator[dict[str, Any]]:
-    """Yield the arguments that marks of ``pytest.mark.parametrize`` give, one empty set without marks."""
+    """Yield the arguments that ``pytest.mark.parametrize`` marks provide. Without marks, yield one empty set."""
     sets: list[dict[str, Any]] = [{}]
     for mark in marks if isinstance(marks, (list, tuple)) else [marks]:
         if mark.name != "parametrize":
@@ -86,13 +87,13 @@ def parameters(marks: Any) -> Iterator[dict[str, Any]]:
         names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
         rows = [getattr(row, "values", row) if not isinstance(row, dict) else row for row in rows]
         rows = [(row,) if len(names) == 1 and not hasattr(row, "id") else row for row in rows]
-        # Several marks multiply, as in pytest: every combination of their parameter sets is run.
+        # As in pytest, several marks multiply: every combination of their parameter sets is run.
         sets = [{**one, **dict(zip(names, row, strict=True))} for one in sets for row in rows]
     yield from sets
 
 
 def run_class(kind: Any) -> None:
-    """Run a class of tests, unittest's or pytest's; any other class is left alone."""
+    """Run a class of unittest or pytest tests. Ignore any other class."""
     cases = sys.modules.get("unittest.case")
     if not isinstance(kind, type):
         return
@@ -104,7 +105,7 @@ def run_class(kind: Any) -> None:
 
 
 def run_method(instance: Any, name: str) -> None:
-    """Run one method of pytest's kind between its set-up and its tear-down."""
+    """Run one method of a pytest class, after its set-up and before its tear-down."""
     for before in ("setup_method", "setup"):
         if hasattr(instance, before):
             getattr(instance, before)()
@@ -115,14 +116,14 @@ def run_method(instance: Any, name: str) -> None:
 
 
 def passes_through(trace: Any, file: str) -> bool:
-    """Return whether code of this file is in a traceback."""
+    """Return whether a traceback passes through code of this file."""
     while trace is not None and trace.tb_frame.f_code.co_filename != file:
         trace = trace.tb_next
     return trace is not None
 
 
 def run_unittest(kind: Any) -> None:
-    """Run a TestCase; raise the first exception that a test met. A test that is skipped did not pass."""
+    """Run a TestCase and raise the first exception of its tests. If all tests are skipped, the run has failed."""
     import unittest
 
     class Result(unittest.TestResult):
@@ -159,4 +160,4 @@ def run_unittest(kind: Any) -> None:
     if result.first is not None:
         raise result.first
     if not result.wasSuccessful() or len(result.skipped) == result.testsRun:
-        raise FailedTestsError("a unittest was skipped, or succeeded where it must not")
+        raise FailedTestsError("every unittest was skipped, or one that should fail succeeded")

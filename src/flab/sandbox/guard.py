@@ -1,18 +1,18 @@
-"""An audit hook that ends the program when it reaches for what the tests and the harness know, and that holds the key.
+"""Guard the secrets of a run with an audit hook, which ends the program when it reaches for the tests or the harness.
 
-Python raises an audit event when a frame, a traceback's frame, a generator's frame, the interpreter's objects, tracing or
-native memory are reached for (PEP 578). The hook finds who asked: code of the standard library may, for itself, the
-tests may, the program may not. A hook cannot be removed, and nothing that a program can name leads to this one.
+Python raises an audit event when code accesses a frame (directly, of a traceback or of a generator), the interpreter's
+objects, tracing or native memory (PEP 578). The hook finds out which code asked. The tests may do so, the standard library
+may do so for itself, and the program may not. An audit hook cannot be removed, and no name in the program leads to this one.
 
-The key of a verdict lies here and in no frame. The harness asks for the tests and for the end of the run by events of
-its own, which the hook takes from the harness's own code only.
+The hook also holds the key of the verdict, which is stored in no frame. The harness asks for the tests, and ends the run,
+with audit events of its own. The hook accepts these events only from the harness's code.
 """
 
 from __future__ import annotations
 
 import sys
 
-# Taken before the program can put something else in their place.
+# These are imported now, before the program can replace them.
 from _thread import get_ident
 from marshal import loads
 from os import _exit, close, fsdecode, getpid, read
@@ -30,7 +30,7 @@ END_EVENT = "flab.end"
 LOADED_EVENT = "flab.loaded"
 FRAME_NAMES = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
 CODE_NAMES = ("__code__", "__defaults__", "__kwdefaults__")
-# Functions of the standard library that hand frames, or the values in them, to whoever calls them.
+# Functions of the standard library that return frames, or values held in frames, to their caller.
 GIVES_AWAY = {
     "inspect.py": set(
         "currentframe stack trace getouterframes getinnerframes getframeinfo getgeneratorlocals getcoroutinelocals "
@@ -39,7 +39,7 @@ GIVES_AWAY = {
     "traceback.py": {"walk_stack", "walk_tb"},
     "base_tasks.py": {"_task_get_stack"},
 }
-LOGGING = ("<lambda>", "currentframe")  # in logging/__init__.py, which has one of its own
+LOGGING = ("<lambda>", "currentframe")  # logging/__init__.py defines its own currentframe
 NATIVE = set(
     "dlopen dlsym dlsym/handle call_function cdata addressof string_at wstring_at PyObj_FromPtr set_exception".split()
 )
@@ -50,7 +50,7 @@ INTERNAL_MODULES = set(
 
 
 class Guard:
-    """The hook's state: who is trusted, where the tests come from, where a verdict goes."""
+    """Holds the state of the hook: which code is trusted, where the tests come from, and where the verdict goes."""
 
     def __init__(
         self,
@@ -93,13 +93,13 @@ class Guard:
         self.checks |= {f"ctypes.{event}": self.native for event in NATIVE}
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
-        """Look at one event; whatever goes wrong here ends the run."""
+        """Check one audit event. Any exception in the check ends the run."""
         check = self.checks.get(event)
         if check is None:
             return
-        # Looking at a frame raises audit events itself, which would end in endless recursion.
+        # The checks look at frames, which raises further audit events. Ignoring those prevents endless recursion.
         thread = get_ident()
-        if thread in self.busy:  # our own look at a frame
+        if thread in self.busy:
             return
         self.busy.add(thread)
         try:
@@ -110,31 +110,31 @@ class Guard:
             self.busy.discard(thread)
 
     def tampering(self, what: str) -> None:
-        """End the run."""
+        """Report the attempt and end the run."""
         self.report("tampering", f"the program reached for {what}")
 
     def asker(self, frame: Any) -> str:
-        """Name the file of the nearest code outside of the standard library."""
-        # Code of the standard library acts for whoever called it, so the nearest code outside of it is the one
-        # that asks.
+        """Return the file name of the nearest code outside the standard library."""
+        # Code of the standard library acts on behalf of its caller. The nearest code outside the library is therefore
+        # the code that asks.
         while frame is not None and self.trusted(frame.f_code.co_filename):
             frame = frame.f_back
         return HARNESS if frame is None else str(frame.f_code.co_filename)
 
     def is_program(self, name: str) -> bool:
-        """Return whether code of this file is the program's, or was made by it."""
+        """Return whether code with this file name is the program's or was created by it."""
         return name not in (HARNESS, TEST) and not self.trusted(name)
 
     def reach(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse the program, directly and through the standard library."""
+        """Refuse this event if the program caused it, directly or through the standard library."""
         name = frame.f_code.co_filename
-        # doctest saves the tracing function that there was and sets it again.
+        # doctest saves the current tracing function and restores it later, which is harmless.
         keeps_tracing = self.trusted(name) and name.endswith("/doctest.py")
         if not keeps_tracing and self.is_program(self.asker(frame)):
             self.tampering("the interpreter's frames, objects or tracing")
 
     def frame(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse a frame to the program; the standard library may have one that it keeps for itself."""
+        """Refuse to give the program a frame. The standard library may take one that it does not pass on."""
         name = frame.f_code.co_filename
         if not self.trusted(name):
             if self.is_program(name):
@@ -153,7 +153,7 @@ class Guard:
             self.tampering(f"a frame, by {base}: {function}")
 
     def attribute(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse frames of tracebacks and generators, their code, and the code of functions that hold asserts."""
+        """Refuse access to the frames of tracebacks and generators, to their code, and to the code of test functions."""
         target = args[0]
         name = args[1]
         if name in FRAME_NAMES:
@@ -162,7 +162,7 @@ class Guard:
             near = frame.f_code
             if self.is_program(near.co_filename):
                 self.tampering("a frame's code")
-            elif frame.f_locals.get("capture_locals") and self.is_program(self.asker(frame)):  # traceback's
+            elif frame.f_locals.get("capture_locals") and self.is_program(self.asker(frame)):  # an option of traceback
                 self.tampering("the variables of frames")
         elif name == "__code__" and self.is_program(frame.f_code.co_filename):
             code = target.__code__
@@ -170,7 +170,7 @@ class Guard:
                 self.tampering("the code of a test")
 
     def change(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse new code or defaults for a function that is not the program's."""
+        """Refuse to replace the code or the defaults of a function that is not the program's."""
         target = args[0]
         name = args[1]
         near = frame.f_code
@@ -181,7 +181,7 @@ class Guard:
                 self.tampering("the code of a function that is not its own")
 
     def code(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse to run code that claims to be someone else's."""
+        """Refuse to run code that claims another file's name."""
         if not self.is_program(frame.f_code.co_filename):
             return
         waiting = [args[0]]
@@ -192,7 +192,7 @@ class Guard:
             waiting += [constant for constant in one.co_consts if hasattr(constant, "co_filename")]
 
     def named_code(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse to make code that claims to be someone else's."""
+        """Refuse to create code that claims another file's name."""
         name = args[1] if len(args) > 1 else None
         if isinstance(name, bytes):
             name = fsdecode(name)
@@ -202,14 +202,14 @@ class Guard:
             self.tampering("code in another's name")
 
     def native(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse native memory to the program; ctypes may load itself, and multiprocessing may use it."""
+        """Refuse native code and memory to the program. ctypes may load itself, and the standard library may use it."""
         while frame is not None and "/ctypes/" in frame.f_code.co_filename and self.trusted(frame.f_code.co_filename):
             frame = frame.f_back
         if frame is not None and self.is_program(frame.f_code.co_filename):
             self.tampering("native code or memory")
 
     def open(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse the pipe of the tests by number, and the memory of processes by name."""
+        """Refuse to open the pipe of the tests by its number, or the memory of a process by its path."""
         path = args[0]
         if type(path) is int and path == self.tests_fd and self.is_program(self.asker(frame)):
             self.tampering("the harness's descriptors")
@@ -218,45 +218,45 @@ class Guard:
             self.tampering("the memory of processes")
 
     def imported(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Refuse modules that exist to look inside the interpreter."""
+        """Refuse to import modules that exist to look inside the interpreter."""
         if args[0] in INTERNAL_MODULES:
             self.tampering(f"the module {args[0]}")
 
     def elsewhere_too(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Note that calls may now happen in another process or thread."""
+        """Note that from now on the program may be called in another process or thread."""
         self.elsewhere()
 
     def from_harness(self, frame: Any) -> None:
-        """Take an event of ours from the harness's own code only, and only in its own process."""
-        # A forked child of the program has the hook and its keys as well. It must not be able to write a
-        # verdict.
+        """Accept flab's own events only from the harness's code and only in the original process."""
+        # If the program forks, the child has a copy of the hook and its keys. The child must not be able to write
+        # a verdict.
         if getpid() != self.process_id:
             _exit(1)
         if frame.f_code.co_filename != HARNESS:
             self.tampering("the harness")
 
     def loaded(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Say that the program is loaded; flab then sends the tests."""
+        """Report that the program is loaded. flab then sends the tests."""
         self.from_harness(frame)
         self.report("loaded", self.keys[0])
 
     def deliver(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Read the tests and the secret from the pipe; keep the secret, hand over the tests."""
+        """Read the tests and the secret from the pipe. Keep the secret and hand over the tests."""
         self.from_harness(frame)
         parts = []
         while part := read(self.tests_fd, 2**20):
             parts.append(part)
         close(self.tests_fd)
-        self.tests_fd = -1  # the number may be another file's from now on
+        self.tests_fd = -1  # from now on this number may belong to another file
         tests = loads(b"".join(parts))
         self.secret = tests.pop("secret")
         args[0].append(tests)
 
     def end(self, frame: Any, args: tuple[Any, ...]) -> None:
-        """Write the verdict: the key and the secret, or a failure."""
+        """Write the verdict: the key with the secret for a pass, or the name of the failure."""
         self.from_harness(frame)
         outcome, detail = args
-        # A pass is proven by a key that was here from the start and a secret that came with the tests: no
-        # program that ends the run early, or prints what a pass looks like, can know both.
+        # A pass needs a key that the hook had from the start and a secret that came with the tests. A program that
+        # ends the run early, or prints an imitation of a pass, cannot know both.
         word = self.keys[1] + self.secret if outcome == "passed" and self.secret else str(outcome)
         self.report("failed" if word == "passed" else word, str(detail))

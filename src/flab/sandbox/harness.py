@@ -1,15 +1,18 @@
-"""What runs inside the sandbox: limits, the program, then its tests in the same interpreter, and one report.
+"""Run inside the sandbox: set the limits, load the program, run its tests in the same interpreter, and report.
 
-``process`` gives the code of this file and of ``MODULES`` to a fresh interpreter; the library never calls it. The
-program is loaded before the tests and the secret arrive. What a verdict means ``runner`` decides.
+``process`` gives the code of ``MODULES`` to a fresh interpreter. flab's own process never calls it. The program is loaded
+before the tests and the secret arrive. ``runner`` turns the report into a verdict.
 
-Report, one line each: ``started``; ``loaded`` with the first key, for which the tests are sent; then the second key and
-the secret (all tests returned) or an outcome, followed by CPU microseconds and a detail.
+The report has three lines:
+
+1. ``started``;
+2. ``loaded`` and the first key, upon which the tests are sent;
+3. the second key and the secret if all tests returned, otherwise an outcome; then CPU microseconds and a detail.
 """
 
 from __future__ import annotations
 
-import _ctypes  # the package ctypes would take a tenth of the start
+import _ctypes  # importing the package ctypes would take a tenth of the start-up time
 import _signal  # type: ignore[import-not-found]  # signal would import enum
 import _socket
 import faulthandler
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MODULES = ("pristine", "honest", "guard", "forms", "harness")  # in the order of their imports
-MARK = "\0flab:"  # of ``rewrite``: the constants that stand for helpers
+MODULES = ("pristine", "honest", "guard", "forms", "harness")  # in the order in which they import each other
+MARK = "\0flab:"  # begins the constants that ``rewrite`` puts in the place of helpers
 # linux/prctl.h
 SET_DEATH_SIGNAL = 1
 SET_DUMPABLE = 4
@@ -41,8 +44,8 @@ LINK_UP = 1
 # linux/seccomp.h and linux/capability.h
 FILTER = 2
 CAPABILITY_VERSION = 0x20080522
-FRAMES = 30  # below the program here, for helpers of the tests, and for the hook
-# The kernel counts CPU time for the limit in ticks, and was seen a seventh ahead of what had been used.
+FRAMES = 30  # stack frames of the harness, the test helpers and the hook, which are not the program's
+# The kernel counts CPU time for the limit in ticks. Its count was seen to run a seventh ahead of the time used.
 GRACE_S = 1
 FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "memory"),
@@ -55,22 +58,22 @@ NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowErro
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Lower limits by name; the CPU's hard limit is one second later, so that SIGXCPU comes first."""
+    """Lower the limits of these names. The hard CPU limit is one second later, so that SIGXCPU arrives first."""
     for name, value in limits.items():
         which = getattr(resource, name, None)
         if which is None:
             continue
         hard = value + 1 if name == "RLIMIT_CPU" else value
-        # A limit that the machine has set already may be lower; raising it would need privileges.
+        # The machine may already have a lower limit. Raising that would need privileges.
         ceiling = resource.getrlimit(which)[1]
         hard = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
         resource.setrlimit(which, (min(value, hard), hard))
 
 
 def system_call(name: str, *arguments: int | bytes) -> None:
-    """Call a function of the C library on Linux; OSError if it fails."""
+    """Call a function of the C library on Linux. Raise OSError if it fails."""
     if sys.platform == "linux":
-        # By hand instead of with ``ctypes``, whose import takes a tenth of the start-up time of every run.
+        # ``ctypes`` would do this, but its import takes a tenth of the start-up time of every run.
         library = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
         address = _ctypes.dlsym(library, name)
         if _ctypes.call_function(address, arguments) != 0:
@@ -78,7 +81,7 @@ def system_call(name: str, *arguments: int | bytes) -> None:
 
 
 def start_loopback() -> None:
-    """Bring the loopback of an empty network up; do nothing if that is not ours to do."""
+    """Bring up the loopback interface of the run's empty network. Do nothing without the right to do so."""
     link = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     try:
         answer = fcntl.ioctl(link.fileno(), GET_LINK_FLAGS, struct.pack("16sH14x", b"lo", 0))
@@ -91,10 +94,10 @@ def start_loopback() -> None:
 
 
 def drop_privileges(filter_program: bytes) -> None:
-    """Die with the parent, give up all capabilities for good, let nobody look in, and close the kernel's doors."""
-    # The order counts: an unprivileged process may install a filter only after no_new_privs, and the filter comes last, so
-    # that it need not allow any of the calls made here. Not dumpable means that no other process of the same user can
-    # read this one's memory or descriptors.
+    """Tie this process to its parent's life, drop all capabilities for good, deny inspection and install the filter."""
+    # The order matters. An unprivileged process may install a filter only after no_new_privs. The filter comes last, so
+    # that it need not allow any of the calls made here. Because the process is not dumpable, no other process of the
+    # same user can read its memory or descriptors.
     system_call("prctl", SET_DEATH_SIGNAL, int(_signal.SIGKILL), 0, 0, 0)
     system_call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     system_call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
@@ -107,14 +110,14 @@ def drop_privileges(filter_program: bytes) -> None:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of its children that ended."""
+    """Return the CPU time in seconds of this process and of those of its children that have ended."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def seed(text: str) -> None:
-    """Let ``random`` begin alike in every run of a text that uses it, so that no verdict changes by luck."""
+    """Seed ``random`` if the text mentions it, so that a verdict does not depend on chance."""
     if "random" in text:
         import random
 
@@ -122,13 +125,13 @@ def seed(text: str) -> None:
 
 
 class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """A byte of memory; the module array would import collections."""
+    """A byte of memory for ctypes arrays. The module array would import collections."""
 
     _type_ = "B"
 
 
 class Reporter:
-    """Writes lines of the report; any but the first two is the last."""
+    """Writes the lines of the report. Any line other than ``started`` and ``loaded`` ends the process."""
 
     def __init__(self, descriptor: int, began: float) -> None:
         self.descriptor = descriptor
@@ -147,14 +150,14 @@ class Reporter:
 
 
 def trusted_files(packages: str) -> Callable[[str], bool]:
-    """Return a test for file names of the standard library, frozen modules and installed packages."""
+    """Return a function that tells whether a file name is of the standard library or an installed package."""
     library = os.__file__.rpartition("/")[0] + "/"
     folders = (library, "<frozen ", *([packages + "/"] if packages else []))
     return lambda name: name.startswith(folders)
 
 
 def describe(error: BaseException, source: str) -> str:
-    """Name the error and, where the trace passes through the tests, the line of the test that met it."""
+    """Describe the error and, if its traceback passes through the tests, quote the line of the tests."""
     line = 0
     trace = error.__traceback__
     while trace is not None:
@@ -171,12 +174,12 @@ def describe(error: BaseException, source: str) -> str:
 
 
 def outcome_of(error: BaseException) -> str:
-    """Name the class of failure of an exception."""
+    """Return the outcome that an exception stands for."""
     return next((outcome for kind, outcome in FAILURES if isinstance(error, kind)), "exception")
 
 
 def with_helpers(code: Any, found: dict[str, Any]) -> Any:
-    """Put helpers and real builtins in the place of the constants that stand for them."""
+    """Replace the constants that stand for helpers and builtins by the real objects."""
 
     def constant(value: Any) -> Any:
         if type(value) is str and value.startswith(MARK):
@@ -189,7 +192,7 @@ def with_helpers(code: Any, found: dict[str, Any]) -> Any:
 
 
 class Calls:
-    """Notes whether any code of the program ran while the tests did."""
+    """Notes whether the tests ran any code of the program."""
 
     def __init__(self, setprofile: Callable[[Any], None]) -> None:
         self.setprofile = setprofile
@@ -201,12 +204,12 @@ class Calls:
             self.setprofile(None)
 
     def note(self) -> None:
-        """The program was called, or may be where nobody looks."""
+        """Note a call of the program, or that calls may happen where the profiler does not see them."""
         self.any = True
 
 
 def load(code: Any, names: dict[str, Any], end: Callable[[str, str], None]) -> None:
-    """Execute the program; what it raises ends the run."""
+    """Execute the program. Any exception ends the run."""
     try:
         exec(code, names)
     except BaseException as error:
@@ -214,7 +217,7 @@ def load(code: Any, names: dict[str, Any], end: Callable[[str, str], None]) -> N
 
 
 def lender(names: dict[str, Any], program: str, modules: dict[str, Any]) -> Callable[[str], Any]:
-    """Return what a module's name means in tests that do not import it: the real one, if the program imports it."""
+    """Return a function for the modules that tests use without an import. It finds the real one if the program imports it."""
     lines = [line.replace(",", " ").split() for line in program.splitlines()]
     imported = {word for line in lines if line[:1] in (["import"], ["from"]) for word in line}
 
@@ -230,21 +233,22 @@ def lender(names: dict[str, Any], program: str, modules: dict[str, Any]) -> Call
 def run_tests(
     names: dict[str, Any], tests: dict[str, Any], lies: honest.Honest, calls: Calls, borrow: Callable[[str], Any]
 ) -> Any:
-    """Execute the tests and call what they define; return the candidate."""
+    """Execute the tests and call what they define. Return the candidate."""
     if tests["code"] is None:
         raise SyntaxError(f"the tests are not Python: {tests['problem']}")
     candidate = forms.find_candidate(names, tests["entry_point"])
     lies.mocks = "mock" in tests["source"]
-    # The tests were compiled with marks for the builtins and helpers that they use; here the marks become the real objects.
+    # The compiled tests contain marks for the builtins and helpers that they use. Here the real objects replace the marks.
     code = with_helpers(tests["code"], {**pristine.real_builtins(), **lies.helpers, "module": borrow})
     form = tests["form"]
     if form["guarded"]:
         names["__name__"] = "__main__"
     calls.setprofile(calls)
-    if "threading" in sys.modules:  # the tests may call the program in threads of their own
+    if "threading" in sys.modules:  # the tests may start threads that call the program
         sys.modules["threading"].setprofile(calls)
     exec(code, names)
-    # What the tests bound is remembered before their functions run, to be compared with what is bound afterwards.
+    # The program must not replace what the tests have defined. The definitions are recorded before the test functions run
+    # and are compared afterwards.
     form["values"] = {name: names.get(name) for name in form["bound"]}
     form["methods"] = {name: pristine.methods(names.get(name)) for name in form["bound"]}
     forms.run_form(names, form, candidate)
@@ -259,17 +263,17 @@ def verdict(
     calls: Calls,
     borrow: Callable[[str], Any],
 ) -> tuple[str, str]:
-    """Run the tests; return outcome and detail. A pass must have called the program and left everything as it was."""
+    """Run the tests and return outcome and detail. A pass must have called the program and changed nothing else."""
     try:
         candidate = run_tests(names, tests, lies, calls, borrow)
     except BaseException as error:
         return outcome_of(error), describe(error, tests["source"])
-    # A pass has to survive four questions: did an object lie, was a failed assert swallowed, was anything patched, and did the
+    # A pass has to survive four questions. Did an object lie? Was a failed assert swallowed? Was anything patched? Did the
     # tests call the program at all?
     lies.look_at_pending()
     if lies.swallowed:
         line = tests["source"].splitlines()[lies.swallowed[0] - 1].strip()
-        return "assertion", f"an assert failed and something swallowed it at: {line[:300]}"
+        return "assertion", f"an assert failed and its exception was swallowed at: {line[:300]}"
     changed = snapshot.changed(set(tests["patched"]))
     form = tests["form"]
     moved = [name for name, value in form["values"].items() if names.get(name) is not value]
@@ -277,7 +281,7 @@ def verdict(
         now = pristine.methods(names.get(name))
         moved += [f"{name}.{method}" for method, value in found.items() if now.get(method) is not value]
     if changed or moved:
-        return "tampering", f"{changed or moved[0]} is not what it was before the tests ran"
+        return "tampering", f"{changed or moved[0]} was replaced while the tests ran"
     if not calls.any and not form["looks"] and hasattr(candidate, "__code__"):
         return "uncalled", f"the tests never called {tests['entry_point']}"
     return "passed", "" if lies.looked else NOTHING_ASSERTED
@@ -286,22 +290,23 @@ def verdict(
 def main(job: dict[str, Any], tests_fd: int, report_fd: int) -> None:
     """Limit this process, load the program, ask for the tests, run them and report."""
     os.environ.clear()
-    # numpy's memory grows with its threads. ``putenv`` leaves os.environ, which the program sees, empty.
+    # numpy's memory grows with its threads. ``putenv`` does not change os.environ, so the program sees an empty one.
     os.putenv("OPENBLAS_NUM_THREADS", "1")
     sys.path[:] = [folder for folder in sys.path if folder] + ([job["packages"]] if job["packages"] else [])
     sys.argv[:] = ["candidate"]
-    # Limits come before anything of the program is seen; the CPU limit follows once start-up, which does not count, is over.
+    # All limits but one are set before any code of the program is read. The CPU limit follows after the start-up, whose
+    # time does not count.
     limit = job["limits"].pop("RLIMIT_CPU")
     set_limits(job["limits"])
     if job["own_network"]:
         start_loopback()
     drop_privileges(job["filter"])
     write(report_fd, b"started\n")
-    # Taken before the program is compiled or run: this is what the tests will find again afterwards.
+    # This copy is made before the program is compiled or run. The tests will find these originals in their places.
     snapshot = pristine.Pristine(pristine.preload(job["modules"]))
     began = cpu_seconds()
     set_limits({"RLIMIT_CPU": limit + GRACE_S + round(began)})
-    # At the CPU limit the interpreter leaves a trace in the report, from which the line of the tests is named.
+    # At the CPU limit the interpreter writes a traceback into the report. It shows which line of the tests was waiting.
     faulthandler.register(_signal.SIGXCPU, report_fd, all_threads=False, chain=True)
     reporter = Reporter(report_fd, began)
     try:
@@ -329,12 +334,12 @@ def run(job: dict[str, Any], code: Any, tests_fd: int, reporter: Reporter, snaps
     program = job.pop("program")
     borrow = lender(names, program, snapshot.modules)
     seed(program)
-    # The harness and the helpers take up frames too. The program gets as many as it would have alone.
+    # The harness and the helpers use stack frames too. The program gets as many frames as it would have on its own.
     sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES)
     calls = Calls(setprofile)
     sys.addaudithook(guard.Guard(is_trusted, tests_fd, reporter, job.pop("keys"), calls.note).hook)
-    # The order is the point of the whole file: the program is loaded while the tests are still outside of the
-    # process. Only then do they arrive, builtins and modules are put back, and the tests run.
+    # This order is the point of the whole file. The program is loaded while the tests are still outside the process.
+    # Then the tests arrive, builtins and modules are restored, and the tests run.
     load(code, names, end)
     audit(guard.LOADED_EVENT)
     box: list[dict[str, Any]] = []

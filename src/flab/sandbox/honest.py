@@ -1,12 +1,15 @@
-"""Comparisons of the tests, and whether an object of the program lies in them.
+"""Carry out the comparisons of the tests and detect objects of the program that lie in them.
 
-``rewrite`` puts these helpers into the tests. Each does what the source says, on the real objects; then it looks at the
-objects of the program's own classes that took part. An object lies if it equals, contains, or is an instance of
-something that nobody has ever seen, if it is both smaller and greater than the other side, or if it equals changed
-copies of the data that it was compared with. Objects whose classes compare by the methods of builtins or of the
-standard library are not looked at.
+``rewrite`` puts these helpers into the tests. Each helper does on the real objects what the source says. Then it examines
+the objects of the program's own classes that took part. An object lies in any of these cases:
 
-It runs inside the sandbox and does not end the run: ``on_lie`` does.
+- it equals or contains an object that the program cannot know, or has it as an instance;
+- it is both smaller and greater than the other side;
+- it equals changed copies of the data that it was compared with.
+
+Objects whose classes compare by methods of builtins or of the standard library are not examined.
+
+This module runs inside the sandbox. It reports a lie through ``on_lie``, which ends the run.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import operator
 import sys
 from _collections import deque  # type: ignore[import-not-found]
-from itertools import groupby, islice, starmap  # taken before the program can put something else there
+from itertools import groupby, islice, starmap  # imported before the program can replace it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +29,14 @@ if TYPE_CHECKING:
 PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), range, type(...), bytearray))
 CONTAINERS = (list, tuple, set, frozenset, dict)
 VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-PROXY = type(vars(type))  # of a dict, to be read only
+PROXY = type(vars(type))  # a read-only view of a dict
 METHODS = ("__eq__", "__ne__", "__lt__", "__gt__", "__le__", "__ge__", "__contains__")
-# Bounds on how much is looked at, so that a test that compares a huge structure does not run into its time
+# Bounds on how much is examined. Without them, a test that compares a huge structure could exceed its time
 # limit here.
 MAX_ITEMS = 2000
 MAX_DEPTH = 12
 MAX_RUNS = 100
-# How deep to follow the attributes of objects that compare by them. A graph of objects would have no end.
+# How deeply to follow the attributes of objects that compare by them. A cyclic graph of objects would have no end.
 ATTRIBUTES_DEPTH = 2
 # Parts of the standard library whose objects equal everything.
 GIVES_LIARS = ("/unittest/mock.py", "/test/")
@@ -51,13 +54,13 @@ NAMESPACE = type(sys.implementation)  # types.SimpleNamespace
 
 
 class Nothing:
-    """What no object of a program has ever seen."""
+    """An object of a class that no program knows, so an honest object does not equal it."""
 
 
 class Honest:
-    """The helpers, by the names that ``rewrite`` gives them.
+    """Holds the helpers under the names that ``rewrite`` uses.
 
-    ``trusted`` says whether a file holds code of the standard library. ``swallowed`` counts asserts that failed.
+    ``trusted`` tells whether a file belongs to the standard library. ``swallowed`` lists the lines of failed asserts.
     """
 
     def __init__(self, trusted: Callable[[str], bool], on_lie: Callable[[str], None]) -> None:
@@ -66,7 +69,7 @@ class Honest:
         self.swallowed: list[int] = []
         self.mocks = False  # whether the tests use unittest.mock, whose ANY equals everything
         self.looked = False  # whether the tests compared or asserted anything
-        # Comparisons by the program's own methods whose result is no truth value: nothing yet says what it is for.
+        # Comparisons by the program's methods that returned an object. How the tests use that object is not known yet.
         self.pending: list[tuple[Any, Any, Any, bool, Truth]] = []
         pairs = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
         pairs |= {"contains": lambda a, b: a in b, "lacks": lambda a, b: a not in b}
@@ -86,7 +89,7 @@ class Honest:
         }
 
     def must(self, value: Any) -> bool:
-        """Return the truth of what is asserted, and note where it fails."""
+        """Return the truth of what is asserted. If it is false, note the line."""
         self.looked = True
         holds = bool(value)
         self.look_at_pending()
@@ -95,27 +98,27 @@ class Honest:
         return holds
 
     def look_at_pending(self) -> None:
-        """Look at comparisons whose result was taken for a truth value, not compared further as data."""
+        """Examine the comparisons whose result was used as a truth value instead of being compared further as data."""
         pending = self.pending
         self.pending = []
         for _, a, b, equal, truth in pending:
             self._look_at_pair(a, b, equal, truth)
 
     def holds(self, value: Any) -> bool:
-        """Return the truth of what is asserted where the tests mean to catch its failure."""
+        """Return the truth of an assert whose failure the tests themselves catch."""
         self.looked = True
         return bool(value)
 
     def seen(self, value: Any) -> Any:
-        """Look at one operand of a chain of comparisons."""
+        """Examine one operand of a chain of comparisons and return it."""
         self.looked = True
         self._look(value)
         return value
 
     def _pair(self, name: str, act: Callable[[Any, Any], Any], truth: Truth | None = bool) -> Callable[[Any, Any], Any]:
-        """Return a comparison that looks.
+        """Return a comparison that also examines its operands.
 
-        ``truth`` is what the tests make of a result that is no plain value: ``all`` of its items, or None, where they only
+        ``truth`` is how the tests use a result that is not a plain value: ``all`` of its items, or None if they only
         read parts of it.
         """
         equal = name in ("eq", "ne")
@@ -135,7 +138,7 @@ class Honest:
         return compare
 
     def minus(self, a: Any, b: Any) -> Any:
-        """Subtract; an object whose difference from everything is the same number lies."""
+        """Subtract. An object lies if its difference from every number is the same."""
         result = a - b
         if type(result) in PLAIN and not (type(a) in PLAIN and type(b) in PLAIN):
             for one, other, turned in ((a, b, False), (b, a, True)):
@@ -150,10 +153,10 @@ class Honest:
                     return
             except Exception:
                 return
-        self.on_lie("an object of the program differs from all numbers by the same")
+        self.on_lie("an object of the program has the same difference from every number")
 
     def compared(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-        """Call an assert method, or a function that compares, and look at what it was given."""
+        """Call an assert method or a function that compares, and examine its arguments."""
         self.looked = True
         result = function(*args, **keywords)
         for value in args[2:]:
@@ -165,11 +168,11 @@ class Honest:
         return result
 
     def copied(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-        """Copy; an object of the program whose copy is plain data lies."""
+        """Copy. An object of the program lies if its copy is plain data."""
         result = function(*args, **keywords)
         changed = args and type(args[0]) not in PLAIN and type(result) in PLAIN
         if changed and self._own(type(args[0]), ("__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__")):
-            self.on_lie("an object of the program is copied as something else")
+            self.on_lie("a copy of an object of the program is of another type")
         return result
 
     def _class_check(self, act: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
@@ -190,11 +193,11 @@ class Honest:
                 self._on_both_sides(one, other, truth)
 
     def _equals_changed(self, one: Any, other: Any, truth: Truth) -> None:
-        """An object that equals data and all changed copies of it lies."""
+        """Report an object that equals both the data and all changed copies of it."""
         if type(other) not in PLAIN and type(other) not in CONTAINERS:
             return
-        # The object has said that it equals ``other``. It is asked about changed copies as well; an honest one
-        # says no to at least one.
+        # The object claims to equal ``other``, so it is compared with changed copies too. An honest object differs
+        # from at least one of them.
         decoys = decoys_of(other)
         if decoys and all(_says(operator.eq, one, decoy, truth) for decoy in (other, *decoys)):
             self.on_lie(f"an object of the program equals every {type(other).__name__}")
@@ -204,13 +207,13 @@ class Honest:
             self.on_lie("an object of the program is both smaller and greater")
 
     def _look(self, value: Any, truth: Truth = bool) -> None:
-        """Look at every object of the program in a value."""
+        """Examine every object of the program that a value contains."""
         for one in self._objects(value):
             own = self._own(type(one), METHODS)
             if "__eq__" in own and _says(operator.eq, one, Nothing(), truth):
                 self.on_lie("an object of the program equals everything")
             if "__ne__" in own and _denies(operator.ne, one, Nothing()):
-                self.on_lie("an object of the program is unequal to nothing")
+                self.on_lie("an object of the program is never unequal")
             if "__contains__" in own and _says(operator.contains, one, Nothing()):
                 self.on_lie("an object of the program contains everything")
             if self._own(type(one), ("__instancecheck__", "__subclasscheck__")) and isinstance(one, type):
@@ -221,7 +224,7 @@ class Honest:
             self.on_lie("everything is an instance of a class of the program")
 
     def _objects(self, value: Any) -> Iterator[Any]:
-        """Yield the objects in a value that compare by methods of the program's own; plain data costs little."""
+        """Yield the objects in a value that compare by the program's own methods. Skip plain data quickly."""
         waiting = [(value, 0)]
         seen = set[int]()
         while waiting and len(seen) < MAX_ITEMS:
@@ -238,14 +241,14 @@ class Honest:
                 waiting += [(item, depth + 1) for item in _attributes(one)]
 
     def _own(self, kind: type, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Say which of these methods a class has from the program."""
+        """Return those of these methods that the program defined for a class."""
         if not kind.__flags__ & HEAP_TYPE:
             return ()
         return tuple(name for name in names if self._is_own(kind, name))
 
     def _is_own(self, kind: type, name: str) -> bool:
-        # Always by ``type``'s own slots: a metaclass of the program could answer ``kind.__mro__`` or
-        # ``vars(kind)`` with anything.
+        # This reads the slots of ``type`` itself, because a metaclass of the program could return anything for
+        # ``kind.__mro__`` or ``vars(kind)``.
         for base in type.__dict__["__mro__"].__get__(kind):
             method = type.__dict__["__dict__"].__get__(base).get(name)
             if method is not None or name in type.__dict__["__dict__"].__get__(base):
@@ -263,7 +266,7 @@ SLOTS = ("wrapper_descriptor", "method_descriptor", "NoneType", "builtin_functio
 
 
 def _items(value: Any) -> list[Any]:
-    """Return what a builtin container, or a subclass of one, really holds, without what is plain; never by its methods."""
+    """Return what a builtin container, or a subclass of one, really holds, except plain data. Its own methods are not called."""
     kind = type(value)
     if kind is PROXY:
         value = dict(value)
@@ -277,13 +280,13 @@ def _items(value: Any) -> list[Any]:
 
 
 def _has_comparison(kind: type) -> bool:
-    """Return whether objects of a class are compared by anything but who they are."""
+    """Return whether objects of a class are compared by anything other than identity."""
     bases = type.__dict__["__mro__"].__get__(kind)
     return any("__eq__" in type.__dict__["__dict__"].__get__(base) for base in bases if base is not object)
 
 
 def _attributes(value: Any) -> list[Any]:
-    """Return what an object holds by name, in its dict or in slots, without what is plain; never by its own methods."""
+    """Return an object's attributes, in its dict or in slots, except plain data. Its own methods are not called."""
     found = []
     for base in type.__dict__["__mro__"].__get__(type(value)):
         for name, member in list(type.__dict__["__dict__"].__get__(base).items()):
@@ -315,16 +318,16 @@ def _parts(base: Any, value: Any) -> Iterator[Iterator[Any]]:
 
 
 def _all_plain(items: Iterator[Any]) -> bool:
-    """Return whether nothing here can lie; a million numbers are looked through at the speed of C, and without a copy.
+    """Return whether all items are plain data, which cannot lie. A million numbers are checked in C and without a copy.
 
-    Runs of one type go fastest by ``groupby``; if the types alternate, the rest is looked at one by one.
+    ``groupby`` is fastest for long runs of one type. If the types alternate, the remaining items are checked one by one.
     """
     runs = islice(groupby(items, type), MAX_RUNS)
     return PLAIN.issuperset(kind for kind, _ in runs) and PLAIN.issuperset(map(type, items))
 
 
 def _says(act: Callable[[Any, Any], Any], one: Any, other: Any, truth: Truth = bool) -> bool:
-    """Return whether the objects say so; an exception is a no."""
+    """Return whether a comparison holds. An exception counts as False."""
     try:
         return truth(act(one, other))
     except Exception:
@@ -339,11 +342,12 @@ def _denies(act: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
 
 
 def decoys_of(value: Any) -> list[Any]:
-    """Return values of the same type that differ from this one; none if there is no way to change it."""
+    """Return values of the same type that differ from this one, or none for a type that cannot be changed."""
     kind = type(value)
     if kind is bool:
         return [not value]
-    # Several of each kind: a comparison that is wrong by one, in sign or in size must differ from at least one of them.
+    # There are several decoys of each type. A comparison that is tolerant of one, in sign or in size, must still differ
+    # from another.
     if kind in (int, float):
         return [value + 1, value - 1, 3 * value + 1_000_003, -value - 17]
     if kind is str:
@@ -378,7 +382,7 @@ def _starred(function: Any, rows: Any) -> Iterator[Any]:
 
 
 def steps(function: Any, *args: Any) -> Any:
-    """Do as ``map`` and ``filter`` do, in a generator, where a ``StopIteration`` of the program is an error."""
+    """Do the work of ``map`` and ``filter`` in a generator, where a ``StopIteration`` of the program is an error."""
     if function is map and len(args) > 1:
         return _mapped(*args)
     if function is filter and len(args) == 2:

@@ -1,13 +1,13 @@
-"""The command that puts a fresh interpreter into Linux namespaces: by bubblewrap, or by the tools of util-linux.
+"""Build the command that starts a fresh interpreter in Linux namespaces, with bubblewrap or with the tools of util-linux.
 
-Either way the new root is an empty read-only tmpfs with ``/usr`` (and ``/lib*``, ``/bin``), the interpreter's
-folder and ``/dev/null`` bound read-only, a small private ``/tmp``, and nothing else: no home, no project, no
-``/proc``, no ``/etc``, no sockets. ``/dev/shm`` is a small private one too. Capabilities are dropped, and a process of
-the launcher's stays process 1 of the process namespace: when it or its parent ends, even by SIGKILL, the kernel ends
-everything that the program left behind.
+In both cases the new root is an empty read-only tmpfs. ``/usr`` (and ``/lib*``, ``/bin``), the interpreter's folder and
+``/dev/null`` are bound into it read-only. ``/tmp`` and ``/dev/shm`` are small and private. Nothing else is visible: no
+home, no project, no ``/proc``, no ``/etc`` and no sockets. Capabilities are dropped. A process of the launcher stays
+process 1 of the process namespace. When it or its parent ends, even by SIGKILL, the kernel ends everything that the
+program left behind.
 
-It does not run anything and decides nothing: ``sandbox`` does. It needs bwrap, or unshare, umount and
-pivot_root; either way mount and setpriv, and root or unprivileged user namespaces.
+This module only writes the command; ``process`` runs it. The command needs bwrap, or unshare, umount and pivot_root. Both
+ways need mount, setpriv, and root or unprivileged user namespaces.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from flab.sandbox.limits import SHM_INODES, SHM_SIZE, TMP_INODES, TMP_SIZE
 from flab.sandbox.mounts import mount_table
 from flab.sandbox.packages import INSIDE
 
-# Nothing of flab's own environment reaches the program: it may hold tokens, proxies and paths.
+# flab's own environment does not reach the program, because it may contain tokens, proxies and paths.
 LAUNCH_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
-# By default glibc reserves 64 MiB for each thread, and the limit is on address space.
+# By default glibc reserves 64 MiB of address space for each thread, and the limit is on address space.
 LAUNCH_ENV["MALLOC_ARENA_MAX"] = "2"
 DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"]
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store")
-# ``nosuid`` takes the power from set-user-id programs, ``nodev`` from device files that a bound folder may
-# hold.
+# ``nosuid`` disarms set-user-id programs and ``nodev`` disarms device files, both of which a bound folder may
+# contain.
 READ_ONLY = "ro,nosuid,nodev"
-# The packages to lend: each one's name in the folder of packages, and where it is.
+# The packages to lend: the name of each in the folder of packages, and its place on the disk.
 Binds = tuple[tuple[str, str], ...]
 Launcher = Callable[[Binds], list[str]]
 Level = Literal["bubblewrap", "namespaces", "rlimits"]
-# bwrap cannot limit how many files a tmpfs holds, and old ones cannot limit its size. So both file systems are mounted
-# again with limits, before the privileges for that are dropped.
+# bwrap cannot limit the number of files in a tmpfs, and old versions cannot limit its size. Both file systems are
+# therefore remounted with limits, before the privileges for that are dropped.
 LIMIT_TMP = f"""umask 022
 mount -i -n -t tmpfs -o remount,nosuid,nodev,size={TMP_SIZE},nr_inodes={TMP_INODES} none /tmp || exit 1
 mount -i -n -t tmpfs -o remount,nosuid,nodev,size={SHM_SIZE},nr_inodes={SHM_INODES} none /dev/shm || exit 1
 exec "$@"
 """
 
-# The root is built in a tmpfs over /sys, which every system has. After pivot_root the old root is unmounted, so
-# there is no path by which the program could climb out, as there is with chroot. "$@" runs as a child of this
+# The new root is built in a tmpfs over /sys, a folder that every system has. After pivot_root the old root is
+# unmounted. Unlike with chroot, no path is left by which the program could climb out. "$@" runs as a child of this
 # shell, which stays process 1 of the namespace.
 SCRIPT = """set -e
 umask 022
@@ -78,7 +78,7 @@ def interpreter() -> Path:
 
 
 def bound_folders() -> list[Path]:
-    """List what the new root holds: the real system folders, and the interpreter's if it is elsewhere."""
+    """List the folders of the new root: the real system folders, and the interpreter's if it lies elsewhere."""
     folders = [Path(name) for name in SYSTEM_FOLDERS if Path(name).is_dir() and not Path(name).is_symlink()]
     for prefix in (interpreter().parent.parent, Path(sys.base_prefix).resolve()):
         if prefix != Path("/") and not any(prefix.is_relative_to(folder) for folder in folders):
@@ -87,7 +87,7 @@ def bound_folders() -> list[Path]:
 
 
 def mounts_below(folders: list[Path]) -> list[Path]:
-    """List the mount points inside ``folders``: each needs its own read-only remount."""
+    """List the mount points inside ``folders``. Each needs its own read-only remount."""
     points = [Path(mount.point) for mount in mount_table()]
     return [point for point in points if any(folder in point.parents for folder in folders)]
 
@@ -112,7 +112,7 @@ def script(packages: Binds = ()) -> str:
 
 
 def _make_links(links: list[Path]) -> str:
-    """Write the lines that make the links of the root; those called as what they lead to, such as ``/bin``, in one call."""
+    """Write the lines that create the root's links. Links named like their targets, such as ``/bin``, share one call."""
     alike = [link for link in links if link.readlink().name == link.name]
     lines = [f"ln -s {shlex.quote(str(link.readlink()))} .{link}" for link in links if link not in alike]
     if alike:
@@ -121,15 +121,16 @@ def _make_links(links: list[Path]) -> str:
 
 
 def _lend(name: str, place: str) -> str:
-    """Write the lines that show one package in the new root."""
+    """Write the line that makes one package visible in the new root."""
     inside = shlex.quote(f".{INSIDE}/{name}")
     make = f"mkdir -p {inside}" if Path(place).is_dir() else f"mkdir -p .{INSIDE}; : > {inside}"
     return f"{make}; mount -o bind,{READ_ONLY} {shlex.quote(place)} {inside}"
 
 
-# The bounding set is emptied too: even a set-user-id program could not give a capability back.
+# The bounding set is emptied too, so that not even a set-user-id program can give a capability back.
 PRIVILEGES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
-# The harness needs it to start the loopback of the empty network, which unshare leaves down; then it drops this too.
+# unshare leaves the loopback interface of the empty network down. The harness needs net_admin to start it and then drops
+# net_admin too.
 LOOPBACK = [
     "--bounding-set=-all,+net_admin",
     "--inh-caps=-all,+net_admin",
@@ -139,15 +140,15 @@ LOOPBACK = [
 
 
 def _random_user() -> list[str]:
-    """Draw a user id for one run, under which a launcher of root's carries on: NPROC counts that run only."""
-    # The kernel counts RLIMIT_NPROC per user id over the whole machine, so two runs under one id would use up
-    # each other's processes.
+    """Draw a user id for one run that root starts, so that RLIMIT_NPROC counts the processes of this run only."""
+    # The kernel counts RLIMIT_NPROC for each user id over the whole machine. Two runs under one id would share the
+    # limit.
     user = str(20_000 + secrets.randbelow(40_000))
     return [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
 
 
 def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str], packages: Binds) -> list[str]:
-    """Join bwrap, the last touch to /tmp and setpriv into the command before the interpreter."""
+    """Join bwrap, the remount of /tmp and /dev/shm, and setpriv into the command that precedes the interpreter."""
     keep = [word for name in capabilities for word in ("--cap-add", name)]
     return [
         *DIE_WITH_PARENT,
@@ -168,10 +169,10 @@ def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str], 
 
 @lru_cache(maxsize=64)
 def bubblewrap_root(packages: Binds = ()) -> list[str]:
-    """List bwrap's arguments that make the same root as ``script``."""
+    """List the arguments with which bwrap builds the same root as ``script``."""
     words = "--unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try --die-with-parent".split()
     for folder in bound_folders():
-        # bwrap copies the modes of parent folders, and a closed one such as /root would keep the program out.
+        # bwrap copies the modes of parent folders, so a private folder such as /root would keep the program out.
         for parent in reversed(folder.parents[:-1]):
             words += ["--perms", "0755", "--dir", str(parent)]
         words += ["--ro-bind", str(folder), str(folder)]
@@ -186,40 +187,40 @@ def bubblewrap_root(packages: Binds = ()) -> list[str]:
 
 
 def bubblewrap_as_root(packages: Binds = ()) -> list[str]:
-    """For root: no user namespace, and a user id drawn for this run."""
+    """Build the command for root, without a user namespace and with a user id drawn for this run."""
     return _by_bubblewrap([], ["CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SETUID", "CAP_SETGID"], _random_user(), packages)
 
 
 def bubblewrap_as_user(packages: Binds = ()) -> list[str]:
-    """For everyone else: be root of a new user namespace, which is worth nothing outside it."""
+    """Build the command for other users, who become root of a new user namespace. Outside it that grants nothing."""
     spaces = ["--unshare-user", "--uid", "0", "--gid", "0"]
     return _by_bubblewrap(spaces, ["CAP_SYS_ADMIN", "CAP_SETPCAP"], [], packages)
 
 
 def _by_unshare(unshare: list[str], drop: list[str], packages: Binds) -> list[str]:
-    """Join unshare, the script and setpriv into the command before the interpreter."""
+    """Join unshare, the script and setpriv into the command that precedes the interpreter."""
     spaces = ["--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"]
     shell = ["sh", "-c", script(packages), "sh"]
     return [*DIE_WITH_PARENT, "unshare", *unshare, *spaces, *shell, "setpriv", *drop, *LOOPBACK]
 
 
 def unshare_as_root(packages: Binds = ()) -> list[str]:
-    """For root: build as root, and continue as a user id drawn for this run."""
+    """Build the command for root, which continues under a user id drawn for this run."""
     return _by_unshare([], _random_user(), packages)
 
 
 def unshare_as_user(packages: Binds = ()) -> list[str]:
-    """For everyone else: be root of a new user namespace, which is worth nothing outside it."""
+    """Build the command for other users, who become root of a new user namespace. Outside it that grants nothing."""
     return _by_unshare(["--user", "--map-root-user"], [], packages)
 
 
 def bare_launcher(packages: Binds = ()) -> list[str]:
-    """No isolation: the limits, the filter and the secret are all there is."""
+    """Return an empty command: without isolation, only the limits, the filter, the guard and the secret protect."""
     return []
 
 
 def launchers() -> list[tuple[Level, Launcher]]:
-    """List the isolating launchers to try here, the better one first."""
+    """List the isolating launchers to try on this machine, best first."""
     if not sys.platform.startswith("linux"):
         return []
     by_user: list[tuple[Level, Launcher]] = [("bubblewrap", bubblewrap_as_user), ("namespaces", unshare_as_user)]

@@ -1,23 +1,23 @@
-"""The limits of a run, all in one place; ``docs/sandbox.md`` lists them for users.
+"""Define the limits of a run, all in one place. ``docs/sandbox.md`` lists them for users.
 
-``runner`` passes them on. ``harness`` sets the limits of each process inside, and adds
-:data:`flab.sandbox.harness.GRACE_S` to the CPU time. ``jail`` mounts ``/tmp`` and ``/dev/shm``. ``cgroup`` limits the memory of
-all processes together. ``process`` cuts off output. System calls that are refused are in ``seccomp``.
+Each limit is enforced elsewhere: ``harness`` sets the limits of each process and adds
+:data:`flab.sandbox.harness.GRACE_S` to the CPU time, ``jail`` sizes ``/tmp`` and ``/dev/shm``, ``cgroup`` limits the memory
+of all processes together, and ``process`` cuts off output. ``seccomp`` lists the system calls that are refused.
 """
 
 from __future__ import annotations
 
 import math
 
-CPU_SECONDS = 5.0  # of each process, after the start
-# The wall limit in multiples of the CPU limit. It is generous, because a busy machine is no fault of the program.
+CPU_SECONDS = 5.0  # for each process, not counting the start-up
+# The wall limit as a multiple of the CPU limit. It is generous, because the program is not at fault if the machine is busy.
 WALL_FACTOR = 4.0
 MEMORY_BYTES = 2**30  # address space of each process
-# All processes of a run together may use this much more, for the interpreter's own pages, its pipes, and files in /tmp.
+# All processes of a run together may use this many bytes more, for the interpreter, its pipes, and files in /tmp.
 SLACK_BYTES = 96 * 2**20
-# The length of the program's output that is kept, from its end. A longer report is not accepted.
+# The bytes of output that are kept, counted from the end. A longer report is not accepted.
 CHANNEL_CAP = 64 * 1024
-# Of the private file systems: sizes as mount reads them, and how many files they hold.
+# The private file systems: sizes as mount reads them, and the number of files.
 TMP_SIZE = "32m"
 TMP_INODES = 4096
 SHM_SIZE = "16m"
@@ -25,9 +25,9 @@ SHM_INODES = 256
 
 
 def of_one_process(memory_bytes: int, cpu_seconds: float) -> dict[str, int]:
-    """Return the resource limits of one process, by their names in the module ``resource``.
+    """Return the resource limits of one process under their names in the module ``resource``.
 
-    128 threads and processes, 256 descriptors and files of 16 MiB suffice for tests.
+    Tests need no more than 128 threads and processes, 256 descriptors and files of 16 MiB.
     """
     return {
         "RLIMIT_AS": memory_bytes,

@@ -1,4 +1,4 @@
-"""The table of mounts of this process (proc(5), mountinfo)."""
+"""Read the table of mounts of this process (proc(5), mountinfo)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Mount:
 
 
 def mount_table() -> list[Mount]:
-    """List all mounts; none if there is no such table."""
+    """List all mounts. The list is empty if the system has no such table."""
     table = Path("/proc/self/mountinfo")
     if not table.exists():
         return []
     found = []
     for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        # A varying number of optional fields stands before the hyphen, so the line is read from there in both
-        # directions.
+        # The number of optional fields before the hyphen varies, so the line is split at the hyphen and each part is
+        # read separately.
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2) if after.count(" ") > 1 else (after.partition(" ")[0], "", "")
         found.append(Mount(before.split()[4].replace("\\040", " "), kind, tuple(options.split(","))))

@@ -1,4 +1,4 @@
-"""Lend the installed packages that tests need to the sandbox, read-only, with their dependencies and nothing else."""
+"""Lend the sandbox, read-only, the installed packages that tests need, with their dependencies and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)([^;]*)(;.*)?")
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
-    """Name every module that the source imports anywhere, in full."""
+    """Return the full names of all modules that the source imports anywhere."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -30,7 +30,7 @@ def imported_modules(tree: ast.AST) -> set[str]:
 
 
 def packages_needed(source: str) -> list[str]:
-    """Name the packages outside the standard library that the source imports."""
+    """Return the names of the packages outside the standard library that the source imports."""
     try:
         names = imported_modules(ast.parse(source))
     except NOT_PYTHON:
@@ -40,12 +40,12 @@ def packages_needed(source: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _distributions() -> Mapping[str, list[str]]:
-    """Map the top-level names of modules to the distributions that hold them."""
+    """Map the top-level names of modules to the distributions that contain them."""
     return importlib.metadata.packages_distributions()
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a top-level module can be imported in flab's own environment; it is not imported for that."""
+    """Return whether flab's own environment has a top-level module. Do not import it."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -59,10 +59,10 @@ def missing(names: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=256)
 def entries(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """List the files and folders to lend for some modules: name in the folder of packages, and where it is."""
+    """List the files and folders to lend for some modules: the name in the folder of packages, and the place on the disk."""
     found: dict[str, str] = {}
     for name in names:
-        # Packages are lent one by one. In the whole of site-packages the program could see what else is installed.
+        # Packages are lent one by one. Lending all of site-packages would show the program what else is installed.
         spec = importlib.util.find_spec(name) if is_installed(name) else None
         if spec is None:
             continue
@@ -75,7 +75,7 @@ def entries(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def _with_dependencies(names: Iterable[str]) -> list[str]:
-    """List distributions and what they depend on, without extras."""
+    """List distributions and their dependencies, without extras."""
     waiting = list(names)
     seen = dict[str, None]()
     while waiting:
@@ -87,7 +87,7 @@ def _with_dependencies(names: Iterable[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         seen[name] = None
-        # What an extra asks for was not installed for this package, so it is not lent.
+        # The requirements of extras were not installed for this package, so they are not lent.
         parsed = [REQUIREMENT.match(line) for line in requires if "extra ==" not in line]
         waiting += [one[1] for one in parsed if one is not None]
     return list(seen)
@@ -104,7 +104,7 @@ def _of_distribution(name: str) -> dict[str, str]:
 
 
 def folder_of(name: str) -> str:
-    """Return the folder that holds a module, for a level without a jail."""
+    """Return the folder that contains a module, for the level without a jail."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     place = Path((spec.submodule_search_locations or [spec.origin or ""])[0])

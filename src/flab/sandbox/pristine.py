@@ -1,8 +1,9 @@
-"""Copies of builtins and modules from before the program ran: restored before the tests, compared after them.
+"""Copy builtins and modules before the program runs, restore them before the tests, and compare them after the tests.
 
-They cover functions, classes, modules and float constants of ``builtins`` and of every module that the tests import, directly
-or indirectly, and the methods of classes that Python code defines there. Other data of a module stays as the program left
-it, which may have good reasons to replace ``sys.stdout``. This runs inside the sandbox.
+The copies cover functions, classes, modules and float constants of ``builtins`` and of every module that the tests import,
+directly or indirectly. They also cover the methods of classes that those modules define in Python. Other data of a module
+stays as the program left it: a program may have good reasons to replace ``sys.stdout``, for example. This module runs
+inside the sandbox.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ ALWAYS = ("builtins",)
 
 
 def preload(names: list[str]) -> list[str]:
-    """Import modules; return the names of all modules that are here because of that, those of ``names`` first."""
+    """Import modules. Return the sorted names of ``names`` and of all modules that their imports have loaded."""
     before = set(sys.modules)
     for name in names:
         try:
             __import__(name)
-        except BaseException:  # the tests will fail on it themselves, in the same way
+        except BaseException:  # the tests will meet the same error themselves
             continue
     asked = {part for name in names for part in (name, name.partition(".")[0]) if part in sys.modules}
     return sorted(asked | (set(sys.modules) - before) | set(ALWAYS))
 
 
 class Pristine:
-    """A copy of the fixed names of modules and of their classes."""
+    """Holds a copy of the fixed names of modules and of their classes."""
 
     def __init__(self, names: list[str]) -> None:
         self.modules = {name: sys.modules[name] for name in names if isinstance(sys.modules.get(name), type(sys))}
@@ -44,15 +45,15 @@ class Pristine:
         for name, module in self.modules.items():
             self.names.append((module, fixed(vars(module))))
             for kind in list(vars(module).values()):
-                # Only classes that Python code defines can be patched, and only those of the module itself are
-                # looked at, not what it imports.
+                # Only classes that are written in Python can be patched. Classes that the module merely imports are
+                # left to their own modules.
                 own = isinstance(kind, type) and kind.__module__.partition(".")[0] == name.partition(".")[0]
                 if own and id(kind) not in seen and kind.__flags__ & HEAP_TYPE and not kind.__flags__ & IMMUTABLE:
                     seen.add(id(kind))
                     self.names.append((kind, fixed(vars(kind))))
 
     def restore(self) -> None:
-        """Restore what the program replaced or removed. What it added stays."""
+        """Restore what the program replaced or removed. Leave what it added."""
         for name, module in self.modules.items():
             # A program may replace a whole module in ``sys.modules`` as well as single names in it.
             sys.modules[name] = module
@@ -60,7 +61,7 @@ class Pristine:
             put(holder, name, value)
 
     def differences(self) -> Iterator[tuple[Any, str, Any]]:
-        """Yield holder, name and former value of everything that is not what it was."""
+        """Yield the holder, the name and the former value of everything that has changed."""
         for holder, names in self.names:
             now = vars(holder)
             for name, value in names.items():
@@ -68,7 +69,7 @@ class Pristine:
                     yield holder, name, value
 
     def changed(self, allowed: set[str]) -> str | None:
-        """Name something that is not what it was, other than what the tests themselves change."""
+        """Return the name of something that has changed and that the tests do not change themselves, or None."""
         for name, module in self.modules.items():
             if sys.modules.get(name) is not module and name.rpartition(".")[2] not in allowed:
                 return name
@@ -79,12 +80,12 @@ class Pristine:
 
 
 def fixed(names: Any) -> dict[str, Any]:
-    """Copy the names whose values no serious program replaces."""
+    """Copy the names whose values an honest program does not replace."""
     return {name: value for name, value in names.items() if isinstance(value, FIXED) and name != "__builtins__"}
 
 
 def methods(kind: Any) -> dict[str, Any]:
-    """Copy the methods of a class of the tests; nothing of anything else."""
+    """Copy the methods of a class. Return an empty dict for anything else."""
     return (
         {name: value for name, value in vars(kind).items() if isinstance(value, METHODS)}
         if isinstance(kind, type)
@@ -93,7 +94,7 @@ def methods(kind: Any) -> dict[str, Any]:
 
 
 def put(holder: Any, name: str, value: Any) -> None:
-    """Set one name of a module, or of a class whatever its metaclass does."""
+    """Set one name of a module, or of a class regardless of its metaclass."""
     if isinstance(holder, type):
         type.__setattr__(holder, name, value)
     else:
@@ -101,5 +102,5 @@ def put(holder: Any, name: str, value: Any) -> None:
 
 
 def real_builtins() -> dict[str, Any]:
-    """Copy the builtins, before any program ran."""
+    """Copy the builtins. The harness calls this after :meth:`Pristine.restore`, so the copies are the originals."""
     return dict(vars(builtins))

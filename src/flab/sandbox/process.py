@@ -1,6 +1,6 @@
-"""One run of the harness behind a launcher: start it, send the tests, listen, and end it with everything it started.
+"""Run the harness once behind a launcher: start it, send the tests, read its report, and end all its processes.
 
-``runner`` judges the report, and ``harness`` sets the limits from the job that it gets.
+``runner`` judges the report. ``harness`` sets the limits that the job names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flab.sandbox.cgroup import Group
 from flab.sandbox.limits import CHANNEL_CAP
 
 EXIT_PATIENCE_S = 2.0
-# The modules of the harness are executed with builtins of their own and are gone from sys.modules afterwards.
+# The modules of the harness are executed with their own copy of the builtins and are then removed from sys.modules.
 BOOTSTRAP = """import builtins, marshal, sys
 def start(job_fd, tests_fd, report_fd):
     with open(job_fd, "rb") as file:
@@ -48,7 +48,7 @@ start(*map(int, sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Raw:
-    """The result of one run: complete report lines, the end of its output, how it ended, and the time it took."""
+    """The result of one run: the complete lines of the report, the end of the output, the exit code and the times."""
 
     report: list[bytes]
     output: bytes
@@ -89,14 +89,14 @@ class Stop:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its group; with process 1 of its namespace the kernel ends everything in it."""
+    """Kill a process and its group. When process 1 of a namespace dies, the kernel ends all others in it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 @lru_cache(maxsize=1)
 def harness_code() -> list[tuple[str, Any]]:
-    """Compile the modules that run inside. The interpreter there is the same, so each run need not compile them again."""
+    """Compile the modules that run inside the sandbox, once for all runs. The interpreter inside is the same."""
     paths = [Path(harness.__file__).parent / f"{name}.py" for name in harness.MODULES]
     return [
         (path.stem, compile(path.read_text(encoding="utf-8"), guard.HARNESS, "exec", dont_inherit=True, optimize=2))
@@ -106,7 +106,7 @@ def harness_code() -> list[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
-    """Yield a pipe as two files: unlike numbers, they may be closed twice while other threads open files."""
+    """Yield a pipe as two files. Unlike a descriptor, a file can safely be closed twice while other threads open files."""
     read_fd, write_fd = os.pipe()
     with FileIO(read_fd, "rb") as read_end, FileIO(write_fd, "wb") as write_end:
         yield read_end, write_end
@@ -114,9 +114,9 @@ def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
 
 @contextlib.contextmanager
 def _file(content: Any) -> Iterator[int]:
-    """Yield a nameless file that holds ``content``."""
+    """Yield the descriptor of a nameless file that contains ``content``."""
     with tempfile.TemporaryFile() as file:
-        # marshal takes half the start-up time of json. It is safe here, because only flab's own side writes
+        # marshal takes half the start-up time of json. It is safe here, because only flab's own process writes
         # this file.
         file.write(marshal.dumps(content))
         file.seek(0)
@@ -132,19 +132,19 @@ def execute(
     group: Group,
     stop: Stop | None = None,
 ) -> Raw:
-    """Run one harness behind ``launcher``, in ``group``, until it reported, ended or met the wall limit, then kill it.
+    """Run one harness behind ``launcher`` in ``group`` until it reports, ends or reaches the wall limit, then kill it.
 
-    ``tests``, with the secret, are sent once the harness shows ``key``: the program is loaded by then.
+    ``tests`` contains the secret. It is sent when the harness shows ``key``, which means that the program is loaded.
     """
-    # Three channels. The job is a nameless file, because it is known beforehand; tests come by a pipe, because
-    # they must not be in the process before the program is loaded; the report has a pipe of its own, because
-    # the program owns stdout.
+    # There are three channels. The job is a nameless file, because it is known beforehand. The tests come through a
+    # pipe, because they must not be in the process before the program is loaded. The report has a separate pipe,
+    # because the program owns stdout.
     with _file((harness_code(), job)) as job_fd, _pipe() as (tests_out, tests_in), _pipe() as (report, report_in):
         began = time.monotonic()
         descriptors = [job_fd, tests_out.fileno(), report_in.fileno()]
         process = group.start(lambda enter: _start([*enter, *launcher], descriptors))
-        # The child has its own copies. Were these left open, the end of the child would never be seen as the
-        # end of the pipe.
+        # The child has its own copies of these ends. If they stayed open here, the pipes would not end when the
+        # child does.
         tests_out.close()
         report_in.close()
         heard = b""
@@ -164,7 +164,7 @@ def execute(
 
 
 def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
-    """Start the interpreter in a session of its own, with three descriptors and an environment of ours."""
+    """Start the interpreter in a new session, with three descriptors and flab's minimal environment."""
     python = [str(jail.interpreter()), "-s", "-S", "-B", "-c", BOOTSTRAP]
     try:
         return subprocess.Popen(
@@ -174,8 +174,8 @@ def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[byte
             stderr=subprocess.STDOUT,
             env=jail.LAUNCH_ENV,
             pass_fds=descriptors,
-            # A session of its own: everything that the program starts is in this process group and can be
-            # killed with it.
+            # In a new session, everything that the program starts belongs to this process group and can be killed
+            # with it.
             start_new_session=True,
         )
     except OSError as error:
@@ -183,7 +183,7 @@ def _start(launcher: list[str], descriptors: list[int]) -> subprocess.Popen[byte
 
 
 class _Talk:
-    """Both channels of one run, and the tests that wait to be sent."""
+    """Reads the report and the output of one run, and sends the tests when the harness asks for them."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], report: FileIO, tests_in: FileIO, key: bytes, tests: bytes
@@ -199,13 +199,13 @@ class _Talk:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last line came, or more than fits into a report."""
+        """Whether the last line has arrived, or the report has become too long."""
         lines = self.heard.split(b"\n")[:-1]
         done = [line for line in lines if not line.startswith((b"started", b"loaded "))]
         return len(self.heard) > CHANNEL_CAP or (bool(done) and not done[0].startswith(b"Stack "))
 
     def listen(self, deadline: float) -> bool:
-        """Read both channels until the report is complete, closed or too long; return whether time ran out."""
+        """Read both channels until the report is complete, closed or too long. Return whether time ran out."""
         with selectors.DefaultSelector() as selector:
             for descriptor in (self.report_fd, self.output_fd):
                 selector.register(descriptor, selectors.EVENT_READ)
@@ -219,7 +219,7 @@ class _Talk:
         return False
 
     def _serve(self, selector: selectors.BaseSelector, descriptor: int) -> None:
-        """Do what one descriptor is ready for."""
+        """Read from or write to one descriptor that is ready."""
         if descriptor not in (self.report_fd, self.output_fd):
             self._send(selector)
             return
@@ -231,14 +231,14 @@ class _Talk:
         else:
             self.heard += data
             if self.tests and b"\nloaded " + self.key + b"\n" in self.heard and not self.tests_in.closed:
-                # Tests may be larger than a pipe holds, and the program may never read: writing must not block
-                # the reading of the report.
+                # The tests may not fit into the pipe, and the program may never read them. Writing must therefore
+                # not block the reading of the report.
                 os.set_blocking(self.tests_in.fileno(), False)
                 selector.register(self.tests_in.fileno(), selectors.EVENT_WRITE)
                 self.heard = self.heard.replace(b"\nloaded " + self.key + b"\n", b"\n", 1)
 
     def _send(self, selector: selectors.BaseSelector) -> None:
-        """Send some of the tests; close the pipe after the last byte, or if nobody reads."""
+        """Send part of the tests. Close the pipe after the last byte or if its reader is gone."""
         try:
             self.tests = self.tests[os.write(self.tests_in.fileno(), self.tests) :]
         except BlockingIOError:
@@ -253,10 +253,10 @@ class _Talk:
 def _end(process: subprocess.Popen[bytes], patience_s: float) -> tuple[int, float]:
     """Wait a little for the process to end, kill its whole group, and return the exit code and its CPU seconds.
 
-    The group is killed before the leader is reaped, so that its number cannot have gone to anyone else.
+    The group is killed before its leader is reaped, so that its number cannot belong to another process yet.
     """
     deadline = time.monotonic() + patience_s
-    # WNOWAIT looks without reaping: as long as the leader is a zombie, no other process can get its number.
+    # WNOWAIT looks without reaping. As long as the leader is a zombie, no other process can get its number.
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() >= deadline:
             break
@@ -268,7 +268,7 @@ def _end(process: subprocess.Popen[bytes], patience_s: float) -> tuple[int, floa
 
 
 def _rest(process: subprocess.Popen[bytes]) -> bytes:
-    """Take what is still in the output pipe without waiting for more, and close it."""
+    """Read what is left in the output pipe without waiting for more, and close it."""
     assert process.stdout is not None
     with process.stdout as stream:
         os.set_blocking(stream.fileno(), False)

@@ -1,6 +1,6 @@
 """Recognize the form of tests by their top level: a check, test functions, test classes, or plain statements.
 
-This reads only the source of the tests, in flab's own process. ``forms`` calls what was found, inside the sandbox.
+This module reads only the source of the tests, in flab's own process. ``forms`` calls the tests inside the sandbox.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ LOOKING = (
 
 @dataclass(frozen=True)
 class Form:
-    """What is to be called after the tests' top level ran."""
+    """Names what to call after the top level of the tests has run."""
 
     check: str | None = None  # a function that takes the candidate
-    functions: tuple[str, ...] = ()  # pytest's: test functions without arguments, or with marks
-    classes: tuple[str, ...] = ()  # every class; those that hold tests are found when they exist
-    guarded: bool = False  # nothing but ``if __name__ == "__main__"`` calls anything
-    looks: bool = False  # the tests look at the candidate itself, and may need no call
-    bound: tuple[str, ...] = ()  # names that a def, class or import binds at the top level, once
+    functions: tuple[str, ...] = ()  # pytest's test functions: without arguments, or with marks
+    classes: tuple[str, ...] = ()  # all classes; which of them contain tests is decided once they exist
+    guarded: bool = False  # only the body of ``if __name__ == "__main__"`` calls anything
+    looks: bool = False  # the tests inspect the candidate itself and may not need to call it
+    bound: tuple[str, ...] = ()  # names that one def, class or import binds at the top level and nothing else binds
 
 
 def form_of(tree: ast.Module, entry_point: str) -> Form:
-    """Find the form of the tests by their top level."""
+    """Find out from their top level which form the tests have."""
     statements = list(_top_level(tree.body))
     functions = {node.name: node for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     classes = tuple(node.name for node in statements if isinstance(node, ast.ClassDef))
@@ -49,7 +49,7 @@ def form_of(tree: ast.Module, entry_point: str) -> Form:
     plain = [node for node in runs if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     if [node for node in plain if not _is_guard(node)]:
         return Form(classes=classes, bound=names)
-    # No call at the top level at all: a function with one required argument is then the check, the candidate
+    # Nothing is called at the top level. A function with one required argument is then the check, and the candidate is
     # its argument.
     takers = [name for name, node in functions.items() if _num_required(node) == 1 and name != entry_point]
     named = [name for name in takers if name.startswith(("check", "test", "run", "verify", "assert", "validate"))]
@@ -59,7 +59,7 @@ def form_of(tree: ast.Module, entry_point: str) -> Form:
 
 
 def looks_at(check: ast.AST | None, entry_point: str) -> bool:
-    """Return whether a check reads attributes of the candidate, or asks the standard library what it is."""
+    """Return whether a check reads attributes of the candidate or inspects it with the standard library."""
     names = {entry_point, *(one.arg for one in ast.walk(check or ast.Module([], [])) if isinstance(one, ast.arg))}
     for node in ast.walk(check) if check is not None else ():
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
@@ -70,7 +70,7 @@ def looks_at(check: ast.AST | None, entry_point: str) -> bool:
 
 
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements that run at the top level, those inside ``if`` and ``try`` too."""
+    """Yield the statements that run at the top level, including those inside ``if`` and ``try``."""
     for node in body:
         yield node
         if isinstance(node, ast.If) and not _is_guard(node):
@@ -84,7 +84,7 @@ def _is_guard(node: ast.stmt) -> bool:
 
 
 def _binds(node: ast.stmt, name: str) -> bool:
-    """Return whether a statement of the top level gives a name a value."""
+    """Return whether an import or an assignment binds a name."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return any((alias.asname or alias.name) == name for alias in node.names)
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -92,7 +92,7 @@ def _binds(node: ast.stmt, name: str) -> bool:
 
 
 def _bound_once(statements: list[ast.stmt]) -> tuple[str, ...]:
-    """Name what one definition or import of the top level binds and nothing else does."""
+    """Return the names that one definition or import at the top level binds and nothing else binds."""
     names: list[str] = []
     for node in statements:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -111,18 +111,18 @@ def _bound_once(statements: list[ast.stmt]) -> tuple[str, ...]:
 
 
 def _num_required(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count the arguments that a call must give."""
+    """Count the arguments without defaults."""
     given = [*node.args.posonlyargs, *node.args.args]
     return len(given) - len(node.args.defaults) + sum(one is None for one in node.args.kw_defaults)
 
 
 def _is_test(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Return whether pytest would run a function of this name: no argument without a value, or marks that give some."""
+    """Return whether pytest could call a test function: all its arguments have defaults or come from marks."""
     return _num_required(node) == 0 or any("parametrize" in ast.dump(one) for one in node.decorator_list)
 
 
 def _looks_like_tests(node: ast.stmt) -> bool:
-    """Return whether a class holds methods that begin with test, or derives from something called a test case."""
+    """Return whether a class has test methods and either is named ``Test...`` or derives from a ``TestCase``."""
     if not isinstance(node, ast.ClassDef):
         return False
     methods = any(
@@ -132,7 +132,7 @@ def _looks_like_tests(node: ast.stmt) -> bool:
 
 
 def _calls(node: ast.stmt, names: set[str]) -> bool:
-    """Return whether a statement asserts something or uses one of the names."""
+    """Return whether a statement asserts or raises something, or uses one of the names."""
     return any(
         isinstance(one, ast.Assert | ast.Raise) or (isinstance(one, ast.Name) and one.id in names)
         for one in ast.walk(node)

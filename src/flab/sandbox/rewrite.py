@@ -1,14 +1,14 @@
-"""Turn the source of tests into code for the harness: which form they have, and comparisons that can be checked.
+"""Compile the source of tests for the harness, so that their comparisons can be checked.
 
-This runs in flab's own process, on the tests only: the program is never looked at. The code does what the source says,
-with three differences, all made in the syntax tree:
+This module runs in flab's own process. It reads the tests but never the program. The compiled code does what the source
+says, with three differences, which are made in the syntax tree:
 
-- a comparison, an ``assert`` and a call of an ``assert...`` method go through a helper of ``honest``, which lets them
-  happen as they are and then asks whether an object of the program lied;
-- a builtin that the tests use and do not bind themselves is the real one, whatever the program calls by that name;
+- Comparisons, ``assert`` statements and calls of ``assert...`` methods go through a helper of ``honest``. The helper
+  carries them out unchanged and then asks whether an object of the program lied.
+- A builtin that the tests use without binding it is the real builtin, whatever the program calls by that name.
 - ``map`` and ``filter`` do not end early when the program raises ``StopIteration``.
 
-Helpers and builtins are constants of the code, so no name leads to them. Line numbers stay as they are.
+Helpers and builtins are constants of the code, so no name leads to them. Line numbers do not change.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import Any
 from flab.sandbox.packages import NOT_PYTHON, imported_modules, packages_needed
 from flab.sandbox.recognize import Form, form_of, last_name
 
-MARK = "\0flab:"  # begins the constants that the harness replaces by helpers
+MARK = "\0flab:"  # begins the constants that the harness replaces by helpers and builtins
 TEST_FILE = "<test>"
 COMPARE = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
 COMPARE |= {ast.In: "contains", ast.NotIn: "lacks"}
-ANYWHERE = ("eq", "ne")  # compared outside of asserts too: ``same = out == expected``
+ANYWHERE = ("eq", "ne")  # checked outside of asserts too, as in ``same = out == expected``
 COPIES = ("copy", "deepcopy")
-# These compare their arguments, as does everything that begins with assert. ``abs`` compares a difference.
+# Calls of these names, and of all that begin with assert, compare their arguments. ``abs`` compares a difference.
 COMPARERS = ("isclose", "allclose", "array_equal", "array_equiv", "approx", "index", "count", "remove")
-# These end early, without an error, when what they call raises StopIteration.
+# These end early and without an error when the function that they call raises StopIteration.
 ENDLESS = ("map", "filter", "starmap")
 CHECKS = ("isinstance", "issubclass")
-# Builtins that tests patch, that depend on their caller, or that the compiler knows by name.
+# Builtins that tests may patch, that depend on their caller, or that the compiler treats by name.
 OWN_BUSINESS = set("input print open exec eval compile globals locals vars dir super breakpoint exit quit".split())
 REAL = {name for name in vars(builtins) if not name.startswith("_")} - OWN_BUSINESS
 # Modules whose import has an effect, such as printing a poem or opening a browser.
@@ -44,13 +44,13 @@ PLAYFUL = {"this", "antigravity", "test", "idlelib", "turtledemo"}
 CATCHING = {"AssertionError", "Exception", "BaseException"}
 
 
-# Python 3.11 counts the depth of all syntax trees in one place: two threads that parse at once can end in a SystemError.
+# Python 3.11 counts the depth of all syntax trees in one place, so parsing in two threads at once can raise SystemError.
 _PARSING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Tests:
-    """Compiled tests: their code or the reason why there is none, their form, and their imports."""
+    """Holds compiled tests: their code or the reason why they have none, their form, and their imports."""
 
     source: str
     entry_point: str
@@ -63,7 +63,7 @@ class Tests:
 
 
 def prepare(source: str, entry_point: str) -> Tests:
-    """Compile tests; if they are not Python, ``problem`` says why and there is no code."""
+    """Compile tests. If they are not valid Python, ``code`` is None and ``problem`` gives the reason."""
     with _PARSING:
         return _prepare(source, entry_point)
 
@@ -80,7 +80,7 @@ def _prepare(source: str, entry_point: str) -> Tests:
         form = form_of(tree, entry_point)
         changed = _Rewriter(bound, borrowed, names_of_data(tree)).visit(tree)
         with warnings.catch_warnings():
-            # The compiler warns of a constant that is called: the helpers are constants.
+            # The compiler warns about calls of constants, and the helpers are constants.
             warnings.simplefilter("ignore", SyntaxWarning)
             code = compile(ast.fix_missing_locations(changed), TEST_FILE, "exec", dont_inherit=True, optimize=0)
     except NOT_PYTHON as error:
@@ -89,27 +89,27 @@ def _prepare(source: str, entry_point: str) -> Tests:
 
 
 def starts_all_tests(node: ast.stmt) -> bool:
-    """Return whether a statement hands over to unittest or pytest, which would end the program; the harness runs the tests."""
+    """Return whether a statement starts unittest or pytest. It is left out, because the harness itself runs the tests."""
     call = node.value if isinstance(node, ast.Expr) else None
     return isinstance(call, ast.Call) and ast.unparse(call.func) in ("unittest.main", "pytest.main")
 
 
 def borrowed_modules(tree: ast.AST) -> set[str]:
-    """Name the standard modules whose attributes the source reads; those that it imports itself among them."""
+    """Return the standard modules whose attributes the source reads, including those that it imports itself."""
     bases = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     found = {base.id for base in bases if isinstance(base, ast.Name)}
     return (found & sys.stdlib_module_names) - PLAYFUL
 
 
 def runners(tree: ast.AST) -> set[str]:
-    """Name the modules that the harness needs to run this source."""
+    """Return the modules that the harness needs to run this source."""
     is_async = any(isinstance(node, ast.AsyncFunctionDef) for node in ast.walk(tree))
     is_unittest = any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)) and "unittest" in ast.dump(tree)
     return ({"asyncio"} if is_async else set()) | ({"unittest"} if is_unittest else set())
 
 
 def patched_names(tree: ast.AST) -> set[str]:
-    """Name the attributes that the source sets, and the last parts of dotted names in its strings (for ``patch``)."""
+    """Return the attributes that the source sets, and the last parts of dotted names in its strings (for ``patch``)."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
@@ -120,7 +120,7 @@ def patched_names(tree: ast.AST) -> set[str]:
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Name everything that the source binds, in any scope."""
+    """Return all names that the source binds in any scope."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -141,9 +141,10 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 def names_of_data(tree: ast.AST) -> set[str]:
-    """Name the variables of which the source only reads parts: ``made.text``, ``rows[0]``.
+    """Return the variables of which the source reads only parts, as in ``made.text`` or ``rows[0]``.
 
-    The result of a comparison in such a variable is an object, as in the language of a query, and no verdict.
+    If such a variable holds the result of a comparison, that result is an object and not a truth value. Query languages
+    work this way.
     """
     loads = {
         id(node): node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
@@ -153,16 +154,17 @@ def names_of_data(tree: ast.AST) -> set[str]:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Replaces comparisons, asserts and builtins by helpers."""
+    """Replaces comparisons, asserts and builtins by the constants that stand for helpers."""
 
     def __init__(self, bound: set[str], modules: set[str], data: set[str]) -> None:
         self.data = data
         self.real = REAL - bound
-        self.modules = modules  # standard modules that the tests use by the program's import
+        self.modules = modules  # standard modules that the tests use without an import
+        # These count how many enclosing nodes are of one kind.
         self.in_assert = 0
-        self.caught = 0  # inside what is meant to catch a failed assert
-        self.within = 0  # inside a with
-        # By the id of a comparison: what becomes of its result, if it is not taken for a yes or no.
+        self.caught = 0  # statements that are meant to catch a failed assert
+        self.within = 0  # with statements
+        # Maps the id of a comparison to how its result is used, if it is not used as a truth value.
         self.uses: dict[int, str] = {}
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
@@ -186,7 +188,7 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def _data(self, node: ast.expr) -> Any:
-        """Visit an expression of whose value only parts are read: a comparison there may be more than a yes or no."""
+        """Visit an expression of whose value only parts are read. A comparison there may return more than a truth value."""
         if isinstance(node, ast.Compare):
             self.uses[id(node)] = "data_"
         return self.visit(node)
@@ -264,8 +266,8 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_Match(self, node: ast.Match) -> ast.stmt:
-        # A match compares with patterns inside the interpreter, where no helper can be put. So its subject is
-        # looked at instead.
+        # A match statement compares with its patterns inside the interpreter, where no helper can intervene. Its
+        # subject is examined instead.
         node.subject = _call("seen", [self.visit(node.subject)], node)
         for case in node.cases:
             case.guard = self.visit(case.guard) if case.guard is not None else None
@@ -278,8 +280,8 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: Any) -> Any:
-        # A function that is defined inside an assert or a try runs elsewhere, so its body begins with a clean
-        # slate.
+        # A function that is defined inside an assert or a try runs elsewhere, so for its body the counters start from
+        # zero.
         outside = self.in_assert, self.caught, self.within
         self.in_assert = self.caught = self.within = 0
         node.args = self.visit(node.args)

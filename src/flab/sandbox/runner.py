@@ -1,10 +1,12 @@
-"""Run model-written Python against its tests, never in this process. Only a secret proves a pass.
+"""Run model-written Python against its tests in a separate process. Only a secret proves a pass.
 
-Each run is a fresh ``python -s -S -B`` with an empty environment, a fixed hash seed and a fixed seed of ``random``,
-limits on memory, CPU time, file size, processes and open files, no input, capped output, a seccomp filter, and at the
-levels ``bubblewrap`` and ``namespaces`` the jail of ``jail``. Program and tests run in the one interpreter. A pass is a
-random token, new for each run, that the harness writes over a channel of its own after all tests returned; an exit code
-or printed text never counts. ``docs/sandbox.md`` says what is promised at each level, and what is not.
+Each run is a fresh ``python -s -S -B`` with an empty environment, a fixed hash seed, a fixed seed of ``random``, no input
+and capped output. Limits apply to memory, CPU time, file size, processes and open files. A seccomp filter refuses system
+calls. At the levels ``bubblewrap`` and ``namespaces``, ``jail`` isolates the run from the machine.
+
+The program and its tests run in one interpreter. To report a pass, the harness writes a random token, new for each run, to
+a separate channel after all tests have returned. An exit code or printed text never counts. ``docs/sandbox.md`` lists what
+each level promises and what it does not promise.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Outcome = Literal[
 ]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 SECRET_CHARS = 32
-ALONE = 1.2  # wall seconds for a CPU second, below which a program had a core to itself
+ALONE = 1.2  # a program had a core to itself if its wall time is below this multiple of its CPU time
 REFUSAL = (
     "model-written code cannot be isolated on this machine ({reason}); allow user namespaces, run as root, "
     "or accept resource limits only with `unsandboxed`"
@@ -45,17 +47,17 @@ REFUSAL = (
 
 @dataclass(frozen=True)
 class Job:
-    """One program with its tests, in any form that ``rewrite`` knows; a check is called with the ``entry_point``."""
+    """One program with its tests, in any form that ``recognize`` knows. A check is called with the ``entry_point``."""
 
     program: str
     test: str
     entry_point: str
-    packages: tuple[str, ...] = ()  # that the program may need, besides those that the tests import
+    packages: tuple[str, ...] = ()  # what the program may need besides the imports of the tests
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one run ended. ``detail`` may come from the program, and ``cpu_seconds`` count all of its processes."""
+    """How one run ended. ``detail`` may contain text of the program. ``cpu_seconds`` counts all of its processes."""
 
     passed: bool
     outcome: Outcome
@@ -65,7 +67,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Runs jobs in isolation; make one with ``detect``."""
+    """Runs jobs in isolation. ``detect`` returns the right one for this machine."""
 
     level: jail.Level
     launcher: jail.Launcher
@@ -75,7 +77,7 @@ class Sandbox:
 
     @classmethod
     def detect(cls, allow_unsandboxed: bool = False) -> Sandbox:
-        """Return the strongest sandbox that works here. Each is tried once; without any, it raises SandboxError."""
+        """Return the strongest sandbox that works on this machine. Raise SandboxError if none works."""
         reason = "namespaces exist on Linux only"
         for level, launcher in jail.launchers():
             sandbox = cls(level, launcher)
@@ -88,16 +90,16 @@ class Sandbox:
         return cls("rlimits", jail.bare_launcher)
 
     def run(self, program: str, test: str, entry_point: str, cpu_seconds: float = CPU_SECONDS) -> Verdict:
-        """Run one program once. Raises SandboxError if the sandbox itself does not start."""
+        """Run one program once. Raise SandboxError if the sandbox itself does not start."""
         with Groups(self.memory_bytes) as groups:
             return self._attempt(Job(program, test, entry_point), cpu_seconds, groups)[0]
 
     def run_many(
         self, jobs: Sequence[Job], description: str = "Running tests", cpu_seconds: float = CPU_SECONDS
     ) -> list[Verdict]:
-        """Run all jobs over all cores, in order. A time-out that the busy machine may have caused is tried again alone.
+        """Run all jobs in parallel on all cores and return their verdicts in the order of the jobs.
 
-        An interrupt ends the runs under way at once.
+        If a busy machine may have caused a time-out, the job is run again on its own. An interrupt ends all runs at once.
         """
         verdicts: dict[int, Verdict] = {}
         again: list[int] = []
@@ -111,26 +113,26 @@ class Sandbox:
                     verdicts[index], retry = future.result()
                     again += [index] if retry else []
             except BaseException:
-                # Without this the pool would wait for programs that may run for a minute before an interrupt
-                # gets through.
+                # Without this, the pool would wait for its programs before an interrupt gets through, which may take
+                # a minute.
                 stop.now()
                 raise
             finally:
                 pool.shutdown(cancel_futures=True)
-            for index in track(sorted(again), f"{description}: time-outs again") if again else ():
+            for index in track(sorted(again), f"{description}: repeating time-outs") if again else ():
                 verdicts[index] = self._attempt(jobs[index], cpu_seconds, groups)[0]
         return [verdicts[index] for index in range(len(jobs))]
 
     def _attempt(self, job: Job, cpu_seconds: float, groups: Groups, stop: Stop | None = None) -> tuple[Verdict, bool]:
-        """Return the verdict of one run, and whether it is a time-out of a program that had no core to itself."""
+        """Return the verdict of one run, and whether it is a time-out of a program that had to share its core."""
         if not job.program.strip():
             return Verdict(False, "empty", "the program is empty"), False
         bounds = limits.of_one_process(self.memory_bytes, cpu_seconds)
-        # Each run has two keys and a secret. The first key shows that the program is loaded. The second, joined with the
-        # secret, is the verdict. A program cannot guess them, and those of an earlier run are useless.
+        # Each run has two keys and a secret. The first key shows that the program is loaded. The second key, followed by
+        # the secret, reports a pass. A program cannot guess them, and those of an earlier run are useless.
         keys = (secrets.token_hex(SECRET_CHARS // 2), secrets.token_hex(SECRET_CHARS // 2))
         secret = secrets.token_hex(SECRET_CHARS // 2)
-        # Some of MBPP's entry points end with a blank.
+        # Some entry points of MBPP end with a blank.
         tests = prepare(job.test, job.entry_point.strip())
         packages = tuple(name for name in (*tests.packages, *job.packages) if is_installed(name))
         inside: dict[str, Any] = {
@@ -141,8 +143,8 @@ class Sandbox:
             "own_network": self.level != "rlimits",
             "keys": keys,
         }
-        # The wall limit is for programs that sleep or wait. It is generous, since a busy machine stretches wall
-        # time and not CPU time.
+        # The wall limit ends programs that sleep or wait. It is generous, since a busy machine stretches wall time but
+        # not CPU time.
         own_seconds = bounds["RLIMIT_CPU"] + GRACE_S
         wall_seconds = self.wall_factor * own_seconds + 1.0
         with groups.lend() as group:
@@ -151,19 +153,19 @@ class Sandbox:
             raw = execute(command, inside, _packed(tests, secret), keys[0], wall_seconds, group, stop)
             overran = group.overran()
         verdict = _judge(raw, keys[1] + secret, bounds["RLIMIT_CPU"], wall_seconds, overran, job.test)
-        # If the core was shared, the time-out may be the machine's fault, and the run is repeated alone.
+        # If the core was shared, the busy machine may have caused the time-out, so the run will be repeated alone.
         alone = not raw.timed_out and raw.wall_seconds < ALONE * own_seconds
         return verdict, verdict.outcome == "timeout" and not alone
 
     def _folder(self, packages: tuple[str, ...]) -> str:
-        """Return the folder in which the program finds packages; without a jail it is where they are."""
+        """Return the folder in which the program finds packages. Without a jail it is the place of their installation."""
         if not packages:
             return ""
         return folder_of(packages[0]) if self.level == "rlimits" else INSIDE
 
 
 def _packed(tests: Tests, secret: str) -> bytes:
-    """Return the tests and the secret as the harness reads them."""
+    """Serialize the tests and the secret for the harness."""
     content = {
         "source": tests.source,
         "entry_point": tests.entry_point,
@@ -177,8 +179,8 @@ def _packed(tests: Tests, secret: str) -> bytes:
 
 
 def probe(sandbox: Sandbox) -> str | None:
-    """Check that a trivial program passes and sees neither files nor network; return what is wrong."""
-    # A folder is known by its device and number, so nothing has to be written outside to prove that it is not visible.
+    """Check that a trivial program passes and sees no files, network or processes. Return the problem, or None."""
+    # A folder is identified by its device and inode number, so the check need not write anything outside the sandbox.
     outside = {(folder.st_dev, folder.st_ino) for folder in map(os.stat, ("/", tempfile.gettempdir()))}
     test = (
         "import os, socket\ndef seen(path):\n    try:\n        found = os.stat(path)\n"
@@ -205,7 +207,7 @@ def _num_cores() -> int:
 
 
 def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overran: bool, test: str) -> Verdict:
-    """Turn the result of a run into a verdict. Raises SandboxError if the harness never began."""
+    """Turn the result of a run into a verdict. Raise SandboxError if the harness did not start."""
     if not raw.report and not raw.timed_out:
         raise SandboxError(f"the sandbox did not start: {_printable(raw.output)[-300:] or f'code {raw.exit_code}'}")
     lines = [line.decode("utf-8", "replace") for line in raw.report[1:]]
@@ -213,8 +215,8 @@ def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overra
     word, _, rest = last.partition(" ")
     microseconds, _, detail = rest.partition(" ")
     cpu_seconds = int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else raw.cpu_seconds
-    # Exactly one line, and equal to the token: anything more means that something besides the harness wrote
-    # here.
+    # A pass is exactly one line that equals the token. Any further line means that something other than the harness
+    # wrote here.
     if word == token and len(lines) == 1:
         return Verdict(True, "passed", detail, cpu_seconds)
     if word in OUTCOMES and word != "passed":
@@ -230,22 +232,22 @@ def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overra
 
 
 def name_end(raw: Raw, cpu_limit: int, overran: bool) -> tuple[Outcome, str]:
-    """Name the way in which a process ended before it finished: CPU limit, memory, or an early exit."""
-    # A shell reports a death by signal s as exit code 128 + s.
+    """Tell why a process ended before it finished: the CPU limit, memory, or an early exit."""
+    # A shell reports death by signal s as exit code 128 + s.
     code = raw.exit_code if raw.exit_code < 128 else 128 - raw.exit_code
     if overran:
-        return "memory", "killed by the system: its processes used up the memory together"
-    # At the hard limit the kernel sends SIGKILL, which looks like any other kill but for the CPU time that was
-    # used up.
+        return "memory", "killed by the system, because its processes together used up the memory"
+    # At the hard limit the kernel sends SIGKILL. Only the CPU time that was used distinguishes this from another
+    # kill.
     killed = code == -signal.SIGKILL and max(raw.cpu_seconds, raw.wall_seconds) >= cpu_limit
     if code == -signal.SIGXCPU or killed:
         return "timeout", f"more than {cpu_limit} s of CPU time"
     end = f"signal {-code}" if code < 0 else f"code {code}"
-    return "exit", f"ended with {end} before its tests were over"
+    return "exit", f"ended with {end} before its tests were finished"
 
 
 def _place(lines: list[str], test: str) -> str:
-    """Name the line of the tests that was waiting, from the trace that the interpreter left at the CPU limit."""
+    """Quote the line of the tests that was waiting, which is in the traceback that was written at the CPU limit."""
     found = re.search(r'File "<test>", line (\d+)', "\n".join(lines))
     source = test.splitlines()
     if found is None or not 0 < int(found[1]) <= len(source):
@@ -254,6 +256,6 @@ def _place(lines: list[str], test: str) -> str:
 
 
 def _printable(text: str | bytes) -> str:
-    """Make the program's text safe for a terminal, on one line."""
+    """Put the program's text on one line and make it safe for a terminal."""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return "".join(char if char.isprintable() else " " for char in text).strip()

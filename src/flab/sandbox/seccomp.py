@@ -1,9 +1,9 @@
-"""A seccomp filter that closes the kernel's doors which namespaces leave open.
+"""Assemble a seccomp filter for the parts of the kernel that namespaces leave open.
 
-The filter is a list of denials: the keyring, System V and POSIX message queues, System V shared memory and semaphores,
-io_uring, userfaultfd, bpf, perf, access to other processes' memory and descriptors, mounts, new namespaces, kernel
-modules, kexec, clocks, and every socket family but Unix and Internet. A denied call fails with an error number; the
-program continues. It needs no library: a filter is an array of eight-byte instructions (linux/filter.h, linux/seccomp.h).
+The filter denies the keyring, System V and POSIX message queues, System V shared memory and semaphores, io_uring,
+userfaultfd, bpf, perf, access to other processes' memory and descriptors, mounts, new namespaces, kernel modules, kexec,
+clocks, and every socket family except Unix and Internet. A denied call fails with an error number, and the program
+continues. No library is needed: a filter is an array of eight-byte instructions (linux/filter.h, linux/seccomp.h).
 
 ``harness`` installs the filter at every level, after the jail is built and before the program is loaded.
 """
@@ -30,18 +30,18 @@ FAIL = 0x00050000
 KILL = 0x80000000
 
 NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW flag (linux/sched.h), time included
-X32 = 0x40000000  # x86-64 has a second table of calls, numbered from here
+X32 = 0x40000000  # the number of the first call in the second table of x86-64
 FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 TIOCSTI = 0x5412  # pushes characters into a terminal's input
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3}
-# Numbers on x86-64, and in the table that newer architectures share; None where there is no such call.
+# The numbers on x86-64 and in the table that newer architectures share, or None if an architecture lacks the call.
 DENIED: dict[str, tuple[int | None, int | None]] = {
     # the session keyring belongs to no namespace
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
-    # kernel objects whose memory no limit of a process counts
+    # kernel objects whose memory does not count towards the limits of a process
     "shmget": (29, 194),
     "shmat": (30, 196),
     "shmctl": (31, 195),
@@ -71,7 +71,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
-    # large surfaces of the kernel that no program of a test needs
+    # large parts of the kernel that tested programs do not need
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
@@ -123,11 +123,11 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "fspick": (433, 433),
     "mount_setattr": (442, 442),
 }
-ABSENT: dict[str, tuple[int, int]] = {  # libraries fall back where the kernel says that it has no such call
+ABSENT: dict[str, tuple[int, int]] = {  # libraries fall back if the kernel answers that it lacks the call
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
-    "clone3": (435, 435),  # its flags lie in memory, where a filter cannot see them; glibc goes on with clone
+    "clone3": (435, 435),  # its flags lie in memory, where a filter cannot see them; glibc falls back to clone
 }
 MEMFD_CREATE = (319, 279)
 SOCKET = (41, 198)
@@ -137,7 +137,7 @@ IOCTL = (16, 29)
 
 
 def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """Pack one instruction (struct sock_filter); the jumps count instructions to skip."""
+    """Pack one instruction (struct sock_filter). The jumps are numbers of instructions to skip."""
     return struct.pack("<HBBI", code, if_true, if_false, value)
 
 
@@ -147,22 +147,22 @@ def fail(number: int) -> int:
 
 
 def deny(number: int, action: int) -> bytes:
-    """Return ``action`` for one call."""
+    """Return the instructions that answer one call with ``action``."""
     return instruction(EQUAL, number, 0, 1) + instruction(RETURN, action)
 
 
 @lru_cache(maxsize=2)
 def filter_program(allow_memfd: bool = False, machine: str = "") -> bytes:
-    """Assemble the filter for this machine's architecture; empty if the architecture is not known.
+    """Assemble the filter for this machine's architecture. The filter is empty for an unknown architecture.
 
-    ``allow_memfd`` keeps files in memory, whose size nothing but a control group bounds.
+    ``allow_memfd`` permits files in memory, whose size only a control group bounds.
     """
     machine = machine or platform.machine()
     if machine not in AUDIT_ARCH:
         return b""
     table = 0 if machine == "x86_64" else 1
-    # The numbers of system calls differ between architectures, and a 64-bit process may make 32-bit calls: a
-    # call of any other architecture than this one kills the process, or the list below could be bypassed by
+    # The numbers of system calls differ between architectures, and a 64-bit process may make 32-bit calls. A call of
+    # another architecture therefore kills the process. Otherwise such a call could bypass the list below by its
     # number.
     lines = [
         instruction(LOAD, ARCHITECTURE),
@@ -176,8 +176,8 @@ def filter_program(allow_memfd: bool = False, machine: str = "") -> bytes:
     lines += [deny(number, fail(errno.EPERM)) for number in denied if number is not None]
     absent = [*ABSENT.values(), *([] if allow_memfd else [MEMFD_CREATE])]
     lines += [deny(numbers[table], fail(errno.ENOSYS)) for numbers in absent]
-    # Sockets are needed for multiprocessing and asyncio, but families such as packet, netlink or vsock reach
-    # deep into the kernel.
+    # multiprocessing and asyncio need sockets, but families such as packet, netlink or vsock reach deep into the
+    # kernel.
     for call in (SOCKET, SOCKETPAIR):
         lines += _if_called(call[table], FIRST_ARGUMENT, _allow_only(FAMILIES, errno.EAFNOSUPPORT))
     lines += _if_called(CLONE[table], FIRST_ARGUMENT, [instruction(ANY_BIT, NEW_NAMESPACES & ~0xFF, 0, 1), _refuse()])
@@ -191,13 +191,13 @@ def _refuse() -> bytes:
 
 
 def _allow_only(values: tuple[int, ...], number: int) -> list[bytes]:
-    """Let a few values of the loaded argument through, and fail for all others."""
+    """Allow a few values of the loaded argument and fail for all others."""
     last = len(values)
     tests = [instruction(EQUAL, value, last - at, 0) for at, value in enumerate(values)]
     return [*tests, instruction(RETURN, fail(number))]
 
 
 def _if_called(number: int, argument: int, body: list[bytes]) -> list[bytes]:
-    """Run ``body`` on an argument of one call, then load the call's number again."""
+    """Apply ``body`` to an argument of one call, then load the call's number again."""
     steps = [instruction(LOAD, argument), *body, instruction(LOAD, NUMBER)]
     return [instruction(EQUAL, number, 0, len(steps)), *steps]
