@@ -220,13 +220,13 @@ def _ratio(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
 def show_sweep(report: Mapping[str, Any], folder: str) -> None:
     """Print one row for each budget, and mark the best ones."""
     tasks = list(dict.fromkeys(name for row in report["budgets"] for name in row.get("scores") or {}))
-    columns = ["budget", "removed", "parameters", "tokens", "layers x width", "KL", "tests", "s", *tasks]
+    columns = ["budget", "removed", "tokens", "layers x width", "KL", "tests", "s", *tasks]
     table = table_of("Budgets", columns)
     for row in report["budgets"]:
         tests = f"{row['task_passed']}/{row['task_total']}" if row["task_total"] else "-"
         scores = row.get("scores") or {}
         add(table, f"{100 * row['remove']:g} %" + (" *" if row["pareto"] else ""), f"{row['removed_fraction']:.1%}",
-            f"{row['parameters']:,}", f"{row['vocabulary']['after']:,}", f"{row['layers']['after']} x {row['width']['after']}",
+            f"{row['vocabulary']['after']:,}", f"{row['layers']['after']} x {row['width']['after']}",
             f"{row['kl_nats_per_token']:.4f}", tests, f"{row['seconds']:.0f}",
             *(_score(scores.get(name)) for name in tasks))  # fmt: skip
     console.print(table)
