@@ -273,7 +273,7 @@ UNKNOWN = {
         "r.yml: evaluate: unknown key 'taks': did you mean 'tasks'",
     ),
     "options": (MINIMAL + "options: {devise: cuda}\n", "r.yml: options: unknown key 'devise': did you mean 'device'"),
-    "overwrite": (MINIMAL + "options: {overwrite: true}\n", "r.yml: options: overwrite is for single commands"),
+    "overwrite": (MINIMAL + "options: {overwrite: true}\n", "r.yml: options: overwrite is only for single commands"),
 }
 
 

@@ -1,6 +1,6 @@
-"""What each stage of a command costs: the counts of :mod:`flab.runs.estimate` for one model, its texts and its tasks.
+"""Count what each stage of a command costs for one model, its texts and its tasks, with :mod:`flab.runs.estimate`.
 
-The number of splits and the length of answers are known only afterwards, so each function states what it assumes.
+The number of splits and the length of answers are known only afterwards, so each function states its assumption.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from flab.runs.estimate import (
 )
 from flab.runs.facts import ModelFacts, assumed_vocabulary
 
-SAMPLED = 64  # texts that are tokenised to learn how many characters a token has
-SEQUENCE = 512  # assumed tokens of a prompt, if none are known
-PROGRAM_BYTES = 500_000_000  # of a process that has loaded torch and transformers
+SAMPLED = 64  # how many texts are tokenised to estimate the characters per token
+SEQUENCE = 512  # the assumed number of tokens in a prompt, if it is not known
+PROGRAM_BYTES = 500_000_000  # of a process that has imported torch and transformers
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The input of a plan: its recipe with all defaults settled, the tokens of the texts, and the deepest split."""
+    """The input of a plan: its recipe with all defaults filled in, the tokens of the texts, and the deepest split."""
 
     recipe: Recipe
     splits: list[Split]
@@ -64,7 +64,7 @@ class Planned:
 
     @property
     def cut(self) -> Size:
-        """The sizes that the deepest split leaves."""
+        """The sizes of the model after the deepest split."""
         first = self.splits[0]
         return Size(first.vocabulary, first.layers, first.width)
 
@@ -77,7 +77,7 @@ def characters_per_token(facts: ModelFacts, texts: Sequence[str]) -> float:
 
 
 def planned(facts: ModelFacts, recipe: Recipe) -> Planned:
-    """Read the texts and work out the splits, with as many tokens as planning will keep.
+    """Read the texts and determine the splits, with as many tokens as planning will keep.
 
     Raises:
         DataError, BudgetError, OptionError: as planning would.
@@ -98,22 +98,22 @@ def needs_of(facts: ModelFacts, texts: Texts, recipe: Recipe) -> Needs:
 
 
 def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
-    """Return the number of available calibration tokens, at most those asked for."""
+    """Return the number of calibration tokens that are available, up to the number requested."""
     assert recipe.tokens is not None
     task = [sample.text for sample in texts.task]
     available = sum(map(len, task)) / characters_per_token(facts, task)
-    # If there is less text than was asked for, general text shrinks with it and the shares stay.
+    # If there is less text than requested, the general text shrinks in proportion, so its share does not change.
     of_task = min(available, recipe.tokens * (1 - recipe.general))
     return int(of_task / (1 - recipe.general))
 
 
 def _problems(samples: Sequence[Sample], recipe: Recipe) -> int:
-    """Return the number of problems with tests that no fit sees: about one window in five is only compared on."""
+    """Return the number of problems with tests that are not used for fitting. About one window in five only compares."""
     return min(recipe.judge_problems, sum(bool(s.test and s.entry_point) for s in samples) // 5)
 
 
 def _text_bytes(texts: Texts) -> int:
-    """Return the characters that are split into tokens: once to count tokens, and once into windows."""
+    """Return the characters that are tokenised: all once to count tokens, and some once more to fill the windows."""
     return (
         sum(map(len, texts.task_texts())) + sum(map(len, texts.general_texts())) + sum(len(s.text) for s in texts.task)
     )
@@ -137,8 +137,8 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
         searching += scoring_work(shape, few, built - 1)
     elif len(plan.splits) > 1 and recipe.drop_layers is None:
         searching += probe_work(shape, cut)
-    # Scores of the neurons cost two more passes over these tokens. Elimination needs none if there are enough tokens,
-    # because it reads the sums of the refit.
+    # Scoring the neurons takes two more passes over these tokens. Elimination needs no such pass if there are enough
+    # tokens, because it uses the sums of the refit.
     if recipe.neuron_criterion != "elimination" or few < shape.width:
         searching += work(layer=2 * shape.layers * few)
     refit = "residual" if recipe.refit != "none" else "none"
@@ -161,11 +161,11 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
 
 
 def vocabulary_work(shape: Shape, kept: int, tokens: int) -> Work:
-    """Return what the uncut model reads to choose the tokens of a large vocabulary, and to price the cut of any."""
+    """Return the tokens that the uncut model reads to choose among a large vocabulary and to measure the vocabulary cut."""
     if kept == shape.vocabulary:
         return work()
-    # The price of the cut is measured on the comparison tokens. A large vocabulary is also chosen by what the model would
-    # write at further places.
+    # The cost of the cut is measured on the comparison tokens. To choose among a large vocabulary, the model also predicts
+    # tokens at further places.
     _, read = split_tokens(tokens)
     if shape.vocabulary > LARGE_VOCABULARY:
         read += min(tokens, EXPECTED_TOKENS)
@@ -173,7 +173,7 @@ def vocabulary_work(shape: Shape, kept: int, tokens: int) -> Work:
 
 
 def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: str | None = None) -> Work:
-    """Return the work of building one split. If it is only compared, it gets the cheap refit and no elimination."""
+    """Return the work of building one split. A split that is only compared gets the cheap refit and no elimination."""
     recipe = plan.recipe
     compared = refit is None
     kind = refit or ("residual" if recipe.refit != "none" else "none")
@@ -186,7 +186,7 @@ def stage_of(name: str, amount: Work, speed: Speed, memory: int, disk: int = 0, 
 
 
 def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
-    """Return the bytes of the model opened to be cut; layers stored in 16 bits stay so if they can."""
+    """Return the bytes of the model that is opened for cutting. Layers that are stored in 16 bits stay so if possible."""
     precision = cutting_dtype(facts.path, options)
     narrow = precision == MIXED or (precision in ("float32", "auto") and facts.stored != "float32")
     body = NUMBER_BYTES[facts.stored] if narrow else NUMBER_BYTES.get(precision, 4)
@@ -198,7 +198,7 @@ def prune_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Option
     shape = facts.shape
     cut = plan.cut
     saved = plan.splits[0].parameters * NUMBER_BYTES[facts.stored]
-    # Bits per byte walk the general text through both models; three bytes make about one token.
+    # To measure bits per byte, both models read the general text. A token is about three bytes.
     general = general_size(facts.path) / 3  # tokens
     passes = general * (shape.layers + cut.layers)
     check = work(
@@ -225,7 +225,7 @@ def eval_stages(
         one for task in tasks for _, one in requests_for(task, settings.preset, settings.samples, settings.seed, render)
     ]
     read = int(sum(len(one.prompt) for one in asked) / characters_per_token(facts, [one.prompt for one in asked]))
-    # Answers are taken to be as long as they may be, so the time is an upper bound.
+    # All answers are assumed to have the maximum length, so the time is an upper bound.
     amount = answering_work(
         facts.shape, size or facts.size, len(asked), read, settings.max_new_tokens, settings.batch_size
     )
@@ -240,7 +240,7 @@ def eval_stages(
 def training_stages(
     facts: ModelFacts, student: Size, samples: Sequence[Sample], training: Training, speed: Speed
 ) -> list[Stage]:
-    """Return the stages of training with its validations, and of the check of the output."""
+    """Return the stages of training, including validation, and of checking the output."""
     parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)
     characters = sum(len(sample.text) for sample in samples)
     tokens = characters / characters_per_token(facts, [sample.text for sample in samples])
@@ -260,10 +260,10 @@ def training_stages(
         full,
         training.gradient_checkpointing,
     )
-    # Adam reads and writes weights, gradients and two moments of each parameter at every step: some 64 bytes.
+    # At every step Adam reads and writes the weight, the gradient and two moments of each parameter, about 64 bytes.
     amount += work(memory=epochs * rows / training.batch * 64 * (parameters if full else 0))
-    # A checkpoint of full training holds the weights and Adam's two moments in float32; one of LoRA is small
-    # beside that.
+    # A checkpoint of full training holds the weights and Adam's two moments in float32. A checkpoint of LoRA is small in
+    # comparison.
     checkpoint = parameters * (12 if full else 1)
     amount += work(write=training.evaluations * checkpoint)
     spent = 60 * training.minutes if training.minutes is not None else seconds(amount, speed)
@@ -288,7 +288,7 @@ def plan_memory(facts: ModelFacts, options: Options) -> int:
 
 
 def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None = None, size: Size | None = None) -> int:
-    """Return the peak bytes of answering, for prompts of :data:`SEQUENCE` tokens."""
+    """Return the peak bytes of generating answers to prompts of :data:`SEQUENCE` tokens."""
     settings = settings or Settings()
     size = size or facts.size
     precision = compute_dtype(facts.path, options)
@@ -299,7 +299,7 @@ def eval_memory(facts: ModelFacts, options: Options, settings: Settings | None =
 
 
 def recover_memory(facts: ModelFacts, student: Size | None = None, training: Training | None = None) -> int:
-    """Return the peak bytes of training, by :mod:`flab.recovery.memory`. Without a student it has the original's size."""
+    """Return the peak bytes of training by :mod:`flab.recovery.memory`. The student defaults to the original's size."""
     student = student or facts.size
     training = training or Training()
     parameters = facts.shape.parameters(student.vocabulary, student.layers, student.width)

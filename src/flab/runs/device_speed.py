@@ -1,7 +1,7 @@
-"""Measure how fast this device does each kind of work that :mod:`flab.runs.estimate` counts, in at most ten seconds.
+"""Measure within ten seconds how fast this device does each kind of work that :mod:`flab.runs.estimate` counts.
 
-One layer of the very model, with random weights, reads tokens and makes tokens; products, factorisations, memory and the disk
-are timed on matrices of its sizes. Each figure is the best of a few repetitions, after one that warms up.
+One layer with the model's sizes and random weights reads and generates tokens. Products, factorisations, memory and the
+disk are timed with matrices of the same sizes. Each figure is the best of a few repetitions after one warm-up.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from flab.models.shape import Shape
 from flab.models.tokenizer import quiet
 from flab.pruning.refit.curvature import product_dtype
 
-SECONDS_EACH = 0.6  # of repetitions, for each figure
-# Rows, and tokens in each, of the batch that times a forward pass.
+SECONDS_EACH = 0.6  # the time for the repetitions of each figure
+# The rows of the batch that times a forward pass, and the tokens in each row.
 ROWS = 8
 LENGTH = 512
 STEP_TOKENS = 1024
-# Answers at a time, and tokens before each, of the batch that times generation.
+# The number of answers in the batch that times generation, and the tokens that precede each.
 ANSWERS = 64
 CONTEXT = 256
 LARGEST = 2048  # features of the matrices that are factored
 COPIED_BYTES = 2**27
 DISK_BYTES = 2**26
-# Programs in the sandbox, measured on two cores.
+# Programs run in the sandbox per second, measured on two cores.
 TESTS_A_SECOND = 8.0
-# Of a process that loads torch and transformers, measured on two cores.
+# The start-up of a process that imports torch and transformers, measured on two cores.
 SECONDS_TO_START = 6.0
 
 
@@ -53,7 +53,7 @@ def measure_speed(
         device: a torch device, or "balanced", of which the first device is timed.
         folder: the folder that will hold the output; its disk is timed.
         tokenizer: the tokenizer to time, if the rate of text is needed.
-        batch: the number of answers that are made together.
+        batch: the number of answers that are generated together.
     """
     one = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(one if device == BALANCED else device)
@@ -70,7 +70,7 @@ def measure_speed(
 
 
 def _seconds(once: Callable[[], object], place: torch.device) -> float:
-    """Return the shortest of the repetitions that fit into :data:`SECONDS_EACH`, at least one after the first."""
+    """Return the shortest of the repetitions that fit into :data:`SECONDS_EACH`. At least one follows the warm-up."""
     taken = []
     for _ in range(50):
         start = time.perf_counter()
@@ -81,20 +81,20 @@ def _seconds(once: Callable[[], object], place: torch.device) -> float:
         taken.append(time.perf_counter() - start)
         if len(taken) > 1 and sum(taken) > SECONDS_EACH:
             break
-    # The shortest is taken, because other work on the machine only adds time. The first one pays for warming up.
+    # The shortest repetition counts, because other work on the machine can only add time. The first one is the warm-up.
     return min(taken[1:])
 
 
 def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
-    """Return a model of one layer and few tokens, of the config's sizes, with random weights in this precision."""
+    """Return a model with one layer of the config's sizes, a small vocabulary, and random weights in this precision."""
     small = copy.deepcopy(config)
     small.num_hidden_layers = 1
     small.vocab_size = 64
     kinds = getattr(small, "layer_types", None)
     if kinds:
-        # Of a hybrid a layer with full attention: a cache of linear attention alone does not know its length.
+        # For a hybrid this is a layer with full attention, because a cache of linear attention alone does not know its length.
         small.layer_types = ["full_attention"] if "linear_attention" in kinds else kinds[:1]
-    # Special ids of the real vocabulary lie outside of the 64 tokens left here.
+    # The special ids of the real vocabulary are not among the 64 tokens of this model.
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(small, name, None)
     dtype = {"mixed": torch.bfloat16, "auto": torch.float32}.get(precision) or getattr(torch, precision)
@@ -104,7 +104,7 @@ def one_layer(config: Any, precision: str, place: torch.device) -> nn.Module:
 
 
 def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) -> dict[str, float]:
-    """Return the tokens per second that a layer reads, and its steps per second for a whole batch of answers."""
+    """Return the tokens that a layer reads per second, and the steps it makes per second for a whole batch of answers."""
     model = one_layer(config, precision, place)
     length = min(LENGTH, int(getattr(config, "max_position_embeddings", None) or LENGTH))
     ids = torch.zeros(ROWS, length, dtype=torch.long, device=place)
@@ -121,15 +121,15 @@ def _layer_speeds(config: Any, precision: str, place: torch.device, batch: int) 
 
 
 def _product_speeds(shape: Shape, precision: str, place: torch.device) -> dict[str, float]:
-    """Return FLOP per second of Gram matrices, of factorisations in both precisions, and of the head."""
+    """Return the FLOP per second of Gram matrices, of factorisations in both precisions, and of the head."""
     features = min(shape.width, 2 * LARGEST)
-    # Gram matrices use the precision in which the refit sums its statistics.
+    # The Gram matrices use the precision in which the refit sums its statistics.
     statistics = torch.bfloat16 if precision in ("mixed", "bfloat16") else torch.float32
     x = torch.randn(1024, features, device=place).to(statistics)
     found = {"gram": 2 * x.numel() * features / _seconds(lambda: x.T @ x, place)}
     size = min(shape.width, LARGEST)
     for name, dtype in (("single", torch.float32), ("double", torch.float64)):
-        # Diagonally dominant, hence positive definite: it has a Cholesky factor.
+        # A diagonally dominant matrix like this one is positive definite, so it has a Cholesky factor.
         matrix = torch.eye(size, dtype=dtype, device=place) * size + 1
         work = torch.empty_like(matrix).T
 
@@ -146,7 +146,7 @@ def _product_speeds(shape: Shape, precision: str, place: torch.device) -> dict[s
 
 
 def _learning_speed(shape: Shape, place: torch.device) -> float:
-    """FLOP in a second of a step forward and backward through two matrices of the FFN, in the precision of the refits."""
+    """Return the FLOP per second of a forward and backward pass through two FFN matrices in the precision of the refits."""
     matrices = [torch.randn(shape.width, shape.hidden, device=place) * 0.02 for _ in range(2)]
     for matrix in matrices:
         matrix.requires_grad_()
@@ -158,21 +158,21 @@ def _learning_speed(shape: Shape, place: torch.device) -> float:
             out = nn.functional.silu(x @ matrices[0].T) @ matrices[1]
         out.float().pow(2).sum().backward()  # type: ignore[no-untyped-call]
 
-    # Each number of a matrix takes ten operations: four forward, four for the gradients of both matrices, and two to pass
-    # the gradient through the second. The gradient of the first one's input is not needed.
+    # Each entry of a matrix takes ten operations: four for the forward pass, four for the gradients of both matrices, and
+    # two to pass the gradient through the second matrix. The gradient of the first matrix's input is not needed.
     return 10 * STEP_TOKENS * matrices[0].numel() / _seconds(step, place)
 
 
 def _memory_speed(place: torch.device) -> float:
-    """Return the bytes per second that are read and written when a tensor larger than any cache is copied."""
+    """Return the bytes per second, read plus written, of copying a tensor that is larger than any cache."""
     source = torch.ones(COPIED_BYTES // 4, device=place)
     target = torch.empty_like(source)
     return 2 * COPIED_BYTES / _seconds(lambda: target.copy_(source), place)
 
 
 def _disk_speeds(folder: Path) -> dict[str, float]:
-    """Return the bytes per second of writing through to the disk, reading past the system's cache, and hashing."""
-    # Random bytes, because a disk or file system that compresses would write zeros in no time.
+    """Return the bytes per second of writing through to the disk, of reading without the system's cache, and of hashing."""
+    # The bytes are random, because a disk or file system with compression would write zeros almost instantly.
     data = os.urandom(2**20) * (DISK_BYTES // 2**20)
     with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
         start = time.perf_counter()
@@ -180,7 +180,7 @@ def _disk_speeds(folder: Path) -> dict[str, float]:
         file.flush()
         os.fsync(file.fileno())
         written = time.perf_counter() - start
-        # Without this the file would be read back from memory.
+        # Otherwise the file would be read back from memory.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()
         file.seek(0)
@@ -193,7 +193,7 @@ def _disk_speeds(folder: Path) -> dict[str, float]:
 
 
 def _text_speed(tokenizer: Any) -> float:
-    """Return the bytes of Python per second that become tokens."""
+    """Return the bytes of Python source that are tokenised per second."""
     text = Path(copy.__file__).read_text(encoding="utf-8")
     start = time.perf_counter()
     tokenizer.encode_batch([text] * 4, add_special_tokens=False)

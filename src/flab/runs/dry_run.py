@@ -1,6 +1,6 @@
-"""``--dry-run``: time, memory and disk of a command, stage by stage, before anything starts.
+"""Estimate the time, memory and disk of each stage of a command before it starts (``--dry-run``).
 
-Costs come from :mod:`flab.runs.costs`, rates from ten seconds of measuring on the device (:mod:`flab.runs.device_speed`).
+:mod:`flab.runs.costs` counts the work, and :mod:`flab.runs.device_speed` measures the device's rates for ten seconds.
 Nothing is written.
 """
 
@@ -44,7 +44,7 @@ def estimate_plan(
     """Estimate ``flab plan`` (or ``prune``), stage by stage.
 
     Raises:
-        FlabError: planning itself would raise it at its start.
+        FlabError: if planning itself would raise it at its start.
     """
     options = settled(options)
     facts = model_facts(model, options)
@@ -64,7 +64,7 @@ def estimate_eval(
     model: PathLike, tasks: Sequence[PathLike], settings: Settings, options: Options, limit: int | None = None,
     perturbations: Sequence[str] = (), out: PathLike | None = None, gold: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Estimate ``flab eval``, at most."""
+    """Estimate ``flab eval``. The time is an upper bound."""
     options = settled(options)
     facts = model_facts(model, options)
     files = read_tasks(list(tasks), limit, perturbations, settings.seed)
@@ -93,9 +93,10 @@ def _training_precision(parameters: int, training: Training, options: Options, f
 
 
 def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
-    """Estimate ``flab run`` by the estimates of its stages, with the pruned model's sizes from the deepest split.
+    """Estimate ``flab run`` from the estimates of its stages. The pruned model is taken to be the deepest split.
 
-    The data stage answers every instruction once and tries wrong ones again; it is assumed to take twice the first answers.
+    The data stage answers every instruction once and repeats the wrong answers. It is assumed to take twice as long as the
+    first answers.
     """
     options = settled(recipe.options)
     recipe = replace(recipe, options=options)
@@ -105,7 +106,7 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
     stages = [replace(one, name=f"prune: {one.name}") for one in prune_stages(facts, plan, speed, options)]
     chosen = recipe.evaluate
     tasks = read_tasks(chosen.tasks, chosen.limit, chosen.perturb, chosen.settings.seed)
-    # Answers use another precision than the cut, so the speed is measured again for them.
+    # Answers are generated in another precision than the cut uses, so the speed is measured again for them.
     asked = _speed(facts, "float32" if options.device == "cpu" else facts.stored, options, out, chosen.batch_size)
     models = {"original": facts.size, "pruned": plan.cut}
     if recipe.data is not None and recipe.recover is not None:
@@ -141,10 +142,10 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
 
 
 def _measuring_stage(recipe: RecipeFile, facts: ModelFacts, speed: Speed) -> Stage:
-    """Return the stage that times both models at every batch size, in two processes, and meters them."""
+    """Return the stage that times both models at every batch size, in two processes, and measures their energy."""
     costs = recipe.measure
     assert costs is not None
-    # Batches of 1, 2, 4, ... up to the largest: as many as it has binary digits.
+    # The batch sizes are 1, 2, 4, ... up to the largest. Their number is that of its binary digits.
     sizes = costs.max_batch.bit_length()
     steps = 2 * costs.new_tokens * (costs.rounds + sizes + 1) * facts.shape.layers
     amount = work(
@@ -155,13 +156,13 @@ def _measuring_stage(recipe: RecipeFile, facts: ModelFacts, speed: Speed) -> Sta
 
 
 def _speed(facts: ModelFacts, precision: str, options: Options, out: PathLike, batch: int = BATCH) -> dict[str, float]:
-    # The disk that is timed is the one that will hold the output.
+    # The timed disk is the one that the output will be written to.
     place = next(parent for parent in as_path(out).absolute().parents if parent.is_dir())
     return measure_speed(facts.config, facts.shape, precision, options.device, place, facts.tokenizer, batch)
 
 
 def _report(stages: Sequence[Stage], speed: Speed, assumed: dict[str, Any]) -> dict[str, Any]:
-    """Return the estimate as the commands print it."""
+    """Return the estimate in the form that the commands print."""
     return {
         "stages": [one.to_json() for one in stages],
         "seconds": sum(one.seconds for one in stages),

@@ -1,4 +1,4 @@
-"""A model as its folder describes it: sizes from its config, what is stored from the headers. No weight is read."""
+"""Describe a model from its folder: sizes from the config, stored tensors from the headers. No weight is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flab.runs.estimate import NUMBER_BYTES, Size
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as its folder describes it, without its weights."""
+    """What a folder tells about its model without its weights."""
 
     path: Path
     config: Any
@@ -31,7 +31,7 @@ class ModelFacts:
     shape: Shape
     tied: bool
     tokenizer: Tokenizer
-    named_ids: set[int]  # in the model's settings
+    named_ids: set[int]  # as set in the model's config
     warnings: list[str]
     stored: str
     weights_bytes: int
@@ -43,7 +43,7 @@ class ModelFacts:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values for each token, in the stored precision."""
+        """The bytes of keys and values for each token in the stored precision."""
         return kv_numbers(self.config, self.shape.layers) * NUMBER_BYTES[self.stored]
 
 
@@ -60,7 +60,7 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
     stored = folder.stored
     config.tie_word_embeddings = f"{family.head}.weight" not in stored  # what the weights say
     tokenizer, named_ids, warnings = load_tokenizer(path)
-    # The model has shapes but no memory; the sizes of its tensors are all that is needed.
+    # This model has tensors without memory. Only their sizes are needed.
     with quiet(), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     return ModelFacts(
@@ -78,5 +78,5 @@ def model_facts(model: PathLike, options: Options | None = None) -> ModelFacts:
 
 
 def assumed_vocabulary(shape: Shape, remove: float) -> int:
-    """Return the tokens that planning keeps if the text does not need more: no larger a share than of the whole model."""
+    """Return the tokens that planning keeps if the text needs no more: the vocabulary shrinks no more than the model."""
     return min(shape.vocabulary, max(VOCABULARY_MULTIPLE, rounded_up(int((1 - remove) * shape.vocabulary))))

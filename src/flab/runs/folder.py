@@ -1,7 +1,7 @@
-"""The folder of a run: which stages are done, from which inputs, and what they cost. It does not know the stages themselves.
+"""Record in a run's folder which stages are done, from which inputs, and what they cost.
 
-A stage runs once, and again if anything that it reads has changed. The cost of a stopped attempt is kept and added to that of
-the next attempt at the same work.
+A stage runs once, and again only if something that it reads has changed. The cost of a stopped attempt is added to the cost
+of the next attempt at the same work. This module does not know the stages themselves.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ SWEEP = "sweep.json"
 
 @dataclass
 class Run:
-    """One run's folder, and which of its stages are done."""
+    """The folder of one run and the record of its stages."""
 
     recipe: RecipeFile
     folder: Path
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    spent: dict[str, dict[str, Any]] = field(default_factory=dict)  # the costs of stopped attempts, by stage
-    met: list[str] = field(default_factory=list)  # the stages of this recipe; the folder may know more
+    spent: dict[str, dict[str, Any]] = field(default_factory=dict)  # the cost of stopped attempts, by stage
+    met: list[str] = field(default_factory=list)  # the stages of this recipe; the folder may have a record of others
 
     def stage(self, name: str, reads: Mapping[str, Any], output: Path, work: Callable[[], Mapping[str, Any]]) -> bool:
-        """Do the work unless it was already done on the same inputs. Returns whether it was done now."""
+        """Do the work unless it has already been done on the same inputs. Return whether it was done now."""
         options = self.recipe.options
         where = {"dtype": options.dtype, "device": options.device.partition(":")[0]}
         digest = fingerprint({"flab": __version__, "stage": name, "options": where, "reads": _plain(reads)})
@@ -49,7 +49,8 @@ class Run:
             return False
         say_stage(len(self.met), self.count, f"{name}: {output}")
         if self.stages.pop(name, None) is not None:
-            # The old record goes first. If it stayed, a stop after the output is replaced would make it that of the new output.
+            # The old record is removed first. Otherwise, if the run stopped right after it replaced the output, the old record
+            # would describe the new output.
             self.save()
         reset_peak(options.device)
         report = self._metered(name, digest, work)
@@ -68,9 +69,9 @@ class Run:
         return True
 
     def _metered(self, name: str, digest: str, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Do the work, and add its cost to that of stopped attempts at the same. The cost is kept if this one stops too."""
+        """Do the work and add its cost to that of earlier stopped attempts. If this attempt stops too, keep the sum."""
         before = self.spent.get(name, {})
-        # Only attempts at the very same work count. The cost of other settings contributed nothing to this output.
+        # Only attempts with the same inputs count. Attempts with other settings contributed nothing to this output.
         before = before if before.get("fingerprint") == digest else {}
         start = time.perf_counter()
         energy = Energy()
@@ -96,7 +97,7 @@ class Run:
         return self.recipe.measure is not None and self.recipe.measure.estimate
 
     def save(self) -> None:
-        """Write ``run.json`` whole, and create the folder if needed."""
+        """Replace ``run.json`` in one step, and create the folder if needed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = {"stages": self.stages, "met": self.met, "stopped": self.spent}
         write_json(self.folder / RUN, {"format": 1, "flab": __version__, **known})
@@ -106,7 +107,7 @@ def earlier(folder: Path, name: str, what: str) -> dict[str, Any] | None:
     """Return the record ``name`` of an earlier run in ``folder``, or None if it is new or empty.
 
     Raises:
-        OptionError: it is a file, holds something else, or lies in a model's folder.
+        OptionError: ``folder`` is a file, contains something else, or lies in a model's folder.
     """
     check_place(folder)
     if folder.exists() and not folder.is_dir():
@@ -125,7 +126,7 @@ def check_limit(limit: int | None, tasks: Sequence[PathLike]) -> None:
 
 
 def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the finished and stopped stages in a run's folder. Raises OptionError if it holds something else."""
+    """Return the finished and stopped stages in a run's folder. Raise OptionError if it contains something else."""
     record = earlier(folder, RUN, "a run of a recipe") or {"stages": {}}
     if not isinstance(record.get("stages"), dict):
         raise OptionError(f"-o {folder} is a folder but does not hold a run of a recipe: give a new one.")
@@ -133,5 +134,5 @@ def known_stages(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dic
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as JSON would read it back, so that it can be digested."""
+    """Return the value as JSON would read it back, so that its digest is the same in a later process."""
     return json.loads(json.dumps(value, default=str))

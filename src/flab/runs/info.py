@@ -1,6 +1,6 @@
-"""``flab info``: the facts of a model and the budgets that it can reach, from its config and the headers of its weights.
+"""Tell the facts of a model and the budgets that it can reach (``flab info``), from its config and tensor headers.
 
-No weight is read. Budgets follow from the sizes, and from the tokens that a text needs if one is given.
+No weight is read. The budgets follow from the sizes and, if a text is given, from the tokens that the text needs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
     Args:
         model: the model's folder.
         options: how to open it.
-        calibration: the text to prune for; then each budget keeps the tokens that the text needs. Without it the tokens'
-            share is that of the whole model, the most that planning keeps.
+        calibration: the text to prune for. Each budget then keeps the tokens that the text needs. Without a text, the
+            vocabulary shrinks by the same share as the whole model, which is the most that planning keeps.
 
     Raises:
         CheckpointError, UnsupportedModelError: as when the model is loaded.
@@ -72,7 +72,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
 
 
 def parts_of(facts: ModelFacts) -> list[dict[str, Any]]:
-    """Return the parameters of each part, their share of all, and the cost of one unit."""
+    """Return the parameters of each part, their share of all parameters, and the parameters of one unit."""
     shape = facts.shape
     rows = shape.vocabulary * shape.per_token
     name = "embedding, which is the head too" if facts.tied else "embedding and head"
@@ -102,7 +102,7 @@ def tokenizer_facts(facts: ModelFacts) -> dict[str, Any]:
 
 
 def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[str, Any]:
-    """Return one budget: the deepest and the shallowest split that meet it, and how much each part gives in the deepest."""
+    """Return one budget: its deepest and its shallowest split, and how much of the deepest each part contributes."""
     vocabulary = needs.size(shape, remove, Pins()) if needs else assumed_vocabulary(shape, remove)
     try:
         splits = feasible_splits(shape, remove, vocabulary, Pins())
@@ -110,7 +110,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
         return {"remove": remove, "reachable": False}
     deepest = splits[0]
     shallowest = splits[-1]
-    # The shares of the cut: tokens, layers (with all of their neurons), and neurons of the layers that stay.
+    # The cut consists of tokens, layers (with all of their neurons), and neurons of the kept layers.
     removed = shape.total - deepest.parameters
     tokens = (shape.vocabulary - deepest.vocabulary) * shape.per_token
     layers = (shape.layers - deepest.layers) * (shape.per_layer + shape.ffn(shape.width))
@@ -128,7 +128,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
 
 
 def most_removable(shape: Shape) -> float:
-    """Return the largest removable fraction, which leaves one layer of the narrowest width and the fewest tokens."""
+    """Return the largest removable fraction. It leaves one layer of the smallest width and the fewest tokens."""
     return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total
 
 
@@ -139,7 +139,7 @@ def _loads_in(facts: ModelFacts) -> dict[str, Any]:
 
 
 def memory_needed(facts: ModelFacts, options: Options) -> dict[str, int]:
-    """Return the commands' peak bytes by formula, with default settings and without the program itself."""
+    """Return the peak bytes of each command by formula, with default settings and without the program itself."""
     return {
         "weights": facts.weights_bytes,
         "plan": plan_memory(facts, options),

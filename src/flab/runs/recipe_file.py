@@ -1,7 +1,7 @@
-"""A recipe file (YAML), which describes a whole run from pruning to the report: reading and checks. No torch.
+"""Read and check a recipe file (YAML), which describes a whole run from pruning to the report. Do not import torch.
 
-Paths are relative to the recipe's own folder; ``bundled`` names what comes with flab. An unknown key is an error that
-names the nearest one.
+Paths are relative to the recipe's own folder, and ``bundled`` stands for the files that come with flab. An unknown key is
+an error whose message names the nearest known key.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
 
 BUNDLED = "bundled"
-MOST_BYTES = 2**16  # of a recipe
+MOST_BYTES = 2**16  # the size of a recipe file
 T = TypeVar("T")
 
 
@@ -75,7 +75,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A whole recipe. ``measure`` may be missing, and so may ``data`` and ``recover`` together; then nothing is trained."""
+    """A whole recipe. ``measure`` is optional. ``data`` and ``recover`` are optional together: without them, flab prunes only."""
 
     path: Path
     model: str
@@ -88,7 +88,7 @@ class RecipeFile:
 
     @property
     def inputs(self) -> list[str | Path]:
-        """All data files and hub ids that the recipe names, those of tasks without their kind."""
+        """All data files and hub ids that the recipe names, without the kinds of tasks."""
         texts: list[str | Path] = [*self.prune.inputs]
         texts += [*self.data.instructions, *self.data.text] if self.data is not None else []
         tasks = [*self.evaluate.tasks, *(self.data.against if self.data is not None else ())]
@@ -104,9 +104,9 @@ TYPES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys and aliases, in which ``1e-3`` is a number (YAML 1.1 reads it as text).
+    """Loads safe YAML without duplicate keys or aliases, in which ``1e-3`` is a number.
 
-    A few lines of nested aliases can stand for more values than fit into any memory.
+    Aliases are refused because a few lines of nested aliases can expand to more values than fit into memory.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -127,7 +127,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# YAML 1.1 wants a dot in a number with an exponent, so it would read a learning rate of 1e-3 as text.
+# YAML 1.1 requires a dot in a number with an exponent, so it would read a learning rate of 1e-3 as text.
 _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))  # type: ignore[no-untyped-call]
 
@@ -160,7 +160,7 @@ def read_recipe(path: Path) -> RecipeFile:
 
 
 def check_inputs(recipe: RecipeFile) -> None:
-    """Check before the work what only later stages read: tasks, the sandbox that they need, instructions, texts."""
+    """Check what only later stages read before the first one starts: tasks, their sandbox, instructions and texts."""
     chosen = recipe.evaluate
     data = recipe.data
     costs = recipe.measure
@@ -183,7 +183,9 @@ def check_inputs(recipe: RecipeFile) -> None:
 def _options(raw: Any, path: Path) -> Options:
     where = f"{path}: options"
     if "overwrite" in _mapping(raw, where):
-        raise OptionError(f"{where}: overwrite is for single commands; a run replaces what has changed: leave it out.")
+        raise OptionError(
+            f"{where}: overwrite is only for single commands; a run replaces what has changed: leave it out."
+        )
     return _made(Options, raw, where)
 
 
@@ -192,7 +194,9 @@ def _load(path: Path) -> Any:
     try:
         data = read_regular(path)
         if len(data) > MOST_BYTES:
-            raise OptionError(f"{path}: {len(data)} bytes, a recipe has at most {MOST_BYTES}; give a recipe, not data.")
+            raise OptionError(
+                f"{path}: {len(data)} bytes, but a recipe has at most {MOST_BYTES}; give a recipe, not data."
+            )
         return yaml.load(data.decode("utf-8-sig"), _Loader)
     except OSError as error:
         raise OptionError(
@@ -218,7 +222,7 @@ def _model(value: Any, path: Path) -> str:
 def _prune(raw: Any, path: Path) -> Recipe:
     where = f"{path}: prune"
     given = dict(_mapping(raw, where))
-    # ``bundled`` means the same as leaving it out: the rows that come with flab.
+    # ``bundled`` means the rows that come with flab, which are also the default.
     if (calibration := given.get("calibration")) is not None:
         given["calibration"] = (
             None if calibration == BUNDLED else _beside(path, _typed(calibration, str, f"{where}: calibration"))
@@ -278,7 +282,7 @@ def _limit(value: Any, where: str) -> int | None:
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
-    """Return one text or a list of them as a list; null gives none."""
+    """Return one text or a list of texts as a list. Null gives an empty list."""
     found = value if isinstance(value, list) else [] if value is None else [value]
     for one in found:
         if not isinstance(one, str) or not one.strip():
@@ -287,12 +291,12 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """Return the path of a file in a recipe, relative to the recipe's folder and not to the current one."""
+    """Return the path of a file in a recipe, which is relative to the recipe's folder and not to the current one."""
     return path.parent.resolve() / Path(name).expanduser()
 
 
 def _sources(value: Any, where: str, path: Path, bundled: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return files or hub ids, with or without ``KIND:``. Whatever cannot be a hub id is a file, even if it is missing."""
+    """Return files or hub ids, with or without ``KIND:``. A name that cannot be a hub id is a file, even if it is missing."""
     found: list[str] = []
     for one in _texts(value, where):
         if one == BUNDLED:
@@ -326,7 +330,7 @@ def _check_keys(given: Mapping[str, Any], allowed: Any, where: str) -> None:
 
 
 def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> T:  # type: ignore[assignment]
-    """Return a dataclass from values whose names and types are checked. Those in ``free`` are taken as they are."""
+    """Build a dataclass from values and check their names and types. Values of the fields in ``free`` are not checked."""
     given = _mapping(raw, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     _check_keys(given, known, where)
@@ -341,13 +345,13 @@ def _made(kind: type[T], raw: Any, where: str, free: set[str] = frozenset()) -> 
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Return the value if it has the field's type. Whole numbers pass as floats, and lists as tuples."""
+    """Return the value if it has the field's type. Whole numbers are accepted as floats, and lists as tuples."""
     choices = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
     for one in choices:
         base = get_origin(one) or one
         if base is tuple and isinstance(value, list):
             return tuple(_typed(part, get_args(one)[0], where) for part in value)
-        # ``type(value)`` and not isinstance, because true would pass as the number 1.
+        # This compares ``type(value)``, because isinstance would accept true as the number 1.
         if base is float and type(value) in (int, float):
             if not abs(value) <= sys.float_info.max:
                 raise OptionError(f"{where}: got {value!r:.60}, expected a finite number.")

@@ -1,7 +1,7 @@
-"""``flab run``: prune, make data, recover, evaluate, compare, measure; a stage is skipped while all that it reads is as it was.
+"""Carry out a recipe (``flab run``): prune, make data, recover, evaluate, compare and measure.
 
-``RUN/run.json`` records for each stage the fingerprint of all it read, when it ran and what it took. A stopped run
-continues within its stage, as the stage's own command would.
+``RUN/run.json`` records for each stage the fingerprint of its inputs, its times and its cost. A stage is skipped while its
+inputs have not changed. A stopped run continues within its stage, as the stage's own command would.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ MEASURE = "measure.json"
 
 
 def run(recipe: PathLike | RecipeFile, out: PathLike) -> dict[str, Any]:
-    """Carry out a recipe, or the recipe in a file, in the folder ``out``; returns the summary.
+    """Carry out a recipe, or the recipe in a file, in the folder ``out``. Return the summary.
 
     Raises:
-        FlabError: the recipe is wrong, or what a stage raises.
+        FlabError: the recipe is invalid, or a stage fails.
     """
     return run_recipe(recipe if isinstance(recipe, RecipeFile) else read_recipe(as_path(recipe)), as_path(out))
 
 
 def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
-    """Carry a recipe out in ``folder``; returns the summary, which is also ``folder/summary.json``.
+    """Carry out a recipe in ``folder``. Return the summary, which is also written to ``folder/summary.json``.
 
     Raises:
-        OptionError: the folder holds something else.
-        FlabError: what a stage raises.
+        OptionError: the folder contains something else.
+        FlabError: a stage fails.
     """
     started = time.perf_counter()
     recipe = replace(recipe, options=settled(recipe.options))
     run = Run(recipe, folder, *known_stages(folder))
-    # Everything that a later stage needs is looked at before the first one starts, which may take hours.
+    # The inputs of all stages are checked before the first one starts, because the stages may take hours.
     check_inputs(recipe)
     model = resolve(recipe.model)
     check_place(folder, [model, *recipe.inputs])
@@ -74,7 +74,7 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
         run_evaluate(run, name, path, model)
     if recipe.measure is not None:
         run_measure(run, models, recipe.measure)
-    run.save()  # with the stages of this recipe, should none have been done now
+    run.save()  # records the stages of this recipe even if none of them was done now
     done = {name: run.stages[name] for name in run.met}
     summary = {
         "recipe": str(recipe.path),
@@ -104,7 +104,7 @@ def run_prune(run: Run, model: Path) -> None:
     recipe = run.recipe.prune
     out = run.folder / "pruned"
     data = [recipe.calibration] if recipe.calibration is not None else []
-    # What a stage reads decides whether it is done again: settings and the digests of files, never times or
+    # The inputs of a stage decide whether it is done again. They are settings and digests of files, never times or
     # paths.
     reads = {
         "recipe": recipe.to_json(),
@@ -164,7 +164,7 @@ def run_recover(run: Run, model: Path) -> None:
         return {name: report[name] for name in names.split()} | found
 
     run.stage("recover", reads, out, work)
-    # The training is on record by now: a run that is stopped from here on does not train again.
+    # By now the training is on record. If the run is stopped from here on, it will not train again.
     if "generality" not in run.stages["recover"]:
         bits = generality_of(out, run.recipe.options, general_size(model))
         run.stages["recover"]["generality"] = {"text": GENERAL_TEXT, "bits_per_byte_after": bits}
@@ -172,7 +172,7 @@ def run_recover(run: Run, model: Path) -> None:
 
 
 def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
-    """Measure one model on all tasks, in the original's precision; the run's folder resumes by itself."""
+    """Evaluate one model on all tasks in the original's precision. A stopped evaluation resumes in its own folder."""
     chosen = run.recipe.evaluate
     out = run.folder / "eval" / name
     reads = {"evaluate": asdict(chosen), "model": model_fingerprint(model), "files": _hashes(chosen.tasks)}
@@ -194,7 +194,7 @@ def run_evaluate(run: Run, name: str, model: Path, original: Path) -> None:
 
 
 def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> None:
-    """What the last model costs to run, beside the original; the seconds and joules of making it come to it later."""
+    """Measure what the last model costs to run beside the original, then add the cost of making it."""
     original = models["original"]
     (name, smaller) = list(models.items())[-1]
     out = run.folder / MEASURE
@@ -214,15 +214,15 @@ def run_measure(run: Run, models: Mapping[str, Path], settings: Measuring) -> No
         return {"gains": report["gains"]}
 
     run.stage("measure", reads, out, work)
-    # The cost of the stages is known only now, so the payback is added to what was measured, also if nothing
-    # was measured anew.
+    # The cost of all stages is known only now. The payback is therefore added here, even if the measurement itself was
+    # kept from an earlier run.
     made = {stage: run.stages[stage] for stage in run.met}
     report = read_json(out)
     write_json(out, report | {"payback": payback(made, report, solving(runs[0]) if solvable else None)})
 
 
 def summary_of(folder: Path, name: str, model: Path) -> dict[str, Any]:
-    """Describe one model of a finished run: its size and scores, and for a smaller one what it kept of the original's.
+    """Describe one model of a finished run: its size, its scores and, for a smaller model, what it kept.
 
     Writes ``compare-NAME.json`` for a smaller model.
     """
@@ -233,7 +233,7 @@ def summary_of(folder: Path, name: str, model: Path) -> dict[str, Any]:
         for task in results["tasks"]
     }
     if name != "original":
-        # What is kept is counted problem by problem: both models answered the same ones.
+        # Both models answered the same problems, so what was kept is counted problem by problem.
         paired = compare_runs(folder / "eval" / "original", folder / "eval" / name)
         write_json(folder / f"compare-{name}.json", paired)
         for task in paired["tasks"]:
@@ -249,7 +249,7 @@ def summary_of(folder: Path, name: str, model: Path) -> dict[str, Any]:
 
 
 def _hashes(paths: Iterable[str | Path]) -> list[str]:
-    """Return the content of files and folders that are here, with or without ``KIND:``; the name of what is not (a hub id)."""
+    """Return the digests of files and folders, with or without ``KIND:``. A name that is neither (a hub id) stays a name."""
     found = []
     for path in map(str, paths):
         local = Path(path) if Path(path).exists() else Path(parse_task_argument(path)[1])

@@ -1,12 +1,12 @@
-"""``flab sweep``: one search, many budgets.
+"""Plan many budgets in one search (``flab sweep``).
 
-The budgets share the texts, their token counts, the order of the layers, and the sets that swapping found. Each begins at
-the depth where the smaller one ended, and skips depths of which a wider model was already worse. That this holds from one
-budget to the next is assumed, not measured.
+The budgets share the texts, their token counts, the order of the layers, and the sets of layers that swapping found. Each
+budget begins at the depth where the smaller one ended and skips depths at which a wider model was already worse. The sweep
+assumes, without measuring it, that this also holds for the next budget.
 
-KL alone decides between splits, whereas the tests decide between the finalists of ``flab plan``. Each budget's winner is
-fitted on all tokens and tried on the calibration's tests, so it can be applied like a plan of ``flab plan``.
-A stopped sweep continues at the budget where it was.
+KL alone decides between splits, whereas the tests decide between the finalists of ``flab plan``. The winner of each budget
+is fitted on all tokens and run on the calibration's tests, so its plan can be applied like a plan of ``flab plan``.
+A stopped sweep continues at the budget where it stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from flab.runs.folder import SWEEP, check_limit, earlier
 from flab.version import __version__
 
 FORMAT = 1
-# Depths in a row that are worse than the best, after which fewer layers are not tried.
+# After this many depths in a row that are worse than the best, fewer layers are not tried.
 PATIENCE = 1
 OF_BUDGETS = ("remove", "finalists", "finalist_tokens")  # fields that do not affect what one budget leaves for the next
 
@@ -51,20 +51,20 @@ def sweep(
     tasks: Sequence[PathLike] = (),
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Plan every budget, from the smallest on. Returns the content of ``out/sweep.json``.
+    """Plan all budgets, smallest first. Return the content of ``out/sweep.json``.
 
-    ``save`` also keeps each smaller model. With ``tasks`` they are kept, too, and evaluated beside the original.
+    ``save`` also saves each smaller model. With ``tasks`` the models are saved too and evaluated beside the original.
 
     Raises:
-        OptionError: there is no budget, or ``out`` holds something else.
-        BudgetError: one of them cannot be reached; then nothing is planned.
-        FlabError: planning or evaluating raises it.
+        OptionError: no budget was given, or ``out`` contains something else.
+        BudgetError: one of the budgets cannot be reached. Nothing is planned then.
+        FlabError: planning or evaluating fails.
     """
     recipe, options, folder = recipe or Recipe(), settled(options or Options()), as_path(out)
     if not budgets:
         raise OptionError("`remove`: got none; give one or more budgets, e.g. 0.2 and 0.4.")
     check_limit(limit, tasks)
-    # From small to large, because each budget starts from what the smaller one found. ``replace`` checks each
+    # The budgets are sorted, because each starts from what the smaller one found. ``replace`` checks each
     # value.
     wanted = sorted({replace(recipe, remove=budget).remove for budget in budgets})
     start = time.perf_counter()
@@ -104,7 +104,7 @@ def _save(source: Path, folder: Path, budget: float, options: Options) -> None:
 
 
 def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
-    """Return what an earlier, stopped sweep left. Raises OptionError if the folder holds something else."""
+    """Return the record of an earlier, stopped sweep. Raise OptionError if the folder contains something else."""
     before = earlier(folder, SWEEP, "a sweep")
     if before is None:
         return {"format": FORMAT, "flab": __version__, "fingerprint": digest, "budgets": [], "known": {}}
@@ -116,16 +116,16 @@ def known_sweep(folder: Path, digest: str) -> dict[str, Any]:
 
 
 def _known(state: Mapping[str, Any]) -> Known:
-    """Return what the budgets so far found, for the next ones."""
+    """Return what the finished budgets found, for the next ones."""
     swapped = {int(count): tuple(found) for count, found in state["known"].get("swapped", {}).items()}
     return Known(list(state["known"].get("layer_path", [])), swapped, patience=PATIENCE)
 
 
 def _plan(planner: Planner, budget: float, folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Plan one budget: write its plan and return its row."""
+    """Plan one budget, write its plan and return its row."""
     began = time.perf_counter()
     smaller = [row for row in state["budgets"] if row["remove"] < budget]
-    # Only smaller budgets say anything about this one. An earlier, stopped sweep may have left rows of larger ones.
+    # Only smaller budgets help with this one. An earlier, stopped sweep may have left rows of larger budgets.
     planner.known.most_layers = min((row["layers"]["after"] for row in smaller), default=None)
     planner.known.kl_by_layers = {int(n): kl for row in smaller for n, kl in row["kl_by_layers"].items()}
     decided, built, _ = planner.plan(budget)
@@ -206,14 +206,14 @@ def measure_budgets(
             }
             for task, summary in found[_name(budget)].items()
         }
-        # The first task decides what the curve shows; nothing is kept of a task in which the original passes nothing.
+        # The curve shows the first task. If the original passes none of its problems, no retention can be computed.
         first = next(iter(row["scores"].values()))
         row["retention"] = first["passed"] / first["original"] if first["original"] else None
 
 
 def mark_best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Set ``pareto`` in each row: whether no other row keeps as much with as few parameters."""
-    # The best measure that all rows have decides: retention, tests or KL. Different measures cannot be compared.
+    # Rows are compared by the best measure that all of them have: retention, tests or KL.
     kept = [-float(row["kl_nats_per_token"]) for row in rows]
     if all(row["retention"] is not None for row in rows):
         kept = [float(row["retention"]) for row in rows]
