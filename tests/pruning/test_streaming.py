@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from flab.models import memory, shards
 from flab.models.checkpoint import cast_parameters, load_model, one_layer_at_a_time, open_to_cut, save, torch_dtypes
 from flab.models.families import FAMILIES, layers_of
 from flab.models.layers import LayerRunner
+from flab.models.probes import ProbeWalk
 from flab.models.shards import ShardWriter, layout
 from flab.models.weights import Place, check_finite, filed, in_memory, pieces_of, place_of
+from flab.pruning.cuts.layers import LayerSearch, by_kl
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.pipeline import build, plan
@@ -43,7 +46,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def opened(source: Path, kind: str, in_files: bool):
     """Open a model; without a refit, which needs text of whole tokens, half of its vocabulary goes."""
-    checkpoint, family = open_to_cut(source, Options(), in_files=in_files)
+    checkpoint, family = open_to_cut(source, Options(), "bfloat16" if kind == "none" else None, in_files=in_files)
     cut_vocabulary(
         checkpoint.model, family, list(range(0, pico.tokenizer().get_vocab_size(), 2 if kind == "none" else 1))
     )
@@ -66,9 +69,12 @@ def written_from_files(source: Path, kind: str, folder: Path, dtype: str) -> dic
     model, cut = checkpoint.model, cut_of(kind, bool(family.experts))
     folder.mkdir()
     shapes = layout(model, family, torch_dtypes[dtype], layers_after(model, family, cut))
+    walk = ProbeWalk(model)
     with ShardWriter(folder, shapes) as writer:
 
         def store(place, layer):
+            if kind == "none":
+                walk.through(cut.kept_layers[place], layer)
             writer.take(model, f"{family.layers}.{place}", layer, torch.device("cpu"))
             assert all(place_of(parameter) is not None for parameter in layer.parameters())
 
@@ -79,6 +85,8 @@ def written_from_files(source: Path, kind: str, folder: Path, dtype: str) -> dic
             carve(model, family, cut, data.fit, data.compare, done=store)
         cast_parameters(model, dtype)
         save(checkpoint, folder, None, writer)
+    # The proof of a cut alone comes from the layers on their way to the files, and must be what the files give.
+    assert kind != "none" or walk.logits() == ProbeWalk(model).through_all().logits()
     return files_of(folder)
 
 
@@ -189,6 +197,21 @@ def test_a_criterion_that_reads_the_whole_model_says_so(criterion, pico_folder, 
     assert "needs gradients through all layers: the whole model is read" in capsys.readouterr().err
     NEURON_CRITERIA[criterion](search)
     assert "is read" not in capsys.readouterr().err
+
+
+def test_scoring_layers_reads_each_once_and_scores_as_in_memory(pico_folder, monkeypatch):
+    batches = data_for(10).fit
+    paths, read = [], []
+    reading = Place.read
+    monkeypatch.setattr(Place, "read", lambda place, dtype: read.append(id(place)) or reading(place, dtype))
+    for in_files in (False, True):
+        checkpoint, family = open_to_cut(pico_folder("llama"), Options(), in_files=in_files)
+        search = LayerSearch(LayerRunner(checkpoint.model, family), batches)
+        next(by_kl(search))
+        paths.append(search.path)
+    assert paths[0] == paths[1]
+    # Once for the reference of all batches, and once for the scores of each.
+    assert set(Counter(read).values()) == {1 + len(batches)}
 
 
 def test_experts_that_go_are_not_read(pico_folder):

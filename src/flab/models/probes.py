@@ -32,24 +32,44 @@ def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
         return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
 
 
-def walked_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
-    """Return the same logits by walking through the layers. Their weights may lie in files; each is read once."""
-    import torch
+class ProbeWalk:
+    """Rows of token ids on their way through a model's layers, which are in memory one at a time."""
 
-    from flab.models.families import family_of
-    from flab.models.layers import LayerRunner
-    from flab.models.scorer import scorer_of
+    def __init__(self, model: Any) -> None:
+        """Embed the fixed rows of ids."""
+        import torch
 
-    runner = LayerRunner(model, family_of(model.config))
-    head = scorer_of(model)
-    # One text at a time: texts of one batch would be padded, and padding can move the last bits of the logits.
-    states = [runner.embed_ids(torch.tensor([row])) for row in ids]
-    # Layer by layer for all texts, so that each layer is read from its file once.
-    for index in range(len(runner.layers)):
-        with runner.at_work(index):
-            states = [runner.layer(index, hidden) for hidden in states]
-    with torch.no_grad():
-        return [head(runner.finish(hidden))[0, -1, :64].float().tolist() for hidden in states]
+        from flab.models.families import family_of
+        from flab.models.layers import LayerRunner
+
+        self.ids = probe_ids(model.config.vocab_size)
+        self.runner = LayerRunner(model, family_of(model.config))
+        # One text at a time: texts of one batch would be padded, and padding can move the last bits of the logits.
+        self.states = [self.runner.embed_ids(torch.tensor([row])) for row in self.ids]
+
+    def through(self, index: int, layer: Any) -> None:
+        """Pass all rows through a layer that is in memory; ``index`` is its place in the model that the walk began with."""
+        self.states = [self.runner.run(index, hidden, layer) for hidden in self.states]
+
+    def through_all(self) -> ProbeWalk:
+        """Pass all rows through all layers. Their weights may lie in files; each is read once."""
+        import torch
+
+        with torch.no_grad():
+            for index in range(len(self.runner.layers)):
+                with self.runner.at_work(index) as layer:
+                    self.through(index, layer)
+        return self
+
+    def logits(self) -> list[list[float]]:
+        """Return the first 64 logits after each row."""
+        import torch
+
+        from flab.models.scorer import scorer_of
+
+        head = scorer_of(self.runner.model)
+        with torch.no_grad():
+            return [head(self.runner.finish(hidden))[0, -1, :64].float().tolist() for hidden in self.states]
 
 
 def same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from flab.errors import CheckpointError, OptionError
 from flab.models.child import run_child
-from flab.models.probes import probe_ids, walked_logits
+from flab.models.probes import ProbeWalk
 
 PROOF = "proof.json"
 
@@ -80,16 +80,19 @@ def check(
     return verdict
 
 
-def write_proof(model: Any, folder: Path, refit: str, trained: bool = False) -> None:
-    """Write the saved model's logits on fixed token ids; the fresh process compares its own with them."""
-    ids = probe_ids(model.config.vocab_size)
+def write_proof(model: Any, folder: Path, refit: str, trained: bool = False, walk: ProbeWalk | None = None) -> None:
+    """Write the saved model's logits on fixed token ids; the fresh process compares its own with them.
+
+    ``walk`` has passed through all layers already. Without it the model is walked layer by layer, because its weights may lie
+    in the files that were just written.
+    """
+    walk = walk or ProbeWalk(model).through_all()
     proof = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "refit": refit,
         "trained": trained,
-        "ids": ids,
-        # Walked layer by layer, because the weights may lie in the files that were just written.
-        "logits": walked_logits(model, ids),
+        "ids": walk.ids,
+        "logits": walk.logits(),
     }
     (folder / PROOF).write_text(json.dumps(proof) + "\n")
 

@@ -21,6 +21,7 @@ from flab.models.devices import settled
 from flab.models.families import Family
 from flab.models.folder import resolve
 from flab.models.options import Options
+from flab.models.probes import ProbeWalk
 from flab.models.scorer import scorer_of
 from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource
@@ -107,22 +108,33 @@ def apply(
     if all(one.after == one.before for name, one in plan.cuts.items() if name != "vocabulary"):
         cut = replace(cut, kind="none")  # layers that stay as they are need no refit
     with new_folder(out, options.overwrite) as folder, ShardWriter(folder, shapes) as writer:
-        kl = _cut_into(writer, checkpoint.model, family, cut, data, compared=replayed)
+        # Without a refit the layers have their final precision, and the proof's texts pass through each before it is written.
+        # That spares reading the output once more.
+        walk = ProbeWalk(checkpoint.model) if kind == "none" else None
+        kl = _cut_into(writer, checkpoint.model, family, cut, data, compared=replayed, walk=walk)
         if replayed:
             plan = adopted(plan, source, family, options, kl, warnings)
             for warning in plan.warnings[-1 - len(warnings) :]:
                 say(warning)
-        _save(checkpoint, tokenizer_json, plan, kind, folder, writer)
+        _save(checkpoint, tokenizer_json, plan, kind, folder, writer, walk)
     return out
 
 
 def _cut_into(
-    writer: ShardWriter, model: Any, family: Family, cut: Cut, data: CalibrationSet, compared: bool
+    writer: ShardWriter,
+    model: Any,
+    family: Family,
+    cut: Cut,
+    data: CalibrationSet,
+    compared: bool,
+    walk: ProbeWalk | None,
 ) -> float | None:
-    """Cut a model whose layers lie in files; each goes to ``writer`` when it is done. Returns the KL if ``compared``."""
+    """Cut a model whose layers lie in files; each goes through ``walk`` to ``writer``. Returns the KL if ``compared``."""
     device = model.get_input_embeddings().weight.device
 
     def store(place: int, layer: nn.Module) -> None:
+        if walk is not None:
+            walk.through(cut.kept_layers[place], layer)
         writer.take(model, f"{family.layers}.{place}", layer, device)
 
     if cut.kind == "none":
@@ -172,6 +184,7 @@ def _save(
     kind: str,
     folder: Path,
     writer: ShardWriter | None = None,
+    walk: ProbeWalk | None = None,
 ) -> None:
     """Fill the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
     # Everything was computed in a wider precision; the folder has the original's.
@@ -179,7 +192,7 @@ def _save(
     save(checkpoint, folder, tokenizer_json, writer)
     plan.write(folder / "plan.json")
     (folder / "kept_tokens.json").write_text(json.dumps(plan.vocabulary.kept) + "\n")
-    write_proof(checkpoint.model, folder, refit=kind)
+    write_proof(checkpoint.model, folder, refit=kind, walk=walk)
 
 
 def prune(

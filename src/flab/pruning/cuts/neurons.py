@@ -186,10 +186,17 @@ def cut_ffn(layer: nn.Module, family: Family, neurons: Sequence[int]) -> None:
             module.bias = nn.Parameter(module.bias.data[index], requires_grad=False)
         module.out_features = len(rows)
     out = linear(layer, family.ffn_out)
-    index = torch.tensor(neurons, device=out.weight.device)
-    # On a CPU twice as fast as indexing by [:, index].
-    out.weight = nn.Parameter(out.weight.data.index_select(1, index), requires_grad=False)
+    out.weight = nn.Parameter(_columns(out.weight.data, neurons), requires_grad=False)
     out.in_features = len(neurons)
     ffn = layer.get_submodule(family.ffn)
     if hasattr(ffn, "intermediate_size"):
         ffn.intermediate_size = len(neurons)  # type: ignore[assignment]
+
+
+def _columns(matrix: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
+    """Return a copy with these columns only."""
+    if not matrix.is_cpu:
+        return matrix.index_select(1, torch.tensor(kept, device=matrix.device))
+    # On a CPU numpy takes columns four times as fast as torch. It has no bfloat16, so it is given the numbers as integers.
+    bits = matrix.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[matrix.dtype.itemsize]).numpy()
+    return torch.from_numpy(bits.take(kept, axis=1)).view(matrix.dtype)

@@ -182,4 +182,4 @@ def _renumber_ids(value: Any, new_of: Mapping[int, int]) -> Any:
 
 
 def _rows(weight: torch.Tensor, kept: list[int]) -> nn.Parameter:
-    return nn.Parameter(weight.data[torch.tensor(kept, device=weight.device)].clone(), requires_grad=False)
+    return nn.Parameter(weight.data.index_select(0, torch.tensor(kept, device=weight.device)), requires_grad=False)
