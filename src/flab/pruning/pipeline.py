@@ -110,13 +110,13 @@ def apply(
     with new_folder(out, options.overwrite) as folder, ShardWriter(folder, shapes) as writer:
         # Without a refit the layers have their final precision, and the proof's texts pass through each before it is written.
         # That spares reading the output once more.
-        walk = ProbeWalk(checkpoint.model) if kind == "none" else None
-        kl = _cut_into(writer, checkpoint.model, family, cut, data, compared=replayed, walk=walk)
+        probes = ProbeWalk(checkpoint.model) if kind == "none" else None
+        kl = _cut_into(writer, checkpoint.model, family, cut, data, compared=replayed, probes=probes)
         if replayed:
             plan = adopted(plan, source, family, options, kl, warnings)
             for warning in plan.warnings[-1 - len(warnings) :]:
                 say(warning)
-        _save(checkpoint, tokenizer_json, plan, kind, folder, writer, walk)
+        _save(checkpoint, tokenizer_json, plan, kind, folder, writer, probes)
     return out
 
 
@@ -127,14 +127,14 @@ def _cut_into(
     cut: Cut,
     data: CalibrationSet,
     compared: bool,
-    walk: ProbeWalk | None,
+    probes: ProbeWalk | None,
 ) -> float | None:
-    """Cut a model whose layers lie in files; each goes through ``walk`` to ``writer``. Returns the KL if ``compared``."""
+    """Cut a model whose layers lie in files; each is probed and goes to ``writer``. Returns the KL if ``compared``."""
     device = model.get_input_embeddings().weight.device
 
     def store(place: int, layer: nn.Module) -> None:
-        if walk is not None:
-            walk.through(cut.kept_layers[place], layer)
+        if probes is not None:
+            probes.through(cut.kept_layers[place], layer)
         writer.take(model, f"{family.layers}.{place}", layer, device)
 
     if cut.kind == "none":
@@ -184,7 +184,7 @@ def _save(
     kind: str,
     folder: Path,
     writer: ShardWriter | None = None,
-    walk: ProbeWalk | None = None,
+    probes: ProbeWalk | None = None,
 ) -> None:
     """Fill the folder: model, tokenizer, plan, kept tokens, and the proof that the check reads."""
     # Everything was computed in a wider precision; the folder has the original's.
@@ -192,7 +192,7 @@ def _save(
     save(checkpoint, folder, tokenizer_json, writer)
     plan.write(folder / "plan.json")
     (folder / "kept_tokens.json").write_text(json.dumps(plan.vocabulary.kept) + "\n")
-    write_proof(checkpoint.model, folder, refit=kind, walk=walk)
+    write_proof(checkpoint.model, folder, refit=kind, walk=probes)
 
 
 def prune(
