@@ -5,6 +5,10 @@
 PRUNED is a folder of ``flab prune`` of the bundled model. The instructions are the recovery pool, less what overlaps with
 the tasks; nothing is drawn from the tasks. The seed decides the drawn answers' rows, the held-out prompts' order and the
 order of training. Writes OUT/strategies.json and prints a table.
+
+``on-policy`` is distillation on the student's own answers, right or wrong: half of the steps on what the pruned model
+writes, the other half on what the model writes that comes out of them. It is left out where alpha is not 1, because its
+answers are no targets for the cross entropy.
 """
 
 from __future__ import annotations
@@ -13,13 +17,16 @@ import argparse
 import json
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flab import Making, Options, Training, assets, evaluate, make_data, recover
 from flab.progress import add, console, say, table_of
 from flab.runs.recipe_file import BUNDLED_TASKS as TASKS
 
-STRATEGIES = ("verified-self", "reference", "self")
+ON_POLICY = "on-policy"
+STRATEGIES = ("verified-self", "reference", "self", ON_POLICY)
 
 
 def passed(model: Path, out: Path) -> dict[str, int]:
@@ -34,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alpha", type=float, nargs="+", default=[1.0, 0.0])
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
@@ -41,22 +49,29 @@ def main() -> None:
         passed(assets.model_path(), given.output / "original"),
         passed(given.student, given.output / "before"),
     )
-    data = {name: given.output / name / "data.jsonl" for name in STRATEGIES}
+    data = {name: given.output / name / "data.jsonl" for name in given.strategies}
     for name, file in data.items():
         file.parent.mkdir(exist_ok=True)
         shared = given.output / "verified-self" / "data.generations.jsonl"
-        if shared.is_file() and name != "verified-self":
+        if shared.is_file() and name in ("reference", "self"):
             shutil.copyfile(shared, file.with_suffix(".generations.jsonl"))
-        making = Making(strategy=name, max_new_tokens=200, batch_size=128)
-        make_data(assets.model_path(), [assets.recovery_path()], file, making, Options(overwrite=True), TASKS)
+        if name == ON_POLICY:
+            write_answers(given.student, file, "self")
+        else:
+            write_answers(assets.model_path(), file, name)
     rows = []
     for alpha in given.alpha:
         for name, file in data.items():
+            if name == ON_POLICY and alpha != 1:
+                continue
             for seed in range(given.seeds):
                 out = given.output / f"{name}-{alpha:g}-{seed}"
                 training = Training(alpha=alpha, steps=given.steps, length=256, batch=16, micro_batch=16, seed=seed,
                                     patience=99, evaluations=4)  # fmt: skip
-                report = recover(given.student, assets.model_path(), file, out, training, Options(overwrite=True))
+                if name == ON_POLICY:
+                    report = recover_on_policy(given.student, file, out, training)
+                else:
+                    report = recover(given.student, assets.model_path(), file, out, training, Options(overwrite=True))
                 scores = passed(out, given.output / "eval" / out.name)
                 rows.append({"strategy": name, "alpha": alpha, "seed": seed, "passed": scores,
                              "held_out": report["held_out"], "seconds": report["seconds"]})  # fmt: skip
@@ -64,6 +79,22 @@ def main() -> None:
                 result = {"steps": given.steps, "original": original, "before": before, "rows": rows}
                 (given.output / "strategies.json").write_text(json.dumps(result, indent=1) + "\n")
     show(rows, original, before)
+
+
+def write_answers(writer: Path, file: Path, strategy: str) -> None:
+    """Write the training rows of one strategy, with answers by ``writer``."""
+    making = Making(strategy=strategy, max_new_tokens=200, batch_size=128)
+    make_data(writer, [assets.recovery_path()], file, making, Options(overwrite=True), TASKS)
+
+
+def recover_on_policy(student: Path, first: Path, out: Path, training: Training) -> dict[str, Any]:
+    """Train half of the steps on the student's first answers, and half on those of the model that comes out."""
+    half = replace(training, steps=(training.steps or 0) // 2, evaluations=2)
+    between = out.with_name(f"{out.name}-half")
+    second = between.with_name(f"{between.name}.jsonl")
+    recover(student, assets.model_path(), first, between, half, Options(overwrite=True))
+    write_answers(between, second, "self")
+    return recover(between, assets.model_path(), second, out, half, Options(overwrite=True))
 
 
 def show(rows: list[dict], original: dict[str, int], before: dict[str, int]) -> None:
