@@ -78,7 +78,7 @@ def test_examples_are_the_first_of_each_outcome(run):
 def test_prompts_are_shown_only_from_the_file_that_was_asked(run, tmp_path):
     other = tmp_path / "problems.jsonl"
     other.write_text("".join(json.dumps(row | {"test": "assert 0"}) + "\n" for row in made_run.PROBLEMS))
-    for source, reason in ((other, "has changed"), (tmp_path / "gone.jsonl", "is not where it was")):
+    for source, reason in ((other, "has changed"), (tmp_path / "gone.jsonl", "is no longer in its place")):
         for name in ("original", "recovered"):
             file = run / "eval" / name / "results.json"
             value = json.loads(file.read_text())
@@ -140,7 +140,7 @@ def test_a_run_that_has_only_begun_gives_a_report(tmp_path):
     assert {"models", "cuts", "tasks", "budget", "recovery", "examples", "measured", "footprint"} <= set(
         report["missing"]
     )
-    assert report["verdict"]["sentence"] == "Nothing has been cut yet; what the model keeps was not measured."
+    assert report["verdict"]["sentence"] == "Nothing has been cut yet; how much the model keeps was not measured."
     assert report["files"] == ["report.html", "report.md", "report.json"]
 
 
@@ -203,7 +203,7 @@ def test_a_run_without_training_is_about_the_cut_model(run):
 
 def test_a_format_of_the_future_is_refused(changed):
     run = changed("measure.json", lambda value: value.update(format=2))
-    with pytest.raises(DataError, match="format 2, this flab reads 1"):
+    with pytest.raises(DataError, match="format 2, but this flab reads 1"):
         make_report(run)
 
 

@@ -179,7 +179,7 @@ def test_before_the_first_stage_nothing_is_of_this_run(last):
     for part in ("models", "cuts", "budget"):
         assert report["missing"][part] == f"pruned/plan.json is {AGAIN}"
     assert "no stage of the run is finished" in report["missing"]["footprint"]
-    assert report["verdict"]["sentence"] == "Nothing has been cut yet; what the model keeps was not measured."
+    assert report["verdict"]["sentence"] == "Nothing has been cut yet; how much the model keeps was not measured."
     assert report["files"] == ["report.html", "report.md", "report.json"]
 
 

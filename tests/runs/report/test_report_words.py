@@ -71,8 +71,8 @@ def score_tile(verdict):
 
 def test_of_nothing_nothing_can_be_kept(run):
     verdict = gather(of_none(run))["verdict"]
-    assert "the original solves 0 and the smaller model 2: there is nothing to keep" in verdict["sentence"]
-    assert (score_tile(verdict)["value"], score_tile(verdict)["note"]) == ("–", "there is nothing to keep, problems")
+    assert "the original solves 0 and the smaller model 2, so retention is undefined" in verdict["sentence"]
+    assert (score_tile(verdict)["value"], score_tile(verdict)["note"]) == ("–", "retention is undefined, problems")
 
 
 def test_scores_without_a_pair_are_not_called_unmeasured(run):

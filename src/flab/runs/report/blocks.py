@@ -1,6 +1,6 @@
-"""The blocks of a page: text, tables, charts and so on, as plain values that both HTML and Markdown render.
+"""Define the blocks of a page (text, tables, charts and so on) as plain values, for HTML and Markdown alike.
 
-Text in a block may hold code between backticks; everything else is shown as it is.
+In the text of a block, backticks mark code. All other characters are shown literally.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 
 class Block:
-    """One piece of a section; its class decides how it is rendered."""
+    """One piece of a section. Its class decides how it is rendered."""
 
     @property
     def kind(self) -> str:
-        """The name of the class in lower case, which is also the name of the template's macro."""
+        """The name of the class in lower case, which is also the name of its macro in the template."""
         return type(self).__name__.lower()
 
 
 @dataclass(frozen=True)
 class Text(Block):
-    """A paragraph; ``small`` for how something was measured."""
+    """A paragraph. ``small`` is for notes on how something was measured."""
 
     text: str
     small: bool = False
@@ -29,21 +29,21 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Heading(Block):
-    """The title of what follows, below the section's own."""
+    """A title of the level below the section's title."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Gap(Block):
-    """A missing part, and the command that makes it."""
+    """Tells that a part is missing, and which command makes it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows of text under a caption; columns hold figures but for those in ``words``. ``marked`` rows stand out."""
+    """A table with a caption. Columns contain figures except those in ``words``. ``marked`` rows are highlighted."""
 
     caption: str
     columns: Sequence[str]
@@ -55,7 +55,7 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Chart(Block):
-    """A drawing: its kind, its numbers, a description in words, and the same numbers as a table."""
+    """A drawing: its kind, its numbers, a description, and the same numbers as a table."""
 
     name: str
     drawing: str
@@ -67,14 +67,14 @@ class Chart(Block):
 
 @dataclass(frozen=True)
 class Charts(Block):
-    """Charts that stand beside each other if there is room."""
+    """Charts that are placed side by side if the page is wide enough."""
 
     charts: Sequence[Chart]
 
 
 @dataclass(frozen=True)
 class Shares(Block):
-    """How much of several things was kept: name, before, after."""
+    """How much of several sizes was kept, each with its name and its values before and after."""
 
     title: str
     rows: Sequence[tuple[str, int, int]]
@@ -83,7 +83,7 @@ class Shares(Block):
 
 @dataclass(frozen=True)
 class Strip(Block):
-    """The original's layers in a row, with the removed ones marked."""
+    """The original's layers in a row. The removed layers are marked."""
 
     title: str
     before: int
@@ -113,7 +113,7 @@ class Example(Block):
 
 @dataclass(frozen=True)
 class Code(Block):
-    """Lines to be copied."""
+    """Lines of code for the reader to copy."""
 
     text: str
     language: str = ""
@@ -121,7 +121,7 @@ class Code(Block):
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure; ``state`` is kept, worse, plain or missing."""
+    """A key figure. ``state`` is kept, worse, plain or missing."""
 
     label: str
     value: str

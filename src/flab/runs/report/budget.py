@@ -1,4 +1,4 @@
-"""The budget curve: how much is kept, and how far the model moves, over the fraction of parameters removed."""
+"""Draw the budget curve: what is kept and the KL divergence over the fraction of parameters removed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_SWEEP = (
 
 
 def budget(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """This run's models, the sweep's, and the published points, each with what it keeps."""
+    """Return the models of this run, those of the sweep, and the published points, each with what it keeps."""
     plan = inputs.plan
     if plan is None:
         raise AbsentError(
@@ -51,7 +51,7 @@ def budget(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]
 
 
 def no_sweep(inputs: Inputs) -> str:
-    """Return why there are no other budgets."""
+    """Return the reason why the report has no other budgets."""
     if inputs.other_sweep is None:
         return NO_SWEEP
     return OTHER_SWEEP.format(name=name_of(inputs.other_sweep))
@@ -67,26 +67,28 @@ def _sweep(sweep: Json | None) -> list[dict[str, Any]] | None:
 
 
 def section(report: Json) -> Section:
-    """Return retention and KL over what was removed."""
+    """Return the charts of retention and KL over the fraction removed."""
     made = Section("budget", "The budget curve")
     found = report["budget"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["budget"]))
         return made
     charts = [_kept_chart(found)]
-    if found["sweep"]:  # one point is no curve, and the table of models has its KL
+    if found["sweep"]:  # a single point makes no curve, and its KL is in the table of models
         charts.append(_kl_chart(found))
     made.blocks.append(Charts(charts))
     if found["sweep"]:
         made.blocks.append(_sweep_table(found["sweep"]))
     else:
         made.blocks.append(Gap(report["missing"]["sweep"]))
-    made.blocks.append(Text(f"Diamonds: {SOURCE}. They are 0.97 of pass@1 untrained and 1.00 or more recovered.", True))
+    made.blocks.append(
+        Text(f"Diamonds: {SOURCE}. They keep 0.97 of pass@1 untrained and 1.00 or more recovered.", True)
+    )
     return made
 
 
 def _kept_chart(found: Json) -> Chart:
-    """Return scores over the original's; of the sweep also the calibration's tests, for it may have no scores."""
+    """Return the chart of scores relative to the original. A sweep may have no scores, so it also shows calibration tests."""
     known = [one for one in found["points"] if one["retention"] is not None]
     swept = found["sweep"] or []
     scored = [one for one in swept if one["retention"] is not None]
@@ -98,16 +100,16 @@ def _kept_chart(found: Json) -> Chart:
         series_of("as published", "ink", False, found["published"]["points"], "retention"),
     ]
     note = (
-        f"This run: passes over the original's on {found['task'] or 'no task'}, all samples; whiskers: 95 % bootstrap over "
-        "its problems. Sweep: cut and not trained; scores over the original's where tasks were given, and the share of "
-        "calibration tests solved."
+        f"This run: passes relative to the original on {found['task'] or 'no task'}, over all samples. The whiskers are 95 % "
+        "bootstrap intervals over its problems. Sweep: models after the cut, without training. Scores are relative to the "
+        "original, if tasks were given. Tests are the share of calibration problems solved."
     )
     rows = [[one["name"], percent(one["removed_fraction"]), percent(one["retention"]), _spread(one)] for one in known]
     rows += [["sweep, score", percent(one["removed_fraction"]), percent(one["retention"]), NONE] for one in scored]
     rows += [["sweep, tests", percent(one["removed_fraction"]), percent(one["solved"]), NONE] for one in tested]
     rows += [[one["name"], percent(one["removed_fraction"], 0), _published(one), NONE]
              for one in found["published"]["points"]]  # fmt: skip
-    table = Table("What is kept over what is removed", ["model", "removed", "kept", "95 %"], rows, note)
+    table = Table("Score kept by parameters removed", ["model", "removed", "kept", "95 %"], rows, note)
     return Chart("kept", "lines", "What is kept", kept_data(series), note, table)
 
 
@@ -120,28 +122,28 @@ def _kl_chart(found: Json) -> Chart:
     swept = found["sweep"] or []
     series = [series_of("sweep, untrained", "muted", True, swept, "kl_nats_per_token")]
     series += [series_of(one["name"], _style(one["name"]), False, [one], "kl_nats_per_token") for one in known]
-    note = "Nats per token against the original on the calibration's comparison windows, cut and not trained."
+    note = "Nats per token from the original on the comparison windows of the calibration, after the cut and before training."
     rows = [[one["name"], percent(one["removed_fraction"]), number(one["kl"])] for one in known]
     rows += [["sweep", percent(one["removed_fraction"]), number(one["kl_nats_per_token"])] for one in swept]
-    table = Table("KL over what is removed", ["model", "removed", "KL"], rows, note)
+    table = Table("KL by parameters removed", ["model", "removed", "KL"], rows, note)
     return Chart("kl", "lines", "How far the model moves", kl_data(series), note, table)
 
 
 def series_of(label: str, style: str, line: bool, rows: Sequence[Json], field: str) -> dict[str, Any]:
-    """Return a field over the fraction removed, with its interval if it is the retention."""
+    """Return the series of a field over the fraction removed. Retention has its interval too."""
     names = ("low", "high") if field == "retention" else ()
     points = [{"x": one["removed_fraction"], "y": one[field], **{n: one.get(n) for n in names}} for one in rows]
     return {"label": label, "style": style, "line": line, "points": points}
 
 
 def kept_data(series: Sequence[Json]) -> dict[str, Any]:
-    """Return the drawing of what is kept over what is removed."""
+    """Return the drawing of retention over the fraction removed."""
     axes = {"x": "parameters removed", "y": "share", "percent_x": True, "rules": [1.0], "share_y": True}
     return {**axes, "series": series}
 
 
 def kl_data(series: Sequence[Json]) -> dict[str, Any]:
-    """Return the drawing of the KL over what is removed."""
+    """Return the drawing of the KL over the fraction removed."""
     return {"x": "parameters removed", "y": "KL, nats per token", "percent_x": True, "series": series}
 
 
@@ -162,8 +164,8 @@ def _sweep_table(rows: list[Json]) -> Table:
     ] for one in rows]  # fmt: skip
     columns = ["asked for", "removed", "parameters", "vocabulary", "layers", "width", "KL", "tests", "kept", "best"]
     note = (
-        "sweep.json: each budget planned, built and measured, not trained; best: no other has fewer parameters and "
-        "keeps more."
+        "sweep.json: each budget was planned, built and measured, but not trained. A budget is best if no other has fewer "
+        "parameters and keeps more."
     )
     return Table("Other budgets", columns, lines, note)
 

@@ -1,6 +1,6 @@
-"""The model card of a checkpoint that the run wrote: metadata for the hub, then what it is, what it keeps, how to load it.
+"""Write the model card of a checkpoint: metadata for the hub, what the model is, what it keeps, and how to load it.
 
-Names only: no path of the machine it was made on.
+A card contains only names, never paths of the machine on which the model was made.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LICENCES = (
 
 
 def card(report: Json, name: str, licence: str = "") -> str:
-    """Return the text of ``README.md`` for one of the report's smaller models; ``licence`` is the text of its licence file."""
+    """Return the text of ``README.md`` for one of the report's smaller models. ``licence`` is the text of its licence file."""
     shown = each_text(report, visible)
     row = next(row for row in shown["models"] if row["name"] == name)
     parts = [
@@ -68,7 +68,7 @@ def metadata(report: Json, name: str, licence: str) -> str:
                    metric_type="pass@1", metric_name="pass@1", metric_value=round(one["pass@1"], 4))
         for task in report["tasks"] or [] for one in task["models"] if one["name"] == name
     ]  # fmt: skip
-    # The hub refuses a card whose base model is not one of its own ids.
+    # The hub refuses a card whose base model is not a hub id.
     known: dict[str, Any] = {"base_model": model} if HUB_ID.fullmatch(model) else {}
     data = ModelCardData(
         **known, language="code", license=licence_of(licence), library_name="transformers",
@@ -79,7 +79,7 @@ def metadata(report: Json, name: str, licence: str) -> str:
 
 
 def licence_of(text: str) -> str:
-    """Return the hub's word for a licence's text; ``other`` for what is not recognised, or if there is none."""
+    """Return the hub's identifier for a licence text, or ``other`` if the text is missing or not recognised."""
     flat = " ".join(text.split())
     return next((name for name, marks in LICENCES if all(mark in flat for mark in marks)), "other")
 
@@ -93,14 +93,14 @@ def _title(report: Json, row: Json) -> str:
 
 
 def _what(report: Json, row: Json) -> list[str]:
-    """Return what it is and how it was made."""
+    """Describe what the model is and how it was made."""
     cuts = report["cuts"]
     training = report["recovery"]
     sizes = ", ".join(f"{what} {count(cuts[part]['before'])} → {count(cuts[part]['after'])}" for part, what in PARTS)
     made = (
         f"A code model: {report['provenance']['model']} with {count(report['models'][0]['parameters'])} parameters cut to "
         f"{count(row['parameters'])} ({sizes}) by flab {report['flab']}. The cuts were chosen by the KL divergence from the "
-        "original, and what stays was refitted to it. It is a stock checkpoint without code of its own."
+        "original, and the remaining weights were refitted to it. It is a standard checkpoint that needs no custom code."
     )
     if row["name"] != "recovered" or training is None:
         return [markup.markdown(made), "It was not trained afterwards."]
@@ -118,7 +118,7 @@ PARTS = (("vocabulary", "vocabulary"), ("layers", "layers"), ("width", "FFN widt
 
 
 def _kept(report: Json, row: Json) -> list[str]:
-    """Return scores beside the original's, and size."""
+    """Return the scores beside the original's, and the sizes."""
     lines = []
     for task in report["tasks"] or []:
         found = {one["name"]: one for one in task["models"]}
@@ -137,14 +137,15 @@ def _kept(report: Json, row: Json) -> list[str]:
         return ["Nothing was measured on it."]
     columns = ["task", "original", "this model (95 %)", "kept (95 %)", "lost / won", "McNemar"]
     note = (
-        "pass@1, for tasks without tests the share of exact matches; lost / won: problems that only one of them passes."
+        "pass@1, or the share of exact matches for tasks without tests. Lost / won: problems that only the original / only "
+        "this model passes."
     )
     size = f"Weights on disk: {quantity(report['models'][0]['bytes'], 'B')} → {quantity(row['bytes'], 'B')}."
     return [markup.table(columns, lines), markup.plain(note), *([size] if row["bytes"] else [])]
 
 
 def _load(report: Json, name: str) -> list[str]:
-    """Return a snippet with the tokenizer's class that the check found to be right."""
+    """Return a snippet that loads the model and the tokenizer, with the tokenizer class that passed the check."""
     tokenizer = report["provenance"]["tokenizers"].get(name)
     used = tokenizer or "AutoTokenizer"
     snippet = (
@@ -159,10 +160,8 @@ def _load(report: Json, name: str) -> list[str]:
 
 
 def _limits(report: Json, row: Json) -> list[str]:
-    """Return what is known to be worse, and what nobody measured."""
-    lines = [
-        "It was evaluated only on the tasks above; whatever its calibration and training data lack is most at risk."
-    ]
+    """List what is known to be worse and what was not measured."""
+    lines = ["It was evaluated only on the tasks above. Code unlike its calibration and training data is most at risk."]
     first = report["models"][0]["bits_per_byte"]
     if first is not None and row["bits_per_byte"] is not None:
         lines.append(f"Bits per byte of other code: {number(first, 4)} → {number(row['bits_per_byte'], 4)}.")

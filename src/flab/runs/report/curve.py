@@ -1,4 +1,4 @@
-"""The curve of a sweep as files: two drawings that stand alone, and a table in Markdown."""
+"""Write the curve of a sweep to files: two separate drawings and a table in Markdown."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TABLE = "sweep.md"
 
 
 def write_curve(report: Json, folder: Path) -> list[str]:
-    """Write ``kept.svg``, ``kl.svg`` and ``sweep.md`` of a sweep's report into ``folder``; returns their names."""
+    """Write ``kept.svg``, ``kl.svg`` and ``sweep.md`` of a sweep's report into ``folder``. Return their names."""
     rows = report["budgets"]
-    write_text(folder / KEPT, _alone("kept", "What is kept over what is removed", _kept(rows)))
-    write_text(folder / KL, _alone("kl", "KL divergence over what is removed", _kl(rows)))
+    write_text(folder / KEPT, _alone("kept", "Score kept by parameters removed", _kept(rows)))
+    write_text(folder / KL, _alone("kl", "KL divergence by parameters removed", _kl(rows)))
     write_text(folder / TABLE, _table(rows))
     return [KEPT, KL, TABLE]
 
 
 def _alone(name: str, label: str, data: Json) -> str:
-    """Return a drawing as a file of its own, light and dark."""
+    """Return a drawing as a complete file that follows the viewer's light or dark mode."""
     svg = drawing("lines", name, label, data)
     style = files("flab.runs.report").joinpath("templates/style.css").read_text(encoding="utf-8")
-    # The style sheet begins with the colours as variables, light and dark. A drawing on its own needs these and
-    # nothing else of the page's style.
-    colours = style[: style.index("* {")]  # the variables alone
+    # The style sheet begins with the colours as variables for light and dark mode. A separate drawing needs only
+    # these.
+    colours = style[: style.index("* {")]
     text = "svg { color: var(--ink); background: var(--paper); font-family: system-ui, sans-serif }"
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
         "<title>", f"<style>{colours}{text}</style><title>", 1
@@ -41,7 +41,7 @@ def _alone(name: str, label: str, data: Json) -> str:
 
 
 def _kept(rows: list[Json]) -> dict[str, Any]:
-    """Scores over the original's if a task was measured, else the calibration's tests; the published points for scale."""
+    """Return scores relative to the original, the calibration tests solved, and the published points for scale."""
     scored = [row for row in rows if row["retention"] is not None]
     tested = [row | {"solved": row["task_passed"] / row["task_total"]} for row in map(dict, rows) if row["task_total"]]
     return kept_data([
@@ -60,8 +60,8 @@ def _table(rows: list[Json]) -> str:
     tasks = list(dict.fromkeys(name for row in rows for name in row.get("scores") or {}))
     head = ["budget", "removed", "parameters", "vocabulary", "layers x width", "KL", "tests", *tasks, "best"]
     note = (
-        "Cut and refitted, not trained. tests: calibration problems that were not used for fitting. best: no other budget here "
-        "keeps as much with as few parameters."
+        "The models were cut and refitted, not trained. *tests*: solved calibration problems that were not used for fitting. "
+        "*best*: no other budget here keeps as much with as few parameters."
     )
     scale = f"Published points in {KEPT}: {SOURCE}."
     return f"{table(head, [_cells(row, tasks) for row in rows])}\n\n{note} {scale}\n"

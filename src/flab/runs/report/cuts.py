@@ -1,4 +1,4 @@
-"""The cuts: how much of the vocabulary, the layers and the neurons stays, and what the search measured."""
+"""Show the cuts: how much of the vocabulary, the layers and the neurons is kept, and what the search measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLIT_FIELDS = (
 
 
 def cuts(inputs: Inputs) -> dict[str, Any]:
-    """Return sizes before and after, the layers by the original's index, the candidates and the path of the layer search."""
+    """Return the sizes before and after, the kept layers by the original's index, the candidates and the layer path."""
     plan = inputs.plan
     if plan is None:
         raise AbsentError(
@@ -37,7 +37,7 @@ def cuts(inputs: Inputs) -> dict[str, Any]:
 
 
 def section(report: Json) -> Section:
-    """Return the cuts drawn, then how their split was found."""
+    """Return drawings of the cuts, then how the search found their split."""
     made = Section("cuts", "The three cuts")
     found = report["cuts"]
     if found is None:
@@ -45,13 +45,13 @@ def section(report: Json) -> Section:
         return made
     rows = [(label, found[name]["before"], found[name]["after"]) for name, label in SHARES]
     made.blocks += [
-        Shares("Vocabulary and neurons that are kept", rows, "Sizes from plan.json; one FFN width for all layers."),
+        Shares("Vocabulary and neurons kept", rows, "Sizes from plan.json. All layers have the same FFN width."),
         _strip(found["layers"]),
         _charts(found),
     ]
     if not found["layer_path"]:
         made.blocks.append(
-            Text("The plan has no layer path: no layer search took place, or the layers were named.", True)
+            Text("The plan has no layer path: no layer search took place, or the layers were given.", True)
         )
     made.blocks += [Text(f"Warning of the plan: {warning}") for warning in found["warnings"]]
     return made
@@ -63,19 +63,19 @@ SHARES = (("vocabulary", "Vocabulary, tokens"), ("width", "FFN width, neurons pe
 def _strip(layers: Json) -> Strip:
     gone = [number for number in range(layers["before"]) if number not in set(layers["kept"])]
     listed = ", ".join(map(str, gone))
-    note = f"Removed: {listed}, by the original's numbering from 0." if gone else "No layer was removed."
-    return Strip(f"Layers: {layers['after']} of {layers['before']} stay", layers["before"], layers["kept"], note)
+    note = f"Removed: {listed}, as numbered in the original, from 0." if gone else "No layer was removed."
+    return Strip(f"Layers: {layers['after']} of {layers['before']} kept", layers["before"], layers["kept"], note)
 
 
 def _charts(found: Json) -> Charts:
     charts = [_candidates(found["candidates"])] if found["candidates"] else []
-    # Only the KL criterion measures every step; the others rank all layers at once and have no curve to draw.
+    # Only the KL criterion measures every step. The others rank all layers at once, so there is no curve to draw.
     path = [one for one in found["layer_path"] if one["kl"] is not None]
     return Charts([*charts, _path(path)] if path else charts)
 
 
 def _candidates(candidates: list[Json]) -> Chart:
-    """KL over the number of layers, the width as the label of each point."""
+    """Return the chart of the KL over the number of layers. Each point is labelled with its width."""
     chosen = [one for one in candidates if one["chosen"]]
     others = [one for one in candidates if not one["chosen"]]
     series = [
@@ -85,10 +85,10 @@ def _candidates(candidates: list[Json]) -> Chart:
     columns = ["layers × width", "parameters", "removed", "FLOP per token", "KL, search", "KL", "KL, answers", "tests"]
     rows = [_row(one) for one in candidates]
     note = (
-        "Nats per token against the original, on the tokens of the search; the number at a point is its FFN width. "
-        "Tests: calibration problems that the finalists solve, which decides between them."
+        "Nats per token from the original, on the tokens of the search. The number at a point is its FFN width. "
+        "Tests: calibration problems that a finalist solves, which decide between the finalists."
     )
-    table = Table("Every split that was built and measured", columns, rows, note, (0,),
+    table = Table("All splits that were built and measured", columns, rows, note, (0,),
                   [n for n, one in enumerate(candidates) if one["chosen"]])  # fmt: skip
     data = {"x": "layers", "y": "KL, nats per token", "series": series, "whole_x": True}
     return Chart("candidates", "lines", "Which split of the budget costs least", data, note, table)
@@ -111,7 +111,7 @@ def _row(one: Json) -> list[str]:
 
 def _path(path: list[Json]) -> Chart:
     points = [{"x": n, "y": one["kl"], "text": f"layer {one['removed']}"} for n, one in enumerate(path, 1)]
-    note = "plan.json: each step removes the layer whose removal from what is left costs least."
+    note = "plan.json: each step removes the layer whose removal raises the KL least."
     table = Table("The path of the layer search", ["layers removed", "removed", "KL, nats per token"],
                   [[str(n), str(one["removed"]), number(one["kl"])] for n, one in enumerate(path, 1)], note)  # fmt: skip
     data = {"x": "layers removed", "y": "KL, nats per token", "whole_x": True,

@@ -1,4 +1,4 @@
-"""The three kinds of drawing: points and lines over a number, bars with whiskers, rates in groups with whiskers."""
+"""Draw the three kinds of charts: lines over a number, bars with whiskers, and groups of rates with whiskers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 WIDTH = 440
-STYLES = {  # colour, marker, line: told apart without colour too
+STYLES = {  # colour, marker, line; series can be told apart without colour too
     "ink": (DRAWN["ink"], "D", ":"),
     "muted": (DRAWN["muted"], "s", "--"),
     "accent": (DRAWN["accent"], "o", "-"),
     "second": (DRAWN["second"], "^", "-"),
     "faint": (DRAWN["faint"], ".", "-"),
 }
-LONGEST = 26  # characters of a label
+LONGEST = 26  # the longest label in characters
 
 
 def drawing(kind: str, name: str, label: str, data: Json) -> str:
@@ -35,7 +35,7 @@ def drawing(kind: str, name: str, label: str, data: Json) -> str:
 
 
 def clipped(text: str) -> str:
-    """Return a label that fits."""
+    """Shorten a label if it is too long."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
@@ -55,7 +55,7 @@ def _whisker(axes: Axes, x: float, y: float, low: float | None, high: float | No
 
 
 def _lines(figure: Figure, data: Json) -> None:
-    """Series of points, with or without lines between them, whiskers and labels."""
+    """Draw series of points, with or without lines between them, whiskers and labels."""
     axes = figure.add_subplot()
     data = _with_numbers(data)
     for rule in data.get("rules", []):
@@ -72,13 +72,13 @@ def _lines(figure: Figure, data: Json) -> None:
 
 
 def _with_numbers(data: Json) -> dict[str, Any]:
-    """Return the same without the points that have no number."""
+    """Return the series without the points that lack a number."""
     kept = [one | {"points": [p for p in one["points"] if p["y"] is not None]} for one in map(dict, data["series"])]
     return {**data, "series": kept}
 
 
 def _series(axes: Axes, series: Json) -> list[Annotation]:
-    """Draw one series; returns the labels of its points."""
+    """Draw one series. Return the labels of its points."""
     notes = []
     colour, marker, dash = STYLES[series["style"]]
     points = series["points"]
@@ -98,11 +98,11 @@ def _series(axes: Axes, series: Json) -> list[Annotation]:
 
 
 def _untangle(figure: Figure, notes: Sequence[Annotation]) -> None:
-    """Move a label that covers another one; without room it is left out, since the table below has its number.
+    """Move labels that cover others. Leave a label out if it finds no place, because the table has its number.
 
     The last series is the most important one (the chosen split), so its labels are placed first.
     """
-    # Labels have no size before they are laid out.
+    # The size of a label is known only after the layout.
     figure.draw_without_rendering()
     taken: list[BboxBase] = []
     for note in reversed(notes):
@@ -118,7 +118,7 @@ def _untangle(figure: Figure, notes: Sequence[Annotation]) -> None:
 
 
 def _scales(axes: Axes, data: Json) -> None:
-    """Limits, ticks and their labels."""
+    """Set the limits of the axes, the ticks and their labels."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     points = [point for series in data["series"] for point in series["points"]]
@@ -127,8 +127,8 @@ def _scales(axes: Axes, data: Json) -> None:
     axes.margins(x=0.08)
     if tops and data.get("share_y"):
         lows = [value for point in points for value in (point["y"], point.get("low")) if value is not None]
-        # Just below the lowest whisker, rounded down to a tenth: on an axis from zero the curves would be one
-        # line.
+        # The axis begins just below the lowest whisker, rounded down to a tenth. On an axis from zero the curves
+        # would lie on one line.
         axes.set_ylim(max(0.0, math.floor(10 * min(lows) - 0.5) / 10), max(1.0, *tops) + 0.05)
     elif tops:
         axes.set_ylim(0, max(tops) * 1.15 or 1.0)
@@ -151,7 +151,7 @@ def _scales(axes: Axes, data: Json) -> None:
 
 
 def _bars(figure: Figure, data: Json) -> None:
-    """Horizontal bars from zero, each with its value in words behind it."""
+    """Draw horizontal bars from zero, with the value as text after each."""
     axes = figure.add_subplot()
     rows = data["rows"]
     tops = [max(value for value in (row["value"], row["high"], 0.0) if value is not None) for row in rows]
@@ -168,7 +168,7 @@ def _bars(figure: Figure, data: Json) -> None:
 
 
 def _names(axes: Axes, names: list[str]) -> None:
-    """Names on the left and no other axis."""
+    """Write the names on the left and hide the other axes."""
     axes.set_yticks(range(len(names)), labels=names)
     axes.tick_params(axis="y", length=0, labelcolor=DRAWN["ink"])
     axes.set_xticks([])
@@ -179,7 +179,7 @@ def _names(axes: Axes, names: list[str]) -> None:
 
 
 def _forest(figure: Figure, data: Json) -> None:
-    """Points with whiskers on one scale, in groups with a title each."""
+    """Draw points with whiskers on one scale, in groups that each have a title."""
     axes = figure.add_subplot()
     place = 0.0
     ticks = []

@@ -1,6 +1,6 @@
-"""A few problems side by side: what was asked, what the original and the smaller model wrote, and whether it passed.
+"""Show a few problems side by side: the prompt, the answers of the original and the smaller model, and their outcomes.
 
-They are the first of each outcome in the file's own order, so nobody picks them.
+The problems are the first of each outcome in the order of the file, so they are not hand-picked.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ TITLES = {
     "both": "Both pass",
     "neither": "Neither passes",
 }
-LONGEST = 2000  # characters of a prompt or an answer; a page is no place for more
+LONGEST = 2000  # the characters of a prompt or an answer that a page shows
 
 
 def examples(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """Return the first problems of each outcome in the main task, with prompt and both answers."""
+    """Return the first problems of each outcome in the main task, each with its prompt and both answers."""
     chosen = main_task(tasks)
     smaller = inputs.results.get(inputs.smaller)
     original = inputs.results.get(ORIGINAL)
@@ -59,7 +59,7 @@ def _task(run: Json, name: str) -> Json | None:
 
 
 def _chosen(one: Json, two: Json) -> list[tuple[str, Json, Json]]:
-    """Return rows of both models, by outcome; of several samples the first."""
+    """Return the rows of both models by outcome. Only the first sample of a problem counts."""
     theirs = {row["task_id"]: row for row in two["rows"] if row["sample"] == 0}
     found: dict[str, list[tuple[str, Json, Json]]] = {outcome: [] for outcome in WANTED}
     for row in one["rows"]:
@@ -86,11 +86,11 @@ def _short(text: str, longest: int = LONGEST) -> str:
 
 
 def _prompts(task: Json) -> tuple[dict[str, str], str | None]:
-    """Return what was asked, from the task's own file if it is still the same; else why it cannot be shown."""
+    """Return the prompts from the task's own file, or the reason why they cannot be shown if it has changed."""
     source = Path(task["source"])
     name = name_of(task["source"])
     if not source.is_file():
-        return {}, f"{name}, the file that the problems are from, is not where it was, so the prompts are not shown"
+        return {}, f"{name}, the file of the problems, is no longer in its place, so the prompts are not shown"
     try:
         read = read_task(source, task["kind"], task["count"])
     except (FlabError, OSError, UnicodeError) as error:
@@ -109,13 +109,15 @@ def _texts(task: TaskFile) -> dict[str, str]:
 
 
 def section(report: Json) -> Section:
-    """Return the problems under the heading of their outcome."""
+    """Return the problems, grouped under their outcomes."""
     made = Section("examples", "Side by side")
     found = report["examples"]
     if found is None:
         made.blocks.append(Gap(report["missing"]["examples"]))
         return made
-    intro = f"Of “{found['task']}” the first problems of each outcome, in the file's order; answers as they were made."
+    intro = (
+        f"Of “{found['task']}” the first problems of each outcome, in the order of the file. The answers are unedited."
+    )
     made.blocks.append(Text(intro, small=True))
     if found["prompts_missing"]:
         made.blocks.append(Gap(found["prompts_missing"]))

@@ -1,4 +1,4 @@
-"""The footprint of the run itself: the cost of each stage, and the number of tokens after which it pays off."""
+"""Show the footprint of the run itself: the cost of each stage, and the number of tokens after which it pays off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Json = Mapping[str, Any]
 
 
 def footprint(inputs: Inputs) -> dict[str, Any]:
-    """Return seconds, peak memory and energy of each stage, and the payback that ``flab measure`` computed."""
+    """Return the seconds, peak memory and energy of each stage, and the payback that ``flab measure`` computed."""
     stages = inputs.run["stages"]
     if not stages:
         raise AbsentError("no stage of the run is finished: `flab run RECIPE -o RUN` resumes where it stopped")
@@ -27,7 +27,7 @@ def footprint(inputs: Inputs) -> dict[str, Any]:
 
 
 def energy_reason(found: Json | None) -> str | None:
-    """Return why the stages have no energy, or None if each has a number."""
+    """Return why the stages have no energy, or None if all have a figure."""
     gaps = [row["energy"] for row in (found or {"stages": []})["stages"] if not has_value(row["energy"])]
     if not gaps:
         return None
@@ -38,7 +38,7 @@ def energy_reason(found: Json | None) -> str | None:
 
 
 def section(report: Json) -> Section:
-    """Return the stages drawn and listed, then the payback."""
+    """Return a chart and a table of the stages, then the payback."""
     made = Section("footprint", "What it cost to make")
     found = report["footprint"]
     if found is None:
@@ -58,7 +58,7 @@ def _chart(found: Json) -> Chart:
 
 
 def _stages(found: Json) -> Table:
-    # Columns that would be empty in every row are left out.
+    # Columns that would be empty in all rows are left out.
     on_device = any(row["peak_device_bytes"] is not None for row in found["stages"])
     metered = any(has_value(row["energy"]) for row in found["stages"])
     rows = [_stage(row, on_device, metered) for row in found["stages"]]
@@ -84,7 +84,7 @@ def _stage(row: Json, on_device: bool, metered: bool) -> list[str]:
 
 
 def _payback(payback: Json | None) -> list[Block]:
-    """Generated tokens after which pruning and recovery have paid for themselves."""
+    """Return the number of generated tokens after which pruning and recovery have paid for themselves."""
     if not payback:
         return []
     by_time = payback.get("seconds") or {}

@@ -1,6 +1,6 @@
-"""Gather the content of a run's folder into one value: ``report.json``, the only source of the pages.
+"""Gather the content of a run's folder into one value, ``report.json``. The pages have no other source.
 
-A part that cannot be made is null; ``missing`` gives the reason and the command that makes it.
+A part that cannot be made is null. ``missing`` then gives the reason and the command that makes the part.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from flab.version import __version__
 FORMAT = 1
 UNFINISHED = "the run is not finished: `flab run RECIPE -o RUN` resumes it"
 
-Part = Callable[[Inputs, dict[str, Any]], Any]  # (what was read, what is gathered so far)
-PARTS: dict[str, tuple[str, Part]] = {  # with the files that a part reads, for messages
+Part = Callable[[Inputs, dict[str, Any]], Any]  # takes the inputs and what is gathered so far
+PARTS: dict[str, tuple[str, Part]] = {  # each part with its files, which messages name
     "models": ("pruned/plan.json, summary.json", lambda inputs, _: size.models(inputs)),
     "cuts": ("pruned/plan.json", lambda inputs, _: cuts.cuts(inputs)),
     "tasks": ("eval/*/results.json, compare-*.json", lambda inputs, _: scores.tasks(inputs)),
@@ -49,7 +49,7 @@ MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError, ZeroDi
 
 
 def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
-    """Return everything that the pages show, as data.
+    """Return the data of all pages.
 
     Raises:
         DataError: there is no run, or a file is damaged, has another layout, or lacks a field that flab writes.
@@ -60,8 +60,8 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
         raise malformed(run, "its JSON files", error) from error
     made: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    # A part may be missing; the page then gives the reason. A malformed part stops the report, because an incomplete page
-    # would look complete.
+    # A part may be missing, and the page then gives the reason. A malformed part stops the report, because an incomplete
+    # page would look complete.
     for name, (files, part) in PARTS.items():
         try:
             made[name] = part(inputs, made)
@@ -80,11 +80,11 @@ def gather(run: Path, sweep: Path | None = None) -> dict[str, Any]:
 
 
 def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report with the user's own folder as ``~``; prompts and answers stay as they were made."""
+    """Return the report with the user's home folder written ``~``. Prompts and answers are not changed."""
     made: dict[str, Any] = each_text(report, without_home)
     problems = (report["examples"] or {"problems": []})["problems"]
     for number, problem in enumerate(problems):
-        # A model's text is shown exactly as written, even if it looks like a user's folder.
+        # A model's text is shown exactly as generated, even if it contains such a path.
         clean = made["examples"]["problems"][number]
         clean["prompt"] = problem["prompt"]
         for name in (ORIGINAL, "smaller"):
@@ -93,13 +93,13 @@ def _cleaned(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def malformed(run: Path, files: str, error: Exception) -> DataError:
-    """Return the message about files with invalid values."""
+    """Return the error about files with invalid values."""
     found = f"{type(error).__name__}: {error}".replace("\n", " ")
     return DataError(f"{run}: {files} are not as flab writes them ({found}); run the command that made them again")
 
 
 def _smaller_gaps(inputs: Inputs, made: dict[str, Any]) -> dict[str, str]:
-    """Return the gaps inside parts that exist."""
+    """Return the gaps inside the parts that exist."""
     gaps = {
         "energy": speed.energy_reason(made["measured"]),
         "stage_energy": footprint.energy_reason(made["footprint"]),
@@ -129,4 +129,4 @@ def _no_payback(inputs: Inputs) -> str | None:
         reason = inputs.earlier(MEASURE) or speed.NO_MEASURE.format(name=inputs.smaller)
         return f"the break-even is not known: {reason}"
     known = inputs.measure.get("payback")
-    return None if known else "the break-even is not in measure.json: `flab run RECIPE -o RUN` works it out"
+    return None if known else "the break-even is not in measure.json: `flab run RECIPE -o RUN` computes it"

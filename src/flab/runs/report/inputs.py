@@ -1,4 +1,4 @@
-"""Read the files of a run's folder and report what is wrong with them, without interpreting them."""
+"""Read the files of a run's folder and check their layout. Their content is interpreted elsewhere."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def results_of(name: str) -> str:
-    """Return the file of a model's scores, from the run's folder on."""
+    """Return the file of a model's scores, relative to the run's folder."""
     return f"eval/{name}/{RESULTS}"
 
 
 def pair_of(name: str) -> str:
-    """Return the file that pairs a smaller model with the original."""
+    """Return the file that compares a smaller model with the original, relative to the run's folder."""
     return f"compare-{name}.json"
 
 
 class AbsentError(Exception):
-    """A part of the report cannot be made; the message gives the reason and the command that makes it."""
+    """Raised if a part of the report cannot be made. The message gives the reason and the command that makes the part."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The content of a run's folder. None and missing keys stand for files that are missing or belong to another run.
+    """The content of a run's folder. Files that are missing or belong to another run are None or have no key.
 
     Attributes:
         left: files of an earlier run, each with the section of the recipe that makes it, if that may be missing.
@@ -87,7 +87,7 @@ class Inputs:
         return self.names[-1] if len(self.names) > 1 else "pruned"
 
     def earlier(self, *files: str) -> str | None:
-        """Return which of the files were left out and how to make them again; None if none was."""
+        """Return which of the files were left out and how to make them again, or None if all are used."""
         found = [name for name in files if name in self.left]
         if not found:
             return None
@@ -98,7 +98,7 @@ class Inputs:
 
 
 def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
-    """Read all files; ``taken`` decides which of them belong to this run.
+    """Read all files. ``taken`` decides which of them belong to this run.
 
     Raises:
         DataError: there is no run, or a file is damaged or has another layout.
@@ -125,24 +125,24 @@ def read_inputs(folder: Path, sweep: Path | None = None) -> Inputs:
 
 
 def _read(path: Path, layout: str | None = None) -> dict[str, Any] | None:
-    """Return a file's object, or None if it is missing. Raises DataError if a field of its layout is missing."""
+    """Return a file's object, or None if the file is missing. Raise DataError if a field of its layout is missing."""
     if not path.is_file():
         return None
     value: dict[str, Any] = finite(read_json(path))
     layout = layout or path.name
     if layout == "plan.json" and isinstance(value.get("cuts"), dict):
-        # In format 1 they lie beside the other fields.
+        # In format 1 these fields lie beside the others.
         value |= value["cuts"] | neurons_of(value["cuts"], value.get("model", {}))
     if missing := [name for name in NEEDED.get(layout, ()) if name not in value]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; make it again with this version of flab")
+        raise DataError(f"{path}: {', '.join(missing)} missing; make the file again with this version of flab")
     known = FORMATS.get(layout)
     if known is not None and value.get("format", known) != known:
-        raise DataError(f"{path}: has format {value['format']}, this flab reads {known}; make it again")
+        raise DataError(f"{path}: has format {value['format']}, but this flab reads {known}; make the file again")
     return value
 
 
 def finite(value: Any) -> Any:
-    """Return the same value with null for NaN and infinity, which JSON cannot hold and a page cannot draw."""
+    """Return the value with null in place of NaN and infinity, which JSON cannot hold and a page cannot draw."""
     if isinstance(value, Mapping):
         return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -155,12 +155,12 @@ def _hardware(path: Path) -> Json | None:
     return found if isinstance(found, Mapping) else None
 
 
-# CO2 is computed from energy. Without energy there is no figure, and no factor that suggests one.
+# CO2 is computed from energy. Without energy, the report has neither a CO2 figure nor a factor that suggests one.
 EMISSION_WORDS = ("co2", "carbon", "emission", "grams_per_kwh", "grid")
 
 
 def _without_unfounded(measure: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the measurement without any emissions, unless its models have a measured energy."""
+    """Return the measurement without emissions, unless the energy of its models was measured."""
     if measure is None:
         return None
     figures = [model.get("figures") or {} for model in measure["models"] if isinstance(model, Mapping)]
@@ -169,7 +169,7 @@ def _without_unfounded(measure: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def without_emissions(value: Any) -> Any:
-    """Return the same value without any field that is about emissions, at any depth."""
+    """Return the value without all fields on emissions, at any depth."""
     if isinstance(value, Mapping):
         return {n: without_emissions(v) for n, v in value.items() if not any(w in n.lower() for w in EMISSION_WORDS)}
     return [without_emissions(one) for one in value] if isinstance(value, list) else value

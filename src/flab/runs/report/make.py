@@ -1,4 +1,4 @@
-"""``flab report``: read a run's folder, write the pages and the model cards into it, each whole or not at all."""
+"""Read a run's folder and write the pages and the model cards into it (``flab report``). No file is left half-written."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ JSON = "report.json"
 
 
 def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
-    """Write ``report.html``, ``report.md``, ``report.json`` and the model cards. Returns the content of ``report.json``.
+    """Write ``report.html``, ``report.md``, ``report.json`` and the model cards. Return the content of ``report.json``.
 
-    ``sweep`` is the folder of a sweep; by default ``RUN/sweep`` if it exists. A README.md that flab did not write stays.
+    ``sweep`` is the folder of a sweep, by default ``RUN/sweep`` if it exists. A README.md that flab did not write is kept.
 
     Raises:
-        DataError: there is no run, a file is damaged, or the folder cannot be written.
+        DataError: there is no run, a file is damaged, or the folder is not writable.
     """
     run = as_path(run)
     report = gather(run, as_path(sweep) if sweep is not None else None)
     try:
-        # All pages are made before the first is written, so an error leaves no half of a report.
+        # All pages are made before the first is written, so an error does not leave half a report.
         texts, warnings = _texts(run, report)
     except MALFORMED as error:
         raise malformed(run, "values in its JSON files", error) from error
@@ -47,7 +47,7 @@ def make_report(run: PathLike, sweep: PathLike | None = None) -> dict[str, Any]:
 
 
 def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str]]:
-    """Return what goes into each file, and which cards are left untouched."""
+    """Return the text of each file, and warnings about cards that are left unchanged."""
     texts = {run / HTML: to_html(report), run / MARKDOWN: to_markdown(report)}
     warnings = []
     for name in MODELS[1:]:
@@ -55,16 +55,14 @@ def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str
         if not folder.is_dir() or not any(row["name"] == name for row in report["models"] or []):
             continue
         if _is_foreign(folder / CARD):
-            warnings.append(
-                f"{name}/{CARD} was not written by flab report and stays as it is; move it away to get a card"
-            )
+            warnings.append(f"{name}/{CARD} was not written by flab report and is kept; move it away to get a card")
         else:
             texts[folder / CARD] = card(report, name, _licence(folder))
     return texts, warnings
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether there is a card that somebody else wrote. An unreadable one counts as such."""
+    """Return whether a README.md exists that flab report did not write. An unreadable file counts as one."""
     if not path.exists():
         return False
     try:
@@ -74,7 +72,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _licence(folder: Path) -> str:
-    """Return the text of the folder's licence file, empty if there is none."""
+    """Return the text of the folder's licence file, or an empty text if it is missing."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE"):
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="utf-8", errors="replace")

@@ -1,6 +1,6 @@
-"""Text as inert HTML or Markdown: it cannot create tags, links, fences or cells.
+"""Escape text for HTML and Markdown, so that it cannot create tags, links, fences or cells.
 
-Text between backticks becomes code; an unpaired backtick does nothing.
+Text between backticks becomes code. An unpaired backtick has no effect.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])|^([-+=]|\d+(?=[.)](?:\s|$)))")
-NO_BREAK = "&#8203;"  # a zero-width space; text that contains it is not an address
+NO_BREAK = "&#8203;"  # a zero-width space, which keeps text from being read as an address
 
 
 def parts_of(text: str) -> list[tuple[bool, str]]:
-    """Return pieces of a text, each with whether it is code."""
+    """Split a text into pieces, each with whether it is code."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return [(False, text)]
@@ -23,7 +23,7 @@ def parts_of(text: str) -> list[tuple[bool, str]]:
 
 
 def html(text: str) -> Markup:
-    """Return text for a page, code between backticks marked as such; a number and its percent sign stay on one line."""
+    """Return text for the HTML page. Mark code between backticks, and keep numbers and their percent signs together."""
     text = re.sub(r"(?<=\d) %", "\u00a0%", text)
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if is_code else escape(piece) for is_code, piece in parts_of(text)
@@ -31,15 +31,15 @@ def html(text: str) -> Markup:
 
 
 def markdown(text: str) -> str:
-    """Return text for a paragraph or a cell of a Markdown table, on one line."""
+    """Return text on one line, for a paragraph or a cell of a Markdown table."""
     flat = " ".join(text.split())
     return "".join(code_span(piece) if is_code else plain(piece) for is_code, piece in parts_of(flat))
 
 
 def plain(text: str) -> str:
-    """Return text on one line in which every sign that Markdown or HTML would read is taken literally."""
-    text = re.sub(r"\s+", " ", text)  # a line break would begin a heading, a list or code
-    # ``&`` first, or the replacements of the others would be escaped again.
+    """Return text on one line with every character escaped that Markdown or HTML would interpret."""
+    text = re.sub(r"\s+", " ", text)  # after a line break, text could begin a heading, a list or code
+    # ``&`` comes first, or the replacements of the others would be escaped again.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = MARKDOWN.sub(lambda found: f"\\{found[0]}" if not found[0].isdigit() else f"{found[0]}{NO_BREAK}", text)
     # GitHub turns addresses and names in plain text into links and mentions. A zero-width space inside them prevents that.
@@ -49,13 +49,13 @@ def plain(text: str) -> str:
 
 
 def code_span(text: str) -> str:
-    """Code inside a line; a pipe in it would end a table's cell."""
+    """Return code inside a line. Pipes are escaped, because they would end the cell of a table."""
     text = text.replace("|", "\\|")
     return f"`{text}`" if text.strip() else ""
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Return a block of code whose fence is longer than any run of backticks in it."""
+    """Return a block of code with a fence that is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     body = text if text.endswith("\n") else text + "\n"
@@ -63,7 +63,7 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """Return a Markdown table; columns of figures are set to the right."""
+    """Return a Markdown table. Columns of figures are aligned to the right."""
     rules = [":--" if number in words else "--:" for number in range(len(columns))]
     lines = [columns, rules, *rows]
     cells = [[one if line is rules else markdown(one) for one in line] for line in lines]

@@ -1,4 +1,4 @@
-"""``report.html`` and ``report.md`` from the gathered report, and from nothing else."""
+"""Render ``report.html`` and ``report.md`` from the gathered report alone."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ SECTIONS: tuple[Callable[[Json], Section], ...] = (
 
 
 def sections(report: Json) -> list[Section]:
-    """Return the parts of the page, in order; foreign text in them is visible text."""
+    """Return the parts of the page in order. Control characters in foreign text are made visible."""
     shown = each_text(report, visible)
     return [make(shown) for make in SECTIONS]
 
 
 def title(report: Json) -> str:
-    """Return what the page is about."""
+    """Return the title of the page."""
     models = report["models"] or []
     model = report["provenance"]["model"]
     share = f", {percent(models[-1]['removed_fraction'])} smaller" if len(models) > 1 else ""
@@ -51,7 +51,7 @@ def title(report: Json) -> str:
 
 
 def to_html(report: Json) -> str:
-    """Return one page that needs no other file, runs no script and asks no network."""
+    """Return one page that needs no other file, no script and no network."""
     shown = each_text(report["verdict"], visible)
     page = _environment().get_template("report.html.j2")
     tiles = [Tile(**tile) for tile in shown["tiles"]]
@@ -71,12 +71,12 @@ def _environment() -> Environment:
 
 
 def _drawn(chart: Chart) -> Markup:
-    """Return the chart as an element; its texts were escaped where it was written."""
+    """Return the chart as an element. Its texts were already escaped when it was drawn."""
     return Markup(drawing(chart.drawing, chart.name, f"{chart.title}. {chart.note}", chart.data))
 
 
 def to_markdown(report: Json) -> str:
-    """Return the same in Markdown, charts as the tables of their numbers."""
+    """Return the same content in Markdown, with charts as tables of their numbers."""
     shown = each_text(report["verdict"], visible)
     tiles = [[tile["label"], tile["value"], tile["note"]] for tile in shown["tiles"]]
     lines = [
@@ -102,7 +102,7 @@ def _table(table: Table) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    """Return a chart's table, or its bars' values if it has none."""
+    """Return a chart's table or, if it has none, the values of its bars."""
     if chart.table is not None:
         return _table(chart.table)
     rows = [[row["label"], row["text"]] for row in chart.data["rows"]]

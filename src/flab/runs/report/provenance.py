@@ -1,4 +1,4 @@
-"""Provenance: digests, versions, settings and seeds, and the commands that reproduce the run."""
+"""List the provenance: digests, versions, settings, seeds, and the commands that reproduce the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def provenance(inputs: Inputs) -> dict[str, Any]:
 
 
 def _digests(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """Yield the files that were read and made, and their SHA-256."""
+    """Yield the files that the run read and wrote, and their SHA-256."""
     if inputs.plan is not None and inputs.plan["model"].get("sha256"):
         yield "original, config, weights and tokenizer", inputs.plan["model"]["sha256"]
     for name, results in inputs.results.items():
@@ -57,19 +57,19 @@ def _digests(inputs: Inputs) -> Iterator[tuple[str, str]]:
 
 
 def _model(inputs: Inputs) -> str:
-    """Return the original's path or hub id, as the recipe or else the plan names it."""
+    """Return the original's path or hub id, from the recipe or, if that has none, from the plan."""
     planned = ((inputs.plan or {}).get("model") or {}).get("path")
     return str((inputs.summary or {}).get("model") or planned or "MODEL")
 
 
 def _model_name(path: str) -> str:
-    """Return the model's name. The folder of the bundled model has a meaningless name, so it gets another."""
+    """Return the model's name. The bundled model gets a name that tells more than its folder's."""
     bundled = path == "bundled" or path.endswith("flab/assets/model")
     return "flab-bundled" if bundled else name_of(path)
 
 
 def _tokenizers(inputs: Inputs) -> dict[str, str]:
-    """Return the class that each smaller model's check said to load its tokenizer with, if the run has kept that."""
+    """Return the tokenizer class that the check of each smaller model recommended, if the run has recorded it."""
     found = {}
     for stage, name in (("prune", "pruned"), ("recover", "recovered")):
         loads = inputs.run["stages"].get(stage, {}).get("loads_in") or {}
@@ -80,10 +80,10 @@ def _tokenizers(inputs: Inputs) -> dict[str, str]:
 
 
 def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
-    """Return the commands that make the run, its measurements and this report again; ``show`` writes a path down."""
+    """Return the commands that repeat the run, its measurements and this report. ``show`` renders a path."""
     run = show(str(inputs.folder))
     model = show(_model(inputs))
-    # The page shows whole paths. A card is published, so it shows only names.
+    # The page shows full paths. A card is published, so it shows only names.
     lines = [f"flab run {show(str((inputs.summary or {}).get('recipe') or 'RECIPE'))} -o {run}"]
     for name in inputs.names[1:]:
         lines.append(f"flab check {run}/{name} --against {model}")
@@ -97,7 +97,7 @@ def commands(inputs: Inputs, show: Callable[[str], str]) -> list[str]:
 
 
 def _measuring(measure: Json | None) -> str:
-    """Return the options of the measurement. It writes another file, because the run's own also holds the payback."""
+    """Return the options of the measurement. They write to another file, because the run's file also holds the payback."""
     settings = dict((measure or {}).get("settings") or {}) | {"device": (measure or {}).get("device")}
     known = {name: settings[name] for name in MEASURING if settings.get(name) is not None}
     return "".join(f" --{name.replace('_', '-')} {_value(value)}" for name, value in known.items())
@@ -108,7 +108,7 @@ def _value(value: Any) -> str:
 
 
 def _path(path: str) -> str:
-    """Return a path for the shell, the user's own folder as ``~``."""
+    """Return a path for the shell, with the user's home folder written ``~``."""
     short = without_home(path)
     return f"~/{shlex.quote(short[2:])}" if short.startswith("~/") else shlex.quote(short)
 
@@ -119,7 +119,7 @@ def _budgets(sweep: Json | None) -> str:
 
 
 def section(report: Json) -> Section:
-    """Digests, versions and settings as tables, then the commands."""
+    """Return tables of digests, versions and settings, then the commands."""
     made = Section("provenance", "Provenance")
     found = report["provenance"]
     digests = [[what, f"`{digest}`"] for what, digest in found["sha256"].items()]
@@ -132,7 +132,7 @@ def section(report: Json) -> Section:
         Heading("To make it again"),
         Code("\n".join(found["commands"]), "bash"),
         Text(
-            "The same plan gives the same bytes on one machine; training to a limit in minutes takes as many steps as fit.",
+            "On one machine, the same plan gives the same bytes. Training with a limit in minutes takes as many steps as fit.",
             small=True,
         ),
     ]

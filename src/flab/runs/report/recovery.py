@@ -1,4 +1,4 @@
-"""The recovery: what training brought back on rows that it did not train on."""
+"""Show the recovery: how training changed the model on held-out rows, and what it cost."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ TERMS = (("kl", "KL", "accent"), ("cross_entropy", "cross entropy", "accent"))
 
 
 def recovery(inputs: Inputs) -> dict[str, Any]:
-    """Settings, cost, held-out terms before and after, and the curve."""
+    """Return settings, cost, the held-out terms before and after, and the curve."""
     found = inputs.recovery
     if found is None:
         raise AbsentError(
             inputs.earlier(RECOVERY)
-            or "nothing was trained: give `data:` and `recover:` in the recipe, or use "
+            or "nothing was trained: add `data:` and `recover:` to the recipe, or use "
             "`flab recover SMALLER --teacher MODEL --data data.jsonl --minutes 30 -o RECOVERED`"
         )
-    # transformers logs the training loss and the held-out measurements in one list; the keys tell which is
-    # which.
+    # transformers logs the training loss and the held-out measurements in one list. They are told apart by their
+    # keys.
     curve = found["curve"]
     return {
         **{name: found.get(name) for name in FACTS},
@@ -46,7 +46,7 @@ def _data(meta: Json | None) -> dict[str, Any] | None:
 
 
 def section(report: Json) -> Section:
-    """Return the held-out curve, the terms before and after, and what it took."""
+    """Return the held-out curve, the terms before and after, and the settings and cost."""
     made = Section("recovery", "Recovery")
     found = report["recovery"]
     if found is None:
@@ -73,7 +73,7 @@ def _chart(found: Json, term: str, label: str, style: str) -> Chart:
         {"label": "held-out rows", "style": style, "line": True, "points": held_out},
         {"label": "", "style": style, "line": False, "points": chosen},
     ]
-    note = "recovery.json: nats per token; held-out rows have prompts that no training row has."
+    note = "recovery.json: nats per token. The prompts of held-out rows do not occur in training rows."
     table = Table(f"Held-out {label}", ["step", label], [[str(p["x"]), number(p["y"], 4)] for p in held_out], note)
     data = {"x": "steps", "y": f"{label}, nats per token", "series": series}
     return Chart(f"recovery-{term}", "lines", f"{label[0].upper()}{label[1:]} over the training", data, note, table)
@@ -87,7 +87,7 @@ def _held_out(found: Json) -> Table:
         if name in before and name in after:
             change = percent(after[name] / before[name] - 1) if before[name] else ""
             rows.append([NAMES[name], number(before[name], 4), number(after[name], 4), change])
-    note = "recovery.json: before the first step and at the step that was taken; the loss is what was minimised."
+    note = "recovery.json: before the first step and at the chosen step. The loss is the quantity that was minimised."
     return Table("Held-out rows, nats per token", ["", "before", "after", "change"], rows, note)
 
 
@@ -95,7 +95,7 @@ NAMES = {"loss": "Loss", "kl": "KL from the original", "cross_entropy": "Cross e
 
 
 def _cost(found: Json) -> Table:
-    """Return settings and cost as recovery.json has them; what it lacks is left out."""
+    """Return the settings and costs that recovery.json contains."""
     memory = found["peak_memory"] or {}
     examples = found["examples"] or {}
     early = ", stopped early" if found["stopped_early"] else ""
@@ -119,5 +119,5 @@ def _steps(data: Json) -> Table:
     for step in data["steps"]:
         found = ", ".join(f"{name} {count(n)}" for name, n in step.items() if name not in ("step", "left"))
         rows.append([step["step"], count(step["left"]), found])
-    note = f"data.meta.json: {count(data['rows'])} rows are left; contaminated rows overlap with a measured problem."
+    note = f"data.meta.json: {count(data['rows'])} rows remain. Contaminated rows overlap with a problem of the evaluation."
     return Table("Where the training rows come from", ["step", "left", "found"], rows, note, words=(0, 2))

@@ -1,4 +1,4 @@
-"""Scores: how much of each task each model passes, paired with the original, and under perturbation."""
+"""Show the scores of each model on each task, paired with the original, and under perturbation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Json = Mapping[str, Any]
 
 SUMMARY = ("pass@1", "passed", "total", "num_items", "num_samples", "interval_95", "failures", "num_truncated")
 EXTRA = ("bleu_paper", "bleu_default", "em_paper", "em_literal")
-CHANCE = 0.05  # below it McNemar's p is called more than chance
+CHANCE = 0.05  # McNemar's p below this counts as significant
 
 
 def tasks(inputs: Inputs) -> list[dict[str, Any]]:
-    """Return every task that is not perturbed, each with one entry for each model that was measured on it."""
+    """Return every unperturbed task, with an entry for each model that was evaluated on it."""
     if not inputs.results:
         raise AbsentError(
             inputs.earlier(*map(results_of, MODELS))
@@ -27,7 +27,7 @@ def tasks(inputs: Inputs) -> list[dict[str, Any]]:
     for name in inputs.names:
         for task in inputs.results.get(name, {"tasks": []})["tasks"]:
             if task["perturbation"] is None:
-                # Tasks are gathered over all models; a model that was not evaluated on one has no entry there.
+                # The tasks of all models are gathered. A model that was not evaluated on a task has no entry in it.
                 facts = {part: task[part] for part in ("name", "kind", "sha256")}
                 made.setdefault(task["name"], facts | {"models": []})["models"].append(_model(inputs, name, task))
     return list(made.values())
@@ -52,25 +52,25 @@ def _paired(pair: Json | None, task: str) -> dict[str, Any] | None:
 
 
 def main_task(tasks: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """Return the task that the verdict is about: the first of kind code, else the first."""
+    """Return the task of the verdict: the first of kind code or, if there is none, the first."""
     tasks = tasks or []
     return next((task for task in tasks if task["kind"] == "code"), tasks[0] if tasks else None)
 
 
 def judged(paired: Json | None) -> str | None:
-    """``worse``, ``better`` or ``open``: worse as soon as the interval says so, better only if p does too."""
+    """Return ``worse`` if the interval or p shows a loss, ``better`` only if p shows a gain, otherwise ``open``."""
     if paired is None:
         return None
     kept = paired["retention"]
     beyond = paired["mcnemar_p"] < CHANCE
-    # This is asymmetric on purpose: one sign of a loss is enough, but a gain must be significant by both measures.
+    # This is asymmetric on purpose. Either measure is enough to report a loss, but a gain needs a significant p.
     if (kept is not None and kept["high"] < 1) or (beyond and paired["lost"] > paired["won"]):
         return "worse"
     return "better" if beyond and paired["won"] > paired["lost"] else "open"
 
 
 def robustness(inputs: Inputs) -> list[dict[str, Any]]:
-    """Return what each perturbation costs each model, on the problems that both files hold."""
+    """Return what each perturbation costs each model, on the problems that both files contain."""
     names = ("shared", "pass@1_clean", "pass@1_perturbed", "drop", "relative_drop", "only_clean", "only_perturbed",
              "mcnemar_p")  # fmt: skip
     made: dict[tuple[str, str], dict[str, Any]] = {}
@@ -88,14 +88,14 @@ def robustness(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def overlaps(inputs: Inputs) -> list[dict[str, str]]:
-    """Return warnings of problems that share text with what the models have read: ``task``, ``data``, ``warning``."""
+    """Return warnings about problems that share text with calibration or training data: ``task``, ``data``, ``warning``."""
     found = [row for results in inputs.results.values() for row in results.get("contamination") or []]
     rows = dict.fromkeys((row["task"], name_of(row["data"]), row["warning"]) for row in found if row["warning"])
     return [dict(zip(("task", "data", "warning"), row, strict=True)) for row in rows]
 
 
 def section(report: Json) -> Section:
-    """Rates and retention drawn, then all figures, failures, and robustness."""
+    """Return charts of rates and retention, then tables of all figures, failures and robustness."""
     made = Section("scores", "Scores")
     found = report["tasks"]
     if not found:
@@ -119,7 +119,7 @@ OVERLAP = ("task", "data", "flab eval warns")
 
 
 def each(found: list[Json]) -> Iterator[tuple[Json, Json]]:
-    """Return every model of every task."""
+    """Return all models of all tasks, with their task."""
     return ((task, model) for task in found for model in task["models"])
 
 
@@ -147,7 +147,7 @@ def _more(one: Json) -> str:
 
 
 def _kept(found: list[Json]) -> list[Chart]:
-    """Return the retention of each smaller model in each task, if the runs were compared."""
+    """Return the chart of the retention of each smaller model on each task, if the runs were compared."""
     paired = [(task, one, one["paired"]) for task, one in each(found) if one["paired"]]
     rows = [{"group": task["name"], "label": one["name"], "value": pair["retention"]["ratio"],
              "low": pair["retention"]["low"], "high": pair["retention"]["high"], "style": STYLES.get(one["name"], "ink"),
@@ -162,7 +162,7 @@ def _kept(found: list[Json]) -> list[Chart]:
         "that only the original passes, plus: that only the smaller model passes; McNemar's exact p, two-sided."
     )
     table = Table("What is kept of the original's passes", columns, lines, note)
-    # The axis begins near the lowest whisker, because an axis from zero would hide the differences that matter.
+    # The axis begins near the lowest whisker. An axis from zero would hide the differences that matter.
     lowest = min(row["low"] for row in rows)
     data = {
         "rows": rows,

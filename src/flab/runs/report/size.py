@@ -1,4 +1,4 @@
-"""Before and after: the parts of the models, and the few figures that sum them up."""
+"""Show the models before and after: their sizes, and the figures that sum up what changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Json = Mapping[str, Any]
 
 
 def models(inputs: Inputs) -> list[dict[str, Any]]:
-    """Return one row for each model: its parts, its size, what the plan and the run measured on it."""
+    """Return one row for each model: its sizes, and what the plan and the run measured on it."""
     if inputs.plan is None:
         raise AbsentError(
             inputs.earlier(PLAN)
@@ -47,16 +47,16 @@ def _bytes(inputs: Inputs, name: str) -> int | None:
 
 
 def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
-    """Return what the run measured after the cut, or after training if its record has that."""
+    """Return the bits per byte that the run measured after the cut, or after training for the recovered model."""
     field = {ORIGINAL: "bits_per_byte_before"}.get(name, "bits_per_byte_after")
-    # The original's figure also comes from the cut, where it was measured on the same text at the same time.
+    # The original's figure also comes from the cut, which measured it on the same text at the same time.
     stage = "recover" if name == "recovered" else "prune"
     found = inputs.run["stages"].get(stage, {}).get("generality") or {}
     return found.get(field)
 
 
 def section(report: Json) -> Section:
-    """Return the table of all models, the figures as rows."""
+    """Return the table of all models, with one row for each figure."""
     rows = report["models"]
     made = Section("size", "Before and after")
     if rows is None:
@@ -86,7 +86,7 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def _scores(report: Json) -> list[list[str]]:
-    """pass@1 of every task that is not perturbed."""
+    """Return the rows of pass@1 on every unperturbed task."""
     lines = []
     for task in report["tasks"] or []:
         found = {one["name"]: one for one in task["models"]}
@@ -100,7 +100,7 @@ def _scores(report: Json) -> list[list[str]]:
 def _why_gaps(rows: list[Json]) -> str:
     if rows[-1]["name"] != "recovered":
         return ""
-    gaps = "The KL is that of the cut; what training did to it on held-out rows is under Recovery."
+    gaps = "The KL is measured after the cut. Its change by training, on held-out rows, is under Recovery."
     bits = " Bits per byte were not measured again after training." if rows[-1]["bits_per_byte"] is None else ""
     return gaps + bits
 

@@ -1,4 +1,4 @@
-"""Speed, memory and energy: the figures of ``flab measure`` for the original and the smaller model, with their spread."""
+"""Show speed, memory and energy: the figures of ``flab measure`` for the original and the smaller model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NO_MEASURE = (
 
 
 def measured(inputs: Inputs) -> dict[str, Any]:
-    """Return the figures of both models, the gains beside their predictions, and the machine."""
+    """Return the figures of both models, the gains with their predictions, and the machine."""
     found = inputs.measure
     if found is None:
         raise AbsentError(inputs.earlier(MEASURE) or NO_MEASURE.format(name=inputs.smaller))
@@ -60,18 +60,18 @@ def measured(inputs: Inputs) -> dict[str, Any]:
 
 
 def energy_reason(found: Json | None) -> str | None:
-    """Return why the smaller model's energy has no number, or None if it has one."""
+    """Return why the smaller model's energy was not measured, or None if it was."""
     if not found or not found["models"]:
         return None
     value = found["models"][-1]["figures"].get("energy_per_1000_tokens")
     if has_value(value):
         return None
     reason = (value or {}).get("reason")
-    return f"energy was not measured: {reason or 'measure.json does not say why'}"
+    return f"energy was not measured: {reason or 'measure.json gives no reason'}"
 
 
 def section(report: Json) -> Section:
-    """Bars with whiskers, throughput over the batch, gains beside predictions, then every figure."""
+    """Return bars with whiskers, throughput by batch size, gains with predictions, then all figures."""
     made = Section("speed", "Speed, memory, energy")
     found = report["measured"]
     if found is None:
@@ -111,7 +111,7 @@ def _bars(name: str, found: Json) -> Chart:
 
 
 def _throughput(found: Json) -> Iterator[Chart]:
-    """Yield tokens per second over the batch, if more than one batch was measured."""
+    """Yield the chart of tokens per second over the batch size, if several batch sizes were measured."""
     series = []
     rows = []
     how = ""
@@ -134,7 +134,7 @@ def _throughput(found: Json) -> Iterator[Chart]:
 
 
 def _gains(gains: Json) -> list[Block]:
-    """Return how many times better the smaller model is, beside what was predicted."""
+    """Return the table of how many times better the smaller model is, with the predictions."""
     rows = []
     for name, one in gains.items():
         spread = f"{one['low']:.2f} to {one['high']:.2f}" if one.get("low") is not None else NONE
@@ -142,17 +142,17 @@ def _gains(gains: Json) -> list[Block]:
         rows.append([LABELS.get(name, name), quantity(one.get("value"), one.get("unit") or "x"), spread,
                      quantity(one.get("predicted"), "x"), part, one.get("prediction") or NONE])  # fmt: skip
     columns = ["times better", "measured", "spread", "predicted", "measured / predicted", "prediction from"]
-    note = "measure.json: above 1, the smaller model is better."
+    note = "measure.json: the smaller model is better if the gain is above 1."
     return [Table("Gains, measured and predicted", columns, rows, note, words=(0, 5))] if rows else []
 
 
 def _figures(found: Json) -> Table:
-    """Return every figure of every model, known names in their order, then the others."""
+    """Return the table of all figures of all models: first the known names in their order, then the others."""
     models = found["models"]
     names = dict.fromkeys(name for model in models for name in model["figures"])
     ordered = [*(name for name in LABELS if name in names), *(name for name in names if name not in LABELS)]
     rows: list[list[str]] = []
-    without: dict[str, list[str]] = {}  # the figures that no model has, by the reason
+    without: dict[str, list[str]] = {}  # the figures that no model has, grouped by reason
     for name in ordered:
         values = list(_of(name, found).values())
         if any(map(has_value, values)):
@@ -162,7 +162,7 @@ def _figures(found: Json) -> Table:
             reason = next((one["reason"] for one in values if one and one.get("reason")), "no reason is given")
             without.setdefault(reason, []).append(LABELS.get(name, name))
     columns = ["", *(model["name"] for model in models), "ratio", "method"]
-    note = "measure.json: the median of the rounds, with the lowest and the highest in brackets; ratio: smaller over original."
+    note = "measure.json: medians of the rounds, with the lowest and the highest in brackets. The ratio is smaller over original."
     note += "".join(f" Not measured ({reason}): {', '.join(names)}." for reason, names in without.items())
     return Table("Every figure", columns, rows, note, words=(0, len(columns) - 1))
 

@@ -1,6 +1,6 @@
-"""matplotlib's SVG as part of a page: without a prolog, with only the ids it needs, and in the page's colours.
+"""Turn matplotlib's SVG into an element of the page: without a prolog or spare ids, and in the page's colours.
 
-Drawings use placeholder colours, which become CSS variables here, so one drawing serves light and dark.
+Drawings use placeholder colours, which become CSS variables here, so one drawing serves light and dark mode.
 The same drawing gives the same bytes.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {  # what is drawn in the first is shown in the second
+COLOURS = {  # maps a colour in the drawing to the colour that the page shows
     "#010203": ("ink", "currentColor"),
     "#010204": ("muted", "var(--muted)"),
     "#010205": ("accent", "var(--accent)"),
@@ -26,7 +26,7 @@ COLOURS = {  # what is drawn in the first is shown in the second
     "#010209": ("paper", "var(--paper)"),
 }
 DRAWN = {name: placeholder for placeholder, (name, _) in COLOURS.items()}
-SIZE = 11  # of text, in the drawing's own units, which are pixels where there is room
+SIZE = 11  # the size of text in the drawing's units, which are pixels if the page is wide enough
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -61,10 +61,10 @@ def draw(name: str, label: str, width: float, height: float, paint: Callable[[Fi
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # matplotlib numbers its ids by a random salt; a fixed one for each drawing gives the same bytes every time.
+    # matplotlib derives its ids from a random salt. A fixed salt for each drawing gives the same bytes every time.
     settings: Any = {**SETTINGS, "svg.hashsalt": f"flab {name}"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # The font that measures text may lack a glyph that the page's font has.
+        # matplotlib's font may lack a glyph that the page's font has.
         warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
@@ -75,19 +75,19 @@ def draw(name: str, label: str, width: float, height: float, paint: Callable[[Fi
 
 
 def cleaned(svg: str, name: str, label: str) -> str:
-    """Return the bare element, without the parts of a separate file and in the page's colours."""
+    """Return the element alone, without the parts of a separate file and in the page's colours."""
     view = re.search(r'viewBox="([^"]+)"', svg)
     assert view is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    # Ids must be unique on a page that holds several drawings. Those of groups are not needed; the others get
-    # the drawing's name.
+    # Ids must be unique on a page with several drawings. Ids of groups are not needed and are removed. The others
+    # get the drawing's name.
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = body.replace("xlink:href", "href")
     body = _own_ids(body, name)
     body = re.sub(r"font: (?:(\d+) )?([\d.]+px)[^;\"]*", _without_family, body)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    # The drawing uses colours that occur nowhere else. They become the page's variables, which differ in dark mode.
+    # The drawing uses colours that occur nowhere else. They become variables of the page, which change in dark mode.
     for placeholder, (_, shown) in COLOURS.items():
         body = body.replace(placeholder, shown)
     body = re.sub(r">\s+<", "><", body).strip()
@@ -96,12 +96,12 @@ def cleaned(svg: str, name: str, label: str) -> str:
 
 
 def _without_family(font: re.Match[str]) -> str:
-    """Weight and size of a text; its family is the page's."""
+    """Return the weight and size of a text. Its font family is the page's."""
     return f"font-weight: {font[1]}; font-size: {font[2]}" if font[1] else f"font-size: {font[2]}"
 
 
 def _own_ids(body: str, name: str) -> str:
-    """Return ids of the drawing's own definitions, numbered under its name, so that drawings on one page do not meet."""
+    """Return new ids for the drawing's definitions, which begin with its name so that drawings do not share ids."""
     for number, found in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', body))):
         new = f"{name}-{number}"
         body = body.replace(f'id="{found}"', f'id="{new}"').replace(f'"#{found}"', f'"#{new}"')

@@ -1,6 +1,7 @@
-"""Which files in a run's folder belong to this run; an earlier recipe may have left others. It reads no file.
+"""Decide which files in a run's folder belong to this run, because an earlier recipe may have left others.
 
-``met`` in ``run.json`` lists the stages that the last recipe reached. Without that list, all files are taken.
+``met`` in ``run.json`` lists the stages that the last recipe reached. Without that list, all files are used. This module
+works on :class:`~flab.runs.report.inputs.Inputs` and reads no file itself.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from flab.runs.report.inputs import DATA, MEASURE, ORIGINAL, PLAN, RECOVERY, SUM
 Json = Mapping[str, Any]
 
 MADE_BY = {"pruned": "prune", "recovered": "recover"}
-SECTIONS = {"data": "data", "recover": "recover", "evaluate recovered": "recover", "measure": "measure"}  # all optional
+SECTIONS = {
+    "data": "data",
+    "recover": "recover",
+    "evaluate recovered": "recover",
+    "measure": "measure",
+}  # optional sections
 
 
 def of_this_run(inputs: Inputs) -> Inputs:
-    """Return the inputs without files of an earlier run, and without a sweep of another model; ``left`` names them."""
+    """Return the inputs without files of an earlier run and without a sweep of another model. ``left`` names the files."""
     known = inputs.run.get("met")
     found = inputs.run["stages"]
     stages = found if known is None else {name: found[name] for name in known if name in found}
@@ -44,7 +50,7 @@ def of_this_run(inputs: Inputs) -> Inputs:
 
 
 def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """Return the files of an earlier run, except pairs, each with the section of the recipe that it needs, if any."""
+    """Return the files of an earlier run, except comparisons, each with the optional section of the recipe that it needs."""
     stages = inputs.run["stages"]
     made = {name: (stages.get(stage) or {}).get("sha256") for name, stage in MADE_BY.items()}
     summed_up = _prints((inputs.summary or {}).get("stages"))
@@ -75,23 +81,23 @@ def _left(inputs: Inputs) -> Iterator[tuple[str, str]]:
 
 
 def _is_met(inputs: Inputs, stage: str, of: str | None = None, made: str | None = None) -> bool:
-    """Return whether this run did a stage, and if both are known, on the model that it made."""
+    """Return whether this run did a stage and, if both digests are known, did it on the model that it made."""
     done = inputs.run.get("met") is None or stage in inputs.run["stages"]
     return done and (of is None or made is None or of == made)
 
 
 def _section(inputs: Inputs, stage: str) -> str:
-    """Return the section of the recipe without which there is no such stage; empty if it is met or always there."""
+    """Return the section of the recipe that a missing stage needs, or an empty text if the stage needs none."""
     return "" if stage in (inputs.run.get("met") or ()) else SECTIONS.get(stage, "")
 
 
 def _prints(stages: Json | None) -> dict[str, Any] | None:
-    """Return what each stage read, as its fingerprint."""
+    """Return the fingerprint of each stage's inputs."""
     return None if stages is None else {name: one.get("fingerprint") for name, one in stages.items()}
 
 
 def _is_of_results(inputs: Inputs, name: str, left: Json) -> bool:
-    """Return whether a comparison belongs to the two results in the folder, both of this run."""
+    """Return whether a comparison belongs to the two results in the folder, and both are of this run."""
     for side, model in (("a", ORIGINAL), ("b", name)):
         results = inputs.results.get(model)
         if results is None or results_of(model) in left:
@@ -103,7 +109,7 @@ def _is_of_results(inputs: Inputs, name: str, left: Json) -> bool:
 
 
 def _sweep(inputs: Inputs) -> dict[str, Any]:
-    """Drop the sweep if it is of another model than the plan; ``other_sweep`` is the model's path then."""
+    """Drop the sweep if its model is not the plan's. ``other_sweep`` is then the path of the sweep's model."""
     swept = (inputs.sweep or {}).get("model_sha256")
     planned = ((inputs.plan or {}).get("model") or {}).get("sha256")
     if inputs.sweep is None or None in (swept, planned) or swept == planned:

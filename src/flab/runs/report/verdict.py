@@ -1,4 +1,4 @@
-"""The verdict, made from the gathered report: one short line, the key figures, a sentence with the evidence, and remarks."""
+"""Write the verdict from the gathered report: a headline, the key figures, a sentence with the evidence, and remarks."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Json = Mapping[str, Any]
 
 NOT_MEASURED = "not measured"
 NOT_PAIRED = "not paired with the original"
-OF_NONE = "there is nothing to keep"
-MATCHED = ("cot", "output")  # kinds whose pass is an exact match
+OF_NONE = "retention is undefined"
+MATCHED = ("cot", "output")  # in these kinds of tasks an answer passes if it is an exact match
 OUTCOMES = {
     "worse": "significantly worse",
     "better": "significantly better",
     "open": "not significantly different",
     None: "not compared",
 }
-ROUNDING = 0.005  # a difference that two decimals of a ratio, or a whole percentage, do not show
+ROUNDING = 0.005  # a difference too small for two decimals of a ratio or a whole percentage
 
 
 def verdict(report: Json) -> dict[str, Any]:
     """Return ``headline``, ``outcome``, ``sentence``, ``remarks`` and ``tiles``.
 
-    A loss is called a loss, and missing measurements are named. The outcome is that of the main task: ``kept``, ``worse`` or
-    ``missing``.
+    The verdict names every loss and every missing measurement. The outcome is that of the main task: ``kept``, ``worse``
+    or ``missing``.
     """
-    # The sentence at the top of the report: how much was removed, how much was kept, with its interval, and the costs.
+    # The sentence at the top of the report tells how much was removed, how much was kept (with its interval), and the cost.
     parts = [one for one in (_size(report), _kept(report), _cost(report)) if one]
     sentence = "; ".join(parts)
     outcome = _outcome(report)
@@ -46,13 +46,13 @@ def verdict(report: Json) -> dict[str, Any]:
 
 
 def _outcome(report: Json) -> str | None:
-    """Return what the main task says of the smaller model: ``worse``, ``better``, ``open``, or None if it was not compared."""
+    """Judge the smaller model by the main task: ``worse``, ``better``, ``open``, or None if it was not compared."""
     smaller = _main(report)[2]
     return judged(smaller["paired"]) if smaller else None
 
 
 def _headline(report: Json) -> str:
-    """Return one line of a few words: how much smaller, whether it is worse, how fast."""
+    """Return one short line: how much smaller the model is, whether it is worse, and how fast."""
     models = report["models"] or []
     if len(models) < 2:
         return "Nothing has been cut yet."
@@ -83,7 +83,7 @@ def _main(report: Json) -> tuple[Json, Json | None, Json | None]:
 def _kept(report: Json) -> str:
     task, original, smaller = _main(report)
     if original is None or smaller is None:
-        return "what the model keeps was not measured"
+        return "how much the model keeps was not measured"
     several = (original["num_samples"] or 1) > 1
     what = f"{original['total']} answers to problems" if several else f"{original['total']} problems"
     does, matches = ("has", " exact matches") if _is_matched(task) else ("solves", "")
@@ -91,7 +91,7 @@ def _kept(report: Json) -> str:
     scores = f"of the {what} in “{task['name']}”, {solved}"
     paired = smaller["paired"]
     if not original["passed"]:
-        return f"{scores}: {OF_NONE}"
+        return f"{scores}, so {OF_NONE}"
     if not paired or not paired["retention"]:
         return scores
     kept = paired["retention"]
@@ -102,12 +102,12 @@ def _kept(report: Json) -> str:
 
 
 def _is_matched(task: Json) -> bool:
-    """Return whether answers are compared with a known one; else tests are run on them."""
+    """Return whether answers are compared with a reference. In other tasks, tests are run on them."""
     return task["kind"] in MATCHED
 
 
 def _cost(report: Json) -> str:
-    """Speed per token and memory, if they were measured."""
+    """Return the speed per token and the memory, if they were measured."""
     said = []
     gain = _gain(report, "time_per_output_token")
     if gain is not None:
@@ -129,7 +129,7 @@ def _gain(report: Json, name: str) -> Json | None:
 
 
 def _ratio(report: Json, name: str) -> float | None:
-    """Return a figure of the smaller model over the original's."""
+    """Return a figure of the smaller model divided by the original's."""
     models = (report["measured"] or {}).get("models") or []
     values = [model["figures"].get(name) for model in models]
     if len(values) < 2 or not all(has_value(one) for one in values) or not values[0]["value"]:
@@ -138,7 +138,7 @@ def _ratio(report: Json, name: str) -> float | None:
 
 
 def _remarks(report: Json) -> Iterator[str]:
-    """Yield remarks on what the sentence alone would hide: chance, losses elsewhere, and gaps."""
+    """Yield remarks on what the sentence leaves out: chance, losses elsewhere, and gaps."""
     task, _, smaller = _main(report)
     outcome = judged(smaller["paired"]) if smaller else None
     if smaller and outcome:
@@ -161,7 +161,7 @@ def _chance(outcome: str, paired: Json, task: Json) -> str:
         return f"The loss is significant: the smaller model {does.format('fewer')} than the original."
     if outcome == "better":
         return f"The gain is significant: the smaller model {does.format('more')} than the original."
-    # No significant difference does not mean no loss. The lower end of the interval says how large one could be.
+    # A difference that is not significant may still be a loss. The lower end of the interval shows how large it could be.
     if kept and kept["low"] < 1:
         return f"The difference is not significant; a loss of up to {percent(1 - kept['low'])} cannot be excluded."
     return "The difference is not significant."
@@ -182,7 +182,7 @@ def _elsewhere(task: Json, name: str) -> Iterator[str]:
 
 
 def _other_code(report: Json) -> Iterator[str]:
-    """Yield bits per byte of code that was not used for fitting, where the effect of a cut shows first."""
+    """Yield the bits per byte of code that was not used for fitting, where the effect of a cut shows first."""
     known = [row for row in report["models"] or [] if row["bits_per_byte"] is not None]
     if len(known) > 1:
         before = known[0]["bits_per_byte"]
@@ -197,7 +197,7 @@ def _other_code(report: Json) -> Iterator[str]:
 
 
 def _against(report: Json) -> Iterator[str]:
-    """Yield the figures in which the smaller model is worse than the original, and gains far from their prediction."""
+    """Yield the figures in which the smaller model is worse, and gains that are far from their predictions."""
     for name in ("time_to_first_token", "throughput", "tokens_per_character", "energy_per_1000_tokens"):
         ratio = _ratio(report, name)
         if ratio is not None and (ratio < 1 - ROUNDING if name == "throughput" else ratio > 1 + ROUNDING):
@@ -209,7 +209,7 @@ def _against(report: Json) -> Iterator[str]:
 
 
 def _tiles(report: Json) -> Iterator[Tile]:
-    """Parameters, score, speed, memory and energy; a tile is missing if neither it nor a reason is known."""
+    """Yield the tiles of parameters, score, speed, memory and energy. A tile without a figure is marked as missing."""
     models = report["models"] or []
     if len(models) > 1:
         before = models[0]["parameters"]
@@ -259,6 +259,6 @@ def _change_tile(report: Json, name: str, label: str) -> Tile:
 
 
 def _has_reason(report: Json, name: str) -> bool:
-    """Return whether measure.json says why there is no number."""
+    """Return whether measure.json gives a reason for a missing figure."""
     models = (report["measured"] or {}).get("models") or []
     return any((model["figures"].get(name) or {}).get("reason") for model in models)

@@ -1,6 +1,6 @@
-"""Numbers as people read them, and foreign text made safe to display: control and bidi characters become visible.
+"""Format numbers for people, and make foreign text safe to display by showing control and bidi characters.
 
-Text here is not markup; the writers of HTML and Markdown escape it.
+The texts here are not markup. The writers of HTML and Markdown escape them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# With value, unit, low, high, rounds, method and reason, as in measure.json.
+# A figure has value, unit, low, high, rounds, method and reason, as in measure.json.
 Figure = Mapping[str, Any]
 
 NONE = "–"
@@ -23,9 +23,9 @@ DURATIONS = (
     (1, 1.0, "s"),
     (1e-3, 1e-3, "ms"),
     (1e-9, 1e-6, "µs"),
-)  # from, size
+)  # the smallest value that gets the prefix, and the size of the prefixed unit
 SCALED_UNITS = {"B": "B", "bytes": "B", "byte": "B", "FLOP": "FLOP", "FLOPs": "FLOP", "flops": "FLOP"}
-# Unicode's categories of characters without a shape of their own.
+# The Unicode categories of characters that have no visible shape.
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -35,12 +35,12 @@ def count(value: float | None) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share as a percentage, ``40.3 %``; a minus is a real one."""
+    """Return a share as a percentage, ``40.3 %``, with a true minus sign."""
     return NONE if share is None else f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, whole numbers whole, exponents for the very small and the very large."""
+    """Format a number with three significant digits. Very small and very large numbers get an exponent."""
     if value is None:
         return NONE
     if float(value).is_integer() and abs(value) < 1e15:
@@ -52,7 +52,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """Return the nearest number of so many significant digits."""
+    """Round a value to a number of significant digits."""
     return float(f"{value:.{digits - 1}e}")
 
 
@@ -67,8 +67,8 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def scaled(value: float, unit: str) -> tuple[float, str]:
-    """Return the divisor and the prefixed unit that make the number easy to read."""
-    value = rounded(value)  # as it will be shown: 0.9997 s is 1 s, not 1,000 ms
+    """Return the divisor and the prefixed unit with which the number is easy to read."""
+    value = rounded(value)  # the value as shown, so that 0.9997 s becomes 1 s and not 1,000 ms
     head, slash, rest = unit.partition("/")
     if unit == "s":
         return next(((size, name) for least, size, name in DURATIONS if abs(value) >= least), (1.0, "s"))
@@ -79,7 +79,7 @@ def scaled(value: float, unit: str) -> tuple[float, str]:
 
 
 def figure(value: Figure | None) -> str:
-    """Return a figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``; a dash if it has no number."""
+    """Return a figure with its spread in the same unit, ``12.3 ms (11.9 to 12.8)``, or a dash if it has no value."""
     if value is None or value.get("value") is None:
         return NONE
     unit = value.get("unit") or ""
@@ -93,7 +93,7 @@ def figure(value: Figure | None) -> str:
 
 
 def figures(values: Sequence[Figure | None]) -> list[str]:
-    """Return figures that stand in one row or column, in one unit and with equally many decimals."""
+    """Format the figures of one row or column in one unit and with the same number of decimals."""
     known = [value for value in values if value is not None and value.get("value") is not None]
     if not known or len({value.get("unit") for value in known}) > 1:
         return [figure(value) for value in values]
@@ -103,7 +103,7 @@ def figures(values: Sequence[Figure | None]) -> list[str]:
     if unit == "x":
         return [figure(value) for value in values]
     scale, shown = scaled(largest, unit)
-    # three digits of the largest and two of the smallest
+    # Enough decimals to show three digits of the largest figure and two of the smallest.
     decimals = max(_decimals(largest / scale, 3), _decimals(smallest / scale, 2))
     if decimals > 4 or all(float(value["value"] / scale).is_integer() for value in known):
         return [figure(value) for value in values]
@@ -122,17 +122,17 @@ def figures(values: Sequence[Figure | None]) -> list[str]:
 
 
 def _decimals(value: float, digits: int) -> int:
-    """Decimals that show so many significant digits of a value."""
+    """Return the number of decimals that show so many significant digits of a value."""
     return 0 if value == 0 else max(0, digits - 1 - math.floor(math.log10(abs(rounded(value, digits)))))
 
 
 def points(difference: float) -> str:
-    """Return a difference of two rates in percentage points, ``−26.7 points``; the sign is always there."""
+    """Return a difference of two rates in percentage points and always with a sign, ``−26.7 points``."""
     return f"{100 * difference:+.1f} points".replace("-", "−")
 
 
 def method(value: Figure | None) -> str:
-    """Return the method of a figure, or the reason why it has no number."""
+    """Return the method of a figure, or the reason why it has no value."""
     if value is None:
         return NONE
     if value.get("value") is None:
@@ -141,7 +141,7 @@ def method(value: Figure | None) -> str:
 
 
 def has_value(value: Figure | None) -> bool:
-    """Return whether a figure holds a number."""
+    """Return whether a figure has a value."""
     return value is not None and value.get("value") is not None
 
 
@@ -156,20 +156,20 @@ def between(pair: Any, digits: int = 3) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Return a p-value; one below a thousandth is shown as ``< 0.001``."""
+    """Return a p-value. A value below a thousandth is shown as ``< 0.001``."""
     if value is None:
         return NONE
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def name_of(path: str) -> str:
-    """Return the last part of a path; a hub id stays as it is."""
+    """Return the last part of a path. A hub id is not changed."""
     is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path
     return Path(path.replace("\\", "/")).name or path if is_path else path
 
 
 def each_text(value: Any, change: Any) -> Any:
-    """Return the same value with every text in it, keys included, passed through ``change``."""
+    """Return the value with ``change`` applied to all text in it, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -180,7 +180,7 @@ def each_text(value: Any, change: Any) -> Any:
 
 
 def visible(text: str) -> str:
-    """Return text whose control, format and bidi characters are shown as symbols, so that none of them acts."""
+    """Return text with its control, format and bidi characters shown as symbols, so that they have no effect."""
     text = text.replace("\r\n", "\n")
     return "".join(
         _shown(char) if char not in "\n\t" and unicodedata.category(char) in HIDDEN else char for char in text
@@ -188,7 +188,7 @@ def visible(text: str) -> str:
 
 
 def _shown(char: str) -> str:
-    """Unicode's control pictures for the classic control characters, the number for the others."""
+    """Return the Unicode control picture of a classic control character, and the code point of any other."""
     code = ord(char)
     if code < 0x20:
         return chr(0x2400 + code)
@@ -196,7 +196,7 @@ def _shown(char: str) -> str:
 
 
 def without_home(text: str) -> str:
-    """Return the text with the user's own folder as ``~``, because its name would say who ran this."""
+    """Return the text with the user's home folder written ``~``, because its name would reveal who ran this."""
     try:
         home = Path.home()
     except RuntimeError:  # neither HOME nor an entry for this user
