@@ -95,12 +95,12 @@ def is_result(path: Path) -> bool:
     return "flab" in value or (isinstance(versions, dict) and "flab" in versions)
 
 
-def check_folder(path: Path, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
+def check_folder(path: Path, overwrite: bool | None, inputs: Iterable[PathLike] = ()) -> None:
     """Fail before the work if a model's folder must not, or cannot, be written at ``path``.
 
     Raises:
-        OptionError: it is an input, holds one, or lies in one or in a model's folder; it exists and ``overwrite`` is off; or
-            it holds files that flab did not write.
+        OptionError: it is an input, holds one, or lies in one or in a model's folder; it exists and ``overwrite`` is not true;
+            or it holds files that flab did not write.
     """
     inputs = list(inputs)
     check_place(path, inputs)
@@ -129,10 +129,11 @@ def check_place(path: Path, inputs: Iterable[PathLike] = ()) -> None:
             raise OptionError(f"the output {path} is in the folder of a model ({folder}): choose another place.")
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise OptionError if a file or folder exists that must not be replaced."""
+def check_free(path: Path, overwrite: bool | None) -> None:
+    """Raise OptionError if ``path`` exists and must not be replaced. None means that there is no option to replace it."""
     if path.exists() and not overwrite:
-        raise OptionError(f"the output {path} exists: pass `overwrite` to replace it, or choose another.")
+        way = "remove it" if overwrite is None else "pass `overwrite` to replace it"
+        raise OptionError(f"the output {path} exists: {way}, or choose another.")
 
 
 def check_space(path: Path, size_bytes: int) -> None:
@@ -207,11 +208,7 @@ def cannot_write(path: Path, error: OSError, kept: str = "") -> FlabError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole, through a temporary name beside it. Removes the leftovers of killed runs.
-
-    Raises:
-        OutputError: the disk is full, or the place cannot be written.
-    """
+    """Replace a file as a whole, through a temporary name beside it. Raises as :func:`new_file` does."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -219,6 +216,8 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield an empty file beside ``path`` that becomes ``path`` if the block succeeds, and is removed if it fails.
+
+    Leftovers of killed runs are removed.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.

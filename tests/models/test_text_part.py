@@ -154,4 +154,4 @@ def test_the_command_says_what_is_left_out(multimodal, flab, tmp_path):
     assert "left out: vision_tower" in err or "left out: model.visual" in err
     code, _, err = flab("text", str(multimodal), "-o", str(tmp_path / "text"))
     assert code == 2
-    assert "text exists: choose another, or remove it." in err
+    assert "text exists: remove it, or choose another." in err

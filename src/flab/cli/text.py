@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flab.cli.early import check_model
 from flab.cli.options import Json, Model, Output, emit
-from flab.errors import OptionError
-from flab.files import as_path, check_folder, check_place
+from flab.files import as_path, check_folder
 from flab.models.source import ModelFolder, text_config
 
 TEXT_EXAMPLE = "Example: flab text MULTIMODAL -o TEXT"
@@ -17,11 +16,8 @@ def text(model: Model, output: Output, json_: Json = False) -> None:
     The vision part is left out. The result is an ordinary model: prune it as any other.
     """
     out = as_path(output)
-    check_place(out, [model])
-    if out.exists():
-        # Nothing in such a folder tells that flab wrote it, so there is no --overwrite.
-        raise OptionError(f"the output {out} exists: choose another, or remove it.")
-    check_folder(out, False, [model])
+    # Nothing in such a folder tells that flab wrote it, so there is no --overwrite.
+    check_folder(out, None, [model])
     check_model(model)
     if as_path(model).is_dir():
         text_config(ModelFolder.open(model))

@@ -6,7 +6,8 @@ or both. Any other model is refused, and the message says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,6 +238,17 @@ def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
 def norm_at(layer: nn.Module, path: str) -> nn.Module:
     """Return the norm at ``path``, or one that changes nothing if the family has none there."""
     return layer.get_submodule(path) if path else nn.Identity()
+
+
+@contextlib.contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield a list that receives the positional arguments of each call of a module."""
+    calls: list[tuple[Any, ...]] = []
+    handle = module.register_forward_pre_hook(lambda _, args: calls.append(args))
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def activation_of(layer: nn.Module, family: Family) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -20,6 +20,7 @@ from flab.models.families import (
     attention_at,
     attention_out,
     attention_out_at,
+    calls_of,
     embedding_of,
     extended,
     ffn_activations,
@@ -218,16 +219,11 @@ class LayerRunner:
         hidden, kwargs = self._call(index, hidden_BTD)
         # A hook on the output projection sees its input whatever the attention does before (query norms, windows, sinks),
         # so no family's attention is reimplemented here.
-        caught: list[torch.Tensor] = []
         projection = attention_out(self.layers[index], self.family)
-        handle = projection.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        try:
-            with self.at_work(index) as layer, self.products():
-                normed = norm_at(layer, self.family.input_norm)(hidden)
-                layer.get_submodule(attention_at(layer, self.family))(hidden_states=normed, **kwargs)
-        finally:
-            handle.remove()
-        return caught[0]
+        with calls_of(projection) as calls, self.at_work(index) as layer, self.products():
+            normed = norm_at(layer, self.family.input_norm)(hidden)
+            layer.get_submodule(attention_at(layer, self.family))(hidden_states=normed, **kwargs)
+        return calls[0][0]
 
     @torch.no_grad()
     def mid(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:

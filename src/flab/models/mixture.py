@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flab.models.families import Family
+from flab.models.families import Family, calls_of
 from flab.models.weights import copied, entries
 
 COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # what modules call the number of experts
@@ -72,14 +72,11 @@ class Mixture:
         """Run the FFN on its inputs, after the norm, and record the arguments of the experts' call."""
         # The router's arithmetic differs between families. Its decision is read at the call of the experts, whose
         # arguments are the same in every family: the hidden states, the chosen experts and their weights.
-        caught: list[Any] = []
-        handle = self.experts.register_forward_pre_hook(lambda _, args: caught.extend(args))
-        try:
+        with calls_of(self.experts) as calls:
             output = self.ffn(hidden_ND[None])
-        finally:
-            handle.remove()
         output = output[0] if isinstance(output, tuple) else output
-        return Routing(caught[1], caught[2], output[0])
+        _, experts, weights = calls[0]
+        return Routing(experts, weights, output[0])
 
     def route_among(self, kept: Sequence[int], hidden_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the experts of each token, (N, K) of all experts, and their weights, (N, K), if only these experts existed."""

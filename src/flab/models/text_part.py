@@ -59,7 +59,7 @@ def write_text_part(source: ModelSource, out: Path) -> TextPart:
         OptionError: ``out`` exists, or cannot be written.
     """
     opened = ModelFolder.open(source)
-    check_folder(out, False, [opened.path])
+    check_folder(out, None, [opened.path])
     check_weights(opened)
     config = _text_config(opened)
     kept = {name: new for name in opened.stored if (new := text_name(name)) is not None}

@@ -10,7 +10,7 @@ import torch
 
 from flab.models.families import head_of, layers_of, linear
 from flab.models.layers import LayerRunner
-from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, reference_states, spread
+from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, cut_layers, spread
 from flab.pruning.objective import kl_divergence
 from support import pico
 from support.calibrated import data_for, fresh
@@ -87,7 +87,7 @@ def test_greedy_picks_what_the_naive_search_picks(race, trained_folder):
 
 def test_reference_states_are_the_models_own(pico_folder, data):
     model, family = fresh(pico_folder("qwen3"))
-    (first, *_) = reference_states(LayerRunner(model, family), data.fit)
+    (first, *_) = LayerRunner(model, family).finals(data.fit, "Reference distribution")
     batch = data.fit[0]
     assert torch.equal(first, model.model(batch.ids, use_cache=False).last_hidden_state[batch.valid])
 

@@ -9,24 +9,19 @@ Legend: L layers, E experts, N real tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from flab.models.layers import Batch, LayerRunner
+from flab.models.layers import LayerRunner
 from flab.models.mixture import Mixture, mixture_of
 from flab.progress import track
+from flab.pruning.cuts import CriterionInput
 
 OUTPUT_ELEMENTS = 2**26  # of all experts' outputs held at once: 256 MiB in float32
 
 
-@dataclass(frozen=True)
-class ExpertSearch:
-    """What an expert criterion reads."""
-
-    runner: LayerRunner
-    batches: Sequence[Batch]
-    seed: int = 0
+class ExpertSearch(CriterionInput):
+    """The input of an expert criterion."""
 
     @property
     def mixtures(self) -> list[Mixture]:

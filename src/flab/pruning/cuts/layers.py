@@ -24,6 +24,7 @@ from flab.models.memory import trim
 from flab.models.scorer import scorer_of
 from flab.models.weights import filed
 from flab.progress import track
+from flab.pruning.cuts import CriterionInput
 from flab.pruning.objective import kl_divergence
 
 # Candidates that can no longer win leave the race early. The bound of five standard errors is far beyond chance, because it
@@ -33,12 +34,9 @@ RACE_WARM_UP = 4  # micro-batches before anything is dropped
 
 
 @dataclass(frozen=True)
-class LayerSearch:
-    """What a layer criterion reads: the model by layers, the batches, a seed, and a record of what it saw."""
+class LayerSearch(CriterionInput):
+    """The input of a layer criterion, and the path of its removals so far."""
 
-    runner: LayerRunner
-    batches: Sequence[Batch]
-    seed: int = 0
     race: bool = True
     path: list[dict[str, Any]] = field(default_factory=list)
 
@@ -126,11 +124,6 @@ def _still_racing(racing: list[int], batches_kl: list[list[torch.Tensor]]) -> li
     return survivors
 
 
-def reference_states(runner: LayerRunner, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Return the uncut model's final hidden states of the real tokens, one (N, D) per batch."""
-    return runner.finals(batches, "Reference distribution")
-
-
 def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
     """Yield the removed sets of a greedy search, which scores all remaining layers again after each removal.
 
@@ -141,7 +134,7 @@ def by_kl(search: LayerSearch) -> Iterator[tuple[int, ...]]:
         kept.remove(step["removed"])
         yield tuple(sorted(set(range(search.num_layers)) - set(kept)))
     # Every step is compared with the uncut model, so errors cannot hide behind those of earlier steps.
-    reference = reference_states(search.runner, search.batches) if len(kept) > 1 else []
+    reference = search.runner.finals(search.batches, "Reference distribution") if len(kept) > 1 else []
     while len(kept) > 1:
         scores = score_removals(search, kept, reference)
         # Equal scores go to the lower index, so that the path does not depend on the order of a dict.

@@ -9,25 +9,19 @@ Legend: L layers, F neurons, N real tokens, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from flab.models.families import Family, embedding_of, ffn_inputs, layers_of, linear
-from flab.models.layers import Batch, LayerRunner
+from flab.models.families import Family, calls_of, embedding_of, ffn_inputs, layers_of, linear
 from flab.models.weights import filed
 from flab.progress import say, track
+from flab.pruning.cuts import CriterionInput
 
 
-@dataclass(frozen=True)
-class NeuronSearch:
-    """What a neuron criterion reads."""
-
-    runner: LayerRunner
-    batches: Sequence[Batch]
-    seed: int = 0
+class NeuronSearch(CriterionInput):
+    """The input of a neuron criterion."""
 
     @property
     def width(self) -> int:
@@ -52,22 +46,12 @@ def score_activation(search: NeuronSearch) -> torch.Tensor:
         # The activations are what enters the output projection. Only the sums of their squares are kept.
         with search.runner.at_work(index):
             for place, batch in enumerate(search.batches):
-                with _caught_input(out) as caught:
+                with calls_of(out) as calls:
                     states[place] = search.runner.layer(index, states[place])
-                total += caught[0][batch.valid].float().pow(2).sum(0).double()
+                total += calls[0][0][batch.valid].float().pow(2).sum(0).double()
             # A neuron writes a_tj W_down[:, j] into the stream, so its energy is the product of the two squared norms.
             scores.append((total * out.weight.float().pow(2).sum(0).double()).cpu())
     return torch.stack(scores)
-
-
-@contextlib.contextmanager
-def _caught_input(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    caught: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    try:
-        yield caught
-    finally:
-        handle.remove()
 
 
 def _score_gradient(
@@ -85,9 +69,9 @@ def _score_gradient(
         # No parameter requires gradients. The embedded text does, so that a graph is built through all activations.
         inputs = embedding(batch.ids.to(embedding.weight.device)).detach().requires_grad_(True)
         with contextlib.ExitStack() as stack, torch.enable_grad():
-            caught = [stack.enter_context(_caught_input(out)) for out in search.outputs]
+            calls = [stack.enter_context(calls_of(out)) for out in search.outputs]
             logits = model(inputs_embeds=inputs, use_cache=False).logits[batch.valid].float()
-            activations = [c[0] for c in caught]
+            activations = [first[0] for first, *_ in calls]
             # Through causal attention, a token's activations also affect the losses of later tokens. The gradient
             # includes that.
             gradients = torch.autograd.grad(loss_of(logits), activations)

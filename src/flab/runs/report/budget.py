@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flab.runs.report.blocks import Chart, Charts, Gap, Section, Table, Text
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Table, Text
 from flab.runs.report.inputs import PLAN, AbsentError, Inputs
 from flab.runs.report.scores import main_task
 from flab.runs.report.words import NONE, count, name_of, number, percent
@@ -66,25 +66,15 @@ def _sweep(sweep: Json | None) -> list[dict[str, Any]] | None:
     return sorted(rows, key=lambda row: row["removed_fraction"])
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return the charts of retention and KL over the fraction removed."""
-    made = Section("budget", "The budget curve")
     found = report["budget"]
-    if found is None:
-        made.blocks.append(Gap(report["missing"]["budget"]))
-        return made
     charts = [_kept_chart(found)]
     if found["sweep"]:  # a single point makes no curve, and its KL is in the table of models
         charts.append(_kl_chart(found))
-    made.blocks.append(Charts(charts))
-    if found["sweep"]:
-        made.blocks.append(_sweep_table(found["sweep"]))
-    else:
-        made.blocks.append(Gap(report["missing"]["sweep"]))
-    made.blocks.append(
-        Text(f"Diamonds: {SOURCE}. They keep 0.97 of pass@1 untrained and 1.00 or more recovered.", True)
-    )
-    return made
+    yield Charts(charts)
+    yield _sweep_table(found["sweep"]) if found["sweep"] else Gap(report["missing"]["sweep"])
+    yield Text(f"Diamonds: {SOURCE}. They keep 0.97 of pass@1 untrained and 1.00 or more recovered.", True)
 
 
 def _kept_chart(found: Json) -> Chart:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Chart, Charts, Gap, Section, Shares, Strip, Table, Text
+from flab.runs.report.blocks import Block, Chart, Charts, Shares, Strip, Table, Text
 from flab.runs.report.inputs import PLAN, AbsentError, Inputs
 from flab.runs.report.words import NONE, count, number, percent, quantity
 
@@ -36,25 +36,16 @@ def cuts(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return drawings of the cuts, then how the search found their split."""
-    made = Section("cuts", "The three cuts")
     found = report["cuts"]
-    if found is None:
-        made.blocks.append(Gap(report["missing"]["cuts"]))
-        return made
     rows = [(label, found[name]["before"], found[name]["after"]) for name, label in SHARES]
-    made.blocks += [
-        Shares("Vocabulary and neurons kept", rows, "Sizes from plan.json. All layers have the same FFN width."),
-        _strip(found["layers"]),
-        _charts(found),
-    ]
+    yield Shares("Vocabulary and neurons kept", rows, "Sizes from plan.json. All layers have the same FFN width.")
+    yield _strip(found["layers"])
+    yield _charts(found)
     if not found["layer_path"]:
-        made.blocks.append(
-            Text("The plan has no layer path: no layer search took place, or the layers were given.", True)
-        )
-    made.blocks += [Text(f"Warning of the plan: {warning}") for warning in found["warnings"]]
-    return made
+        yield Text("The plan has no layer path: no layer search took place, or the layers were given.", True)
+    yield from (Text(f"Warning of the plan: {warning}") for warning in found["warnings"])
 
 
 SHARES = (("vocabulary", "Vocabulary, tokens"), ("width", "FFN width, neurons per layer"))

@@ -5,13 +5,13 @@ The problems are the first of each outcome in the order of the file, so they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flab.errors import FlabError
 from flab.evaluation.tasks import Prediction, TaskFile, read_task
-from flab.runs.report.blocks import Answer, Example, Gap, Heading, Section, Text
+from flab.runs.report.blocks import Answer, Block, Example, Gap, Heading, Text
 from flab.runs.report.inputs import ORIGINAL, AbsentError, Inputs, results_of
 from flab.runs.report.scores import main_task
 from flab.runs.report.words import name_of
@@ -108,26 +108,21 @@ def _texts(task: TaskFile) -> dict[str, str]:
     return asked
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return the problems, grouped under their outcomes."""
-    made = Section("examples", "Side by side")
     found = report["examples"]
-    if found is None:
-        made.blocks.append(Gap(report["missing"]["examples"]))
-        return made
     intro = (
         f"Of “{found['task']}” the first problems of each outcome, in the order of the file. The answers are unedited."
     )
-    made.blocks.append(Text(intro, small=True))
+    yield Text(intro, small=True)
     if found["prompts_missing"]:
-        made.blocks.append(Gap(found["prompts_missing"]))
+        yield Gap(found["prompts_missing"])
     last = None
     for one in found["problems"]:
         if one["outcome"] != last:
-            made.blocks.append(Heading(TITLES[one["outcome"]]))
+            yield Heading(TITLES[one["outcome"]])
         last = one["outcome"]
-        made.blocks.append(_block(one, found["smaller"]))
-    return made
+        yield _block(one, found["smaller"])
 
 
 def _block(one: Json, smaller: str) -> Example:

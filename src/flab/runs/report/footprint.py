@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Block, Chart, Charts, Gap, Section, Table
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Table
 from flab.runs.report.inputs import AbsentError, Inputs
 from flab.runs.report.words import NONE, figure, has_value, method, quantity
 
@@ -37,18 +37,14 @@ def energy_reason(found: Json | None) -> str | None:
     )
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return a chart and a table of the stages, then the payback."""
-    made = Section("footprint", "What it cost to make")
     found = report["footprint"]
-    if found is None:
-        made.blocks.append(Gap(report["missing"]["footprint"]))
-        return made
-    made.blocks += [Charts([_chart(found)]), _stages(found)]
+    yield Charts([_chart(found)])
+    yield _stages(found)
     if "stage_energy" in report["missing"]:
-        made.blocks.append(Gap(report["missing"]["stage_energy"]))
-    made.blocks += _payback(found["payback"]) or [Gap(report["missing"]["payback"])]
-    return made
+        yield Gap(report["missing"]["stage_energy"])
+    yield from _payback(found["payback"]) or [Gap(report["missing"]["payback"])]
 
 
 def _chart(found: Json) -> Chart:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -30,16 +30,28 @@ from flab.runs.report.words import each_text, percent, visible
 
 Json = Mapping[str, Any]
 
-SECTIONS: tuple[Callable[[Json], Section], ...] = (
-    size.section, cuts.section, budget.section, recovery.section, scores.section, examples.section, speed.section,
-    footprint.section, provenance.section,
-)  # fmt: skip
+# The parts of the page in order: key, title, the field of the report that a part shows, and the function for its blocks.
+SECTIONS: tuple[tuple[str, str, str, Callable[[Json], Iterator[Block]]], ...] = (
+    ("size", "Before and after", "models", size.blocks),
+    ("cuts", "The three cuts", "cuts", cuts.blocks),
+    ("budget", "The budget curve", "budget", budget.blocks),
+    ("recovery", "Recovery", "recovery", recovery.blocks),
+    ("scores", "Scores", "tasks", scores.blocks),
+    ("examples", "Side by side", "examples", examples.blocks),
+    ("speed", "Speed, memory, energy", "measured", speed.blocks),
+    ("footprint", "What it cost to make", "footprint", footprint.blocks),
+    ("provenance", "Provenance", "provenance", provenance.blocks),
+)
 
 
 def sections(report: Json) -> list[Section]:
     """Return the parts of the page in order. Control characters in foreign text are made visible."""
     shown = each_text(report, visible)
-    return [make(shown) for make in SECTIONS]
+
+    def made(field: str, blocks: Callable[[Json], Iterator[Block]]) -> list[Block]:
+        return [Gap(shown["missing"][field])] if shown[field] is None else list(blocks(shown))
+
+    return [Section(key, title, made(field, blocks)) for key, title, field, blocks in SECTIONS]
 
 
 def title(report: Json) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Code, Heading, Section, Table, Text
+from flab.runs.report.blocks import Block, Code, Heading, Table, Text
 from flab.runs.report.inputs import ORIGINAL, Inputs
 from flab.runs.report.words import name_of, without_home
 
@@ -118,25 +118,19 @@ def _budgets(sweep: Json | None) -> str:
     return " ".join(f"--remove {value:g}" for value in asked)
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return tables of digests, versions and settings, then the commands."""
-    made = Section("provenance", "Provenance")
     found = report["provenance"]
     digests = [[what, f"`{digest}`"] for what, digest in found["sha256"].items()]
     digests += [
         [f"stage {name}, all that it read", f"`{digest}`"] for name, digest in found["stages"].items() if digest
     ]
-    made.blocks += [
-        Table("Digests", ["of", "SHA-256"], digests, words=(0, 1)),
-        Table("Versions, settings, seeds", ["", ""], list(_settings(found)), words=(0, 1)),
-        Heading("To make it again"),
-        Code("\n".join(found["commands"]), "bash"),
-        Text(
-            "On one machine, the same plan gives the same bytes. Training with a limit in minutes takes as many steps as fit.",
-            small=True,
-        ),
-    ]
-    return made
+    yield Table("Digests", ["of", "SHA-256"], digests, words=(0, 1))
+    yield Table("Versions, settings, seeds", ["", ""], list(_settings(found)), words=(0, 1))
+    yield Heading("To make it again")
+    yield Code("\n".join(found["commands"]), "bash")
+    again = "On one machine, the same plan gives the same bytes. Training with a limit in minutes takes as many steps as fit."
+    yield Text(again, small=True)
 
 
 def _settings(found: Json) -> Iterator[list[str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Chart, Charts, Gap, Section, Table
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Table
 from flab.runs.report.inputs import RECOVERY, AbsentError, Inputs
 from flab.runs.report.words import count, number, percent, quantity
 
@@ -45,23 +45,16 @@ def _data(meta: Json | None) -> dict[str, Any] | None:
     return None if meta is None else {name: meta.get(name) for name in ("rows", "kinds", "sources", "steps")}
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return the held-out curve, the terms before and after, and the settings and cost."""
-    made = Section("recovery", "Recovery")
     found = report["recovery"]
-    if found is None:
-        made.blocks.append(Gap(report["missing"]["recovery"]))
-        return made
-    made.blocks += [
-        Charts([_chart(found, *term) for term in TERMS if any(term[0] in entry for entry in found["curve"])]),
-        _held_out(found),
-    ]
-    made.blocks += [_cost(found)]
+    yield Charts([_chart(found, *term) for term in TERMS if any(term[0] in entry for entry in found["curve"])])
+    yield _held_out(found)
+    yield _cost(found)
     if found["data"]:
-        made.blocks.append(_steps(found["data"]))
+        yield _steps(found["data"])
     elif "data" in report["missing"]:
-        made.blocks.append(Gap(report["missing"]["data"]))
-    return made
+        yield Gap(report["missing"]["data"])
 
 
 def _chart(found: Json, term: str, label: str, style: str) -> Chart:

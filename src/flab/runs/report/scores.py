@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Chart, Charts, Gap, Heading, Section, Table
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Heading, Table
 from flab.runs.report.inputs import MODELS, ORIGINAL, AbsentError, Inputs, results_of
 from flab.runs.report.words import NONE, between, name_of, number, percent, points, probability, rate
 
@@ -94,25 +94,20 @@ def overlaps(inputs: Inputs) -> list[dict[str, str]]:
     return [dict(zip(("task", "data", "warning"), row, strict=True)) for row in rows]
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return charts of rates and retention, then tables of all figures, failures and robustness."""
-    made = Section("scores", "Scores")
     found = report["tasks"]
     if not found:
-        made.blocks.append(Gap(report["missing"].get("tasks", "the results hold no task")))
-        return made
-    made.blocks.append(Charts([_rates(found), *_kept(found)]))
-    made.blocks += [Gap(report["missing"][part]) for part in ("results", "paired") if part in report["missing"]]
-    made.blocks.append(_failures(found))
+        yield Gap("the results contain no task")
+        return
+    yield Charts([_rates(found), *_kept(found)])
+    yield from (Gap(report["missing"][part]) for part in ("results", "paired") if part in report["missing"])
+    yield _failures(found)
     if report["overlaps"]:
         rows = [[row["task"], row["data"], row["warning"]] for row in report["overlaps"]]
-        made.blocks.append(Table("Problems that share text with what a model has read", OVERLAP, rows, words=(0, 1, 2)))
-    made.blocks.append(Heading("Robustness"))
-    if report["robustness"]:
-        made.blocks.append(_drops(report["robustness"]))
-    else:
-        made.blocks.append(Gap(report["missing"]["robustness"]))
-    return made
+        yield Table("Problems that share text with what a model has read", OVERLAP, rows, words=(0, 1, 2))
+    yield Heading("Robustness")
+    yield _drops(report["robustness"]) if report["robustness"] else Gap(report["missing"]["robustness"])
 
 
 OVERLAP = ("task", "data", "flab eval warns")

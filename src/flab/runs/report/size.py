@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Gap, Section, Table
+from flab.runs.report.blocks import Block, Table
 from flab.runs.report.inputs import ORIGINAL, PLAN, AbsentError, Inputs
 from flab.runs.report.words import NONE, count, number, percent, quantity, rate
 
@@ -55,13 +55,9 @@ def _bits_per_byte(inputs: Inputs, name: str) -> float | None:
     return found.get(field)
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return the table of all models, with one row for each figure."""
     rows = report["models"]
-    made = Section("size", "Before and after")
-    if rows is None:
-        made.blocks.append(Gap(report["missing"]["models"]))
-        return made
     first = rows[0]
     last = rows[-1]
     table = [_line(label, how, [show(row[name]) for row in rows], _change(first[name], last[name]))
@@ -70,8 +66,7 @@ def section(report: Json) -> Section:
     table += _scores(report)
     columns = ["", *(row["name"] for row in rows), "change", "method"]
     note = "The change is that of the last model from the original. " + _why_gaps(rows)
-    made.blocks.append(Table("The models", columns, table, note, words=(0, len(columns) - 1)))
-    return made
+    yield Table("The models", columns, table, note, words=(0, len(columns) - 1))
 
 
 def _line(label: str, how: str, cells: list[str], change: str) -> list[str]:

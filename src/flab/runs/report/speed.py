@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.runs.report.blocks import Block, Chart, Charts, Gap, Section, Table
+from flab.runs.report.blocks import Block, Chart, Charts, Gap, Table
 from flab.runs.report.inputs import MEASURE, ORIGINAL, AbsentError, Inputs
 from flab.runs.report.words import NONE, figures, has_value, method, quantity
 
@@ -70,25 +70,20 @@ def energy_reason(found: Json | None) -> str | None:
     return f"energy was not measured: {reason or 'measure.json gives no reason'}"
 
 
-def section(report: Json) -> Section:
+def blocks(report: Json) -> Iterator[Block]:
     """Return bars with whiskers, throughput by batch size, gains with predictions, then all figures."""
-    made = Section("speed", "Speed, memory, energy")
     found = report["measured"]
-    if found is None:
-        made.blocks.append(Gap(report["missing"]["measured"]))
-        return made
     if len(found["models"]) < 2:
-        made.blocks.append(
-            Gap(
-                "only one model was measured, so there is nothing to compare it with: give `flab measure` `--against MODEL`"
-            )
+        yield Gap(
+            "only one model was measured, so there is nothing to compare it with: give `flab measure` `--against MODEL`"
         )
     drawn = [_bars(name, found) for name in DRAWN if any(has_value(f) for f in _of(name, found).values())]
-    made.blocks += [Charts([*drawn, *_throughput(found)]), *_gains(found["gains"])]
+    yield Charts([*drawn, *_throughput(found)])
+    yield from _gains(found["gains"])
     if "energy" in report["missing"]:
-        made.blocks.append(Gap(report["missing"]["energy"]))
-    made.blocks += [_figures(found), _conditions(found)]
-    return made
+        yield Gap(report["missing"]["energy"])
+    yield _figures(found)
+    yield _conditions(found)
 
 
 def _of(name: str, found: Json) -> dict[str, Any]:
