@@ -223,7 +223,7 @@ class LayerRunner:
         with calls_of(projection) as calls, self.at_work(index) as layer, self.products():
             normed = norm_at(layer, self.family.input_norm)(hidden)
             layer.get_submodule(attention_at(layer, self.family))(hidden_states=normed, **kwargs)
-        return calls[0][0]
+        return calls[0][0]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def mid(self, index: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
