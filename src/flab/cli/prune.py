@@ -150,8 +150,8 @@ def check(
         typer.Option(
             "--run",
             metavar="ENGINES",
-            help="Also load the folder in these engines (llama.cpp, ctranslate2, vllm, separated by commas), and compare "
-            "tokens and greedy answers with transformers.",
+            help="Also load the folder in these engines (llama.cpp, ctranslate2, vllm, transformers-serve, separated by "
+            "commas), and compare tokens and greedy answers with transformers.",
         ),
     ] = None,
     engines_python: Annotated[

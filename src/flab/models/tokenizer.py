@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,34 @@ def special_prefix(tokenizer: Tokenizer) -> list[int]:
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
     return whole[: starts[0]] if starts else []
+
+
+def record_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what tells later whether a tokenizer is still the same: a digest of its tokens, and the ids of some texts."""
+    # The digest finds any token under another id. The texts find what the tokens do not show: another splitting rule, other
+    # merges, another start.
+    tokens = sorted((index, token) for token, index in tokenizer.get_vocab(with_added_tokens=True).items())
+    return {
+        "vocabulary": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        "texts": [{"text": text, "ids": tokenizer.encode(text).ids} for text in PROBES],
+    }
+
+
+def token_change(tokenizer: Tokenizer, record: Mapping[str, Any]) -> str | None:
+    """Return how a tokenizer differs from the one that :func:`record_tokens` recorded, or None if it does not."""
+    for one in record["texts"]:
+        if change := text_difference(one["text"], one["ids"], tokenizer.encode(one["text"]).ids):
+            return change
+    same = record_tokens(tokenizer)["vocabulary"] == record["vocabulary"]
+    return None if same else "some tokens have other ids than when it was written"
+
+
+def text_difference(text: str, right: list[int], got: list[int]) -> str | None:
+    """Describe the first place where a text has other ids than the right ones; None if it has not."""
+    if got == right:
+        return None
+    place = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
+    return f"{text[:40]!r} is split differently from token {place} on: {got[place : place + 4]}, not {right[place : place + 4]}"
 
 
 def end_of_text(model: Any, kept: list[int]) -> int | None:

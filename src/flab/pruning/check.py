@@ -75,17 +75,23 @@ def check(
     if engines:
         from flab.models.serving.compare import run_engines
 
-        verdict["engines"] = run_engines(path, engines, os.fspath(engines_python) if engines_python else None)
+        written = {one["text"]: one["ids"] for one in read_proof(path).get("tokens", {}).get("texts", [])}
+        python = os.fspath(engines_python) if engines_python else None
+        verdict["engines"] = run_engines(path, engines, python, written=written)
         verdict["ok"] = verdict["ok"] and all(found["ok"] is not False for found in verdict["engines"].values())
     return verdict
 
 
 def write_proof(model: Any, folder: Path, refit: str, trained: bool = False, walk: ProbeWalk | None = None) -> None:
-    """Write the saved model's logits on fixed token ids; the fresh process compares its own with them.
+    """Write the saved model's logits on fixed token ids, and how its tokenizer splits fixed texts.
 
-    ``walk`` has passed through all layers already. Without it the model is walked layer by layer, because its weights may lie
-    in the files that were just written.
+    A fresh process compares its own with both, on the day of writing or years later. ``walk`` has passed through all layers
+    already. Without it the model is walked layer by layer, because its weights may lie in the files that were just written.
     """
+    from tokenizers import Tokenizer
+
+    from flab.models.tokenizer import record_tokens
+
     walk = walk or ProbeWalk(model).through_all()
     proof = {
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -93,6 +99,7 @@ def write_proof(model: Any, folder: Path, refit: str, trained: bool = False, wal
         "trained": trained,
         "ids": walk.ids,
         "logits": walk.logits(),
+        "tokens": record_tokens(Tokenizer.from_file(str(folder / "tokenizer.json"))),
     }
     (folder / PROOF).write_text(json.dumps(proof) + "\n")
 

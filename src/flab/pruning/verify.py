@@ -22,13 +22,14 @@ from flab.models.compatibility import loads_in
 from flab.models.families import family_of, layers_of, shape_of
 from flab.models.folder import PICKLED, headers
 from flab.models.probes import ask_oldest, last_logits, probe_ids, same_logits
-from flab.models.tokenizer import PROBES
+from flab.models.tokenizer import PROBES, token_change
 from flab.pruning.check import PROOF, read_proof
 from flab.pruning.cuts.vocabulary import named_ids
 from flab.pruning.plan import Plan
 
 NUM_ROUND_TRIPS = 300
 STALE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+SAME_TOKENS = "texts are tokenised as when the folder was written"
 Step = tuple[str, Callable[[], tuple[bool | None, str]]]
 
 
@@ -67,6 +68,7 @@ def verify(folder: Path, against: Path | None, oldest: str | None = None) -> dic
         ("only safetensors, no stale tokenizer files", lambda: _files(folder, plan)),
         ("token ids lie inside the vocabulary", lambda: _ids(checkpoint)),
         ("logits equal those before saving", lambda: _proof(folder, checkpoint)),
+        (SAME_TOKENS, lambda: _tokens_as_written(folder, checkpoint)),
         ("the oldest transformers gives the same", lambda: _oldest(folder, checkpoint, oldest)),
         ("cached generation equals uncached", lambda: _cache(checkpoint)),
     ]
@@ -138,6 +140,15 @@ def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
         return None, "no proof.json: not written by flab"
     proof = read_proof(folder)
     return same_logits(last_logits(checkpoint.model, proof["ids"]), proof["logits"], proof["dtype"])
+
+
+def _tokens_as_written(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
+    """Compare the tokenizer with the record in the proof: every engine reads the folder's, so all would share its fault."""
+    record = read_proof(folder).get("tokens")
+    if record is None:
+        return None, f"no record of it in {PROOF}: written by an earlier flab, or not by flab"
+    change = token_change(checkpoint.tokenizer, record)
+    return change is None, change or ""
 
 
 def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[bool | None, str]:

@@ -201,8 +201,10 @@ def test_an_unknown_type_names_those_allowed(pico_folder, tmp_path):
 
 def test_without_llama_quantize_its_types_are_refused_and_it_is_run_where_it_is(pico_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OptionError, match="llama-quantize, which is not found"):
+    with pytest.raises(OptionError, match="llama-quantize, which is not found on the path"):
         export_gguf(pico_folder(), tmp_path / "model.gguf", "q4_k_m")
+    with pytest.raises(OptionError, match=r"not found at .*nowhere: install llama\.cpp"):
+        export_gguf(pico_folder(), tmp_path / "model.gguf", "q4_k_m", llama_quantize=tmp_path / "nowhere")
     program = tmp_path / "llama-quantize"
     program.write_text('#!/bin/sh\necho "made $3" > "$2"\n')
     program.chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,10 +111,44 @@ def test_an_answer_may_end_early_only_where_an_end_follows(greedy):
     reference, prompt, answer = greedy
     fault, _ = reference.judge(prompt, answer[:5])
     assert fault == f"it ends after 5 tokens, where {answer[5]} should follow"
-    lenient = Reference(reference.model, frozenset({answer[5]}))
+    lenient = replace(reference, ends=frozenset({answer[5]}))
     assert lenient.judge(prompt, answer[:5]) == (None, 0)
     assert lenient.judge(prompt, answer[:6]) == (None, 0)
     assert reference.judge(prompt, [])[0] is not None
+
+
+def test_a_text_is_judged_by_the_text_of_the_greedy_answer(greedy, monkeypatch):
+    """For a server that gives no ids."""
+    reference, prompt, _ = greedy
+    made = reference.model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    ids = made[0, len(prompt) :].tolist()
+    text = reference.tokenizer.decode(ids)
+    assert reference.judge(prompt, text) == (None, 0)
+    start = reference.tokenizer.decode(ids[:9]).rstrip("\ufffd")
+    fault, ties = reference.judge(prompt, start + "~~~")
+    assert ties == 0
+    assert fault.startswith("its text differs from token ")
+    assert int(fault.split()[5]) in range(8, 12)
+    assert reference.judge(prompt, "")[0].startswith("its text differs from token ")
+    monkeypatch.setattr(compare, "TIE", 10.0)
+    assert reference.judge(prompt, start + "~~~") == (None, 1)
+
+
+def test_the_ids_that_texts_had_when_the_folder_was_written_are_the_right_ones(pico_folder, monkeypatch):
+    """A tokenizer that was changed since then misleads the engine and transformers alike."""
+    folder = pico_folder("llama")
+    texts = probe_texts()
+    tokenizer = load(folder).tokenizer
+
+    def agree(engine, folder, texts, *rest):
+        return {"version": "1", "tokens": [tokenizer.encode(text).ids for text in texts], "answers": []}
+
+    monkeypatch.setattr(compare, "ask", agree)
+    monkeypatch.setattr(compare, "probe_prompts", lambda checkpoint: [])
+    assert compare.run_engines(folder, ["vllm"])["vllm"]["ok"]
+    found = compare.run_engines(folder, ["vllm"], written={texts[0]: [1, 2, 3]})["vllm"]
+    assert found["same_texts"] == NUM_TEXTS - 1
+    assert found["first_difference"].endswith("not [1, 2, 3]")
 
 
 def test_there_are_as_many_probes_as_promised(pico_folder):

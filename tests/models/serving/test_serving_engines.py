@@ -15,16 +15,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from flab import Options, assets, prune
+from flab import Options, assets, check, prune
 from flab.models.gguf import write
 from flab.models.serving import compare
 from flab.models.serving.compare import NUM_PROMPTS, NUM_TEXTS, run_engines
 from flab.pruning.recipe import Recipe
+from flab.pruning.verify import SAME_TOKENS
 from support import pico, sentencepiece
 
 pytestmark = pytest.mark.engines
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "starcoder2")
-MODULES = {"llama.cpp": "xllamacpp", "ctranslate2": "ctranslate2", "vllm": "vllm"}
+MODULES = {"llama.cpp": "xllamacpp", "ctranslate2": "ctranslate2", "vllm": "vllm", "transformers-serve": "uvicorn"}
 # vLLM's attention on the CPU takes heads of 32 numbers or more; those of the pico models have 8 or 16.
 SETTINGS = {"vllm": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}}
 # CTranslate2's converter has no loader for starcoder2, and its loaders of llama and mistral want a tokenizer that names a
@@ -47,11 +48,15 @@ def run(python):
     there = subprocess.run([python, "-c", look, *MODULES.values()], capture_output=True, text=True, check=True)
     installed = [engine for engine, found in zip(MODULES, json.loads(there.stdout.lower()), strict=True) if found]
 
-    def give(engine, folder, pre=None):
+    def skip_without(engine):
         if engine not in installed:
             pytest.skip(f"{engine} is not installed in that environment")
+
+    def give(engine, folder, pre=None):
+        skip_without(engine)
         return run_engines(folder, [engine], python, pre)[engine]
 
+    give.skip_without = skip_without
     return give
 
 
@@ -165,24 +170,38 @@ def split_as_gpt_2(tokenizer):
     }
 
 
-NOT_SETTLED = pytest.mark.xfail(
-    reason="the plant has no effect: vLLM's AutoTokenizer splits by Qwen2Tokenizer's own pattern, also if the folder names "
-    "PreTrainedTokenizerFast"
-)
-
-
-@pytest.mark.parametrize("plant", [swap_ids, pytest.param(split_as_gpt_2, marks=NOT_SETTLED)])
-def test_vllm_with_another_tokenizer_is_found(run, smaller, tmp_path, instead, plant):
-    right = smaller("qwen2", **SETTINGS["vllm"])
-    damaged = shutil.copytree(right, tmp_path / "damaged")
-    tokenizer = json.loads((damaged / "tokenizer.json").read_text(encoding="utf-8"))
+def edit_tokenizer(folder, plant):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     plant(tokenizer)
-    (damaged / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers-serve"])
+def test_an_engine_with_another_tokenizer_is_found(run, smaller, tmp_path, instead, engine):
+    right = smaller("qwen2", **SETTINGS.get(engine, {}))
+    damaged = shutil.copytree(right, tmp_path / "damaged")
+    edit_tokenizer(damaged, swap_ids)
     instead(damaged)
-    verdict = run("vllm", right)
+    verdict = run(engine, right)
     assert not verdict["ok"]
     assert verdict["same_texts"] < NUM_TEXTS
     assert "is split differently" in verdict["first_difference"]
+
+
+@pytest.mark.parametrize("plant", [swap_ids, split_as_gpt_2])
+@pytest.mark.parametrize("engine", list(MODULES))
+def test_a_folder_whose_tokenizer_was_changed_fails_with_every_engine(run, python, smaller, tmp_path, engine, plant):
+    """The reference reads the same damaged tokenizer as the engine, so only the record in the folder can tell."""
+    right = smaller("qwen2", **SETTINGS.get(engine, {}))
+    run.skip_without(engine)
+    damaged = shutil.copytree(right, tmp_path / "damaged")
+    edit_tokenizer(damaged, plant)
+    verdict = check(damaged, engines=[engine], engines_python=python)
+    line = next(line for line in verdict["checks"] if line["name"] == SAME_TOKENS)
+    assert not verdict["ok"]
+    assert line["ok"] is False
+    assert "is split differently from token" in line["detail"]
+    assert verdict["engines"][engine]["ran"]
 
 
 def test_heads_that_vllm_does_not_take_are_named(run, smaller):

@@ -72,9 +72,10 @@ def _program(kind: str, given: PathLike | None) -> str:
         raise OptionError(f"`kind`: got {kind!r}, allowed {', '.join((*TYPES, *BY_LLAMA_QUANTIZE))}.")
     found = shutil.which(str(as_path(given)) if given is not None else "llama-quantize")
     if found is None:
+        place = f"at {given}" if given is not None else "on the path"
         raise OptionError(
-            f"`kind` {kind} is made by llama.cpp's own llama-quantize, which is not found: install llama.cpp, name the program "
-            f"with `llama_quantize`, or write one of {', '.join(TYPES)}."
+            f"`kind` {kind} is made by llama.cpp's own llama-quantize, which is not found {place}: install llama.cpp, name the "
+            f"program with `llama_quantize`, or write one of {', '.join(TYPES)}."
         )
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flab.errors import OptionError
 
-ENGINES = ("llama.cpp", "ctranslate2", "vllm")
+ENGINES = ("llama.cpp", "ctranslate2", "vllm", "transformers-serve")
 
 
 def check_names(engines: Sequence[str]) -> None:

@@ -12,12 +12,13 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from flab import assets
 from flab.files import scratch_folder
@@ -25,7 +26,7 @@ from flab.models.checkpoint import Checkpoint, load
 from flab.models.child import run_child
 from flab.models.gguf.write import write_gguf
 from flab.models.serving import check_names
-from flab.models.tokenizer import PROBES
+from flab.models.tokenizer import PROBES, text_difference
 from flab.progress import say
 
 NUM_TEXTS = 200
@@ -37,15 +38,22 @@ TIE = 1e-4
 WORKER = Path(__file__).parent / "worker.py"
 
 
-Judge = Callable[[list[int], list[int]], tuple[str | None, int]]
+Answer = list[int] | str  # the text, if the engine gives no ids
+Judge = Callable[[list[int], Answer], tuple[str | None, int]]
 
 
 def run_engines(
-    folder: Path, engines: Sequence[str], python: str | None = None, pre: str | None = None
+    folder: Path,
+    engines: Sequence[str],
+    python: str | None = None,
+    pre: str | None = None,
+    written: Mapping[str, list[int]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run each engine on the folder and compare it with transformers; see :func:`compare` for the fields.
 
-    ``python`` is the Python of the environment that has the engines, by default this one.
+    ``python`` is the Python of the environment that has the engines, by default this one. ``written`` holds the ids that
+    texts had when the folder was written, if they are known: a tokenizer that was changed since then misleads engine and
+    reference alike.
 
     Raises:
         OptionError: flab does not know one of the engines.
@@ -54,7 +62,7 @@ def run_engines(
     checkpoint = load(folder, "float32")
     texts = probe_texts()
     prompts = probe_prompts(checkpoint)
-    tokens = [checkpoint.tokenizer.encode(text).ids for text in texts]
+    tokens = [(written or {}).get(text) or checkpoint.tokenizer.encode(text).ids for text in texts]
     judge = Reference.of(checkpoint).judge
     found = {}
     for engine in engines:
@@ -87,21 +95,24 @@ class Reference:
 
     model: Any
     ends: frozenset[int]
+    tokenizer: Tokenizer
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Reference:
         """Any special token may end an answer: engines know ends that the config does not name."""
         added = checkpoint.tokenizer.get_added_tokens_decoder()
         special = {index for index, token in added.items() if token.special}
-        return cls(checkpoint.model, frozenset(special | checkpoint.named_ids))
+        return cls(checkpoint.model, frozenset(special | checkpoint.named_ids), checkpoint.tokenizer)
 
     @torch.no_grad()
-    def judge(self, prompt: list[int], answer: list[int]) -> tuple[str | None, int]:
+    def judge(self, prompt: list[int], answer: Answer) -> tuple[str | None, int]:
         """Return what is wrong with an answer, or None, and at how many places it took the other side of a tie.
 
         Every token must have the largest logit (up to :data:`TIE`) after the prompt and the tokens before it, so an answer
         without ties is the greedy one. A short answer must end where the reference would end it too.
         """
+        if isinstance(answer, str):
+            return self._judge_text(prompt, answer)
         # One pass over prompt and answer gives the model's choice at every place of the answer, as greedy
         # decoding would have made it.
         logits = self.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]  # (answer + 1, V)
@@ -119,6 +130,28 @@ class Reference:
             ties += 1
         ended = len(answer) >= NEW_TOKENS or bool(self.ends.intersection(answer[-1:])) or best[-1] in self.ends
         return (None if ended else f"it ends after {len(answer)} tokens, where {best[-1]} should follow"), ties
+
+    def _judge_text(self, prompt: list[int], answer: str) -> tuple[str | None, int]:
+        """Compare a text with that of the reference's own answer. After a tie nothing more is compared."""
+        given = torch.tensor([prompt])
+        made = self.model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        ids = made.sequences[0, len(prompt) :].tolist()
+        if self.tokenizer.decode(ids) == answer:
+            return None, 0
+        # The first token whose text the answer does not have. A character that is not complete yet is left out.
+        texts = [self.tokenizer.decode(ids[:end]).rstrip("\ufffd") for end in range(1, len(ids) + 1)]
+        place = next((i for i, text in enumerate(texts) if not answer.startswith(text)), len(ids) - 1)
+        first, second = made.logits[place][0].topk(2).values.tolist()
+        if (first - second) / max(float(made.logits[place].abs().max()), 1.0) < TIE:
+            return None, 1
+        return f"its text differs from token {place} on: {answer[-40:]!r}, not {texts[-1][-40:]!r}", 0
 
 
 def ask(
@@ -179,11 +212,13 @@ def compare(
     differences = []
     same_texts = None
     if made["tokens"] is not None:
-        split = [_text_difference(*row) for row in zip(texts, tokens, made["tokens"], strict=True)]
+        split = [text_difference(*row) for row in zip(texts, tokens, made["tokens"], strict=True)]
         differences += [one for one in split if one]
         same_texts = sum(not one for one in split)
     # The reference judges each answer token by token, because after a tie both continuations are right.
-    answers = [judge(prompt, answer) for prompt, answer in zip(prompts, made["answers"], strict=True)]
+    answers = [
+        judge(prompt, answer) for prompt, answer in zip(made.get("prompts", prompts), made["answers"], strict=True)
+    ]
     faults = [f"prompt {number}: {one}" for number, (one, _) in enumerate(answers) if one]
     differences += faults
     return {
@@ -197,10 +232,3 @@ def compare(
         "ties": sum(ties > 0 for _, ties in answers),
         "first_difference": differences[0] if differences else None,
     }
-
-
-def _text_difference(text: str, right: list[int], got: list[int]) -> str | None:
-    if got == right:
-        return None
-    place = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
-    return f"{text[:40]!r} is split differently from token {place} on: {got[place : place + 4]}, not {right[place : place + 4]}"

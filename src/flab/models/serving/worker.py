@@ -3,20 +3,32 @@
 Run as ``PYTHON -I worker.py ENGINE PATH``. It reads one JSON object from stdin with ``texts`` to tokenise, ``prompts`` (lists
 of ids) to continue greedily by ``new_tokens``, and the number of ``threads`` and the ``context`` to use. The last line that
 it prints is one JSON object with ``version``, ``tokens`` (ids of each text, null if the engine has no tokeniser of its own)
-and ``answers`` (ids), or with ``error``, and ``missing`` if the engine is not installed.
+and ``answers`` (ids; texts with the ids of their ``prompts`` if the engine takes and gives no ids), or with ``error``, and
+``missing`` if the engine is not installed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+
+
+def post(address: str, body: Json) -> Json:
+    """Return a server's answer to a JSON body."""
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        made: Json = json.load(reply)
+    return made
 
 
 def llama_cpp(path: str, asked: Json) -> Json:
@@ -37,17 +49,9 @@ def llama_cpp(path: str, asked: Json) -> Json:
     server = xllamacpp.Server(params)
     address = server.listening_address
 
-    def ask(place: str, body: Json) -> Json:
-        request = urllib.request.Request(
-            f"{address}/{place}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=600) as reply:
-            made: Json = json.load(reply)
-        return made
-
     # Special tokens that a text names are looked for, as transformers does.
     wanted = {"add_special": True, "parse_special": True}
-    tokens = [ask("tokenize", {"content": text, **wanted})["tokens"] for text in asked["texts"]]
+    tokens = [post(f"{address}/tokenize", {"content": text, **wanted})["tokens"] for text in asked["texts"]]
     greedy = {
         "n_predict": asked["new_tokens"],
         "temperature": 0.0,
@@ -55,7 +59,7 @@ def llama_cpp(path: str, asked: Json) -> Json:
         "cache_prompt": False,
         "return_tokens": True,
     }
-    answers = [ask("completion", {"prompt": ids, **greedy})["tokens"] for ids in asked["prompts"]]
+    answers = [post(f"{address}/completion", {"prompt": ids, **greedy})["tokens"] for ids in asked["prompts"]]
     return {"version": getattr(xllamacpp, "__version__", xllamacpp.BUILD_INFO), "tokens": tokens, "answers": answers}
 
 
@@ -141,7 +145,52 @@ def vllm(path: str, asked: Json) -> Json:
     }
 
 
-ENGINES = {"llama.cpp": llama_cpp, "ctranslate2": ctranslate2, "vllm": vllm}
+def transformers_serve(path: str, asked: Json) -> Json:
+    """The server of transformers, asked over HTTP; ``path`` is the model's folder. It takes and gives texts alone."""
+    import transformers
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        raise ModuleNotFoundError("transformers serve is not installed: pip install 'transformers[serving]'")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    start = [sys.executable, "-I", "-m", "transformers.cli.transformers", "serve", path]
+    settings = ["--device", "cpu", "--dtype", "float32", "--port", port]
+    server = subprocess.Popen([*start, *settings], stdout=sys.stderr)
+    wait_for(f"http://localhost:{port}/health", server)
+    # The server splits a prompt by this tokenizer. A prompt is a text that may have been cut inside a word, so its ids are
+    # those of the text that is sent.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in asked["prompts"]]
+    greedy = {"model": path, "temperature": 0.0, "max_tokens": asked["new_tokens"]}
+    address = f"http://localhost:{port}/v1/completions"
+    answers = [post(address, {"prompt": prompt, **greedy})["choices"][0]["text"] for prompt in prompts]
+    server.kill()
+    return {
+        "version": transformers.__version__,
+        "tokens": [tokenizer(text)["input_ids"] for text in asked["texts"]],
+        "prompts": [tokenizer(prompt)["input_ids"] for prompt in prompts],
+        "answers": answers,
+    }
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], seconds: int = 600) -> None:
+    """Return as soon as a server answers. Raises RuntimeError if it ends or takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server ended (exit {server.returncode})")
+        try:
+            urllib.request.urlopen(address, timeout=10).close()
+        except OSError:  # it does not listen yet
+            time.sleep(0.2)
+        else:
+            return
+    raise RuntimeError(f"the server did not answer in {seconds} seconds")
+
+
+ENGINES = {"llama.cpp": llama_cpp, "ctranslate2": ctranslate2, "vllm": vllm, "transformers-serve": transformers_serve}
 
 
 def answer(engine: str, path: str, asked: Json) -> Json:
