@@ -112,12 +112,14 @@ def special_prefix(tokenizer: Tokenizer) -> list[int]:
 
 
 def record_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what tells later whether a tokenizer is still the same: a digest of its tokens, and the ids of some texts."""
-    # The digest finds any token under another id. The texts find what the tokens do not show: another splitting rule, other
-    # merges, another start.
+    """Return what tells later whether a tokenizer is still the same: a digest of tokens and merges, and the ids of some texts."""
+    # The digest finds any token under another id and any other merge. The texts find what it does not cover: another splitting
+    # rule, another normaliser, another start of a text.
     tokens = sorted((index, token) for token, index in tokenizer.get_vocab(with_added_tokens=True).items())
+    merges = json.loads(tokenizer.to_str())["model"].get("merges", [])
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return {
-        "vocabulary": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        "sha256": hashlib.sha256(json.dumps([tokens, pairs]).encode()).hexdigest(),
         "texts": [{"text": text, "ids": tokenizer.encode(text).ids} for text in PROBES],
     }
 
@@ -127,8 +129,8 @@ def token_change(tokenizer: Tokenizer, record: Mapping[str, Any]) -> str | None:
     for one in record["texts"]:
         if change := text_difference(one["text"], one["ids"], tokenizer.encode(one["text"]).ids):
             return change
-    same = record_tokens(tokenizer)["vocabulary"] == record["vocabulary"]
-    return None if same else "some tokens have other ids than when it was written"
+    same = record_tokens(tokenizer)["sha256"] == record["sha256"]
+    return None if same else "its tokens or merges are not those that were written"
 
 
 def text_difference(text: str, right: list[int], got: list[int]) -> str | None:
