@@ -6,12 +6,15 @@ Each command runs once undisturbed, which gives the bytes that are wanted and th
 with SIGKILL after a random part of that time, again and again, each time followed by the same command to its end. After every
 round the sources must be untouched, the outcome the same bytes, and neither a temporary name nor a process may be left. The
 command runs in a fork of this process, which has imported torch already, so that the moments fall into its work; it verifies
-what it wrote in the same process for the same reason.
+what it wrote in the same process for the same reason. Orphans of a killed command come to this process, also those with a
+session of their own, so that none is overlooked.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -43,7 +46,8 @@ MEASURED = {"seconds", "finished", "times", "written", "now", "measured_bytes"} 
 MEASURED_ENDS = ("_runtime", "_per_second")
 CACHES = "torchinductor_"  # folders that torch keeps for its next runs
 GRACE_SECONDS = 10.0  # for processes of a killed one to end
-LOOKS_A_SECOND = 50
+LOOKS_A_SECOND = 25
+PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -96,14 +100,19 @@ def warm_up() -> None:
         module.check = lambda folder, against: verify(Path(folder), Path(against))
 
 
+def adopt_orphans() -> None:
+    """Make this process the parent of all whose own parent among its descendants has died."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
 def start(arguments: Sequence[str], log: Path) -> int:
-    """Run a command line in a fork with a session of its own; returns its process id."""
+    """Run a command line in a fork; returns its process id."""
     process = os.fork()
     if process:
         return process
     code = 3
     try:
-        os.setsid()
         output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -119,44 +128,79 @@ def start(arguments: Sequence[str], log: Path) -> int:
         os._exit(code)
 
 
-def spent(process: int) -> float:
-    """Seconds of processor time of a process, and of its children that have ended."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICKS
+@dataclass
+class Process:
+    """A line of /proc/PID/stat: the parent, the state, and the ticks of processor time with those of ended children."""
+
+    parent: int
+    state: str
+    ticks: int
+
+
+def below(ancestor: int) -> dict[int, Process]:
+    """Return the descendants of a process, zombies too, by their ids."""
+    known: dict[int, Process] = {}
+    for entry in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        known[int(entry.name)] = Process(int(fields[1]), fields[0], sum(map(int, fields[11:15])))
+    found = {ancestor}
+    while more := {number for number, one in known.items() if one.parent in found} - found:
+        found |= more
+    return {number: known[number] for number in found - {ancestor}}
+
+
+def spent() -> float:
+    """Return the seconds of processor time of the command that runs, and of all its processes."""
+    return sum(one.ticks for one in below(os.getpid()).values()) / TICKS
 
 
 def run_to_end(arguments: Sequence[str], log: Path) -> tuple[int, float]:
-    """The exit code of a command and its processor time."""
+    """Return the exit code of a command and its processor time."""
     _, status, used = os.wait4(start(arguments, log), 0)
     return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
-def kill_once(arguments: Sequence[str], log: Path, after: float) -> tuple[bool, list[int]]:
-    """Start a command and kill it; returns whether it was still running, and its processes that outlive it."""
+def kill_once(arguments: Sequence[str], log: Path, after: float) -> bool:
+    """Start a command and kill it after so much processor time. Returns whether it was still running."""
     process = start(arguments, log)
     while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if spent(process) >= after:
+        if spent() >= after:
             os.kill(process, signal.SIGKILL)
             break
         time.sleep(1 / LOOKS_A_SECOND)
     _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def outliving() -> list[str]:
+    """Return the command lines of the processes that are still there after their time to end, and end them."""
     end = time.monotonic() + GRACE_SECONDS
-    while processes(process) and time.monotonic() < end:
+    while (left := living()) and time.monotonic() < end:
         time.sleep(0.1)
-    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL, processes(process)
+    named = []
+    for number in left:
+        with contextlib.suppress(OSError):
+            named.append(f"{number} {Path(f'/proc/{number}/cmdline').read_bytes()[:200]!r}")
+            os.kill(number, signal.SIGKILL)
+    return named
 
 
-def processes(session: int) -> list[int]:
-    """Processes of a session that are still there; zombies are gone."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            state, _, _, theirs = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue
-        if int(theirs) == session and state != "Z":
-            found.append(int(entry.name))
-    return found
+def living() -> list[int]:
+    """Return the ids of all descendants that have not ended."""
+    reap()
+    return [number for number, one in below(os.getpid()).items() if one.state != "Z"]
+
+
+def reap() -> None:
+    """Collect the orphans that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
 
 
 # --- comparing ---
@@ -205,15 +249,20 @@ def run_case(case: Case, place: Path, rounds: int, rng: random.Random, sources: 
     if code:
         return {"command": case.name, "faults": [f"undisturbed: exit code {code}: {log.read_text()[-300:]!r}"]}
     good = wanted(digest(ideal))
-    faults: list[str] = []
+    faults = [f"undisturbed: processes left: {alive}"] if (alive := outliving()) else []
     killed = 0
-    for number in range(rounds):
+    number = 0
+    while killed < rounds:
         folder = place / case.name / f"round-{number}"
         folder.mkdir()
+        number += 1
         arguments, moment = [*case.arguments, "-o", str(folder / case.output)], rng.uniform(0.02, 0.98) * taken
-        was_running, alive = kill_once(arguments, log, moment)
-        killed += was_running
+        # A command that ended before its moment is no kill, and there is another round.
+        killed += kill_once(arguments, log, moment)
+        alive = outliving()
+        last = log.read_text()[-300:]
         code, _ = run_to_end(arguments, log)
+        alive += outliving()
         found = wanted(digest(folder))
         differing = sorted(name for name in {*found, *good} if found.get(name) != good.get(name))
         checks = {
@@ -223,12 +272,13 @@ def run_case(case: Case, place: Path, rounds: int, rng: random.Random, sources: 
             "nothing left": not left_over(folder),
             "no process left": not alive,
         }
-        said = f"killed after {moment:.2f} s, then {log.read_text()[-300:]!r}, left {left_over(folder)}, differing {differing}"
+        said = f"killed after {moment:.2f} s at {last!r}, then {log.read_text()[-300:]!r}"
         wrong = [f"not {name}: {said}" for name, ok in checks.items() if not ok]
-        faults += wrong
-        if not wrong:
+        if wrong:
+            faults += [*wrong, f"left {left_over(folder)}, differing {differing}, processes {alive}"]
+        else:
             shutil.rmtree(folder)
-    return {"command": case.name, "seconds": round(taken, 1), "rounds": rounds, "killed": killed, "faults": faults}
+    return {"command": case.name, "seconds": round(taken, 1), "rounds": number, "killed": killed, "faults": faults}
 
 
 def main() -> int:
@@ -250,6 +300,7 @@ def main() -> int:
     temporary.mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
+    adopt_orphans()
     warm_up()
     known = cases(model, place, data)
     needed = {name for case in known if case.name in given.only for name in case.after}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from flab.errors import CheckpointError
 from flab.models.checkpoint import Checkpoint, load, try_saving
 from flab.models.families import family_of
-from flab.models.folder import header_of, headers, weight_files
+from flab.models.folder import INDEX, header_of, headers, weight_files
 from flab.models.source import ModelFolder
 from flab.pruning.pipeline import plan, prune
 
@@ -72,7 +72,8 @@ def pipe(name: str):
 
 def index(weight_map: object):
     def make(folder: Path) -> None:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
     return make
 
@@ -134,7 +135,8 @@ FAULTS = {
     "a deep generation config": (write("generation_config.json", DEEP), "generation_config.json"),
     "a deep tokenizer config": (write("tokenizer_config.json", DEEP), "tokenizer_config.json"),
     "a deep tokenizer": (write("tokenizer.json", DEEP), "tokenizer.json is damaged"),
-    "a deep index": (write("model.safetensors.index.json", DEEP), "cannot be read as JSON"),
+    "a deep index": (lambda f: [index({})(f), write(INDEX, DEEP)(f)], "cannot be read as JSON"),
+    "an index of shards that are gone": (index({"a": "model-00001-of-00002.safetensors"}), "named by the index are missing"),
     "a list as index": (index([]), "index.json is malformed"),
     "an empty index": (index({}), "index.json is malformed"),
     "an index of numbers": (index({"a": 3}), "index.json is malformed"),
@@ -274,6 +276,19 @@ def test_the_dtype_is_that_of_most_numbers(source):
     edit(source / "config.json", dtype="float32")
     assert ModelFolder.open(source).stored_dtype == "bfloat16"
     assert load(source).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["gone", "there", "deep"])
+def test_an_index_beside_whole_weights_is_a_leftover_that_is_not_read(kind, source):
+    """transformers reads the whole file: so does flab, whatever the index of an earlier, larger model names."""
+    tensors = load_file(source / WEIGHTS)
+    old = "model-00001-of-00002.safetensors"
+    (source / INDEX).write_text(DEEP if kind == "deep" else json.dumps({"weight_map": dict.fromkeys(tensors, old)}))
+    if kind == "there":
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, source / old, {"format": "pt"})
+    assert ModelFolder.open(source).files == [source / WEIGHTS]
+    loaded = load(source).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
 def test_only_the_weights_that_are_loaded_count(source):

@@ -164,6 +164,53 @@ def test_a_kill_between_saving_and_clearing_is_finished_by_the_same_command_alon
         go(tmp_path / "out")
 
 
+def no_training(*given, **more):
+    raise AssertionError("trained again")
+
+
+def test_a_training_that_was_killed_before_its_outcome_was_written_makes_no_step_again(
+    go, trained, tmp_path, monkeypatch
+):
+    whole = (tmp_path / "out").rename(tmp_path / "whole")
+    known = json.loads((trained / "checkpoint-6" / "trainer_state.json").read_text())
+    best = Path(known["best_model_checkpoint"]).name
+    for path in trained.glob("checkpoint-*/trainer_state.json"):  # as if begun from another current folder
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": f"elsewhere/{best}"}))
+    for name in ("train", "remember_teacher"):
+        monkeypatch.setattr(module.RecoveryTrainer, name, no_training)
+    report = go(tmp_path / "out")
+    assert equal(whole, tmp_path / "out")
+    before, after = (json.loads((folder / "recovery.json").read_text()) for folder in (whole, tmp_path / "out"))
+    measured = {"seconds", "peak_memory"}
+    assert {n: v for n, v in before.items() if n not in measured} == {
+        n: v for n, v in after.items() if n not in measured
+    }
+    assert report["check"]["ok"]
+    assert not trained.exists()
+
+
+def test_what_this_very_training_has_written_is_not_trained_again(go, tmp_path, monkeypatch):
+    """A run may be killed after its recovery is whole and before that is on record."""
+    again = Options(overwrite=True)
+    first = go(tmp_path / "out")
+    left = tmp_path / ".out.training.flab-0123abcd.tmp"
+    left.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(module.RecoveryTrainer, "train", no_training)
+        second = go(tmp_path / "out", again)
+        assert {**second, "output": first["output"]} == first | {"written": second["written"], "check": second["check"]}
+        assert second["check"]["ok"]
+        assert not left.exists()
+        with pytest.raises(AssertionError, match="trained again"):
+            go(tmp_path / "out", again, alpha=0.5)
+    shutil.rmtree(tmp_path / "out.training")
+    good = weights(tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")  # damaged: it fails its check, and is trained anew
+    assert go(tmp_path / "out", again)["check"]["ok"]
+    assert all(torch.equal(weights(tmp_path / "out")[name], tensor) for name, tensor in good.items())
+
+
 def test_a_checkpoint_that_is_not_whole_is_not_taken(trained):
     """A kill while a checkpoint is written or removed leaves part of it: the checkpoint before it is the last whole one."""
     newest, weights, mark = (trained / "checkpoint-6" / name for name in ("", "model.safetensors", COMPLETE))
@@ -290,6 +337,26 @@ def test_training_stops_early_and_takes_the_best(go, tmp_path):
     assert report["chosen_step"] < report["steps"] < 12, report["curve"]
     best = min((e for e in report["curve"] if "eval_loss" in e), key=lambda e: e["eval_loss"])
     assert report["held_out"]["after"]["loss"] == best["eval_loss"]
+
+
+def test_a_resumed_training_has_the_patience_of_one_that_was_never_stopped(go, tmp_path, monkeypatch):
+    """Killed between two validations without a gain, and after the one that ended the training."""
+    settings = {"steps": 12, "evaluations": 12, "patience": 2, "warmup": 0.9, "learning_rate": 0.04}
+    whole = go(tmp_path / "whole", **settings)
+    step = module.RecoveryTrainer.compute_loss
+
+    def dying(self, *given, **more):
+        if self.model.training and self.state.global_step == whole["steps"] - 1:
+            raise Stop
+        return step(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.RecoveryTrainer, "compute_loss", dying)
+        with pytest.raises(Stop):
+            go(tmp_path / "stopped", **settings)
+    resumed = go(tmp_path / "stopped", **settings)
+    assert (resumed["steps"], resumed["chosen_step"]) == (whole["steps"], whole["chosen_step"])
+    assert equal(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_no_evaluation_file_is_read_during_training(go, data_file, tmp_path, monkeypatch):

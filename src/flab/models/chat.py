@@ -8,13 +8,13 @@ template writes none, ``special_tokens`` says that the tokenizer must not add on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flab.errors import OptionError
+from flab.models.folder import read_if_there
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -84,7 +84,7 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     template = template_of(folder)
     if not template:
         return None
-    settings = _read_settings(folder / "tokenizer_config.json")
+    settings = read_if_there(folder / "tokenizer_config.json")
     return ChatTemplate(
         folder=folder,
         template=template,
@@ -98,7 +98,7 @@ def template_of(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    value = _read_settings(folder / "tokenizer_config.json").get("chat_template")
+    value = read_if_there(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(value, list):
         value = next((entry["template"] for entry in value if entry.get("name") == "default"), None)
     return value if isinstance(value, str) else None
@@ -111,14 +111,6 @@ def continued(prompt: str, answer: str) -> str:
     if CLOSE in answer:
         return answer.lstrip().removeprefix(OPEN).lstrip("\n")
     return f"\n{CLOSE}\n\n{answer}"
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise OptionError(f"{file} is not JSON ({error}): fetch it again, or use another `preset`.") from None
-    return settings if isinstance(settings, dict) else {}
 
 
 def _token_text(value: Any) -> str:

@@ -105,15 +105,16 @@ def check_entries(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a folder, which are all that its index names. They are not opened.
+    """Return the safetensors files of a folder: the whole one, or all that its index names. They are not opened.
 
     Raises:
         CheckpointError: there are none, only pickled ones, or one is missing.
     """
-    if (path / INDEX).is_file():
-        found = _indexed(path)
-    elif (path / WHOLE).exists():
+    # In the order of transformers: an index beside a whole file is a leftover and is not read.
+    if (path / WHOLE).exists():
         found = [path / WHOLE]
+    elif (path / INDEX).is_file():
+        found = _indexed(path)
     else:
         found = sorted(path.glob("*.safetensors"))
     if not found:
@@ -153,7 +154,7 @@ def header_of(file: Path) -> dict[str, Stored]:
         CheckpointError: the file is truncated, damaged or missing.
     """
     if not file.is_file():
-        raise CheckpointError(f"{file} is a pipe, a socket or a device, not a file, or is missing: fetch it again.")
+        raise CheckpointError(f"{file} is missing, or is not a regular file: fetch it again.")
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from flab.errors import CheckpointError, UnsupportedModelError
+from flab.models.folder import read_if_there
 from flab.models.source import check_normalizer
 
 # Texts on which tokenizers differ: indentation, tabs and blank lines, several scripts and an emoji, runs of spaces,
@@ -93,7 +94,7 @@ def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
 def start_warnings(truth: Tokenizer, config: Path) -> list[str]:
     """Return a warning if the config promises a BOS before every text but tokenizer.json adds none."""
     # AutoTokenizer has read the file by now, and does not keep this field for every class.
-    promised = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("add_bos_token") is True
+    promised = read_if_there(config).get("add_bos_token") is True
     if not promised or special_prefix(truth):
         return []
     return [

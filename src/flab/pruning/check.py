@@ -17,6 +17,7 @@ from typing import Any
 
 from flab.errors import CheckpointError, OptionError
 from flab.models.child import run_child
+from flab.models.folder import read_if_there
 from flab.models.probes import ProbeWalk
 
 PROOF = "proof.json"
@@ -106,11 +107,4 @@ def write_proof(model: Any, folder: Path, refit: str, trained: bool = False, wal
 
 def read_proof(folder: Path) -> dict[str, Any]:
     """Return what :func:`write_proof` wrote, or an empty dict if flab did not write the folder."""
-    file = folder / PROOF
-    try:
-        proof = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}): save the folder again.") from None
-    if not isinstance(proof, dict):
-        raise CheckpointError(f"{file} is damaged (it holds no object): save the folder again.")
-    return proof
+    return read_if_there(folder / PROOF)

@@ -55,7 +55,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     """Counts seconds of training, including those of earlier, stopped processes (``spent``).
 
     At the limit, if there is one, it has the model measured and saved, and stops. In each checkpoint it leaves a file
-    once all of it is written: the seconds that it stands for.
+    once all of it is written: the seconds that it stands for, and whether training ended there.
     """
 
     def __init__(self, spent: float, limit: float | None) -> None:
@@ -81,7 +81,9 @@ class Clock(TrainerCallback):  # type: ignore[misc]
             # A checkpoint is whole if every file still has the size recorded here. A killed process leaves shorter files or
             # none.
             sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-            write_text(folder / COMPLETE, json.dumps({"seconds": round(self.seconds(), 2), "sizes": sizes}) + "\n")
+            over = bool(control.should_training_stop)
+            mark = {"seconds": round(self.seconds(), 2), "over": over, "sizes": sizes}
+            write_text(folder / COMPLETE, json.dumps(mark) + "\n")
 
 
 def last_whole(folder: Path) -> tuple[Path | None, float]:
@@ -92,6 +94,12 @@ def last_whole(folder: Path) -> tuple[Path | None, float]:
         return None, 0.0
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
     return newest, whole[newest]
+
+
+def is_over(checkpoint: Path) -> bool:
+    """Return whether training ended at a whole checkpoint: after all steps, by its patience, or at its time limit."""
+    mark = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    return bool(mark.get("over"))
 
 
 def _seconds_of(checkpoint: Path) -> float | None:

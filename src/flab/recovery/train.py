@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import TrainingError
-from flab.files import discard, new_folder, sweep, write_text
+from flab.files import discard, new_folder, read_json, sweep, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.devices import settled
 from flab.models.families import shape_of
@@ -34,7 +34,7 @@ from flab.progress import say
 from flab.pruning.chats import in_template
 from flab.pruning.check import check, write_proof
 from flab.pruning.plan import Plan
-from flab.recovery.callbacks import last_whole
+from flab.recovery.callbacks import is_over, last_whole
 from flab.recovery.examples import Examples, make_examples
 from flab.recovery.inputs import REPORT, RUN, check_inputs, is_uncleared, working_folder
 from flab.recovery.memory import measured_peak, predicted_peak
@@ -89,12 +89,15 @@ def recover(
         options = replace(options, device=f"cuda:{state.local_process_index}")
     plan = check_inputs(source, original, Path(data), out, options.overwrite)
     bench = _prepare(source, original, Path(data), out, plan, training, options)
+    kept = _finished(bench, out, original, options, state)
+    if kept is not None:
+        return kept
     _claim(bench, options.overwrite, state)
     trainer = make_trainer(
         bench.student, bench.teacher, bench.examples, training, bench.parameters, bench.work, options
     )
-    steps = _steps(trainer, bench, state)
-    _train(trainer, bench, steps)
+    if not _is_trained(trainer, bench):
+        _train(trainer, bench, _steps(trainer, bench, state))
     report = bench.facts | _outcome(trainer, bench)
     model = _stock_model(trainer, bench, options)
     if state.is_main_process:
@@ -137,8 +140,28 @@ def _prepare(
         "learning_rate": training.rate_for(parameters),
         "identity": identity,
     }
-    work = working_folder(out)
+    work = working_folder(out).absolute()
     return Bench(student, teacher, plan, examples, training, identity, work, parameters, facts)
+
+
+def _finished(bench: Bench, out: Path, original: Path, options: Options, state: PartialState) -> dict[str, Any] | None:
+    """Return the report of an output that this very training has written already, if the output still passes its check.
+
+    A run that was killed before it put its recovery on record finds it here and does not train again.
+    """
+    found: list[dict[str, Any] | None] = [None]
+    if state.is_main_process and (out / REPORT).is_file() and not bench.work.exists():
+        report = read_json(out / REPORT)
+        device = options.device.partition(":")[0]
+        if report.get("identity") == bench.identity and report.get("device") == device:
+            verdict = check(out, original)
+            if verdict["ok"]:
+                sweep(bench.work)
+                sweep(out)
+                say(f"{out} is the outcome of this very training and passes its check: nothing is trained")
+                found = [{"output": str(out), **report, "check": verdict}]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
@@ -200,6 +223,17 @@ def _timed_steps(trainer: RecoveryTrainer, seconds: float, per_epoch: int) -> fl
         left = TRAINING_SHARE * seconds - (time.perf_counter() - start)
         steps = max(0.0, left) / seconds_per_step(trainer)
     return steps
+
+
+def _is_trained(trainer: RecoveryTrainer, bench: Bench) -> bool:
+    """Return whether an earlier start trained to the end but did not write the outcome, which is then loaded."""
+    last, _ = last_whole(bench.work)
+    # A sharded model can only be loaded by way of the training loop, which then makes one more step.
+    if last is None or not is_over(last) or trainer.is_sharded:
+        return False
+    say_main(trainer, f"training ended at {last}; only its outcome is written")
+    trainer.load_outcome(last)
+    return True
 
 
 def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:

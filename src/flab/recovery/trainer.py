@@ -18,7 +18,7 @@ import torch
 from accelerate import DistributedType
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from flab.errors import OptionError, TrainingError
 from flab.models.checkpoint import Checkpoint
@@ -174,6 +174,14 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             )
         return True
 
+    def load_outcome(self, checkpoint: Path) -> None:
+        """Load the best model and the curve of a training that ended at ``checkpoint``."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        # The path on record is that of the first start, which may have been given from another current folder.
+        best = Path(str(self.state.best_model_checkpoint)).name
+        self.state.best_model_checkpoint = str(checkpoint.parent / best)
+        self._load_best_model()
+
     def stop_bar(self) -> None:
         """Remove the progress bar, however training ended."""
         if self.bar is not None:
@@ -264,6 +272,8 @@ def _arguments(training: Training, parameters: int, work: Path, options: Options
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
+        # A resumed training is as patient as one that was never stopped: the count of validations without a gain goes on.
+        restore_callback_states_from_checkpoint=True,
         seed=training.seed,
         data_seed=training.seed,
         use_cpu=cpu,

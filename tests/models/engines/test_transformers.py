@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flab.errors import DataError, OptionError
+from flab.errors import CheckpointError, DataError, OptionError
 from flab.models.chat import chat_template
 from flab.models.engines.protocol import Decoding, Request, cut_at_stop, encode_requests, generate_all
 from flab.models.engines.transformers import (
@@ -290,5 +290,5 @@ def test_no_template_is_none_and_a_broken_one_is_an_option_error(tmp_path, token
     with pytest.raises(OptionError, match=r"does not render \(only tools\): use `template` none, or another `preset`"):
         chat_template(tmp_path, tokenizer)(MESSAGES)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(OptionError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read as JSON"):
         chat_template(tmp_path, tokenizer)

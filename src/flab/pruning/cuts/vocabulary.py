@@ -6,7 +6,6 @@ byte-level BPE, byte-fallback BPE and Unigram ``tokenizer.json`` files. The call
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import nn
 
 from flab.errors import BudgetError
 from flab.models.families import Family, embedding_of, head_of, is_tied
+from flab.models.folder import read_if_there
 from flab.models.tokenizer import TokenizerModel
 from flab.progress import track
 
@@ -50,10 +50,9 @@ def required_tokens(folder: Path, tokenizer: Tokenizer, role_ids: Iterable[int])
         if token in model.base:
             keep.add(model.base[token])
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            data = json.loads((folder / name).read_text(encoding="utf-8"))
-            keep.update(i for _, i in named_ids(data))
-            keep.update(i for text in _strings(data) if (i := tokenizer.token_to_id(text)) is not None)
+        data = read_if_there(folder / name)
+        keep.update(i for _, i in named_ids(data))
+        keep.update(i for text in _strings(data) if (i := tokenizer.token_to_id(text)) is not None)
     # The text that the chat template writes around a message must be encoded as before.
     for literal in _template_literals(folder):
         keep.update(tokenizer.encode(literal, add_special_tokens=False).ids)
