@@ -29,6 +29,9 @@ MISTAKES = {  # what is typed, and words of the answer
     "plan, device": (["plan", MODEL, "--device", "gpu"], "--device: got 'gpu'"),
     "plan, more layers than weights": (["plan", "large"], "asks for about"),
     "plan, a normalizer that explodes": (["plan", "bomb"], "its normalizer makes a text up to 1e+15 times"),
+    "plan, no tokenizer": (["plan", "speechless"], "has no tokenizer.json"),
+    "plan, a tokenizer without a model": (["plan", "damaged"], "tokenizer.json is damaged"),
+    "plan, a deep tokenizer": (["plan", "deep"], "tokenizer.json cannot be read as JSON (nested too deeply)"),
     "prune, refit": (["prune", MODEL, "-o", "new", "--refit", "magic"], "--refit: got 'magic'"),
     "prune, no calibration": (["prune", MODEL, "-o", "new", "--calibration", "none.jsonl"], "does not exist"),
     "info, no model": (["info", "./none"], "no model folder"),
@@ -122,6 +125,10 @@ def place(tmp_path_factory):
         (folder / "pruned" / path.name).symlink_to(path)
     (folder / "pruned" / "plan.json").write_text("{}")
     changed(folder / "large", "config.json", num_hidden_layers=10**7)
+    for name, text in (("speechless", ""), ("damaged", "{}"), ("deep", '{"a":' * 100_000)):
+        changed(folder / name, "tokenizer.json")
+        (folder / name / "tokenizer.json").write_text(text)
+    (folder / "speechless" / "tokenizer.json").unlink()
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": 1000 * "a"}
     changed(folder / "bomb", "tokenizer.json", normalizer={"type": "Sequence", "normalizers": 5 * [step]})
     return folder

@@ -197,6 +197,20 @@ FOREIGN = {
 }  # fmt: skip
 
 
+def test_a_row_of_any_depth_is_read_or_refused_in_one_line(tmp_path):
+    """The parser takes a few levels more than the writer, which once ended in a traceback."""
+    file = tmp_path / "rows.jsonl"
+    said = set()
+    for depth in range(700, 1010):
+        file.write_text(f'{{"text": "a", "more": {"[" * depth}{"]" * depth}}}\n')
+        try:
+            assert [sample.text for sample in read_samples(file)] == ["a"]
+        except DataError as error:
+            said.add(str(error).partition(": ")[2])
+    assert said
+    assert all("nested too deeply" in line for line in said)
+
+
 @pytest.mark.parametrize("kind", sorted(FOREIGN))
 def test_what_is_neither_rows_nor_code_is_refused_in_one_line(kind, tmp_path):
     name, data, words = FOREIGN[kind]

@@ -134,7 +134,10 @@ FAULTS = {
     "a deep config": (write("config.json", DEEP), r"nested too deeply|cannot be read as JSON"),
     "a deep generation config": (write("generation_config.json", DEEP), "generation_config.json"),
     "a deep tokenizer config": (write("tokenizer_config.json", DEEP), "tokenizer_config.json"),
-    "a deep tokenizer": (write("tokenizer.json", DEEP), "tokenizer.json is damaged"),
+    "a deep tokenizer": (write("tokenizer.json", DEEP), "tokenizer.json cannot be read as JSON .nested too deeply"),
+    "a config that can be parsed but not copied": (
+        lambda f: edit(f / "config.json", extra=json.loads("[" * 101 + "]" * 101)), "config.json .*nested too deeply"
+    ),
     "a deep index": (lambda f: [index({})(f), write(INDEX, DEEP)(f)], "cannot be read as JSON"),
     "an index of shards that are gone": (index({"a": "model-00001-of-00002.safetensors"}), "named by the index are missing"),
     "a list as index": (index([]), "index.json is malformed"),

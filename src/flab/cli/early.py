@@ -15,7 +15,7 @@ from flab.data.rows import is_hub_id
 from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path, check_place
-from flab.models.source import ModelFolder, ModelSource, check_normalizer, check_weights
+from flab.models.source import ModelFolder, ModelSource, check_tokenizer, check_weights
 from flab.pruning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def check_model(source: PathLike) -> ModelSource:
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         folder = ModelFolder.open(source)
         check_weights(folder)
-        check_normalizer(folder.path / "tokenizer.json")
+        check_tokenizer(folder.path)
         return folder
     return source
 

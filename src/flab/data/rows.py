@@ -182,7 +182,11 @@ def _object_rows(path: Path, text: str) -> Rows:
 def _object(value: Any, where: str) -> tuple[str, Row]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: got {type(value).__name__}, not an object; each row must be one object")
-    if half := HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # the parser takes a few levels more than the writer
+        raise DataError(f"{where}: not a row (nested too deeply)") from None
+    if half := HALF_PAIR.search(text):
         raise DataError(
             f"{where}: holds \\u{ord(half[0]):x}, half of a surrogate pair, which is no character; remove it"
         )

@@ -18,6 +18,8 @@ from flab.files import read_regular
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MOST_DEPTH = 100  # levels of lists and objects in a model's JSON
+TOO_DEEP = "nested too deeply"
 MOST_HEADER_BYTES = 100_000_000  # of a safetensors header; the format's own limit
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # what safetensors calls them, and torch
 
@@ -80,10 +82,26 @@ def read_object(path: Path) -> dict[str, Any]:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise CheckpointError(f"{path} cannot be read as JSON ({reason}). Fetch it again.") from None
     except RecursionError:
-        raise CheckpointError(f"{path} cannot be read as JSON (nested too deeply). Fetch it again.") from None
+        raise CheckpointError(f"{path} cannot be read as JSON ({TOO_DEEP}). Fetch it again.") from None
+    if is_deep(data):
+        raise CheckpointError(f"{path} cannot be read as JSON ({TOO_DEEP}). Fetch it again.")
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object. Fetch it again.")
     return data
+
+
+def is_deep(value: Any, most: int = MOST_DEPTH) -> bool:
+    """Return whether lists and objects are nested deeper than ``most`` levels.
+
+    The parser takes about a thousand levels, but copying such a value takes several calls for each and does not end well.
+    """
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(most):
+        inside = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [inner for values in inside for inner in values if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def read_if_there(path: Path) -> dict[str, Any]:

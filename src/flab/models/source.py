@@ -208,13 +208,18 @@ def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored
         )
 
 
-def check_normalizer(file: Path) -> None:
-    """Raise CheckpointError if the normalizer or decoder in a tokenizer.json lengthens texts without bound. A file that is not
-    JSON is left to the tokenizers library."""
-    try:
-        data = read_object(file)
-    except CheckpointError:
-        return
+def check_tokenizer(path: Path) -> None:
+    """Check the tokenizer.json of a model's folder, as far as that is possible without the tokenizers library.
+
+    Raises:
+        CheckpointError: there is none, it is not a tokenizer, or its normalizer or decoder lengthens texts without bound.
+    """
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
+    data = read_object(file)
+    if not isinstance(data.get("model"), Mapping):
+        raise CheckpointError(f"{file} is damaged (it has no model of a tokenizer). Fetch it again.")
     for name in ("normalizer", "decoder"):
         # The growth of successive steps multiplies: a few replacements can turn one character into gigabytes.
         growth = 1.0

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from flab.errors import CheckpointError, UnsupportedModelError
 from flab.models.folder import read_if_there
-from flab.models.source import check_normalizer
+from flab.models.source import check_tokenizer
 
 # Texts on which tokenizers differ: indentation, tabs and blank lines, several scripts and an emoji, runs of spaces,
 # numbers.
@@ -57,14 +57,12 @@ def first_line(error: BaseException) -> str:
 
 def load_tokenizer(path: Path) -> tuple[Tokenizer, set[int], list[str]]:
     """Return the tokenizer of ``tokenizer.json``, the ids to which transformers gives a role, and AutoTokenizer's mistakes."""
+    check_tokenizer(path)
     file = path / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one.")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}). Fetch it again.") from None
-    check_normalizer(file)
     # A tokenizer.json may hold the padding and truncation of a training run, but calibration text must be whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()

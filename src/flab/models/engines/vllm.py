@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flab.errors import CheckpointError, OptionError
+from flab.errors import OptionError
 from flab.files import scratch_folder
 from flab.models.engines.protocol import (
     Decoding,
@@ -30,6 +30,7 @@ from flab.models.engines.protocol import (
     untruncated,
 )
 from flab.models.folder import read_if_there, read_object
+from flab.models.source import check_tokenizer
 
 
 class VllmGenerator:
@@ -49,10 +50,7 @@ class VllmGenerator:
         self._vllm = import_vllm()
         config = read_object(path / "config.json")
         settings = read_if_there(path / "generation_config.json")
-        if not (path / "tokenizer.json").is_file():
-            raise CheckpointError(
-                f"{path} has no tokenizer.json: save the tokenizer once with transformers to get one."
-            )
+        check_tokenizer(path)
         self.tokenizer = untruncated(Tokenizer.from_file(str(path / "tokenizer.json")))
         ends = settings.get("eos_token_id", config.get("eos_token_id"))
         self.eos_ids: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
