@@ -205,10 +205,15 @@ def test_what_this_very_training_has_written_is_not_trained_again(go, tmp_path, 
             go(tmp_path / "out", again, alpha=0.5)
     shutil.rmtree(tmp_path / "out.training")
     good = weights(tmp_path / "out")
-    file = tmp_path / "out" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")  # damaged: it fails its check, and is trained anew
-    assert go(tmp_path / "out", again)["check"]["ok"]
-    assert all(torch.equal(weights(tmp_path / "out")[name], tensor) for name, tensor in good.items())
+    file, report = tmp_path / "out" / "model.safetensors", tmp_path / "out" / "recovery.json"
+    for damaged, content in (
+        (file, file.read_bytes()[:-4] + bytes(4)),  # other weights
+        (file, file.read_bytes()[:-4]),
+        (report, report.read_bytes()[:-4]),
+    ):
+        damaged.write_bytes(content)
+        assert go(tmp_path / "out", again)["check"]["ok"]
+        assert all(torch.equal(weights(tmp_path / "out")[name], tensor) for name, tensor in good.items())
 
 
 def test_a_checkpoint_that_is_not_whole_is_not_taken(trained):

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from flab.data.samples import files_under, read_samples, sha256_of
-from flab.errors import TrainingError
+from flab.errors import FlabError, TrainingError
 from flab.files import discard, new_folder, read_json, sweep, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.devices import settled
@@ -150,18 +150,27 @@ def _finished(bench: Bench, out: Path, original: Path, options: Options, state: 
     A run that was killed before it put its recovery on record finds it here and does not train again.
     """
     found: list[dict[str, Any] | None] = [None]
-    if state.is_main_process and (out / REPORT).is_file() and not bench.work.exists():
-        report = read_json(out / REPORT)
-        device = options.device.partition(":")[0]
-        if report.get("identity") == bench.identity and report.get("device") == device:
-            verdict = check(out, original)
-            if verdict["ok"]:
-                sweep(bench.work)
-                sweep(out)
-                say(f"{out} is the outcome of this very training and passes its check: nothing is trained")
-                found = [{"output": str(out), **report, "check": verdict}]
+    if state.is_main_process and not bench.work.exists():
+        found = [_checked_report(bench, out, original, options)]
     broadcast_object_list(found)
     return found[0]
+
+
+def _checked_report(bench: Bench, out: Path, original: Path, options: Options) -> dict[str, Any] | None:
+    """Return the report in ``out`` if it is that of this training on this kind of device, and the folder passes its check."""
+    try:
+        report = read_json(out / REPORT)
+        if report.get("identity") != bench.identity or report.get("device") != options.device.partition(":")[0]:
+            return None
+        verdict = check(out, original)
+    except FlabError:  # what is there is missing or damaged, and is written again
+        return None
+    if not verdict["ok"]:
+        return None
+    sweep(bench.work)
+    sweep(out)
+    say(f"{out} is the outcome of this very training and passes its check: nothing is trained")
+    return {"output": str(out), **report, "check": verdict}
 
 
 def _claim(bench: Bench, overwrite: bool, state: PartialState) -> None:
