@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -32,6 +33,8 @@ MISTAKES = {  # what is typed, and words of the answer
     "plan, no tokenizer": (["plan", "speechless"], "has no tokenizer.json"),
     "plan, a tokenizer without a model": (["plan", "damaged"], "tokenizer.json is damaged"),
     "plan, a deep tokenizer": (["plan", "deep"], "tokenizer.json cannot be read as JSON (nested too deeply)"),
+    "plan, a template of others": (["plan", "borrowed"], "chat_template.jinja is a link to"),
+    "plan, a deep tokenizer config": (["plan", "unread"], "tokenizer_config.json cannot be read as JSON (nested"),
     "prune, refit": (["prune", MODEL, "-o", "new", "--refit", "magic"], "--refit: got 'magic'"),
     "prune, no calibration": (["prune", MODEL, "-o", "new", "--calibration", "none.jsonl"], "does not exist"),
     "info, no model": (["info", "./none"], "no model folder"),
@@ -129,6 +132,9 @@ def place(tmp_path_factory):
         changed(folder / name, "tokenizer.json")
         (folder / name / "tokenizer.json").write_text(text)
     (folder / "speechless" / "tokenizer.json").unlink()
+    shutil.copytree(MODEL, folder / "unread")
+    (folder / "unread" / "tokenizer_config.json").write_text('{"a":' * 100_000)
+    changed(folder / "borrowed", "generation_config.json")
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": 1000 * "a"}
     changed(folder / "bomb", "tokenizer.json", normalizer={"type": "Sequence", "normalizers": 5 * [step]})
     return folder

@@ -176,6 +176,9 @@ def test_a_training_that_was_killed_before_its_outcome_was_written_makes_no_step
     best = Path(known["best_model_checkpoint"]).name
     for path in trained.glob("checkpoint-*/trainer_state.json"):  # as if begun from another current folder
         path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": f"elsewhere/{best}"}))
+        mark = json.loads((path.parent / COMPLETE).read_text())
+        mark["sizes"][path.name] = path.stat().st_size
+        (path.parent / COMPLETE).write_text(json.dumps(mark))
     for name in ("train", "remember_teacher"):
         monkeypatch.setattr(module.RecoveryTrainer, name, no_training)
     report = go(tmp_path / "out")

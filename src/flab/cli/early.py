@@ -16,6 +16,7 @@ from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path, check_place
 from flab.models.source import ModelFolder, ModelSource, check_tokenizer, check_weights
+from flab.models.stock import check_sidecars
 from flab.pruning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,9 +34,17 @@ def check_model(source: PathLike) -> ModelSource:
     return source
 
 
+def check_source(source: PathLike) -> ModelSource:
+    """Check a model that a smaller one will be made of: also the files that are copied into its folder."""
+    folder = check_model(source)
+    if isinstance(folder, ModelFolder):
+        check_sidecars(folder.path)
+    return folder
+
+
 def check_planning(model: PathLike, recipe: Recipe) -> None:
     """Check the model, and the calibration and corpus text, as far as they can be read without loading anything."""
-    check_model(model)
+    check_source(model)
     for path in recipe.inputs:
         read_samples(path)
 
@@ -55,6 +64,7 @@ def check_recovery(student: PathLike, teacher: PathLike, data: Path, out: Path, 
     for model in (student, teacher):
         check_model(model)
     check_inputs(as_path(student), as_path(teacher), data, out, overwrite)
+    check_source(student)
 
 
 def check_sweep(

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.cli.early import check_planning
+from flab.cli.early import check_model
 from flab.cli.options import Json, Model, emit, takes
+from flab.data.samples import read_samples
 from flab.models.options import Options
 from flab.progress import add, console, duration, say, table_of
-from flab.pruning.recipe import Recipe
 
 INFO_EXAMPLE = "Example: flab info MODEL --calibration rows.jsonl"
 Calibration = Annotated[
@@ -28,7 +28,9 @@ def info(model: Model, options: Any, calibration: Calibration = None, json_: Jso
 
     Also shows its family, and the memory that each command needs.
     """
-    check_planning(model, Recipe(calibration=calibration))
+    check_model(model)
+    if calibration is not None:
+        read_samples(calibration)
     from flab.runs.info import info as describe
 
     found = describe(model, options, calibration)

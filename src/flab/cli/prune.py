@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flab.cli.early import check_model, check_planning
+from flab.cli.early import check_model, check_planning, check_source
 from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import Json, Model, Output, emit, takes
 from flab.errors import FlabError
@@ -94,7 +94,7 @@ def apply(
 
     decided = Plan.read(as_path(plan_file))
     check_folder(as_path(output), options.overwrite, (model, plan_file))
-    source = check_model(model)
+    source = check_source(model)
     if isinstance(source, ModelFolder):
         is_replayed(decided, source, sibling)
     from flab.pruning.pipeline import apply as carry_out

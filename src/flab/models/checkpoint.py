@@ -18,16 +18,15 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab.errors import CheckpointError, OptionError
-from flab.files import read_regular, scratch_folder
+from flab.files import scratch_folder
 from flab.models.devices import BALANCED, settled
 from flab.models.families import Family, family_of, is_tied
-from flab.models.folder import read_object
 from flab.models.layers import MIXED_MARK, multiplies_bfloat16
 from flab.models.memory import free_bytes, trim
 from flab.models.options import STORED_DTYPES, Options
 from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource, check_weights
-from flab.models.stock import check_links, copy_sidecars, rewrite_config
+from flab.models.stock import check_sidecars, copy_sidecars, rewrite_config
 from flab.models.tokenizer import first_line, load_tokenizer, quiet
 from flab.models.weights import check_finite, leave_in_files, load_without, place_of
 from flab.progress import say_once
@@ -188,14 +187,7 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
     """
     model = checkpoint.model
     path = checkpoint.path
-    checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_links(path)]
-    # A file that cannot be read or saved fails now, and not after hours of planning.
-    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        if (path / name).is_file():
-            read_object(path / name)
-    for template in (path / "chat_template.jinja", *path.glob("additional_chat_templates/*.jinja")):
-        if template.is_file():
-            _check_text(template)
+    checkpoint.warnings += [*_settle_generation(path, model.generation_config), *check_sidecars(path)]
     # A config may say that weights are tied although the stored ones differ. The loaded model knows.
     model.config.tie_word_embeddings = is_tied(model, family)
     with scratch_folder() as folder, quiet():
@@ -208,13 +200,6 @@ def try_saving(checkpoint: Checkpoint, family: Family) -> None:
                 write(folder)
             except Exception as error:
                 raise CheckpointError(f"{path}/{what} cannot be saved again: {first_line(error)}") from None
-
-
-def _check_text(file: Path) -> None:
-    try:
-        read_regular(file).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not UTF-8 text that can be read ({error}). Fetch it again.") from None
 
 
 def _settle_generation(path: Path, config: Any) -> list[str]:

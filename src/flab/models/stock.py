@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError
-from flab.files import TEMPLATES, TOKENIZER_FILES, is_legal
-from flab.models.folder import read_object
+from flab.files import TEMPLATES, TOKENIZER_FILES, is_legal, read_regular
+from flab.models.folder import read_if_there, read_object
 
 FULL = "full_attention"
 WINDOW = "sliding_attention"
@@ -121,6 +121,29 @@ def _travels(file: Path, source: Path, renumbered: bool) -> bool:
     if is_legal(file.name):
         return is_inside(file, source)
     return file.name in TEMPLATES or (file.name in TOKENIZER_FILES and not renumbered)
+
+
+def check_sidecars(source: Path) -> list[str]:
+    """Check that all files that are copied can be read. Returns a warning for each legal text that is left out.
+
+    Raises:
+        CheckpointError: one lies outside of the model's folder, is not JSON, or is not UTF-8 text.
+    """
+    warnings = check_links(source)
+    # A file that cannot be read or saved fails now, and not after hours of planning.
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        read_if_there(source / name)
+    for template in (source / "chat_template.jinja", *source.glob("additional_chat_templates/*.jinja")):
+        if template.is_file():
+            _check_text(template)
+    return warnings
+
+
+def _check_text(file: Path) -> None:
+    try:
+        read_regular(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not UTF-8 text that can be read ({error}). Fetch it again.") from None
 
 
 def check_links(source: Path) -> list[str]:
