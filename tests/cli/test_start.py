@@ -35,6 +35,7 @@ MISTAKES = {  # what is typed, and words of the answer
     "plan, a deep tokenizer": (["plan", "deep"], "tokenizer.json cannot be read as JSON (nested too deeply)"),
     "plan, a template of others": (["plan", "borrowed"], "chat_template.jinja is a link to"),
     "plan, a deep tokenizer config": (["plan", "unread"], "tokenizer_config.json cannot be read as JSON (nested"),
+    "plan, weights of others": (["plan", "renamed"], "has consolidated.safetensors, but neither"),
     "prune, refit": (["prune", MODEL, "-o", "new", "--refit", "magic"], "--refit: got 'magic'"),
     "prune, no calibration": (["prune", MODEL, "-o", "new", "--calibration", "none.jsonl"], "does not exist"),
     "info, no model": (["info", "./none"], "no model folder"),
@@ -134,6 +135,8 @@ def place(tmp_path_factory):
     (folder / "speechless" / "tokenizer.json").unlink()
     shutil.copytree(MODEL, folder / "unread")
     (folder / "unread" / "tokenizer_config.json").write_text('{"a":' * 100_000)
+    changed(folder / "renamed", "config.json")
+    (folder / "renamed" / "model.safetensors").rename(folder / "renamed" / "consolidated.safetensors")
     changed(folder / "borrowed", "generation_config.json")
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": 1000 * "a"}
     changed(folder / "bomb", "tokenizer.json", normalizer={"type": "Sequence", "normalizers": 5 * [step]})

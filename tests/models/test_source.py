@@ -138,6 +138,9 @@ FAULTS = {
     "a config that can be parsed but not copied": (
         lambda f: edit(f / "config.json", extra=json.loads("[" * 101 + "]" * 101)), "config.json .*nested too deeply"
     ),
+    "weights under another name": (
+        lambda f: (f / WEIGHTS).rename(f / "consolidated.safetensors"), "has consolidated.safetensors, but neither"
+    ),
     "a deep index": (lambda f: [index({})(f), write(INDEX, DEEP)(f)], "cannot be read as JSON"),
     "an index of shards that are gone": (index({"a": "model-00001-of-00002.safetensors"}), "named by the index are missing"),
     "a list as index": (index([]), "index.json is malformed"),

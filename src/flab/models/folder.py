@@ -130,20 +130,19 @@ def weight_files(path: Path) -> list[Path]:
     """
     # In the order of transformers: an index beside a whole file is a leftover and is not read.
     if (path / WHOLE).exists():
-        found = [path / WHOLE]
-    elif (path / INDEX).is_file():
-        found = _indexed(path)
-    else:
-        found = sorted(path.glob("*.safetensors"))
-    if not found:
-        pickled = [p.name for pattern in PICKLED for p in path.glob(pattern)]
-        if pickled:
-            raise CheckpointError(
-                f"{path} has only pickled weights ({pickled[0]}), which can run code: flab reads safetensors. "
-                "Convert once with transformers' save_pretrained in a place you trust."
-            )
-        raise CheckpointError(f"{path} has no *.safetensors weights: give the folder of a whole model.")
-    return found
+        return [path / WHOLE]
+    if (path / INDEX).is_file():
+        return _indexed(path)
+    if others := sorted(file.name for file in path.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{path} has {others[0]}, but neither {WHOLE} nor {INDEX}, which transformers reads: fetch the whole model."
+        )
+    if pickled := [p.name for pattern in PICKLED for p in path.glob(pattern)]:
+        raise CheckpointError(
+            f"{path} has only pickled weights ({pickled[0]}), which can run code: flab reads safetensors. "
+            "Convert once with transformers' save_pretrained in a place you trust."
+        )
+    raise CheckpointError(f"{path} has no *.safetensors weights: give the folder of a whole model.")
 
 
 def _indexed(path: Path) -> list[Path]:
