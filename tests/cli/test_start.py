@@ -36,6 +36,7 @@ MISTAKES = {  # what is typed, and words of the answer
     "plan, a template of others": (["plan", "borrowed"], "chat_template.jinja is a link to"),
     "plan, a deep tokenizer config": (["plan", "unread"], "tokenizer_config.json cannot be read as JSON (nested"),
     "plan, weights of others": (["plan", "renamed"], "has consolidated.safetensors, but neither"),
+    "plan, threads": (["plan", MODEL, "--threads", "4"], "No such option: --threads here: give it before the command"),
     "prune, refit": (["prune", MODEL, "-o", "new", "--refit", "magic"], "--refit: got 'magic'"),
     "prune, no calibration": (["prune", MODEL, "-o", "new", "--calibration", "none.jsonl"], "does not exist"),
     "info, no model": (["info", "./none"], "no model folder"),

@@ -139,7 +139,10 @@ def _line_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _signals:
         return INTERRUPTED
     if isinstance(error, typer.exceptions.TyperException):
-        return error.format_message() if hasattr(error, "format_message") else str(error)
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        option = getattr(error, "option_name", None)
+        is_general = option in ("--threads", "--debug", "--version")
+        return f"{message} here: give it before the command, as in flab {option} ..." if is_general else message
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}"
     if isinstance(error, MemoryError):
