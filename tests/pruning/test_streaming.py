@@ -18,6 +18,7 @@ from flab.errors import CheckpointError, OutputError
 from flab.models import memory, shards
 from flab.models.checkpoint import cast_parameters, load_model, one_layer_at_a_time, open_to_cut, save, torch_dtypes
 from flab.models.families import FAMILIES, layers_of
+from flab.models.folder import header_of
 from flab.models.layers import LayerRunner
 from flab.models.probes import ProbeWalk
 from flab.models.shards import ShardWriter, layout
@@ -171,7 +172,7 @@ def test_damaged_weights_are_found_when_they_are_read(tmp_path):
     name = "model.layers.3.mlp.up_proj.weight"
     file = tmp_path / "damaged" / "model.safetensors"
     shape = tuple(model.get_parameter(name).shape)
-    place = Place({name: file}, pieces_of(model, name, shape), shape, torch.device("cpu"))
+    place = Place(header_of(file), pieces_of(model, name, shape), shape, torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.up_proj\.weight holds NaN or infinite"):
         place.read(torch.float32)
     file.unlink()

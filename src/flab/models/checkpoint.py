@@ -123,7 +123,7 @@ def load(
     layers = family_of(config).layers if in_files else ""
     model = load_model(folder, dtype, "cpu" if in_files else device, trust_remote_code, layers)
     if in_files:
-        leave_in_files(model, model.get_submodule(layers), layers, folder.file_of, torch.device(device))
+        leave_in_files(model, model.get_submodule(layers), layers, folder.stored, torch.device(device))
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data if tensor.is_meta else tensor.data.to(device)
     for name, parameter in model.named_parameters():

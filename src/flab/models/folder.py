@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -30,6 +30,8 @@ class Stored:
 
     dtype: str
     shape: tuple[int, ...]
+    file: Path = field(default=Path(), compare=False)
+    start: int = field(default=0, compare=False)  # of its bytes in the file
 
     @property
     def numel(self) -> int:
@@ -185,7 +187,12 @@ def header_of(file: Path) -> dict[str, Stored]:
         ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
         if 8 + length + max(ends, default=0) != size:
             raise ValueError(f"{size} bytes, its header names {8 + length + max(ends, default=0)}")
-        return {name: Stored(str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in entries.items()}
+        return {
+            name: Stored(
+                str(entry["dtype"]), tuple(map(int, entry["shape"])), file, 8 + length + int(entry["data_offsets"][0])
+            )
+            for name, entry in entries.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is truncated or damaged ({error}). Fetch it again.") from None
 

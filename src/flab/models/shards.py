@@ -19,7 +19,7 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from flab.models.families import Family, is_tied, layers_of
-from flab.models.folder import DTYPES, INDEX
+from flab.models.folder import DTYPES, INDEX, Stored
 from flab.models.weights import leave_in_files, pieces_of
 
 SHARD_BYTES = 5 * 10**9
@@ -79,7 +79,7 @@ class ShardWriter:
         split = split_torch_state_dict_into_shards(
             self.layout, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
         )
-        self.files: dict[str, Path] = {name: folder / file for name, file in split.tensor_to_filename.items()}
+        self.stored: dict[str, Stored] = {}
         for file, names in split.filename_to_tensors.items():
             self._make(folder / file, names)
         if split.is_sharded:
@@ -112,7 +112,10 @@ class ShardWriter:
         start = 8 + len(text)
         os.posix_fallocate(file, 0, start + offset)  # a full disk fails now
         os.pwrite(file, len(text).to_bytes(8, "little") + text, 0)
-        self._places |= {name: (file, start + begin) for name, begin in starts.items()}
+        for name, begin in starts.items():
+            tensor = self.layout[name]
+            self._places[name] = (file, start + begin)
+            self.stored[name] = Stored(SAFETENSORS_NAME[tensor.dtype], tuple(tensor.shape), path, start + begin)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor at its place, in the dtype of the layout."""
@@ -140,7 +143,7 @@ class ShardWriter:
         """
         for name, tensor in layer.state_dict().items():
             self._write_pieces(model, f"{prefix}.{name}", tensor)
-        leave_in_files(model, layer, prefix, self.files, device)
+        leave_in_files(model, layer, prefix, self.stored, device)
 
     def finish(self, model: Any) -> None:
         """Write all remaining tensors of a model."""

@@ -58,11 +58,6 @@ class ModelFolder:
         return {name: tensor for file in self.files for name, tensor in header_of(file).items()}
 
     @cached_property
-    def file_of(self) -> dict[str, Path]:
-        """The file of each tensor, by the tensor's name."""
-        return {name: file for file in self.files for name in header_of(file)}
-
-    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over config, weights and tokenizer: two folders with the same one behave alike."""
         digest = hashlib.sha256()

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from flab.errors import CheckpointError
-from flab.models.folder import DTYPES
+from flab.models.folder import DTYPES, Stored
 from flab.models.source import ModelFolder
 
 PLACE = "flab_place"  # the attribute of a parameter that names its place
@@ -55,7 +54,7 @@ def load_without(folder: ModelFolder, part: str, given: dict[str, Any]) -> tuple
             dtype = getattr(torch, DTYPES.get(stored.dtype, "float32"))
             tensors[name] = torch.empty(stored.shape, dtype=dtype, device="meta").as_subclass(Unread)
         else:
-            with safe_open(folder.file_of[name], "pt", backend="pread") as reader:
+            with safe_open(stored.file, "pt", backend="pread") as reader:
                 tensors[name] = reader.get_tensor(name)
     model, info = type(made).from_pretrained(None, state_dict=tensors, **given)
     # Old folders have the generation config inside the model's config.
@@ -109,7 +108,7 @@ def pieces_of(model: Any, name: str, shape: tuple[int, ...]) -> list[Piece]:
 class Place:
     """Where a parameter lies, and the device that works with it."""
 
-    files: Mapping[str, Path]  # of each tensor, by the tensor's name
+    stored: Mapping[str, Stored]  # what the files hold, by name
     pieces: Sequence[Piece]
     shape: tuple[int, ...]
     device: torch.device
@@ -135,19 +134,17 @@ class Place:
 
     def _tensors(self) -> Iterator[tuple[Piece, torch.Tensor]]:
         """Yield what the files hold of each piece."""
-        for file, pieces in groupby(self.pieces, lambda piece: self.files[piece.name]):
-            name = self.pieces[0].name
+        for piece in self.pieces:
+            stored = self.stored[piece.name]
             try:
-                # A mapped file would count as resident for as long as it is mapped, so it is not mapped.
-                with safe_open(file, "pt", backend="pread") as reader:
-                    for piece in pieces:
-                        name = piece.name
-                        tensor = reader.get_tensor(name)
-                        if not self.checked:
-                            check_finite(file.parent, name, tensor)
-                        yield piece, tensor
-            except (OSError, RuntimeError, SafetensorError) as error:
-                raise CheckpointError(f"{file}: {name} cannot be read ({error}). Fetch it again.") from None
+                tensor = read_tensor(stored)
+            except (OSError, KeyError) as error:
+                raise CheckpointError(
+                    f"{stored.file}: {piece.name} cannot be read ({error}). Fetch it again."
+                ) from None
+            if not self.checked:
+                check_finite(stored.file.parent, piece.name, tensor)
+            yield piece, tensor
 
     def only(self, kept: Sequence[int]) -> Place | None:
         """Return the place of these entries of the first dimension; None if the files do not hold each of them apart."""
@@ -165,6 +162,23 @@ class Place:
         return replace(self, pieces=pieces, shape=(len(kept), *self.shape[1:]))
 
 
+def read_tensor(stored: Stored) -> torch.Tensor:
+    """Return a tensor of a file in new memory; OSError if the file has gone or is too short."""
+    # A mapped file would count as resident for as long as it is mapped, and safetensors' own reader fills new memory page by
+    # page, which takes longer than to read. torch's memory comes in large pages where the system has them.
+    made = torch.empty(stored.shape, dtype=getattr(torch, DTYPES[stored.dtype]))
+    left = made.flatten().view(torch.uint8).numpy().data
+    with stored.file.open("rb", buffering=0) as handle:
+        handle.seek(stored.start)
+        # One call may read less than it is asked for.
+        while left:
+            count = handle.readinto(left)
+            if not count:
+                raise OSError("the file has become shorter")
+            left = left[count:]
+    return made
+
+
 def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
     """Raise CheckpointError if a weight is NaN or infinite."""
     # In parts, because the answers for all numbers of an embedding at once would take as much memory as they do. A sum is
@@ -177,21 +191,23 @@ def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
             )
 
 
-def leave_in_files(model: Any, part: nn.Module, prefix: str, files: Mapping[str, Path], device: torch.device) -> None:
+def leave_in_files(
+    model: Any, part: nn.Module, prefix: str, stored: Mapping[str, Stored], device: torch.device
+) -> None:
     """Take the parameters of a part of the model out of memory; those that no file holds stay.
 
     Args:
         model: knows how its parameters are stored.
         part: the model's list of layers, or a part of it.
         prefix: the name of ``part`` in the model.
-        files: the file of each tensor, by the tensor's name.
+        stored: what the files hold, by name.
         device: the device that works with them.
     """
     for name, module in part.named_modules(prefix=prefix):
         for key, parameter in list(module.named_parameters(recurse=False)):
             pieces = pieces_of(model, f"{name}.{key}", tuple(parameter.shape))
-            if all(piece.name in files for piece in pieces):
-                place = Place(files, pieces, tuple(parameter.shape), device)
+            if all(piece.name in stored for piece in pieces):
+                place = Place(stored, pieces, tuple(parameter.shape), device)
                 setattr(module, key, in_files(place, parameter.dtype))
 
 
