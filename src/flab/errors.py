@@ -43,7 +43,7 @@ def shortened(text: str, most: int) -> str:
 
 
 class FlabError(Exception):
-    """Invalid input; the message is one line that says what to do next. The other errors here derive from it."""
+    """Invalid input. The message is one line that ends with the next step. The other errors here derive from this one."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(plain(str(message)))
@@ -70,7 +70,7 @@ class DataError(FlabError):
 
 
 class BudgetError(FlabError):
-    """The parameter budget cannot be met; the message names the floor and what is reachable."""
+    """The parameter budget cannot be met. The message names the floor and the largest reachable budget."""
 
 
 class PlanError(FlabError):

@@ -122,7 +122,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        # Not in typer's own mode, which prints errors in a box of its own and exits with other codes.
+        # typer's own mode is not used, because it prints errors in a box and exits with other codes.
         code = app(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         code = _fail(_line_of(error), error)
@@ -135,7 +135,7 @@ def _line_of(error: BaseException) -> str:
     """Return the message of an error. An error that is flab's own fault is raised again."""
     if isinstance(error, FlabError):
         return with_flags(str(error))
-    # A library may turn the exception of a signal into one of its own.
+    # A library may turn the exception of a signal into another exception.
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _signals:
         return INTERRUPTED
     if isinstance(error, typer.exceptions.TyperException):

@@ -55,7 +55,7 @@ def family_rows() -> list[dict[str, Any]]:
 
 
 def refused_rows() -> list[dict[str, str]]:
-    """Return what is missing for each unsupported family, by name."""
+    """Return, for each unsupported family by name, what it would need."""
     from flab.models.families import REFUSED
 
     return [{"model_type": name, "missing": missing} for name, missing in sorted(REFUSED.items())]

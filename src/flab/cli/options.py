@@ -41,7 +41,7 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def say_shard(report: Mapping[str, Any]) -> None:
-    """Print where a shard's answers are, and what is left to do."""
+    """Print the place of a shard's answers and the remaining steps."""
     from flab.progress import say
 
     left = report["wanted"] - report["generated"]

@@ -1,4 +1,4 @@
-"""The meaning of a row, whatever file it came from: a chat, a task, a question with its answer, or plain text.
+"""Recognise the form of a row from any kind of file: a chat, a task, a question with its answer, or plain text.
 
 Chats come in four forms and are converted to one: ``messages`` with role and text (OpenAI's and transformers'), ShareGPT's
 ``conversations``, TRL's lists of messages under ``prompt`` and ``completion``, and Alpaca's ``instruction`` and ``output``.
@@ -48,7 +48,7 @@ def chat_of(row: Mapping[str, Any], where: str) -> list[Message]:
     """
     name = next((name for name in TURNS if row.get(name) is not None), "prompt")
     turns = row[name]
-    if name == "prompt":  # TRL: what is asked and what is answered are lists of messages
+    if name == "prompt":  # in TRL's form, prompt and completion are lists of messages
         answer = row.get("completion")
         turns = turns + (answer if isinstance(answer, list) else [] if answer is None else [_answer(answer, where)])
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):

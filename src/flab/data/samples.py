@@ -86,7 +86,7 @@ def files_under(path: Path) -> list[Path]:
         return [path]
     files = sorted(p for p in path.rglob("*") if p.is_file())
     tables = [p for p in files if suffix_of(p) in TABLE_SUFFIXES]
-    # A folder of source code holds package.json and the like, which must not be taken for rows.
+    # A folder of source code contains files such as package.json, which must not be taken for rows.
     left_out = {p for p in tables if not _is_data(p)}
     found = [p for p in files if suffix_of(p) in TEXT_SUFFIXES | LINE_SUFFIXES | TABLE_SUFFIXES and p not in left_out]
     if not found:
@@ -98,7 +98,7 @@ def files_under(path: Path) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    """Return whether the first row of a table says what it means."""
+    """Return whether the first row of a table has one of the known forms."""
     try:
         rows = read_file(path)
         return not isinstance(rows, str) and has_form(next(rows)[1])

@@ -38,7 +38,7 @@ def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sand
 
 
 def gold_ceiling(task: TaskFile, sandbox: Sandbox) -> Score:
-    """Score the file's own references. A problem whose reference fails, or is missing, says nothing about a model."""
+    """Score the references of a file. If a reference fails or is missing, its problem cannot measure a model."""
     require_sound(task, sandbox, of_references=True)
     known = [problem for problem in task.problems if problem.canonical_solution is not None]
     references = [[Generation(problem.canonical_solution or "", 0, "eos")] for problem in known]

@@ -30,7 +30,7 @@ MUST_AGREE = {"identity": ("dtype", "device")}
 
 
 def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * MARGIN) -> dict[str, Any]:
-    """Compare the second run with the first; ``differences`` lists what was not the same besides the model.
+    """Compare the second run with the first. ``differences`` lists what differs besides the model.
 
     ``margin_points`` is the drop of pass@1, in percentage points, up to which the second still counts as good as the first.
 

@@ -96,7 +96,8 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
 
     def score(delta: float) -> float:
         """Return how many standard errors the observed difference lies above ``delta``, if that is the true one."""
-        # q is the likeliest probability that only the first passes, given delta: the root of a quadratic (Tango, eq. 6).
+        # q is the maximum-likelihood probability, given delta, that only the first passes. It is the root of a quadratic
+        # (Tango, eq. 6).
         linear = -only_a - only_b + (2 * total - only_b + only_a) * delta
         constant = -only_a * delta * (1 - delta)
         q = (math.sqrt(max(0.0, linear * linear - 8 * total * constant)) - linear) / (4 * total)

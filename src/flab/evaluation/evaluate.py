@@ -176,7 +176,7 @@ def _digest(*files: Path) -> str:
 
 
 def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[PathLike]) -> list[dict[str, Any]]:
-    """Compare each task with each data file, including those that the model's plan names. Prints what is flagged."""
+    """Compare each task with each data file, including those that the model's plan names. Print the flagged problems."""
     texts = {str(as_path(path)): [s.text for s in read_samples(as_path(path))] for path in against}
     found = []
     for data, content in (texts | _known_texts(as_path(model))).items():

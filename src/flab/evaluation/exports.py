@@ -106,7 +106,7 @@ def _is_own(path: Path, folder: Path) -> bool:
 def evalplus_samples(task: TaskFile, generations: Sequence[Sequence[Generation]]) -> list[dict[str, str]]:
     """Return rows of ``samples.jsonl``, whole programs; MBPP ids in EvalPlus' spelling (``Mbpp/11``).
 
-    EvalPlus wants every problem of its own set to be there. Raises OptionError for a task whose functions have
+    EvalPlus requires all problems of its own set. Raises OptionError for a task whose functions have
     other names or that is not code.
     """
     if task.kind != "code" or task.perturbation == "rename-function":
@@ -145,7 +145,7 @@ def lm_eval_task(task: TaskFile, folder: Path, max_new_tokens: int = 256) -> Pat
 
 
 def _doc(item: Item, prompt: str) -> dict[str, str]:
-    """Return one row: what is asked, and the target that the metric takes."""
+    """Return one row with the prompt and the target that the metric expects."""
     if isinstance(item, Problem):
         call = f"\ncheck({item.entry_point})\n" if re.search(r"^def check\(", item.test, re.MULTILINE) else ""
         target = item.test + call

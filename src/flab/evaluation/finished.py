@@ -59,7 +59,7 @@ def asked(
 
 
 def fitted_to(model: Path) -> list[Path]:
-    """Return the data that a pruned or recovered model's own files name, if it is here."""
+    """Return the data files that a pruned or recovered model's own files name, if they exist."""
     found = []
     for name, keys in SAYS_DATA:
         try:

@@ -163,7 +163,7 @@ def _bootstrap(
         value = float(statistic(*sums_G3.T))
         return value, value
     with warnings.catch_warnings():
-        # All resamples may be alike. The interval is then a point, and that is right.
+        # All resamples may have the same value. The interval is then correctly a single point.
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(
             tuple(sums_G3.T),
@@ -224,7 +224,7 @@ def bootstrap_bleu_difference(
     # A resample is how often each problem was drawn, R x N; times the counts it gives the sums that corpus BLEU needs.
     for start in range(0, num_resamples, CHUNK):
         size = min(CHUNK, num_resamples - start)
-        # Each row's draws are shifted into a range of their own, so that one bincount counts all resamples of
+        # Each row's draws are shifted into a separate range, so that one bincount counts all resamples of
         # the chunk.
         drawn = generator.integers(0, len(a), size=(size, len(a))) + len(a) * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * len(a)).reshape(size, len(a))

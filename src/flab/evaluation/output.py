@@ -63,7 +63,7 @@ def _row(item: Prediction, sample: int, made: Generation) -> dict[str, Any]:
 
 
 def _failure(predicted: str, known: str, made: Generation) -> str:
-    """Return the class of a wrong prediction. A line that ended was not cut off, whatever followed it."""
+    """Return the class of a wrong prediction. A prediction whose line has ended was not cut off, even if more text follows."""
     unreadable = read_literal(predicted) is None and read_literal(known) is not None
     reason = "stop" if "\n" in made.text else made.finish_reason
     return failure_class(predicted, reason, "unreadable" if unreadable else "wrong")

@@ -184,7 +184,7 @@ def requests_for(
 
 
 def sample_seed(seed: int, task: str, task_id: str, sample: int) -> int:
-    """Return the 63-bit seed of one sample. It is the same on every machine, whatever else is in the file."""
+    """Return the 63-bit seed of one sample. It does not depend on the machine or on the rest of the file."""
     text = "\0".join((str(seed), task, task_id, str(sample)))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 

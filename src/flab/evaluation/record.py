@@ -38,7 +38,7 @@ def open_run(folder: Path, facts: Mapping[str, Any]) -> None:
     if before is not None and before.get("fingerprint") != facts["fingerprint"]:
         changed = ", ".join(changes(before, facts)) or "the tasks"
         say(f"{folder} holds a run that differs in {changed}: its answers stay in {GENERATIONS} and are not used")
-    # The record of the same run is kept, because it says when the run began.
+    # The record of the same run is kept, because it contains the time at which the run began.
     if before is None or before.get("fingerprint") != facts["fingerprint"]:
         write_json(folder / RUN, run_json(facts, {}, None))
 

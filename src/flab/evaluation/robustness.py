@@ -52,7 +52,7 @@ def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
 
 
 def random_for(seed: int, name: str, task_id: str) -> Random:
-    """Return a generator of its own for each problem, the same on every machine."""
+    """Return a random generator for one problem. It is the same on every machine."""
     # The seed depends on the problem and not on its place, so a shorter file perturbs each problem as the whole file does.
     digest = hashlib.sha256(f"{seed}\0{name}\0{task_id}".encode()).digest()
     return Random(int.from_bytes(digest[:8], "big"))

@@ -76,7 +76,7 @@ def measure(
             for name, path, _ in named
             if path is not None
         ]
-        # The models take turns, so a machine that gets warmer or busier slows both alike.
+        # The models take turns. A machine that gets warmer or busier then slows both equally.
         speeds = time_rounds(subjects, settings, 1, "Timing single answers")
         batches = time_batches(subjects, settings)
         energies = meter(subjects, settings, batches)

@@ -24,7 +24,7 @@ POLL_SECONDS = 60.0
 
 
 class Meter(Protocol):
-    """Meters joules between ``start`` and ``stop``; ``method`` says how."""
+    """Measures the joules between ``start`` and ``stop``. ``method`` describes how."""
 
     method: str
 

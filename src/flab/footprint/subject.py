@@ -32,7 +32,7 @@ class Subject:
         self.options = options
 
     def __enter__(self) -> Self:
-        # Answers come over a pipe of their own, because libraries print to stdout.
+        # Answers come through a separate pipe, because libraries print to stdout.
         here, there = os.pipe()
         command = [sys.executable, "-P", "-m", "flab.footprint.worker", str(there)]
         # The process has its own session, so that Ctrl-C reaches only this one, which then ends the other.

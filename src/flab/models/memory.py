@@ -63,7 +63,7 @@ def free_bytes(device: str) -> int | None:
     if is_gpu(device):
         import torch
 
-        # A balanced model is spread over all devices, so what is free on each of them counts.
+        # A balanced model is spread over all devices, so the free memory of all of them counts.
         indices = range(torch.cuda.device_count()) if device == "balanced" else [torch.device(device).index or 0]
         return sum(torch.cuda.mem_get_info(index)[0] for index in indices)
     with contextlib.suppress(OSError, StopIteration, ValueError):

@@ -67,7 +67,7 @@ def load_without(folder: ModelFolder, part: str, given: dict[str, Any]) -> tuple
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a parameter as files hold it: some rows of all that it has, under a name of their own.
+    """A part of a parameter as files store it: some of its rows, under a separate name.
 
     Most parameters are one piece. The experts of a mixture are one parameter in memory and many pieces in files.
     """
@@ -248,7 +248,7 @@ def entries(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
 
 
 def read_in(module: nn.Module) -> None:
-    """Bring the parameters of a module into memory for good."""
+    """Bring the parameters of a module into memory permanently."""
     for owner, key, parameter in filed(module):
         setattr(owner, key, nn.Parameter(in_memory(parameter), requires_grad=False))
 

@@ -267,7 +267,7 @@ def thinned(data: CalibrationSet, tokens: int) -> CalibrationSet:
     """Return about ``tokens`` of the tokens to fit on, in whole rows of all lengths, and nothing to compare on."""
     stride = max(1, data.num_fit_tokens // tokens)
     rows = sum(len(batch.ids) for batch in data.fit)
-    # Batches are sorted by length, so every n-th row takes short and long rows alike.
+    # Batches are sorted by length, so taking every n-th row selects rows of all lengths.
     chosen = torch.arange(min(stride, rows) // 2, rows, stride)
     parts = []
     start = 0

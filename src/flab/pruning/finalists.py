@@ -1,4 +1,4 @@
-"""The tests that decide between finalists: calibration problems that no fit has seen, answered greedily, run in the sandbox."""
+"""Decide between finalists by tests: answer calibration problems that were not fitted on, and run them in the sandbox."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CACHE_BYTES = 2**29
 
 
 def judge_problems(texts: Texts, data: CalibrationSet, recipe: Recipe) -> list[Problem]:
-    """Return the calibration problems that have tests and that no fit has seen."""
+    """Return the calibration problems that have tests and were not used for fitting."""
     samples = [texts.task[i] for i in data.compare_samples]
     chosen = [s for s in samples if s.test and s.entry_point and not s.messages][: recipe.judge_problems]
     return [Problem(f"{n}", s.prompt, s.entry_point or "", s.test or "", s.completion) for n, s in enumerate(chosen)]

@@ -23,7 +23,7 @@ OLD_FORMAT = 1  # of flab 0.1: each cut is a field of its own
 
 @dataclass(frozen=True)
 class CutKind:
-    """One kind of cut: the name of its units, and whether each kept layer has a list of its own."""
+    """One kind of cut: the name of its units, and whether each kept layer has a separate list of them."""
 
     units: str
     in_layers: bool = False

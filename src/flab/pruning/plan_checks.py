@@ -1,4 +1,4 @@
-"""Whether a plan that was read adds up. Each function raises ValueError, TypeError or KeyError with what is wrong.
+"""Check that a plan is consistent. Each function raises ValueError, TypeError or KeyError and names the problem.
 
 Somebody may have edited the file, and ``apply`` cuts what it says.
 """

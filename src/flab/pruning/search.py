@@ -1,6 +1,6 @@
-"""The joint search for depth and width: build feasible splits with the refit, measure each, and let the tests decide.
+"""Search for depth and width together: build feasible splits with the refit, measure each, and let the tests decide.
 
-A candidate's KL is measured on the model as it would be; effects of single cuts are never added up. No file is written.
+The KL of a candidate is measured on the complete cut model. Effects of single cuts are never added up. No file is written.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class Candidate:
 
 @dataclass
 class Known:
-    """What the searches of smaller budgets found, for the search of a larger one.
+    """The findings of the searches of smaller budgets, for the search of a larger one.
 
-    It holds the order of the layers, the sets that swapping found, the depth, and the KL of each depth, which a narrower
-    model of that depth is assumed not to beat. All were found with other vocabularies; that they hold here is assumed, not
-    measured.
+    It holds the order of the layers, the sets that swapping found, the depth, and the KL of each depth. A narrower model of
+    a depth is assumed not to beat that KL. All of this was found with other vocabularies. That it also holds here is
+    assumed, not measured.
     """
 
     layer_path: list[dict[str, Any]] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Known:
 
 @dataclass
 class Search:
-    """The model (vocabulary already cut), its data, and what the search found on the way."""
+    """The model (its vocabulary already cut), the data, and what the search has found so far."""
 
     model: Any
     family: Family
@@ -97,7 +97,7 @@ class Search:
     warnings: list[str] = field(default_factory=list)
     scores: torch.Tensor | None = None
     streams: Streams = field(default_factory=Streams)
-    winner_tokens: int | None = None  # that the winner is fitted on; None: the same as the candidates
+    winner_tokens: int | None = None  # the tokens that the winner is fitted on; None means those of the candidates
     journal: Journal = field(default_factory=Journal)
 
     @property
@@ -158,7 +158,7 @@ class Search:
             yield self.known.swapped.get(len(removed), removed)
 
     def cut_for(self, split: Split, removed: Sequence[int], compared: bool = False) -> Cut:
-        """Return the instructions that build a split. If it is only ``compared``, they stop where the expensive refits begin."""
+        """Return the instructions that build a split. If it is only ``compared``, they leave out the expensive refits."""
         # The expensive refits all begin with the residual one. Candidates are compared after that, because the rest costs
         # many times as much and the search only has to get the order right.
         refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
@@ -181,7 +181,7 @@ class Search:
         return candidate
 
     def _divergence(self, split: Split, removed: Sequence[int]) -> tuple[float, float]:
-        """Return the KL of a split, and that on answers."""
+        """Return the KL of a split over all tokens and over answers."""
         cut = self.cut_for(split, removed, compared=True)
         # The walk keeps the pruned stream beside the original's and does not change the layers, so all candidates share one
         # model in memory.

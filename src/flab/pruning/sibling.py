@@ -33,7 +33,7 @@ def check_sizes(checkpoint: Checkpoint, family: Family, plan: Plan) -> None:
 
 
 def check_sibling(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    """Demand the tokens that the plan was made for; returns a warning for what is only worse.
+    """Check that the model has the tokens that the plan was made for. Return a warning about lesser differences.
 
     Raises:
         PlanError: names what differs, and what to do.

@@ -84,7 +84,7 @@ class Needs:
 
     @cached_property
     def required(self) -> set[int]:
-        """The tokens that stay whatever the texts use."""
+        """The tokens that are kept even if the texts do not use them."""
         return required_tokens(self.source.path, self.source.tokenizer, self.source.named_ids)
 
     @cached_property
@@ -136,7 +136,7 @@ class Needs:
 def plan_vocabulary(
     needs: Needs, shape: Shape, remove: float, pins: Pins, expected: Callable[[], Mapping[int, float]] = dict
 ) -> list[int]:
-    """Choose as many tokens as :meth:`Needs.size` says, the most likely first. Returns the old id of each new id.
+    """Choose :meth:`Needs.size` tokens, the most likely first. Return the old id of each new id.
 
     For a large vocabulary the model helps to choose: ``expected`` returns how often it would write each token.
 

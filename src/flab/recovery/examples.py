@@ -38,7 +38,7 @@ class Examples:
 def make_examples(
     samples: Sequence[Sample], tokenizer: Tokenizer, eos: int | None, length: int, share: float, packing: bool
 ) -> Examples:
-    """Tokenise, leave out what is too long, split by prompt, and pack.
+    """Tokenise the rows, leave out those that are too long, split them by prompt, and pack them.
 
     Raises:
         DataError: too little is left to train and validate on.
@@ -87,7 +87,7 @@ def _limit(ranks: Sequence[int], share: float) -> int:
 
 
 def _numbered(data: Dataset, first: int) -> Dataset:
-    """Return the rows, each with a number of its own, by which the teacher's states for it are remembered."""
+    """Number the rows. The teacher's states of a row are stored under its number."""
     return data.add_column("row", list(range(first, first + len(data))))
 
 
@@ -120,7 +120,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     width = max(len(row["input_ids"]) for row in rows)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "position_ids": [], "within": []}
     for row in rows:
-        # Padding is one more example of its own, whose positions start at 0, so that no real token attends to it.
+        # The padding is a separate example whose positions start at 0, so that no real token attends to it.
         pad = width - len(row["input_ids"])
         lengths = [*row["seq_lengths"], *([pad] if pad else [])]
         batch["input_ids"].append([*row["input_ids"], *[0] * pad])

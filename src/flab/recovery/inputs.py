@@ -10,7 +10,7 @@ from flab.errors import CheckpointError
 from flab.files import check_folder, check_place, read_json
 from flab.pruning.plan import Plan
 
-RUN = "run.json"  # in the working folder: what is trained on what
+RUN = "run.json"  # in the working folder, the record of the models and the data of the training
 REPORT = "recovery.json"  # in the output
 
 

@@ -22,7 +22,7 @@ IGNORED = -100  # the label of a token that is not a target
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective. ``alpha`` is the weight of the KL, and ``on`` says which tokens it covers: ``answers`` or ``all``.
+    """The objective. ``alpha`` is the weight of the KL, and ``on`` is the tokens that it covers: ``answers`` or ``all``.
 
     The cross entropy always covers answer tokens only.
     """

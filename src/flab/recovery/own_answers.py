@@ -58,7 +58,7 @@ def answer(
     sandbox: Sandbox | None,
     tries: int,
 ) -> dict[str, list[Answer]]:
-    """Answer everything greedily, then sample answers to what is still wrong, until right or out of tries."""
+    """Answer all instructions greedily, then sample answers to the failed ones until they pass or the tries run out."""
     own: dict[str, list[Answer]] = defaultdict(list)
     waiting = list(asked)
     for sample in range(1 + tries):

@@ -75,7 +75,7 @@ def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[
     """Return for each text whether it is a chat, and the opening that the model continues."""
     found = []
     for number in range(count):
-        # Each text has a generator of its own, so existing texts stay the same if more are asked for.
+        # Each text has its own random generator, so existing texts do not change if more are requested.
         chooser = random.Random(f"{seed}/{number}")
         one = chooser.choice(asked)
         if one.messages:

@@ -142,7 +142,7 @@ def read_program(problem: Problem) -> Program | None:
 
 
 def find_docstring(program: Program) -> Docstring | None:
-    """Return the first triple-quoted string statement of the function that the prompt holds whole, on lines of its own."""
+    """Return the function's first triple-quoted string statement that lies entirely in the prompt, on separate lines."""
     for node in program.function.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             start, end = program.span(node)

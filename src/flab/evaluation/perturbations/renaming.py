@@ -191,7 +191,7 @@ def _code_edits(program: Program, root: ast.AST, names: Names) -> Iterator[Edit]
 
 
 def _f_string_edits(program: Program, node: ast.JoinedStr, names: Names) -> Iterator[Edit]:
-    """Yield edits of names between braces. The comparison of the trees finds what is not a name."""
+    """Yield edits of names between braces. The later comparison of the syntax trees rejects edits of anything else."""
     start, end = program.span(node)
     depth = 0
     for part in re.finditer(r"\{\{|\}\}|[{}]|(?<![\w.'\"])[^\W\d]\w*", program.text[start:end]):

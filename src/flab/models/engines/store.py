@@ -43,7 +43,7 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of ``count`` equal parts of the work, numbered from 1; each has a file of its own beside the whole one."""
+    """One of ``count`` equal parts of the work, numbered from 1. Each has a separate file beside the complete one."""
 
     number: int
     count: int

@@ -193,7 +193,7 @@ class Chooser:
 
 
 class StopWatch:
-    """Tells which rows just completed a stop string of their own.
+    """Tells which rows have just completed one of their stop strings.
 
     Only the last tokens are decoded, all rows in one call: a stop string of n bytes ends in at most n tokens.
     """

@@ -88,7 +88,7 @@ class KroneckerBlocks:
 class Preconditioner:
     """The inverse of the damped blocks."""
 
-    shifts: list[float]  # what was added to the diagonal, for each matrix
+    shifts: list[float]  # the value added to the diagonal of each matrix
     basis: torch.Tensor  # eigenvectors of the inputs' Gram matrix
     scales: list[torch.Tensor]  # the input projections' blocks in that basis, diagonal
     features: torch.Tensor  # Cholesky factor of the output projection's block

@@ -65,7 +65,7 @@ class Examples:
 
     inputs: torch.Tensor  # (N, D)
     own: torch.Tensor  # (N, D), the uncut FFN's output
-    wanted: torch.Tensor  # (N, D), what is missing from the original's stream; judges the held-out tokens
+    wanted: torch.Tensor  # (N, D), what the stream lacks of the original's; judges the held-out tokens
     scale: torch.Tensor  # (N, 1), root of the token's weight, float32
     held_out: torch.Tensor  # (N,), kept from the fit
 

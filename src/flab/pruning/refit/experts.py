@@ -105,7 +105,8 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
             if not len(places):
                 continue
             features = mixture.features(expert, tokens.inputs[places]) * gate
-            # The expert's own part goes back into what is missing: it is fitted to all that the others do not give.
+            # The expert's own contribution is added back to the residual, so it is fitted to everything that the other
+            # experts do not contribute.
             wanted = missing[places] + features @ down[expert].T
             root = tokens.weight[places]
             gram = Gram(original_EDF[expert])
@@ -122,7 +123,7 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
 def _move(mixture: Mixture, tokens: MixtureTokens, names: Sequence[str]) -> bool:
     """Move these parts of the FFN towards the target by Adam, if held-out tokens agree; returns whether they moved."""
     ffn = copy.copy(mixture.ffn)  # it shares all other parts
-    # A shallow copy with a dict of modules of its own: setting a part there leaves the mixture itself untouched
+    # A shallow copy with a separate dict of modules: setting a part of the copy leaves the mixture itself untouched
     # until held-out tokens have agreed.
     ffn._modules = dict(ffn._modules)
 

@@ -158,7 +158,7 @@ def newton_refit(start: Theta, fit: FfnProblem, held_out: FfnProblem, steps: int
     the error on the held-out tokens falls.
     """
     if steps is None and not held_out.tokens:
-        return start, 0  # without held-out tokens nothing tells whether it helps
+        return start, 0  # without held-out tokens it is unknown whether a step helps
     # A replay repeats the decision of the plan without judging it again.
     theta = start
     taken = 0

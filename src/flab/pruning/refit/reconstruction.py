@@ -60,7 +60,7 @@ def reconstruct(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float | 
     if rate is not None:
         return _fitted(start, run, rows, rate), rate
     if not any(bool(one.held_out.any()) for one in rows):
-        return start, 0.0  # without held-out rows nothing tells whether it helps
+        return start, 0.0  # without held-out rows it is unknown whether a step helps
     # The larger rate comes first. If it diverges, held-out rows reject it, and the smaller one begins again from the start.
     before = _error(start, run, rows)
     for tried in RATES:
@@ -93,7 +93,7 @@ def _repeatable(device: str) -> contextlib.AbstractContextManager[Any]:
 def _fitted(start: nn.Module, run: Run, rows: Sequence[Rows], rate: float) -> nn.Module:
     """Run Adam over the fitted tokens, in the same order of micro-batches every time."""
     layer = copy.deepcopy(start)
-    # Every step has about the same number of tokens, whatever the size of the calibration's batches, so one rate fits
+    # Every step has about the same number of tokens, regardless of the size of the calibration's batches, so one rate fits
     # all models.
     rows = [part for one in rows for part in one.split(STEP_TOKENS) if bool(part.fitted.any())]
     parameters = [p.requires_grad_() for p in layer.parameters()]

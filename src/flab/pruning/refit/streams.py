@@ -29,7 +29,7 @@ class Streams:
         if place not in self._kept:
             made = make()
             # The first ones are kept. Every walk asks for the places in the same order, so dropping the oldest to make
-            # room would drop exactly what is needed next.
+            # room would drop exactly the streams that are needed next.
             if self.num_bytes + sum(h.nbytes for h in made) > self.most_bytes:
                 return made
             self._kept[place] = made
