@@ -114,13 +114,18 @@ def run_prune(run: Run, model: Path) -> None:
 
     def work() -> dict[str, Any]:
         report = prune(model, out, recipe, replace(run.recipe.options, overwrite=True))
-        if not report["check"]["ok"]:
-            raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "removed_fraction body_removed_fraction kl_nats_per_token vocabulary layers width generality warnings"
-        found = {"loads_in": report["check"]["loads_in"], "sha256": model_fingerprint(out)}
-        return {name: report[name] for name in names.split()} | found
+        return _checked(report, names, out, model)
 
     run.stage("prune", reads, out, work)
+
+
+def _checked(report: Mapping[str, Any], names: str, out: Path, model: Path) -> dict[str, Any]:
+    """Return some fields of the report on a new model, and its digest. Raise CheckpointError if its check failed."""
+    if not report["check"]["ok"]:
+        raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
+    found = {"loads_in": report["check"]["loads_in"], "sha256": model_fingerprint(out)}
+    return {name: report[name] for name in names.split()} | found
 
 
 def run_data(run: Run, model: Path) -> None:
@@ -157,11 +162,8 @@ def run_recover(run: Run, model: Path) -> None:
     def work() -> dict[str, Any]:
         options = replace(run.recipe.options, overwrite=True)
         report = recover(run.folder / "pruned", model, run.folder / "data.jsonl", out, training, options)
-        if not report["check"]["ok"]:
-            raise CheckpointError(f"{out} failed its check: see flab check {out} --against {model}.")
         names = "method learning_rate steps tokens held_out peak_memory stopped_early chosen_step devices device"
-        found = {"loads_in": report["check"]["loads_in"], "sha256": model_fingerprint(out)}
-        return {name: report[name] for name in names.split()} | found
+        return _checked(report, names, out, model)
 
     run.stage("recover", reads, out, work)
     # By now the training is on record. If the run is stopped from here on, it will not train again.
