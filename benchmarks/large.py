@@ -101,25 +101,25 @@ def make_plan(given: argparse.Namespace) -> None:
     print(f"{plan.parameters_before:,} parameters; {kept} stay; KL {plan.kl_nats_per_token:.4f}; {plan.seconds}")
 
 
-def compare(given: argparse.Namespace) -> list[str]:
-    """Copy and apply in turn; returns the rows and the sentence about their ratios."""
+def compare(given: argparse.Namespace) -> None:
+    """Copy and apply in turn; prints a row for each, and a sentence about their ratios."""
     model, copy = given.out / "model", given.out / "copy"
     plan = str(given.out / "plan.json")
     steps = {
         "cp -r": ["cp", "-r", str(model), str(copy)],
         "apply": [sys.executable, "-m", "flab", "apply", str(model), plan, "-o", str(copy), "--no-refit", "--device", "cpu"],
     }  # fmt: skip
-    rows, walls, processors = [], [], []
+    walls, processors = [], []
     for _ in range(given.pairs):
         pair = []
         for name, command in steps.items():
             forget(model)
             pair.append(run(command))
-            rows.append(pair[-1].row(name))
+            print(pair[-1].row(name), flush=True)
             shutil.rmtree(copy)
         walls.append(pair[1].wall / pair[0].wall)
         processors.append(pair[1].processor / pair[0].processor)
-    return [*rows, "", f"apply / cp: wall {spread(walls)}, processor {spread(processors)}"]
+    print(f"\napply / cp: wall {spread(walls)}, processor {spread(processors)}")
 
 
 def spread(ratios: Sequence[float]) -> str:
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
         if not (given.out / "plan.json").exists():
             print(run([*own, "plan"]).row(f"plan, {given.refit}, {given.tokens:,} tokens"), flush=True)
-        print("\n".join(compare(given)))
+        compare(given)
 
 
 if __name__ == "__main__":
