@@ -175,6 +175,9 @@ def test_damaged_weights_are_found_when_they_are_read(tmp_path):
     place = Place(header_of(file), pieces_of(model, name, shape), shape, torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.up_proj\.weight holds NaN or infinite"):
         place.read(torch.float32)
+    os.truncate(file, place.stored[name].start + 5)
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight cannot be read \(the file has become shorter\)"):
+        place.read(torch.float32)
     file.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         place.read(torch.float32)
