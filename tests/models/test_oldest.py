@@ -36,7 +36,7 @@ ROPES = {
     "llama3": LLAMA3,
 }
 
-KNOWN = sorted(set(pico.FAMILY_SETTINGS) - {"ministral3", "iquestcoder"})  # to transformers 4.57
+KNOWN = sorted(set(pico.FAMILY_SETTINGS) - {"ministral3", "iquestcoder", "qwen3_5_text"})  # to transformers 4.57
 EVERY_ROPE = ("llama", "mistral", "qwen2", "qwen3", "starcoder2", "gemma3_text")  # the rest depends on them no further
 # Families with rotary parameters for each kind of attention: the window's theta, or None for the same.
 TWO_ROPES = {"gemma3_text": 555.0, "olmo3": None}
