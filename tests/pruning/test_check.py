@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from flab import apply, check
 from flab.errors import CheckpointError
+from flab.models.folder import INDEX
 from flab.models.tokenizer import PROBES
 from flab.pruning.pipeline import plan
 from flab.pruning.verify import SAME_TOKENS, verify
@@ -66,6 +67,13 @@ def test_a_good_folder_passes_in_a_fresh_process(good, source):
     assert "hidden_size 32" in loads["k-quants"]["why"]
 
 
+def test_weights_that_are_cut_off_are_found_without_a_process(folder, monkeypatch):
+    monkeypatch.setattr("flab.pruning.check.run_child", lambda *_: pytest.fail("a process was started"))
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        check(folder)
+
+
 def test_the_same_verdict_in_this_process(good, source):
     verdict = verify(good, source)
     assert verdict["ok"]
@@ -108,7 +116,7 @@ def test_changed_embedding_rows_are_found(folder, source):
     assert "kept embedding and head rows are the original's" in failed(verify(folder, source))
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "pytorch_model.bin", "modeling.py"])
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "pytorch_model.bin", "modeling.py", INDEX])
 def test_stale_and_pickled_files_are_found(folder, name):
     (folder / name).write_text("{}" if name.endswith("json") else "stale")
     verdict = verify(folder, None)
@@ -268,8 +276,8 @@ def test_a_tokenizer_that_transformers_wrote_again_is_still_the_same(folder):
 
 
 def test_an_error_of_the_fresh_process_is_one_line(folder):
-    (folder / WEIGHTS).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="truncated or damaged") as caught:
+    edit_json(folder / "config.json", num_hidden_layers=5)
+    with pytest.raises(CheckpointError, match="missing keys") as caught:
         check(folder)
     assert "\n" not in str(caught.value)
 

@@ -19,6 +19,7 @@ from flab.errors import CheckpointError, OptionError
 from flab.models.child import run_child
 from flab.models.folder import read_if_there
 from flab.models.probes import ProbeWalk
+from flab.models.source import ModelFolder
 
 PROOF = "proof.json"
 
@@ -51,6 +52,8 @@ def check(
         raise CheckpointError(
             f"{path} is not a model folder (no config.json): give what `flab apply` or `flab prune` wrote."
         )
+    # A weight file that is missing or cut off is found before a process is started.
+    _ = ModelFolder.open(path).stored
     if oldest is not None and shutil.which(oldest) is None:
         raise OptionError(f"`oldest` {oldest} is no program: give the python of an environment with transformers 4.57.")
     if engines:

@@ -20,7 +20,7 @@ from flab.errors import FlabError
 from flab.models.checkpoint import Checkpoint, load, read_config
 from flab.models.compatibility import loads_in
 from flab.models.families import family_of, layers_of, shape_of
-from flab.models.folder import PICKLED, headers
+from flab.models.folder import INDEX, PICKLED, WHOLE, headers
 from flab.models.probes import ask_oldest, last_logits, probe_ids, same_logits
 from flab.models.tokenizer import PROBES, token_change
 from flab.pruning.check import PROOF, read_proof
@@ -111,6 +111,8 @@ def _files(folder: Path, plan: Plan | None) -> tuple[bool, str]:
     bad = [p.name for pattern in (*PICKLED, "*.py") for p in folder.glob(pattern)]
     if plan is not None and _is_renumbered(plan):
         bad += [name for name in STALE if (folder / name).exists()]
+    if (folder / WHOLE).exists() and (folder / INDEX).exists():  # transformers reads the one, other programs the other
+        bad.append(INDEX)
     return not bad, ", ".join(bad)
 
 
