@@ -64,6 +64,7 @@ MISTAKES = {  # what is typed, and words of the answer
     "recover, dtype": ([*RECOVER, "--dtype", "int4"], "--dtype: got 'int4'"),
     "eval, no task": (["eval", MODEL], "--task: got none"),
     "eval, task missing": ([*EVAL, "--task", "./none.jsonl"], "none.jsonl: cannot be read"),
+    "eval, a folder as task": (["eval", MODEL, "--task", "there"], "there: a folder without any file of rows"),
     "eval, task of no kind": ([*EVAL, "--task", "bad.jsonl"], "fit no task"),
     "eval, preset": ([*EVAL, "--preset", "magic"], "--preset: got magic"),
     "eval, backend": ([*EVAL, "--backend", "magic"], "--backend: got magic"),

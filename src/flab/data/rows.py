@@ -33,6 +33,7 @@ TEXT_SUFFIXES = CODE_SUFFIXES | {".md", ".txt"}
 LINE_SUFFIXES = {".jsonl", ".ndjson", ".parquet"}  # rows for sure
 TABLE_SUFFIXES = {".json", ".csv", ".tsv"}  # rows, or the settings of a program
 ROW_SUFFIXES = LINE_SUFFIXES | TABLE_SUFFIXES
+FOLDER_SUFFIXES = ROW_SUFFIXES | {".txt", ".arrow", ".zip"}  # what a data set's folder may hold
 PACKED = ".gz"
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can write half of a pair, which no tokenizer accepts
 HOW = "give JSON lines, a JSON array, CSV, TSV or Parquet with rows, or source code and plain text under their usual suffix"
@@ -86,6 +87,10 @@ def read_rows(source: str, split: str, limit: int | None) -> list[tuple[str, Row
                 f"{path}: holds source code or plain text, not rows; give JSON lines, JSON, CSV or Parquet."
             )
         rows = found
+    elif path.is_dir() and not any(suffix_of(file) in FOLDER_SUFFIXES for file in path.rglob("*")):
+        raise DataError(
+            f"{path}: a folder without any file of rows; give a file with rows, or the folder of a data set"
+        )
     elif source.strip() and (path.is_dir() or is_hub_id(source)):
         rows = _hub_rows(source, split, limit)
     else:
