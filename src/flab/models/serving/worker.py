@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -155,7 +156,9 @@ def transformers_serve(path: str, asked: Json) -> Json:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    start = [sys.executable, "-I", "-m", "transformers.cli.transformers", "serve", path]
+    # Where the system can, the server ends with this process, which ends with flab if that is killed.
+    bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    start = [*bound, sys.executable, "-I", "-m", "transformers.cli.transformers", "serve", path]
     settings = ["--device", "cpu", "--dtype", "float32", "--port", port]
     server = subprocess.Popen([*start, *settings], stdout=sys.stderr)
     wait_for(f"http://localhost:{port}/health", server)
