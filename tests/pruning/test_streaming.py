@@ -15,7 +15,7 @@ import torch
 
 from flab import Options, apply
 from flab.errors import CheckpointError, OutputError
-from flab.models import memory, shards
+from flab.models import checkpoint, memory, shards
 from flab.models.checkpoint import cast_parameters, load_model, one_layer_at_a_time, open_to_cut, save, torch_dtypes
 from flab.models.families import FAMILIES, layers_of
 from flab.models.folder import header_of
@@ -138,6 +138,16 @@ def test_planning_with_one_layer_in_memory_decides_the_same(family, changes, pic
     assert replace(plans[0], seconds={}) == replace(plans[1], seconds={})
     whole, streamed = (files_of(tmp_path / str(one)) for one in (False, True))
     assert [name for name in whole if name != "plan.json" and whole[name] != streamed.get(name)] == []
+
+
+def test_planning_in_mixed_precision_with_one_layer_in_memory_decides_the_same(
+    pico_folder, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "cutting_dtype", lambda *_: checkpoint.MIXED)
+    source = pico_folder("llama", dtype=torch.bfloat16)
+    wanted = recipe(remove=0.3, refit="residual", layers=4)
+    plans = [plan(source, wanted, Options(one_layer=one)) for one in (False, True)]
+    assert replace(plans[0], seconds={}) == replace(plans[1], seconds={})
 
 
 def test_a_model_larger_than_memory_is_said_once(pico_folder, tmp_path, monkeypatch, capsys):

@@ -100,6 +100,8 @@ class LayerRunner:
         self.layers = list(layers_of(model, family))
         self.dtype = embedding_of(model, family).weight.dtype
         self.mixed: bool = getattr(model, MIXED_MARK, False)
+        # Asked now, because a plan with one layer in memory lets go of the first layer when it is cut.
+        self._narrow = (self.device(0).type, attention_out(self.layers[0], family).weight.dtype)
         self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     def embed(self, batch: Batch) -> torch.Tensor:
@@ -176,8 +178,8 @@ class LayerRunner:
         """Return the precision in which a layer multiplies: its own 16 bits for a model in mixed precision."""
         if not self.mixed:
             return contextlib.nullcontext()
-        weight = attention_out(self.layers[0], self.family).weight
-        return torch.autocast(self.device(0).type, dtype=weight.dtype)
+        device, dtype = self._narrow
+        return torch.autocast(device, dtype=dtype)
 
     def widen(self, dtype: torch.dtype | None = None) -> None:
         """Convert all parameters to one precision for good, so that the model can be called as a whole.
