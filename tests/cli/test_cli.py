@@ -92,7 +92,8 @@ def broken_json(source: Path, folder: Path) -> Path:
 
 def missing_shard(source: Path, folder: Path) -> Path:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (copy_of(source, folder) / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copy_of(source, folder) / "model.safetensors").unlink()  # beside it the index would not be read
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -84,9 +84,14 @@ def test_the_result_is_cut_as_any_other(multimodal, tmp_path, recipe, verify_her
     assert report["check"]["ok"]
 
 
+def write_index(folder):
+    """Write the index of the tensors that the folder's files hold."""
+    files = {name: file.name for file in folder.glob("*.safetensors") for name in load_file(file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
 def test_names_with_the_head_outside_are_known_too(multimodal, tmp_path):
     other = shutil.copytree(multimodal, tmp_path / "other")
-    (other / "model.safetensors.index.json").unlink()
     for file in other.glob("*.safetensors"):
         renamed = {}
         for name, tensor in load_file(file).items():
@@ -95,6 +100,7 @@ def test_names_with_the_head_outside_are_known_too(multimodal, tmp_path):
             )
             renamed[new] = tensor
         save_file(renamed, file, {"format": "pt"})
+    write_index(other)
     texts = [write_text_part(source, tmp_path / name).folder for name, source in (("one", multimodal), ("two", other))]
     one, two = ({k: v for f in text.glob("*.safetensors") for k, v in load_file(f).items()} for text in texts)
     assert one.keys() == two.keys()
@@ -108,11 +114,11 @@ def test_the_multimodal_model_itself_is_refused_with_the_command(multimodal):
 
 def test_a_missing_tensor_is_found_before_anything_is_written(multimodal, tmp_path):
     other = shutil.copytree(multimodal, tmp_path / "other")
-    (other / "model.safetensors.index.json").unlink()
     file = next(f for f in other.glob("*.safetensors") if any("layers.1.mlp.up_proj" in n for n in load_file(f)))
     kept = {n: t for n, t in load_file(file).items() if "language_model.layers.1.mlp.up_proj" not in n}
     kept = {n: t for n, t in kept.items() if "layers.1.mlp.up_proj" not in n}
     save_file(kept, file, {"format": "pt"})
+    write_index(other)
     with pytest.raises(CheckpointError, match=r"1 tensors of the text model.*layers\.1\.mlp\.up_proj"):
         write_text_part(other, tmp_path / "text")
     assert not (tmp_path / "text").exists()
