@@ -55,10 +55,8 @@ def main() -> None:
         shared = given.output / "verified-self" / "data.generations.jsonl"
         if shared.is_file() and name in ("reference", "self"):
             shutil.copyfile(shared, file.with_suffix(".generations.jsonl"))
-        if name == ON_POLICY:
-            write_answers(given.student, file, "self")
-        else:
-            write_answers(assets.model_path(), file, name)
+        writer = given.student if name == ON_POLICY else assets.model_path()
+        write_answers(writer, file, "self" if name == ON_POLICY else name)
     rows = []
     for alpha in given.alpha:
         for name, file in data.items():
@@ -68,10 +66,8 @@ def main() -> None:
                 out = given.output / f"{name}-{alpha:g}-{seed}"
                 training = Training(alpha=alpha, steps=given.steps, length=256, batch=16, micro_batch=16, seed=seed,
                                     patience=99, evaluations=4)  # fmt: skip
-                if name == ON_POLICY:
-                    report = recover_on_policy(given.student, file, out, training)
-                else:
-                    report = recover(given.student, assets.model_path(), file, out, training, Options(overwrite=True))
+                train = recover_on_policy if name == ON_POLICY else recover_off_policy
+                report = train(given.student, file, out, training)
                 scores = passed(out, given.output / "eval" / out.name)
                 rows.append({"strategy": name, "alpha": alpha, "seed": seed, "passed": scores,
                              "held_out": report["held_out"], "seconds": report["seconds"]})  # fmt: skip
@@ -87,14 +83,19 @@ def write_answers(writer: Path, file: Path, strategy: str) -> None:
     make_data(writer, [assets.recovery_path()], file, making, Options(overwrite=True), TASKS)
 
 
+def recover_off_policy(student: Path, file: Path, out: Path, training: Training) -> dict[str, Any]:
+    """Train on rows that do not depend on the student."""
+    return recover(student, assets.model_path(), file, out, training, Options(overwrite=True))
+
+
 def recover_on_policy(student: Path, first: Path, out: Path, training: Training) -> dict[str, Any]:
     """Train half of the steps on the student's first answers, and half on those of the model that comes out."""
     half = replace(training, steps=(training.steps or 0) // 2, evaluations=2)
     between = out.with_name(f"{out.name}-half")
     second = between.with_name(f"{between.name}.jsonl")
-    recover(student, assets.model_path(), first, between, half, Options(overwrite=True))
+    recover_off_policy(student, first, between, half)
     write_answers(between, second, "self")
-    return recover(between, assets.model_path(), second, out, half, Options(overwrite=True))
+    return recover_off_policy(between, second, out, half)
 
 
 def show(rows: list[dict], original: dict[str, int], before: dict[str, int]) -> None:

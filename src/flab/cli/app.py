@@ -87,8 +87,9 @@ def _root(
 
 FIELD = re.compile(r"`([a-z][a-z0-9_]*)`")  # as messages of the library quote one
 MOST_THREADS = 1024
-# libgomp counts in rounds, Intel's runtime in milliseconds.
-WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+# How long OpenMP's threads spin (libgomp counts in rounds, Intel's runtime in milliseconds), and large tensors in pages of
+# 2 MB where the system has them.
+SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 TYPER_INTERRUPTED = 130  # what typer returns for Ctrl-C when it is not the one to exit
 INTERRUPTED = "interrupted: no unfinished output is left"
 _signals: list[int] = []  # those received
@@ -99,13 +100,14 @@ def _interrupt(number: int, _: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def settle_waiting() -> None:
-    """Let threads that wait for others sleep soon. This must be set before torch is loaded.
+def settle_environment() -> None:
+    """Set what torch and OpenMP read when they are imported, unless the user has set it.
 
     By default OpenMP's threads spin for milliseconds. On a busy machine they spin while the thread that they wait for has no
-    core. Two threads then took four times as much processor time as one for the same work.
+    core. Two threads then took four times as much processor time as one for the same work. A fresh tensor in large pages
+    costs a third of the time.
     """
-    for name, value in WAITING.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
@@ -113,9 +115,7 @@ def main() -> None:
     """Run the command line. Any wrong input gives one line and exit code 2."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    settle_waiting()
-    # Large tensors in pages of 2 MB where the system has them: a fresh tensor costs a third of the time. torch reads this once.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    settle_environment()
     progress.wording = with_flags
     # A KeyboardInterrupt unwinds through every ``finally``, so a killed command cleans up like an interrupted
     # one.
@@ -141,7 +141,7 @@ def _line_of(error: BaseException) -> str:
     if isinstance(error, typer.exceptions.TyperException):
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         option = getattr(error, "option_name", None)
-        is_general = option in ("--threads", "--debug", "--version")
+        is_general = any(option in parameter.opts for parameter in typer.main.get_command(app).params)
         return f"{message} here: give it before the command, as in flab {option} ..." if is_general else message
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}"

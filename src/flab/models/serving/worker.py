@@ -161,15 +161,17 @@ def transformers_serve(path: str, asked: Json) -> Json:
     start = [*bound, sys.executable, "-I", "-m", "transformers.cli.transformers", "serve", path]
     settings = ["--device", "cpu", "--dtype", "float32", "--port", port]
     server = subprocess.Popen([*start, *settings], stdout=sys.stderr)
-    wait_for(f"http://localhost:{port}/health", server)
-    # The server splits a prompt by this tokenizer. A prompt is a text that may have been cut inside a word, so its ids are
-    # those of the text that is sent.
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in asked["prompts"]]
-    greedy = {"model": path, "temperature": 0.0, "max_tokens": asked["new_tokens"]}
-    address = f"http://localhost:{port}/v1/completions"
-    answers = [post(address, {"prompt": prompt, **greedy})["choices"][0]["text"] for prompt in prompts]
-    server.kill()
+    try:
+        wait_for(f"http://localhost:{port}/health", server)
+        # The server splits a prompt by this tokenizer. A prompt is a text that may have been cut inside a word, so its ids
+        # are those of the text that is sent.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in asked["prompts"]]
+        greedy = {"model": path, "temperature": 0.0, "max_tokens": asked["new_tokens"]}
+        address = f"http://localhost:{port}/v1/completions"
+        answers = [post(address, {"prompt": prompt, **greedy})["choices"][0]["text"] for prompt in prompts]
+    finally:
+        server.kill()
     return {
         "version": transformers.__version__,
         "tokens": [tokenizer(text)["input_ids"] for text in asked["texts"]],
