@@ -10,7 +10,7 @@ import pytest
 from flab.errors import CheckpointError, DataError, FlabError, OptionError
 from flab.footprint import measure as module
 from flab.footprint import power
-from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, unknown
+from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, ratio_of, unknown
 from flab.footprint.measure import measure, time_batches, time_rounds
 from flab.footprint.payback import payback
 from flab.footprint.rows import energy_figures, gains
@@ -262,6 +262,42 @@ def test_payback_without_a_gain_or_a_sensor_says_so():
     assert none["solved_problems"]["reason"] == "no problem of code was solved"
     no_code = payback({"prune": stage(60)}, report_of(10, 20), None)
     assert no_code["solved_problems"]["reason"] == "no code task was evaluated"
+
+
+def test_payback_is_left_blank_if_the_ranges_of_both_models_overlap():
+    overlapping = {
+        "models": [
+            {"figures": {
+                "throughput": measured(speeds, "tokens/s", "x").to_json(),
+                "energy_per_1000_tokens": measured(joules, "J", "x").to_json(),
+            }}
+            for speeds, joules in (([9.0, 10.0, 12.0], [7.0, 8.0, 9.0]), ([11.0, 20.0, 21.0], [3.0, 4.0, 5.0]))
+        ]
+    }  # fmt: skip
+    found = payback({"prune": stage(60, 100)}, overlapping, None)
+    assert found["seconds"]["tokens"]["value"] is None
+    assert found["seconds"]["tokens"]["reason"].endswith("overlap, so no saving was shown")
+    assert found["seconds"]["saved_per_token"] == pytest.approx(1 / 10 - 1 / 20)
+    assert found["energy"]["tokens"]["value"] == pytest.approx(100 / 0.004)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ends", "is_open"),
+    [
+        ([1.0, 1.0, 1.25], [2.0, 2.0, 4.0], (0.25, 0.5, 0.625), False),
+        ([1.0, 2.0, 3.0], [2.0, 2.5, 4.0], (0.25, 0.8, 1.5), True),
+        ([2.0, 2.0], [2.0, 2.0], (1.0, 1.0, 1.0), False),
+    ],
+)
+def test_a_ratio_has_the_widest_range_and_is_open_if_it_contains_1(one, other, ends, is_open):
+    found = ratio_of(*(measured(values, "s", "x").to_json() for values in (one, other)))
+    assert (found.low, found.value, found.high) == ends
+    assert found.is_open is is_open
+
+
+def test_a_ratio_needs_both_figures():
+    assert ratio_of(unknown("J", "no sensor").to_json(), measured([1.0], "J", "x").to_json()) is None
+    assert ratio_of(None, measured([1.0], "J", "x").to_json()) is None
 
 
 def test_tokens_for_each_solved_problem_come_from_the_code_tasks(tmp_path: Path):

@@ -12,6 +12,7 @@ from flab.cli.early import check_model, check_sweep
 from flab.cli.options import Json, Model, emit, takes
 from flab.errors import FlabError
 from flab.files import as_path, check_result
+from flab.footprint.figures import Ratio
 from flab.footprint.grid import carbon_intensity
 from flab.footprint.settings import Measuring
 from flab.models.options import Options
@@ -158,9 +159,12 @@ def show_measure(report: Mapping[str, Any]) -> None:
     console.print(table)
     show_throughput(models)
     for name, gain in report["gains"].items():
+        found = Ratio(gain["value"], gain["low"], gain["high"])
+        spread = f"{found.low:.2f}-{found.high:.2f}"
+        said = f"no difference was shown ({spread} times better)"
         say(
-            f"{name.replace('_', ' ')}: {gain['value']:.2f} times better ({gain['low']:.2f}-{gain['high']:.2f}); predicted "
-            f"{gain['predicted']:.2f} by {gain['prediction']}: {gain['of_predicted']:.2f} of it"
+            f"{name.replace('_', ' ')}: {said if found.is_open else f'{found.value:.2f} times better ({spread})'}; "
+            f"predicted {gain['predicted']:.2f} ({gain['prediction']}); measured over predicted {gain['of_predicted']:.2f}"
         )
     _say_methods(models, names)
     if report["grid"] is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +47,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A figure of one model divided by another model's, with the widest range that the spreads of both allow.
+
+    Figures without a spread, such as sizes, give a range of no width.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the range contains 1, so that the measurements show no difference between the models."""
+        return self.low < self.high and self.low <= 1 <= self.high
+
+
+@dataclass(frozen=True)
 class Timing:
     """One batch of answers: the seconds to the first token and for the others, and the peak memory of both phases."""
 
@@ -79,6 +97,21 @@ class Throughput:
 def measured(values: Sequence[float], unit: str, method: str) -> Figure:
     """Return the median of several measurements, with their extremes."""
     return Figure(statistics.median(values), unit, f"measured: {method}", min(values), max(values), len(values))
+
+
+def ratio_of(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Ratio | None:
+    """Return ``one`` over ``other``, both as :meth:`Figure.to_json` returns them, or None if either has no value."""
+    if one is None or other is None or one["value"] is None or not other["value"]:
+        return None
+    # The smallest of one over the largest of the other, and the reverse, give the widest possible range.
+    low = _end(one, "low") / _end(other, "high")
+    high = _end(one, "high") / _end(other, "low") if _end(other, "low") else math.inf
+    return Ratio(one["value"] / other["value"], low, high)
+
+
+def _end(figure: Mapping[str, Any], name: str) -> float:
+    """Return an end of a figure's spread, or its value if it has no spread."""
+    return float(figure["value"] if figure.get(name) is None else figure[name])
 
 
 def by_formula(value: float, unit: str, formula: str) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from flab.footprint.figures import Figure, unknown
+from flab.footprint.figures import Figure, ratio_of, unknown
 from flab.footprint.solved import Solving
 
 COSTS = ("prune", "data", "recover")  # stages that do not help to make the smaller model
@@ -38,7 +38,8 @@ def _inverse(throughput: Figure) -> Figure:
     """Return the seconds per token."""
     if throughput.value is None:
         return unknown("s", str(throughput.reason))
-    return Figure(1 / throughput.value, "s", throughput.method)
+    low, high = (None if not end else 1 / end for end in (throughput.high, throughput.low))
+    return Figure(1 / throughput.value, "s", throughput.method, low, high, throughput.rounds)
 
 
 def _joules(made: list[Mapping[str, Any]]) -> Figure:
@@ -54,8 +55,13 @@ def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:
         return {"cost": cost.value, "saved_per_token": None, "tokens": unknown("tokens", reason).to_json()}
     saved = old.value - new.value
     how = f"{cost.method}, over what a token saves at the best throughput"
-    nothing = "the smaller model saves nothing here, so it never pays for itself"
-    tokens = Figure(cost.value / saved, "tokens", how) if saved > 0 else unknown("tokens", nothing)
+    found = ratio_of(new.to_json(), old.to_json())
+    if found is not None and found.is_open:
+        tokens = unknown("tokens", "the measured ranges of both models overlap, so no saving was shown")
+    elif saved > 0:
+        tokens = Figure(cost.value / saved, "tokens", how)
+    else:
+        tokens = unknown("tokens", "the smaller model saves nothing here, so it never pays for itself")
     return {"cost": cost.value, "saved_per_token": saved, "tokens": tokens.to_json()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, unknown
+from flab.footprint.figures import Figure, Ratio, Throughput, Timing, Window, measured, ratio_of, unknown
 from flab.footprint.solved import Solving
 from flab.footprint.subject import Subject
 
@@ -123,30 +123,25 @@ def gains(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> dic
     work = [subject.facts["answer_flops"] for subject in subjects]
     return {
         "time_per_output_token": _gain(
-            old, new, "time_per_output_token", -1, steps[0] / steps[1],
+            ratio_of(old["time_per_output_token"], new["time_per_output_token"]), steps[0] / steps[1],
             "bytes of weights and cache that a token reads, original over smaller",
         ),
         "throughput": _gain(
-            old, new, "throughput", 1, work[0] / work[1], "floating-point operations of an answer, original over smaller"
+            ratio_of(new["throughput"], old["throughput"]), work[0] / work[1],
+            "floating-point operations of an answer, original over smaller",
         ),
     }  # fmt: skip
 
 
-def _gain(
-    old: Mapping[str, Any], new: Mapping[str, Any], name: str, power: int, predicted: float, prediction: str
-) -> dict[str, Any]:
-    """Return the ratio of medians, its extremes from the extremes of both, and its share of the prediction."""
-    a = old[name]
-    b = new[name]
-    # The slowest of one against the fastest of the other, in both directions, gives the widest possible range.
-    ends = sorted(((b["low"] / a["high"]) ** power, (b["high"] / a["low"]) ** power))
-    value = (b["value"] / a["value"]) ** power
+def _gain(found: Ratio | None, predicted: float, prediction: str) -> dict[str, Any]:
+    """Return how many times better the second model is, the widest range of it, and its share of the prediction."""
+    assert found is not None
     return {
-        "value": value,
-        "low": ends[0],
-        "high": ends[1],
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
         "unit": "x",
         "predicted": predicted,
-        "of_predicted": value / predicted,
+        "of_predicted": found.value / predicted,
         "prediction": prediction,
     }

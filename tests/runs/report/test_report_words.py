@@ -44,6 +44,62 @@ def test_a_slower_model_is_called_slower(changed):
     assert "slower per token, at 0.80 times the speed" in gather(changed("measure.json", slow))["verdict"]["sentence"]
 
 
+def overlapping(value):
+    """The ranges of both models overlap in speed, throughput and energy."""
+    value["gains"]["time_per_output_token"] |= {"value": 1.19, "low": 0.91, "high": 1.44}
+    for model, size in zip(value["models"], (1.0, 1.1), strict=True):
+        model["figures"] |= {
+            "energy_per_1000_tokens": made_run.figure(8.0 * size, "J", 1.0),
+            "throughput": made_run.figure(250 / size, "tokens/s", 40.0),
+            "time_to_first_token": made_run.figure(0.1 * size, "s", 0.02),
+        }
+
+
+def test_a_speed_whose_range_contains_1_is_no_claim(changed):
+    verdict = gather(changed("measure.json", overlapping))["verdict"]
+    assert verdict["headline"].endswith("(2 instead of 2 of 4), no difference in speed shown.")
+    assert (
+        "no difference in speed per token was shown (0.91 to 1.44 times the original's) and its" in verdict["sentence"]
+    )
+    assert "No speed-up was shown; 2.50 × was predicted." in verdict["remarks"]
+    assert "as fast" not in json.dumps(verdict)
+    tile = {tile["label"]: tile for tile in verdict["tiles"]}["Speed per token"]
+    assert (tile["value"], tile["state"]) == ("unclear", "plain")
+    assert tile["note"] == "no difference shown: 0.91 to 1.44 times the original's, 2.50 predicted"
+
+
+def test_a_speed_whose_range_leaves_1_out_is_claimed(run):
+    tiles = {tile["label"]: tile for tile in gather(run)["verdict"]["tiles"]}
+    assert tiles["Speed per token"] == {
+        "label": "Speed per token", "value": "2.00 ×", "note": "1.80 to 2.20, 2.50 predicted", "state": "kept"
+    }  # fmt: skip
+
+
+def test_other_costs_whose_range_contains_1_are_no_claim(changed):
+    run = changed("measure.json", overlapping)
+    verdict = gather(run)["verdict"]
+    tile = {tile["label"]: tile for tile in verdict["tiles"]}["Energy, 1,000 tokens"]
+    assert (tile["value"], tile["state"]) == ("unclear", "plain")
+    assert tile["note"] == "no difference shown: 0.87 to 1.40 times the original's"
+    assert not any("worse, 1.10 times" in remark or "worse, 0.91 times" in remark for remark in verdict["remarks"])
+    make_report(run)
+    page = (run / "report.md").read_text()
+    assert "A ratio whose range contains 1 shows no difference." in page
+    assert "| 1.10 (0.87 to 1.40) |" in page
+
+
+def test_other_costs_whose_range_leaves_1_out_are_claimed(changed):
+    def costly(value):
+        overlapping(value)
+        value["models"][-1]["figures"]["energy_per_1000_tokens"] = made_run.figure(16.0, "J", 1.0)
+        value["models"][-1]["figures"]["time_to_first_token"] = made_run.figure(0.3, "s", 0.02)
+
+    verdict = gather(changed("measure.json", costly))["verdict"]
+    tile = {tile["label"]: tile for tile in verdict["tiles"]}["Energy, 1,000 tokens"]
+    assert (tile["value"], tile["state"]) == ("+100.0 %", "worse")
+    assert "Time to the first token: worse, 3.00 times the original's." in verdict["remarks"]
+
+
 def test_several_samples_are_called_answers(changed):
     def sampled(value):
         value["tasks"][0]["summary"].update(num_samples=5, total=20, passed=9)

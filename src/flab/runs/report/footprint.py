@@ -94,6 +94,6 @@ def _payback(payback: Json | None) -> list[Block]:
     cost = by_time.get("cost")
     saved = by_time.get("saved_per_token")
     spent = f" Pruning and recovery took {quantity(cost, 's')}." if isinstance(cost, int | float) else ""
-    saves = f" A token takes {quantity(saved, 's')} less." if isinstance(saved, int | float) and saved > 0 else ""
+    saves = f" A token takes {quantity(saved, 's')} less." if has_value(by_time.get("tokens")) else ""
     note = f"measure.json: how much must be generated until the savings cover the cost.{spent}{saves}"
     return [Table("Break-even", ["", "after", "method"], rows, note, words=(0, 1, 2))]

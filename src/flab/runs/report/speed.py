@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flab.footprint.figures import ratio_of
 from flab.runs.report.blocks import Block, Chart, Charts, Gap, Table
 from flab.runs.report.inputs import MEASURE, ORIGINAL, AbsentError, Inputs
-from flab.runs.report.words import NONE, figures, has_value, method, quantity
+from flab.runs.report.words import NONE, figures, has_value, method, quantity, span
 
 Json = Mapping[str, Any]
 
@@ -137,7 +138,7 @@ def _gains(gains: Json) -> list[Block]:
         rows.append([LABELS.get(name, name), quantity(one.get("value"), one.get("unit") or "x"), spread,
                      quantity(one.get("predicted"), "x"), part, one.get("prediction") or NONE])  # fmt: skip
     columns = ["times better", "measured", "spread", "predicted", "measured / predicted", "prediction from"]
-    note = "measure.json: the smaller model is better if the gain is above 1."
+    note = "measure.json: the smaller model is better if the gain is above 1. A spread that contains 1 shows no difference."
     return [Table("Gains, measured and predicted", columns, rows, note, words=(0, 5))] if rows else []
 
 
@@ -157,16 +158,20 @@ def _figures(found: Json) -> Table:
             reason = next((one["reason"] for one in values if one and one.get("reason")), "no reason is given")
             without.setdefault(reason, []).append(LABELS.get(name, name))
     columns = ["", *(model["name"] for model in models), "ratio", "method"]
-    note = "measure.json: medians of the rounds, with the lowest and the highest in brackets. The ratio is smaller over original."
+    note = (
+        "measure.json: medians of the rounds, with the lowest and the highest in brackets. The ratio is smaller over "
+        "original. A ratio whose range contains 1 shows no difference."
+    )
     note += "".join(f" Not measured ({reason}): {', '.join(names)}." for reason, names in without.items())
     return Table("Every figure", columns, rows, note, words=(0, len(columns) - 1))
 
 
 def _ratio(values: list[Json | None]) -> str:
-    if len(values) < 2 or not all(has_value(one) for one in values) or not values[0] or not values[0]["value"]:
+    """Return the last model's figure over the first's, and the range of it if the figures have a spread."""
+    found = ratio_of(values[-1], values[0]) if len(values) > 1 else None
+    if found is None:
         return NONE
-    assert values[-1] is not None
-    return f"{values[-1]['value'] / values[0]['value']:.2f}"
+    return f"{found.value:.2f}" + (f" ({span(found)})" if found.low < found.high else "")
 
 
 def _conditions(found: Json) -> Table:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from flab.footprint.figures import Ratio, ratio_of
 from flab.runs.report.blocks import Tile
 from flab.runs.report.scores import judged, main_task
 from flab.runs.report.speed import LABELS
-from flab.runs.report.words import has_value, percent, probability, quantity
+from flab.runs.report.words import percent, probability, quantity, span
 
 Json = Mapping[str, Any]
 
@@ -60,8 +61,8 @@ def _headline(report: Json) -> str:
     said = [f"{percent(models[-1]['removed_fraction'])} smaller", OUTCOMES[_outcome(report)]]
     if original and smaller:
         said[-1] += f" on {task['name']} ({smaller['passed']} instead of {original['passed']} of {original['total']})"
-    if gain := _gain(report, "time_per_output_token"):
-        said.append(f"{gain['value']:.2f} times as fast")
+    if found := _gain(report):
+        said.append("no difference in speed shown" if found.is_open else f"{found.value:.2f} times as fast")
     return ", ".join(said) + "."
 
 
@@ -109,32 +110,42 @@ def _is_matched(task: Json) -> bool:
 def _cost(report: Json) -> str:
     """Return the speed per token and the memory, if they were measured."""
     said = []
-    gain = _gain(report, "time_per_output_token")
-    if gain is not None:
-        spread = f" ({gain['low']:.2f} to {gain['high']:.2f})" if gain.get("low") is not None else ""
-        value = gain["value"]
-        said.append(f"it is {value:.2f} times as fast per token{spread}" if value >= 1 else
-                    f"it is slower per token, at {value:.2f} times the speed{spread}")  # fmt: skip
+    found = _gain(report)
+    if found is not None and found.is_open:
+        said.append(f"no difference in speed per token was shown ({span(found)} times the original's)")
+    elif found is not None:
+        spread = f" ({span(found)})" if found.low < found.high else ""
+        said.append(f"it is {found.value:.2f} times as fast per token{spread}" if found.value >= 1 else
+                    f"it is slower per token, at {found.value:.2f} times the speed{spread}")  # fmt: skip
     for name, what in (("storage_bytes", "its weights take"), ("kv_bytes_per_token", "its key-value cache takes")):
-        ratio = _ratio(report, name)
-        if ratio is not None:
+        found = _ratio(report, name)
+        if found is not None:
+            ratio = found.value
             less = f"{percent(abs(1 - ratio), 0)} {'less' if ratio <= 1 else 'more'}"
             said.append(f"{what} {'as much' if abs(1 - ratio) < ROUNDING else less} memory")
     return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
 
-def _gain(report: Json, name: str) -> Json | None:
-    gain = ((report["measured"] or {}).get("gains") or {}).get(name)
-    return gain if gain and gain.get("value") is not None else None
+def _gain(report: Json) -> Ratio | None:
+    """Return how many times as fast the smaller model generates a token as the original."""
+    gain = _speed(report)
+    if gain.get("value") is None:
+        return None
+    ends = [gain["value"] if gain.get(end) is None else gain[end] for end in ("low", "high")]
+    return Ratio(gain["value"], *ends)
 
 
-def _ratio(report: Json, name: str) -> float | None:
+def _speed(report: Json) -> Json:
+    """Return the gain in time per token as it is in ``measure.json``, with its prediction."""
+    gains = (report["measured"] or {}).get("gains") or {}
+    return gains.get("time_per_output_token") or {}
+
+
+def _ratio(report: Json, name: str) -> Ratio | None:
     """Return a figure of the smaller model divided by the original's."""
     models = (report["measured"] or {}).get("models") or []
     values = [model["figures"].get(name) for model in models]
-    if len(values) < 2 or not all(has_value(one) for one in values) or not values[0]["value"]:
-        return None
-    return float(values[-1]["value"] / values[0]["value"])
+    return ratio_of(values[-1], values[0]) if len(values) > 1 else None
 
 
 def _remarks(report: Json) -> Iterator[str]:
@@ -199,13 +210,17 @@ def _other_code(report: Json) -> Iterator[str]:
 def _against(report: Json) -> Iterator[str]:
     """Yield the figures in which the smaller model is worse, and gains that are far from their predictions."""
     for name in ("time_to_first_token", "throughput", "tokens_per_character", "energy_per_1000_tokens"):
-        ratio = _ratio(report, name)
-        if ratio is not None and (ratio < 1 - ROUNDING if name == "throughput" else ratio > 1 + ROUNDING):
-            yield f"{LABELS[name]}: worse, {ratio:.2f} times the original's."
-    gain = _gain(report, "time_per_output_token")
-    if gain and gain.get("of_predicted") is not None and gain["of_predicted"] < 0.9:
+        found = _ratio(report, name)
+        if found is None or found.is_open:
+            continue
+        if found.value < 1 - ROUNDING if name == "throughput" else found.value > 1 + ROUNDING:
+            yield f"{LABELS[name]}: worse, {found.value:.2f} times the original's."
+    gain = _speed(report)
+    speed_up = _gain(report)
+    if speed_up and gain.get("of_predicted") is not None and gain["of_predicted"] < 0.9:
         promised = quantity(gain["predicted"], "x")
-        yield f"The speed-up is {percent(gain['of_predicted'], 0)} of the predicted one ({promised})."
+        yield (f"No speed-up was shown; {promised} was predicted." if speed_up.is_open else
+               f"The speed-up is {percent(gain['of_predicted'], 0)} of the predicted one ({promised}).")  # fmt: skip
 
 
 def _tiles(report: Json) -> Iterator[Tile]:
@@ -216,18 +231,28 @@ def _tiles(report: Json) -> Iterator[Tile]:
         after = models[-1]["parameters"]
         yield Tile("Parameters", f"−{percent(models[-1]['removed_fraction'])}", f"{before:,} → {after:,}", "kept")
     yield _score_tile(report)
-    gain = _gain(report, "time_per_output_token")
-    if gain is None:
-        yield Tile("Speed per token", "–", NOT_MEASURED, "missing")
-    else:
-        note = f"{gain['low']:.2f} to {gain['high']:.2f}" if gain.get("low") is not None else "no spread"
-        promised = f", {gain['predicted']:.2f} predicted" if gain.get("predicted") is not None else ""
-        yield Tile(
-            "Speed per token", f"{gain['value']:.2f} ×", note + promised, "kept" if gain["value"] >= 1 else "worse"
-        )
+    yield _speed_tile(report)
     yield _change_tile(report, "storage_bytes", "Memory of the weights")
     yield _change_tile(report, "kv_bytes_per_token", "Cache per token")
     yield _change_tile(report, "energy_per_1000_tokens", "Energy, 1,000 tokens")
+
+
+def _speed_tile(report: Json) -> Tile:
+    label = "Speed per token"
+    found = _gain(report)
+    if found is None:
+        return Tile(label, "–", NOT_MEASURED, "missing")
+    predicted = _speed(report).get("predicted")
+    promised = f", {predicted:.2f} predicted" if predicted is not None else ""
+    if found.is_open:
+        return Tile(label, *_open(found, promised))
+    note = span(found) if found.low < found.high else "no spread"
+    return Tile(label, f"{found.value:.2f} ×", note + promised, "kept" if found.value >= 1 else "worse")
+
+
+def _open(found: Ratio, more: str = "") -> tuple[str, str, str]:
+    """Return the value, the note and the state of a tile whose range contains 1. It claims neither a gain nor a loss."""
+    return "unclear", f"no difference shown: {span(found)} times the original's{more}", "plain"
 
 
 def _score_tile(report: Json) -> Tile:
@@ -245,9 +270,12 @@ def _score_tile(report: Json) -> Tile:
 
 
 def _change_tile(report: Json, name: str, label: str) -> Tile:
-    ratio = _ratio(report, name)
-    if ratio is None:
+    found = _ratio(report, name)
+    if found is None:
         return Tile(label, "–", "no value, see below" if _has_reason(report, name) else NOT_MEASURED, "missing")
+    if found.is_open:
+        return Tile(label, *_open(found))
+    ratio = found.value
     models = report["measured"]["models"]
     before, after = (
         quantity(m["figures"][name]["value"], m["figures"][name].get("unit") or "") for m in (models[0], models[-1])

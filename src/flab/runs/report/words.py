@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flab.footprint.figures import Ratio
+
 # A figure has value, unit, low, high, rounds, method and reason, as in measure.json.
 Figure = Mapping[str, Any]
 
@@ -124,6 +126,11 @@ def figures(values: Sequence[Figure | None]) -> list[str]:
 def _decimals(value: float, digits: int) -> int:
     """Return the number of decimals that show so many significant digits of a value."""
     return 0 if value == 0 else max(0, digits - 1 - math.floor(math.log10(abs(rounded(value, digits)))))
+
+
+def span(found: Ratio) -> str:
+    """Return the range of a ratio, ``0.91 to 1.44``."""
+    return f"{found.low:.2f} to {found.high:.2f}"
 
 
 def points(difference: float) -> str:
