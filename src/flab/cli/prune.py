@@ -55,7 +55,7 @@ def plan(
 ) -> None:
     """Decide what to remove and write the plan, without cutting.
 
-    A stopped command resumes.
+    The refitted layers stay in PLAN.layers, where flab apply finds them. A stopped command resumes.
     """
     file = as_path(output)
     check_file(file, options.overwrite or is_uncleared(file), (model, *recipe.inputs))
@@ -99,7 +99,7 @@ def apply(
         is_replayed(decided, source, sibling)
     from flab.pruning.pipeline import apply as carry_out
 
-    folder = carry_out(source, decided, output, options, refit=not no_refit, sibling=sibling)
+    folder = carry_out(source, plan_file, output, options, refit=not no_refit, sibling=sibling)
     decided = Plan.read(folder / "plan.json")
     emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
 

@@ -165,7 +165,10 @@ class LayerRunner:
             for module in layer.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     working = in_memory(parameter)
-                    working = working if self.mixed else working.to(self.dtype)
+                    # Mixed precision narrows products alone. A layer norm of the float32 stream needs its own weights in float32;
+                    # an RMS norm widens them itself.
+                    if not self.mixed or isinstance(module, nn.LayerNorm):
+                        working = working.to(self.dtype)
                     if working is not parameter:
                         held.append((module, name, parameter))
                         setattr(module, name, nn.Parameter(working, requires_grad=False))

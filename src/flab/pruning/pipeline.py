@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ from flab.pruning.plan import Plan, is_replayed
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.resume import keep_layers, kept_layers, whole_layers
 from flab.pruning.sibling import adopted, check_sibling, check_sizes
-from flab.pruning.surgeon import carve, layers_after, slice_layers
+from flab.pruning.surgeon import carve, layers_after, put_in, slice_layers
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
 
@@ -62,6 +64,10 @@ def plan(
         if file is not None:
             planner.journal.keep(SAVED, True)
             decided.write(file)
+    if file is not None and planner.layers is not None and decided.refit.kind != "none":
+        folder = keep_layers(planner.layers, file)
+        if folder is not None:
+            say(f"the refitted layers are in {folder}, where `flab apply` finds them; without them it fits again")
     planner.journal.clear()
     return decided
 
@@ -76,6 +82,7 @@ def apply(
 ) -> Path:
     """Carry a plan out: cut, refit from the data that the plan names, and save a stock folder at ``out``.
 
+    The layers that planning left in ``PLAN.layers`` are taken as they are; without them the refit is repeated.
     ``refit=False`` is the cut alone, which needs no data. The same plan gives byte-identical folders on one machine.
     ``sibling`` allows another model than the plan's, of the same architecture and tokens: choices are replayed, weights refitted.
 
@@ -83,14 +90,32 @@ def apply(
         PlanError: the model or the calibration data is not what the plan was made for.
         CheckpointError, OptionError
     """
-    options = settled(options or Options())
-    out = as_path(out)
-    given = [] if isinstance(plan, Plan) else [as_path(plan)]
-    plan = plan if isinstance(plan, Plan) else Plan.read(as_path(plan))
+    given = plan
+    plan = given if isinstance(given, Plan) else Plan.read(as_path(given))
+    layers = None
+    if refit and not isinstance(given, Plan):
+        layers = kept_layers(as_path(given), plan.inner.kept)
+    inputs = [] if isinstance(given, Plan) else [given]
+    return _apply(model, plan, as_path(out), settled(options or Options()), refit, sibling, layers, inputs)
+
+
+def _apply(
+    model: ModelSource,
+    plan: Plan,
+    out: Path,
+    options: Options,
+    refit: bool = True,
+    sibling: bool = False,
+    layers: Sequence[Path] | None = None,
+    inputs: Sequence[PathLike] = (),
+) -> Path:
+    """Carry a plan out. With the files of its refitted ``layers`` nothing is fitted again, and no text is read."""
     source = ModelFolder.open(model)
-    check_folder(out, options.overwrite, [source.path, *given, *inputs_of_plan(plan)])
+    check_folder(out, options.overwrite, [source.path, *inputs, *inputs_of_plan(plan)])
     check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
     replayed = is_replayed(plan, source, sibling)
+    if replayed or plan.refit.kind == "none":
+        layers = None
     kind = plan.refit.kind if refit else "none"
     stored = source.stored_dtype if replayed else plan.model["stored_dtype"]
     computing = None if replayed else plan.model["compute_dtype"]
@@ -101,7 +126,8 @@ def apply(
     warnings = check_sibling(checkpoint, plan) if replayed else []
     rows = checkpoint.model.get_input_embeddings().num_embeddings
     tokenizer, tokenizer_json = new_tokenizer(checkpoint.tokenizer, rows, plan.vocabulary.kept)
-    data = _replay_data(plan, tokenizer, checkpoint) if kind != "none" else CalibrationSet([], [], [])
+    fitting = kind != "none" and layers is None
+    data = _replay_data(plan, tokenizer, checkpoint) if fitting else CalibrationSet([], [], [])
     cut_vocabulary(checkpoint.model, family, plan.vocabulary.kept)
     cut = replay_cut(plan, kind)
     shapes = layout(checkpoint.model, family, torch_dtypes[stored], layers_after(checkpoint.model, family, cut))
@@ -111,7 +137,7 @@ def apply(
         # Without a refit the layers have their final precision, and the proof's texts pass through each before it is written.
         # That spares reading the output once more.
         probes = ProbeWalk(checkpoint.model) if kind == "none" else None
-        kl = _cut_into(writer, checkpoint.model, family, cut, data, compared=replayed, probes=probes)
+        kl = _cut_into(writer, checkpoint.model, family, cut, data, replayed, probes, layers)
         if replayed:
             plan = adopted(plan, source, family, options, kl, warnings)
             for warning in plan.warnings[-1 - len(warnings) :]:
@@ -128,8 +154,12 @@ def _cut_into(
     data: CalibrationSet,
     compared: bool,
     probes: ProbeWalk | None,
+    refitted: Sequence[Path] | None,
 ) -> float | None:
-    """Cut a model whose layers lie in files; each is probed and goes to ``writer``. Returns the KL if ``compared``."""
+    """Cut a model whose layers lie in files; each is probed and goes to ``writer``. Returns the KL if ``compared``.
+
+    The files of ``refitted`` layers are put in as they are.
+    """
     device = model.get_input_embeddings().weight.device
 
     def store(place: int, layer: nn.Module) -> None:
@@ -139,6 +169,9 @@ def _cut_into(
 
     if cut.kind == "none":
         slice_layers(model, family, cut, store)
+        return None
+    if refitted is not None:
+        put_in(model, family, cut, refitted, store)
         return None
     _, walk = carve(model, family, cut, data.fit, data.compare if compared else [], done=store)
     return walk.divergence(scorer_of(model))[0] if compared else None
@@ -167,7 +200,8 @@ def _build(model: PathLike, out: Path, recipe: Recipe, options: Options) -> tupl
         decided, built, tokenizer_json = planner.plan()
         if planner.one_layer:
             free(built)
-            apply(model, decided, out, options)
+            made = whole_layers(planner.layers, decided.inner.kept) if planner.layers is not None else None
+            _apply(model, decided, out, options, layers=made)
             journal.keep(SAVED, True)
             return decided, journal
         with new_folder(out, options.overwrite) as folder:

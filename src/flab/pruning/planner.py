@@ -80,6 +80,7 @@ class Planner:
         self.one_layer = one_layer_at_a_time(self.source, options)
         identity = identity_of(fingerprint(self.source), recipe, options, self.texts) if work is not None else ""
         self.journal = Journal(work, identity)
+        self.layers: Path | None = None  # the winner's refitted layers, if the journal keeps them
         # Each of these is made for the first budget and reused for the others.
         self._in_template = False
         self._counts: Counts | None = None
@@ -123,6 +124,7 @@ class Planner:
         clock.lap("finalists")
         # The winner is fitted on all tokens. Candidates and finalists saw fewer.
         built = bench.build(winner, bench.material.data, streams=bench.material.streams)
+        self.layers = bench.layers
         search.warnings += deep_cut_hint(bench.recipe, winner) + ridges_at_the_end(bench.decisions)
         clock.lap("winner")
         if self.many:
@@ -233,6 +235,7 @@ class Bench:
     sandbox: Sandbox | None = None  # set if there are tests, and isolation to run them in
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
+    layers: Path | None = None  # the folder with its refitted layers, if they are kept
 
     def build(
         self, candidate: Candidate, data: CalibrationSet, compared: bool = False, streams: Streams | None = None
@@ -245,8 +248,8 @@ class Bench:
             # Only tokens are cut and no layer changes, so a few tokens suffice to show a divergence of zero.
             data, streams = self._tokens(WHOLE_BODY_TOKENS), None
         done = let_go if self.one_layer else keep
-        layers = None if compared or self.family.experts else self.search.journal.files(candidate.name)
-        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done, layers)
+        self.layers = None if compared or self.family.experts else self.search.journal.files(candidate.name)
+        self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done, self.layers)
         candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer
         if math.isnan(candidate.kl_search):

@@ -14,13 +14,14 @@ from typing import Any
 
 from torch import nn
 
+from flab.errors import OutputError
 from flab.models.families import Family, attention_at, layers_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.weights import read_in
 from flab.progress import track
 from flab.pruning.cuts.layers import cut_layers
 from flab.pruning.refit.new_layer import Cut, NewLayer, cut_inside, replace_weights
-from flab.pruning.refit.resume import ResumedWalk
+from flab.pruning.refit.resume import ResumedWalk, read_layer
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Walk
 
@@ -67,6 +68,20 @@ def carve(
         )
     _cut_depth(model, family, cut)
     return decisions, walk
+
+
+def put_in(model: Any, family: Family, cut: Cut, files: Sequence[Path], done: Done) -> None:
+    """Cut layers and neurons of ``model`` in place, like :func:`carve`, with refitted layers that already lie in files."""
+    layers = layers_of(model, family)
+    for place, file in enumerate(track(files, "Cutting", unit="layers")):
+        new = read_layer(file)
+        if new is None:
+            raise OutputError(
+                f"{file}: changed while it was read. Run the same command again: it refits what is missing."
+            )
+        replace_weights(layers[new.index], family, new)
+        done(place, layers[new.index])
+    _cut_depth(model, family, cut)
 
 
 def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:

@@ -1,13 +1,15 @@
-"""A walk that keeps each finished layer in a file, and after a stop continues from the first that is missing.
+"""Finished layers in files: a walk that continues after a stop, and the layers that a plan leaves for ``flab apply``.
 
 The streams behind a kept layer are computed by the same operations as in the run that made it, so a resumed walk ends with
-the same bits as one without a stop.
+the same bits as one without a stop. A plan's refitted layers stay in ``PLAN.layers``, so carrying it out fits nothing again.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from flab.files import new_file
+from flab.files import discard, new_file, write_text
 from flab.models.families import extended
 from flab.pruning.refit.new_layer import NewLayer, replace_weights
 from flab.pruning.refit.walk import Walk
 
+PLAN_DIGEST = "plan.sha256"  # in a folder of layers: of the plan file that they belong to
 TENSORS = ("ffn_out", "attention_out", "ffn_in", "state", "mixture")  # fields of a layer that are not plain values
 
 
@@ -86,3 +89,46 @@ def read_layer(file: Path) -> NewLayer | None:
     inputs = [tensors[f"ffn_in.{number}"] for number in range(len(tensors)) if f"ffn_in.{number}" in tensors]
     state = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
     return replace(new, ffn_in=inputs or None, state=state or None)
+
+
+def layers_of_plan(plan_file: Path) -> Path:
+    """Return the folder of the refitted layers that belong to a plan file."""
+    return plan_file.with_name(plan_file.name + ".layers")
+
+
+def keep_layers(made: Path, plan_file: Path) -> Path | None:
+    """Move the layers in the folder ``made`` beside the plan file; returns where they are, or None if the place is taken."""
+    folder = layers_of_plan(plan_file)
+    if folder.exists() and not (folder / PLAN_DIGEST).is_file():
+        return None
+    if folder.exists():
+        discard(folder)  # of an older plan with this name
+    write_text(made / PLAN_DIGEST, _digest(plan_file))
+    return made.rename(folder)
+
+
+def kept_layers(plan_file: Path, neurons: Sequence[Sequence[int]]) -> list[Path] | None:
+    """Return the files of a plan's refitted layers if all are there, whole and made for this very plan file.
+
+    Args:
+        plan_file: the plan.
+        neurons: what the plan keeps in each of its layers.
+    """
+    folder = layers_of_plan(plan_file)
+    try:
+        if (folder / PLAN_DIGEST).read_text(encoding="utf-8") != _digest(plan_file):
+            return None
+    except OSError:
+        return None
+    return whole_layers(folder, neurons)
+
+
+def whole_layers(folder: Path, neurons: Sequence[Sequence[int]]) -> list[Path] | None:
+    """Return the files of all refitted layers in a folder, or None if one is missing, cut off or of another cut."""
+    files = [folder / f"{place}.safetensors" for place in range(len(neurons))]
+    kept = (read_layer(file) for file in files)
+    return files if all(new and new.neurons == list(some) for new, some in zip(kept, neurons, strict=True)) else None
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
