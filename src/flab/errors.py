@@ -27,13 +27,10 @@ def plain(text: str) -> str:
     # the screen.
     line = BREAKS.sub(" ", text.strip("\n\r\t")).rstrip()
     if not line.isprintable():
-        line = "".join(char if unicodedata.category(char) not in UNSAFE else _escaped(char) for char in line)
+        safe = (unicodedata.category(char) not in UNSAFE for char in line)
+        line = "".join(c if s else c.encode("unicode_escape").decode("ascii") for c, s in zip(line, safe, strict=True))
     line = LONG_WORD.sub(lambda found: shortened(found[0], LONGEST_WORD), line)
     return shortened(line, LONGEST_MESSAGE)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def shortened(text: str, most: int) -> str:

@@ -38,12 +38,6 @@ def test_equals_the_naive_computation(model, tokenizer, window):
     assert found == pytest.approx(expected / num_bytes, rel=1e-5)
 
 
-def test_a_start_token_counts_every_token(model, tokenizer):
-    text = TEXTS[0]
-    expected = naive_bits(model, [0, *tokenizer.encode(text).ids], 64) / len(text)
-    assert bits_per_byte(model, tokenizer, [text], 64, start_id=0) == pytest.approx(expected, rel=1e-5)
-
-
 def test_chunks_and_batches_do_not_matter(model, tokenizer, monkeypatch):
     whole = bits_per_byte(model, tokenizer, TEXTS, window=16, batch_size=100)
     monkeypatch.setattr(text_module, "CHUNK", 5)

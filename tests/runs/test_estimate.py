@@ -19,7 +19,6 @@ from flab.runs.estimate import (
     candidates_built,
     descent_work,
     elimination,
-    ffn_share,
     gram_work,
     layer_share,
     model_bytes,
@@ -27,7 +26,6 @@ from flab.runs.estimate import (
     solving,
     split_tokens,
     times,
-    total,
     training_work,
     walk_bytes,
     walk_work,
@@ -52,7 +50,7 @@ def test_seconds_are_amounts_over_rates():
 
 
 def test_work_adds_up_and_multiplies():
-    assert total([work(layer=1), work(layer=2, head=3)]) == work(layer=3, head=3)
+    assert work(layer=1) + work(layer=2, head=3) == work(layer=3, head=3)
     assert times(work(layer=2), 3) == work(layer=6)
 
 
@@ -98,7 +96,6 @@ def test_a_descent_is_counted_as_it_is_made():
 def test_an_uncut_layer_is_a_whole_one_and_its_ffn_the_larger_part():
     assert layer_share(SHAPE, SHAPE.width) == 1
     assert layer_share(SHAPE, 0) == pytest.approx(98_304 / (98_304 + 640 * 576))
-    assert ffn_share(SHAPE) == pytest.approx(1 - layer_share(SHAPE, 0))
 
 
 def test_few_features_try_every_ridge_in_float64_and_many_only_some_in_float32():

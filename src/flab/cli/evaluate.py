@@ -105,7 +105,10 @@ def evaluate(
         check_result(as_path(output), options.overwrite, read)
     check_model(model)
     if dry_run:
-        _estimate(model, asked, output, settings, given | {"gold": gold is not False}, json_)
+        from flab.runs.dry_run import estimate_eval
+
+        given |= {"gold": gold is not False}
+        show_estimate(estimate_eval(model, asked, settings, out=output, **given), json_)
         return
     given |= {"gold": gold is not False, "against_data": against_data or [], "backend": backend, "export": export}
     _show_run(_run(model, asked, output, settings, given, shard), output, json_, shard)
@@ -114,33 +117,15 @@ def evaluate(
 def _run(
     model: str, tasks: list[str], output: Path | None, settings: Any, given: dict[str, Any], shard: str | None
 ) -> dict[str, Any]:
-    """Evaluate the model, or return the results of a finished run of the same question, without importing torch."""
-    folder = as_path(output) if output is not None and output.suffix != ".json" else None
-    if folder is not None and shard is None:
-        from flab.evaluation.finished import FINISHED, asked, finished_run
-
-        known = finished_run(folder, asked(model, tasks, settings, **given))
-        if known is not None:
-            say(FINISHED.format(folder))
-            return known
-    # Imported here and not above, because it brings torch along: four seconds that a finished run does not
-    # need.
+    """Evaluate the model. An interrupted run in a folder says how it continues."""
     from flab.evaluation.evaluate import evaluate as run
 
     try:
         return run(model, tasks, output, settings, **given, shard=shard)
     except KeyboardInterrupt:
-        if folder is None:
+        if output is None or output.suffix == ".json":
             raise
         raise FlabError(f"interrupted: what was generated is in {output}; the same command resumes there.") from None
-
-
-def _estimate(
-    model: str, tasks: list[str], output: Path | None, settings: Any, given: dict[str, Any], json_: bool
-) -> None:
-    from flab.runs.dry_run import estimate_eval
-
-    show_estimate(estimate_eval(model, tasks, settings, out=output, **given), json_)
 
 
 def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard: str | None) -> None:
@@ -205,8 +190,10 @@ def show_run(report: Mapping[str, Any], output: str | None) -> None:
     table = table_of("Tasks", ["task", "kind", "passed", "pass@1", "95 %", "more", "references", "cut off"])
     for task in report["tasks"]:
         one = task["summary"]
+        low, high = one["interval_95"]
+        gold = "-" if task["gold"] is None else f"{task['gold']['passed']}/{task['gold']['total']}"
         add(table, task["name"], task["kind"], f"{one['passed']}/{one['total']}", f"{one['pass@1']:.3f}",
-             _interval(one["interval_95"]), _more(one), _gold_cell(task["gold"]), one["num_truncated"])  # fmt: skip
+             f"{low:.3f}-{high:.3f}", _more(one), gold, one["num_truncated"])  # fmt: skip
     console.print(table)
     for task in report["tasks"]:
         if task["summary"]["failures"]:
@@ -225,10 +212,6 @@ def show_run(report: Mapping[str, Any], output: str | None) -> None:
     )
 
 
-def _interval(pair: Sequence[float]) -> str:
-    return f"{pair[0]:.3f}-{pair[1]:.3f}"
-
-
 def _counts(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in failures.items()) or "-"
 
@@ -239,10 +222,6 @@ def _more(summary: Mapping[str, Any]) -> str:
         n for n in summary if n in ("bleu_paper", "bleu_default", "em_paper", "em_literal") or n.startswith("pass@")
     ]
     return ", ".join(f"{n} {summary[n]:.{2 if 'bleu' in n else 3}f}" for n in names if n != "pass@1") or "-"
-
-
-def _gold_cell(gold: Mapping[str, Any] | None) -> str:
-    return "-" if gold is None else f"{gold['passed']}/{gold['total']}"
 
 
 def show_robustness(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -14,8 +14,10 @@ def families(json_: Json = False) -> None:
 
     Also lists families that are refused, and what is missing for each.
     """
+    from flab.models.families import REFUSED
+
     rows = family_rows()
-    refused = refused_rows()
+    refused = [{"model_type": name, "missing": missing} for name, missing in sorted(REFUSED.items())]
     if json_:
         emit({"families": rows, "refused": refused})
         return
@@ -52,10 +54,3 @@ def family_rows() -> list[dict[str, Any]]:
         }
         for name, family in sorted(FAMILIES.items())
     ]
-
-
-def refused_rows() -> list[dict[str, str]]:
-    """Return, for each unsupported family by name, what it would need."""
-    from flab.models.families import REFUSED
-
-    return [{"model_type": name, "missing": missing} for name, missing in sorted(REFUSED.items())]

@@ -204,17 +204,12 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
     )
     say(REAL_KL)
     if "generality" in report:
-        show_generality(report["generality"])
+        general = report["generality"]
+        before, after = general["bits_per_byte_before"], general["bits_per_byte_after"]
+        say(f"other code ({general['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
     for warning in report["warnings"]:
         say(f"warning: {warning}")
     say(closing)
-
-
-def show_generality(generality: Mapping[str, Any]) -> None:
-    """Print the bits per byte of other code, before and after."""
-    before = generality["bits_per_byte_before"]
-    after = generality["bits_per_byte_after"]
-    say(f"other code ({generality['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
 
 
 def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:

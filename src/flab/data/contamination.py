@@ -127,7 +127,11 @@ class _Index:
         for place, tokens in enumerate(self.whole):
             for gram in set(_grams(tokens, n)):
                 self.owners[gram].append(place)
-        distinctive = [gram for gram, places in self.owners.items() if self._is_distinctive(gram, places)]
+        distinctive = [
+            gram
+            for gram, places in self.owners.items()
+            if len(places) <= MAX_SHARED and len(self.is_word.intersection(gram)) >= MIN_WORDS
+        ]
         self.distinctive = set(distinctive)
         self.total = Counter(place for gram in distinctive for place in self.owners[gram])
         # Problems of fewer than n tokens have no n-gram; they count as found only if they are the whole text.
@@ -139,9 +143,6 @@ class _Index:
         # For each problem whether a text holds it whole, the n-grams that they share, and minus the text's
         # index.
         self.best: dict[int, tuple[bool, int, int]] = {}
-
-    def _is_distinctive(self, gram: Gram, places: list[int]) -> bool:
-        return len(places) <= MAX_SHARED and len(self.is_word.intersection(gram)) >= MIN_WORDS
 
     def read(self, number: int, text: str) -> list[str]:
         """Look for problems in one text. Returns those that this text alone gives away."""
@@ -155,14 +156,12 @@ class _Index:
                 here[place].add(gram)
         whole = {place for place in here if _contains(tokens, self.whole[place])} | set(self.short.get(tokens, []))
         for place in whole | {place for place, grams in here.items() if grams}:
-            self._note(place, number, here.get(place, set()), place in whole)
+            grams = here.get(place, set())
+            self.shared[place] |= grams
+            self.best[place] = max(self.best.get(place, (False, -1, 0)), (place in whole, len(grams), -number))
         # This text alone gives a problem away if it holds it whole or enough of its distinctive n-grams.
         given = whole | {p for p, grams in here.items() if grams and len(grams) >= MIN_SHARE * self.total[p]}
         return [self.ids[place] for place in sorted(given)]
-
-    def _note(self, place: int, number: int, grams: set[Gram], exact: bool) -> None:
-        self.shared[place] |= grams
-        self.best[place] = max(self.best.get(place, (False, -1, 0)), (exact, len(grams), -number))
 
     def matches(self) -> Iterator[Match]:
         """Yield all problems found, whole ones first, then by the share of their n-grams."""

@@ -89,19 +89,15 @@ def text_of_parts(content: Any, where: str) -> str:
         return ""
     if isinstance(content, str):
         return content
-    parts = [part.get("text") if isinstance(part, Mapping) else part for part in _list(content, where)]
+    if not isinstance(content, list):
+        raise DataError(f"{where} holds content that is {type(content).__name__}, not text or a list of parts")
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
     if not all(isinstance(part, str) for part in parts):
         kinds = sorted({str(part.get("type")) for part in content if isinstance(part, Mapping)} - {"text"})
         raise DataError(
             f"{where} holds content that is not text ({', '.join(kinds) or 'no type'}); flab reads only text"
         )
     return "".join(map(str, parts))
-
-
-def _list(content: Any, where: str) -> list[Any]:
-    if not isinstance(content, list):
-        raise DataError(f"{where} holds content that is {type(content).__name__}, not text or a list of parts")
-    return content
 
 
 def spoken(message: Mapping[str, Any]) -> str:

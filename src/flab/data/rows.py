@@ -131,9 +131,12 @@ def _json_rows(path: Path, text: str) -> Rows:
         value = None  # it spans lines
     if isinstance(value, dict):
         _refuse_container(path, value, rest=text.split("\n", first)[first:])
-        return _line_rows(path, text)
+        # Only a line feed ends a line, and blank lines are not rows.
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+        return (_object(_parsed(line, path, number), f"{path}:{number}") for number, line in lines)
     if text.lstrip().startswith("["):
-        return _array_rows(path, _parsed(text, path))
+        values = enumerate(_parsed(text, path), start=1)
+        return (_object(value, f"{path}:item {number}") for number, value in values)
     return _object_rows(path, text)
 
 
@@ -149,18 +152,6 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
         raise DataError(
             f"{path}:{line or 1}: not JSON (nested too deeply, or a number too long); each line must be one object"
         ) from None
-
-
-def _line_rows(path: Path, text: str) -> Rows:
-    """Return rows of JSON lines; only a line feed ends a line, and blank lines are not rows."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _object(_parsed(line, path, number), f"{path}:{number}")
-
-
-def _array_rows(path: Path, values: list[Any]) -> Rows:
-    for number, value in enumerate(values, start=1):
-        yield _object(value, f"{path}:item {number}")
 
 
 def _object_rows(path: Path, text: str) -> Rows:
@@ -250,17 +241,12 @@ def _table_records(path: Path, reader: Any, kind: str) -> Rows:
             continue
         if header is None:
             header = [name.strip() for name in record]
-            _check_header(header, where)
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise DataError(f"{where}: the header names {', '.join(twice)} twice; each column needs its own name")
         elif len(record) != len(header):
             raise DataError(f"{where}: {len(record)} fields, the header has {len(header)}; quote fields with commas")
         else:
             yield where, {name: value or None for name, value in zip(header, record, strict=True)}
-
-
-def _check_header(header: list[str], where: str) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{where}: the header names {', '.join(twice)} twice; each column needs its own name")
 
 
 def _parquet_rows(path: Path, data: bytes) -> Rows:

@@ -2,9 +2,7 @@
 
 Convention: each text is encoded by itself (with the special tokens its tokenizer adds), no end token is
 added, and the bits of all its tokens but the first are summed, because nothing precedes the first. The sum
-over all texts is divided by the UTF-8 bytes of all texts. With ``start_id`` that token is put before each
-text, and every token of the text counts. The number is then a full code length, which covers the same bytes
-in every tokenization.
+over all texts is divided by the UTF-8 bytes of all texts.
 
 Long texts are read in windows of ``window`` tokens that overlap by half: the first window counts all it
 predicts, a later one only its second half, so that each token is predicted once, and with at least ``window
@@ -72,7 +70,6 @@ def bits_per_byte(
     texts: Sequence[str],
     window: int = 512,
     batch_size: int = 8,
-    start_id: int | None = None,
 ) -> float:
     """Return -log2 p of the texts per UTF-8 byte, by the convention in the module's docstring."""
     import torch
@@ -80,8 +77,7 @@ def bits_per_byte(
     check_window(model, window)
     num_bytes = sum(len(text.encode()) for text in texts)
     tokenizer = untruncated(tokenizer)
-    start = [] if start_id is None else [start_id]
-    windows = [w for text in texts for w in split_windows(start + list(tokenizer.encode(text).ids), window)]
+    windows = [w for text in texts for w in split_windows(list(tokenizer.encode(text).ids), window)]
     if not windows or not num_bytes:
         raise DataError("nothing to predict: the texts are empty or hold a single token; give longer texts")
     # Longest first: batches hold windows of like length, and the largest memory is needed at once and not at

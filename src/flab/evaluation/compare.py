@@ -53,7 +53,14 @@ def compare_runs(run_a: PathLike, run_b: PathLike, margin_points: float = 100 * 
     return {
         "a": {"run": str(run_a), "identity": a["identity"], "fingerprint": a["fingerprint"]},
         "b": {"run": str(run_b), "identity": b["identity"], "fingerprint": b["fingerprint"]},
-        "differences": differences(a, b) + [d for pair in shared for d in _prompt_differences(*pair)],
+        "differences": [
+            *differences(a, b),
+            *(
+                {"field": f"prompts of {one['name']}", "a": one["prompts_sha256"][:12], "b": two["prompts_sha256"][:12]}
+                for one, two in shared
+                if one["prompts_sha256"] != two["prompts_sha256"]
+            ),
+        ],
         "tasks": [compare_task(*pair, margin) for pair in shared],
         "pooled": pool(shared, margin),
         "only_in_a": _names_without(a, [pair[0]["name"] for pair in shared]),
@@ -87,12 +94,6 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, An
         names = MUST_AGREE.get(part) or dict.fromkeys([*old, *new])
         pairs += [(f"{part}.{name}", old.get(name), new.get(name)) for name in names]
     return [{"field": name, "a": one, "b": two} for name, one, two in pairs if one != two]
-
-
-def _prompt_differences(a: Task, b: Task) -> list[dict[str, Any]]:
-    one = a["prompts_sha256"]
-    two = b["prompts_sha256"]
-    return [] if one == two else [{"field": f"prompts of {a['name']}", "a": one[:12], "b": two[:12]}]
 
 
 def compare_task(a: Task, b: Task, margin: float = MARGIN) -> dict[str, Any]:
@@ -184,13 +185,12 @@ def _bleu_counts(rows: Rows) -> list[list[float]]:
     return [[sum(column) / len(samples) for column in zip(*samples, strict=True)] for samples in found.values()]
 
 
-def _compare_output(a: Task, b: Task) -> dict[str, Any]:
-    """Return the same figures for each of the two comparisons."""
-    return {name: compare_passes(a["rows"], b["rows"], name) for name in ("em_paper", "em_literal")}
-
-
 BLEU = ("bleu_paper", "bleu_default")
-KINDS: dict[str, Callable[[Task, Task], dict[str, Any]]] = {"cot": _compare_cot, "output": _compare_output}
+# The figures that a kind adds; for predicted outputs the same ones of each of the two comparisons.
+KINDS: dict[str, Callable[[Task, Task], dict[str, Any]]] = {
+    "cot": _compare_cot,
+    "output": lambda a, b: {n: compare_passes(a["rows"], b["rows"], n) for n in ("em_paper", "em_literal")},
+}
 
 
 def _names_without(run: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -84,10 +84,7 @@ def _word(low: float, high: float, margin: float) -> Word:
 def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
     """Return the 95 % score interval of the difference of two paired proportions, second minus first.
 
-    Args:
-        only_a: problems that only the first model passed.
-        only_b: problems that only the second passed.
-        total: all problems.
+    ``only_a`` and ``only_b`` of the ``total`` problems were passed by the first model alone and by the second alone.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm

@@ -53,7 +53,7 @@ def asked(
     files += fitted_to(files[0])
     # Everything that can change an answer or its score, including the versions of the libraries.
     question = {"settings": asdict(settings), "options": asdict(options), "gpu": GPU.exists(), **more}
-    made_by = [__version__, *(_version(name) for name in MAKERS)]
+    made_by = [__version__, *(installed(name) for name in MAKERS)]
     content = [question, made_by, [_stamps(file) for file in files], [str(task) for task in tasks]]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -72,7 +72,8 @@ def fitted_to(model: Path) -> list[Path]:
     return [path for path in found if path.exists()]
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Return the version of a library, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from flab.errors import OptionError
 from flab.evaluation.code import gold_ceiling, score_code
 from flab.evaluation.cot import score_cot
+from flab.evaluation.finished import installed
 from flab.evaluation.output import score_output
 from flab.evaluation.prompts import Render, answer_for, requests_for
 from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json
@@ -167,13 +167,9 @@ def prompts_digest(wanted: Wanted) -> str:
 
 def versions(generator: str) -> dict[str, str]:
     """Return the versions of the libraries that make the texts."""
-    found = {"flab": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", *(["vllm"] if generator == "vllm" else [])):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    makers = ("torch", "transformers", "tokenizers", *(["vllm"] if generator == "vllm" else []))
+    found = {name: made for name in makers if (made := installed(name)) is not None}
+    return {"flab": __version__, "python": platform.python_version()} | found
 
 
 def _generate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from flab.evaluation.metrics import bootstrap_mean, wilson_interval
@@ -26,10 +26,6 @@ class Score:
     def passed(self) -> list[bool]:
         """Pass or fail of each item's first sample, for paired comparisons."""
         return [bool(row["passed"]) for row in self.rows if row["sample"] == 0]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for ``json.dump``."""
-        return asdict(self)
 
 
 def row_for(task_id: str, sample: int, made: Generation, passed: bool, outcome: str, **more: Any) -> dict[str, Any]:

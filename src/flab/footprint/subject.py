@@ -6,9 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from flab import errors
@@ -22,14 +21,14 @@ class OutOfMemoryError(FlabError):
     """The model, or this many answers at once, do not fit into memory."""
 
 
+@dataclass
 class Subject:
     """A model in its own process, which ends with the context."""
 
-    def __init__(self, name: str, folder: Path, settings: Measuring, options: Options) -> None:
-        self.name = name
-        self.folder = folder
-        self.settings = settings
-        self.options = options
+    name: str
+    folder: Path
+    settings: Measuring
+    options: Options
 
     def __enter__(self) -> Self:
         # Answers come through a separate pipe, because libraries print to stdout.
@@ -61,9 +60,7 @@ class Subject:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def _end(self) -> None:

@@ -26,19 +26,12 @@ PROBE = "flab-probe"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A model's chat template. Calling it returns the prompt of the assistant's answer.
+    """A model's chat template. Calling it returns the prompt of the assistant's answer."""
 
-    Attributes:
-        folder: the model's, for messages.
-        template: jinja source.
-        named: special tokens by the names that templates use.
-        start: what the tokenizer puts before every text by itself.
-    """
-
-    folder: Path
-    template: str
-    named: Mapping[str, str] = field(default_factory=dict)
-    start: str = ""
+    folder: Path  # the model's, for messages
+    template: str  # jinja source
+    named: Mapping[str, str] = field(default_factory=dict)  # special tokens by the names that templates use
+    start: str = ""  # what the tokenizer puts before every text by itself
 
     def __call__(self, messages: Sequence[Mapping[str, Any]], thinking: bool = False) -> str:
         # The tokenizer puts its start token before the text again, so the template's own is taken off.

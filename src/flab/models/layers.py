@@ -187,8 +187,7 @@ class LayerRunner:
     def widen(self, dtype: torch.dtype | None = None) -> None:
         """Convert all parameters to one precision for good, so that the model can be called as a whole.
 
-        Args:
-            dtype: by default the computing precision, which in mixed precision is that of the layers.
+        By default it is the computing precision, which in mixed precision is that of the layers.
         """
         if dtype is None:
             dtype = attention_out(self.layers[0], self.family).weight.dtype if self.mixed else self.dtype

@@ -82,8 +82,7 @@ def same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> 
 def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[str]) -> dict[str, Any]:
     """Load the folder with another interpreter's transformers, by the script :mod:`flab.models.oldest`.
 
-    Returns:
-        What the script prints: ``version``, ``logits``, ``tokens`` and ``lost``, or ``error`` alone.
+    Returns what the script prints: ``version``, ``logits``, ``tokens`` and ``lost``, or ``error`` alone.
     """
     # ``-I``: the other interpreter must not see this one's PYTHONPATH, or it would import the transformers that
     # runs here.

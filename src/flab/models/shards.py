@@ -32,11 +32,7 @@ def layout(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors that will be stored of a model: meta tensors in its own order, by their names in its files.
 
-    Args:
-        model: the model, whose layers may still change.
-        family: the family of the model.
-        dtype: the dtype of all stored tensors; by default they keep theirs.
-        layers: the layers as they will be; by default as they are.
+    The tensors get ``dtype``, by default their own. ``layers`` are those that the model will have, by default its own.
     """
     inside: dict[str, torch.Tensor] = {}
     for place, layer in enumerate(layers_of(model, family) if layers is None else layers):
@@ -61,11 +57,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, layout: Mapping[str, torch.Tensor]) -> None:
-        """Create the files at their full size.
-
-        Args:
-            folder: an existing folder.
-            layout: meta tensors of the final shapes and dtypes, by name, in the model's order.
+        """Create the files at their full size. ``layout`` has the final shapes and dtypes, in the model's order.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written.
@@ -135,11 +127,7 @@ class ShardWriter:
     def take(self, model: Any, prefix: str, layer: nn.Module, device: torch.device) -> None:
         """Write all tensors of a finished layer and free its memory. It can be read again from the files.
 
-        Args:
-            model: the model that the layer belongs to.
-            prefix: the name of the layer in it.
-            layer: the layer, with its final weights.
-            device: the device that runs the layer.
+        ``prefix`` is the name of the layer in the model, ``device`` the device that runs it.
         """
         for name, tensor in layer.state_dict().items():
             self._write_pieces(model, f"{prefix}.{name}", tensor)

@@ -134,16 +134,11 @@ def check_sidecars(source: Path) -> list[str]:
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         read_if_there(source / name)
     for template in (source / "chat_template.jinja", *source.glob("additional_chat_templates/*.jinja")):
-        if template.is_file():
-            _check_text(template)
+        try:
+            _ = read_regular(template).decode("utf-8") if template.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{template} is not UTF-8 text that can be read ({error}). Fetch it again.") from None
     return warnings
-
-
-def _check_text(file: Path) -> None:
-    try:
-        read_regular(file).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not UTF-8 text that can be read ({error}). Fetch it again.") from None
 
 
 def check_links(source: Path) -> list[str]:

@@ -252,10 +252,7 @@ def _renumber_processor(data: Any, new_of: Mapping[int, int]) -> Any:
 def new_tokenizer(tokenizer: Tokenizer, rows: int, kept: list[int]) -> tuple[Tokenizer, dict[str, Any] | None]:
     """Return the tokenizer of the kept tokens and its JSON, or the same tokenizer and None if all ``rows`` are kept.
 
-    Args:
-        tokenizer: the original's tokenizer.
-        rows: the number of rows of the original's embedding.
-        kept: new id -> old id.
+    ``rows`` are those of the original's embedding; ``kept`` maps each new id to the old one.
 
     Raises:
         CheckpointError: the tokenizers library numbers a token differently from the plan.

@@ -37,13 +37,8 @@ class Unread(torch.Tensor):
 def load_without(folder: ModelFolder, part: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Load a model as transformers does, but leave the part at this path on the meta device.
 
-    Args:
-        folder: of the model.
-        part: its path in the model, and so the beginning of the names of its tensors.
-        given: the arguments of ``from_pretrained``, the config among them.
-
-    Returns:
-        What ``from_pretrained`` does: the model, and which keys are missing or wrong.
+    ``given`` are the arguments of ``from_pretrained``, the config among them, and what is returned is what that returns: the
+    model, and which keys are missing or wrong.
     """
     # transformers takes either a folder or tensors, and tensors only in the class of the model itself.
     with torch.device("meta"):
@@ -83,11 +78,7 @@ class Piece:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the piece of a whole parameter, as a view if the parameter is contiguous."""
-        return _as_rows(tensor)[self.rows].view(self.shape)
-
-
-def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(prod(tensor.shape[:-1]), -1)
+        return tensor.reshape(prod(tensor.shape[:-1]), -1)[self.rows].view(self.shape)
 
 
 def pieces_of(model: Any, name: str, shape: tuple[int, ...]) -> list[Piece]:
@@ -196,12 +187,8 @@ def leave_in_files(
 ) -> None:
     """Take the parameters of a part of the model out of memory; those that no file holds stay.
 
-    Args:
-        model: knows how its parameters are stored.
-        part: the model's list of layers, or a part of it.
-        prefix: the name of ``part`` in the model.
-        stored: what the files hold, by name.
-        device: the device that works with them.
+    ``part`` is the model's list of layers, or a part of it, and is called ``prefix`` in the model. ``stored`` is what the
+    files hold, by name, and ``device`` works with it.
     """
     for name, module in part.named_modules(prefix=prefix):
         for key, parameter in list(module.named_parameters(recurse=False)):

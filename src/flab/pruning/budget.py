@@ -159,20 +159,17 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
     return splits
 
 
-def _inside(shape: Shape, width: int) -> str:
-    return f"{width // shape.block} experts" if shape.experts else f"width {width}"
-
-
 def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
     layers = pins.layers or shape.fewest_layers
     width = pins.width or pins.width_multiple or shape.narrowest()
     # The smallest model that the pins and the covered text allow: one layer with one step of neurons.
     smallest = shape.parameters(vocabulary, layers, width)
     reachable = max(0.0, 1 - smallest / shape.total)
+    inside = f"{width // shape.block} experts" if shape.experts else f"width {width}"
     floor = (
         f"{vocabulary} tokens{' (pinned)' if pins.vocabulary else ' (covered text and special tokens)'}, "
         f"{layers} layer{'s' * (layers > 1)}{' (pinned)' if pins.layers else ''}, "
-        f"{_inside(shape, width)}{' (pinned)' if pins.width else ''}"
+        f"{inside}{' (pinned)' if pins.width else ''}"
     )
     return (
         f"`remove` {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "

@@ -138,8 +138,6 @@ def windows_of(
     """Return the samples as token windows. An answer starts where the prompt's text ends, and it ends with ``eos``.
 
     Args:
-        samples: the texts.
-        tokenizer: the tokenizer that splits them.
         max_length: tokens of the longest window, including the prefix.
         eos: the id that ends an answer, or None.
         prefix: ids that every window begins with, such as BOS.

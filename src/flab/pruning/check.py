@@ -34,7 +34,6 @@ def check(
     """Return the verdict ``{ok, checks, loads_in}`` on a folder, reached in a fresh Python process.
 
     Args:
-        path: the folder.
         against: the original model. With it (and the folder's plan.json) the kept rows and untouched tensors are compared
             bit for bit.
         oldest: the Python of an environment with the oldest supported transformers (4.57), whose logits are compared with

@@ -40,8 +40,6 @@ from flab.pruning.refit.resume import keep_layers, kept_layers, whole_layers
 from flab.pruning.sibling import adopted, check_sibling, check_sizes
 from flab.pruning.surgeon import carve, layers_after, put_in, slice_layers
 
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
-
 
 def plan(
     model: PathLike, recipe: Recipe | None = None, options: Options | None = None, out: PathLike | None = None
@@ -112,7 +110,7 @@ def _apply(
     """Carry a plan out. With the files of its refitted ``layers`` nothing is fitted again, and no text is read."""
     source = ModelFolder.open(model)
     check_folder(out, options.overwrite, [source.path, *inputs, *inputs_of_plan(plan)])
-    check_space(out, plan.parameters_after * SIZES[plan.model["stored_dtype"]])
+    check_space(out, plan.parameters_after * torch_dtypes[plan.model["stored_dtype"]].itemsize)
     replayed = is_replayed(plan, source, sibling)
     if replayed or plan.refit.kind == "none":
         layers = None

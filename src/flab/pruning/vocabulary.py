@@ -57,20 +57,13 @@ class Tokenized(Protocol):
     def named_ids(self) -> set[int]: ...
 
 
+@dataclass
 class Needs:
     """The tokens that texts need; computed once for all budgets, when first asked for."""
 
-    def __init__(self, source: Tokenized, recipe: Recipe, found: Counts) -> None:
-        """Remember what to read.
-
-        Args:
-            source: the model, whose files name tokens that must stay.
-            recipe: how tokens are counted, and whether their pieces stay. Its budget is not used.
-            found: how often each token occurs.
-        """
-        self.source = source
-        self.recipe = recipe
-        self.found = found
+    source: Tokenized  # the model, whose files name tokens that must stay
+    recipe: Recipe  # how tokens are counted, and whether their pieces stay; its budget is not used
+    found: Counts  # how often each token occurs
 
     @cached_property
     def model(self) -> TokenizerModel:

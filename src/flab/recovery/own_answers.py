@@ -38,16 +38,13 @@ def ask(
 
     ``facts`` identify the model; together with the settings they decide which stored answers are read.
     """
-    with Store(file, fingerprint({**facts, "making": _answering(making)}), shard) as store:
+    # These settings decide the answers; strategies share them.
+    names = ("temperature", "top_p", "max_new_tokens", "batch_size", "seed")
+    settings = {name: getattr(making, name) for name in names}
+    with Store(file, fingerprint({**facts, "making": settings}), shard) as store:
         own = answer(store, generator, shard.part(asked) if shard is not None else asked, making, sandbox, tries)
         there = sum(store.get(*_key(one, GREEDY)) is not None for one in asked)
         return own, {"shard": str(shard), "file": str(store.path), "generated": there, "wanted": len(asked)}
-
-
-def _answering(making: Making) -> dict[str, Any]:
-    """Return the settings that decide the answers; strategies share them."""
-    names = ("temperature", "top_p", "max_new_tokens", "batch_size", "seed")
-    return {name: getattr(making, name) for name in names}
 
 
 def answer(
@@ -62,7 +59,13 @@ def answer(
     own: dict[str, list[Answer]] = defaultdict(list)
     waiting = list(asked)
     for sample in range(1 + tries):
-        wanted = [(_key(one, sample), _request(one, sample, making)) for one in waiting]
+        wanted = [
+            (
+                _key(one, sample),
+                Request(one.prompt, one.stop, sample_seed(making.seed, TASK, one.task_id, sample)),
+            )
+            for one in waiting
+        ]
         if not wanted:
             break
         fill(store, generator, wanted, making.decoding(sample))
@@ -79,10 +82,6 @@ def _key(one: Instruction, sample: int) -> Key:
     """Return the key of an answer: it names the prompt and its stop strings, so a row that changes is asked again."""
     digest = hashlib.sha256("\0".join((one.prompt, *one.stop)).encode("utf-8", "surrogatepass")).hexdigest()
     return TASK, f"{one.task_id}-{digest[:12]}", sample
-
-
-def _request(one: Instruction, sample: int, making: Making) -> Request:
-    return Request(one.prompt, one.stop, sample_seed(making.seed, TASK, one.task_id, sample))
 
 
 def own_words(made: Generation | None) -> str:

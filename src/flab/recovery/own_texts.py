@@ -53,7 +53,9 @@ def write_texts(
         mine = list(shard.part(starts)) if shard is not None else starts
         texts = _complete(store, generator, TEXTS, [(at, opening) for at, (_, opening) in mine], making)
         chats = [(at, text) for (at, (is_chat, _)), text in zip(mine, texts, strict=True) if is_chat and text.strip()]
-        questions = {at: (render or _no_template)([{"role": "user", "content": text.strip()}]) for at, text in chats}
+        assert render is not None or not chats, "chats were read, so there is a template"
+        asked_again = {at: [{"role": "user", "content": text.strip()}] for at, text in chats}
+        questions = {at: render(messages) for at, messages in asked_again.items() if render is not None}
         answers = dict(
             zip(questions, _complete(store, generator, ANSWERS, list(questions.items()), making), strict=True)
         )
@@ -65,10 +67,6 @@ def write_texts(
         if at in questions or not is_chat
     ]
     return [_row(at, prompt, text) for at, (prompt, text) in enumerate(pairs) if text.strip()]
-
-
-def _no_template(messages: Sequence[Mapping[str, str]]) -> str:
-    raise AssertionError("chats were read, so there is a template")
 
 
 def openings(asked: Sequence[Instruction], count: int, seed: int) -> list[tuple[bool, str]]:

@@ -262,7 +262,8 @@ def _train(trainer: RecoveryTrainer, bench: Bench, steps: int) -> None:
         kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
         raise TrainingError(f"{reason[0]}: {kept}. {reason[1]}") from None
     finally:
-        trainer.stop_bar()
+        if trainer.bar is not None:
+            trainer.bar.close()
 
 
 def _reason(error: Exception, bench: Bench) -> tuple[str, str] | None:
@@ -323,7 +324,8 @@ def _terms(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _stock_model(trainer: RecoveryTrainer, bench: Bench, options: Options) -> Any:
     """Return the trained model without adapters, wrappers and our loss; None in all processes but the first."""
-    whole = trainer.whole_state() if trainer.is_sharded else None
+    # All processes must call this; the first one gets the whole state of a sharded model.
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_sharded else None
     if not trainer.is_world_process_zero():
         return None
     model = bench.student.model

@@ -139,11 +139,6 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         """Whether no process holds the whole model."""
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
-    def whole_state(self) -> dict[str, torch.Tensor]:
-        """Gather the state of a sharded model. All processes must call this; the first one gets the whole state."""
-        state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-        return state
-
     def plan_steps(self, training: Training, steps: int, spent: float, resumed: bool) -> None:
         """Set the number of steps, when to validate and save, and the time limit. ``spent`` are seconds of earlier starts."""
         args = self.args
@@ -181,11 +176,6 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         best = Path(str(self.state.best_model_checkpoint)).name
         self.state.best_model_checkpoint = str(checkpoint.parent / best)
         self._load_best_model()
-
-    def stop_bar(self) -> None:
-        """Remove the progress bar, however training ended."""
-        if self.bar is not None:
-            self.bar.close()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log means over tokens instead of means over batches."""

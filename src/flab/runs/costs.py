@@ -89,7 +89,10 @@ def planned(facts: ModelFacts, recipe: Recipe) -> Planned:
     vocabulary = pins.vocabulary or needs_of(facts, texts, recipe).size(shape, recipe.remove, pins)
     splits = feasible_splits(shape, recipe.remove, vocabulary, pins)
     assert recipe.tokens is not None
-    return Planned(recipe, splits, _tokens(facts, texts, recipe), _problems(texts.task, recipe), _text_bytes(texts))
+    # All texts are tokenised once to count tokens, and those of the task once more to fill the windows.
+    tokenised = [*texts.task_texts(), *texts.general_texts(), *(sample.text for sample in texts.task)]
+    problems = _problems(texts.task, recipe)
+    return Planned(recipe, splits, _tokens(facts, texts, recipe), problems, sum(map(len, tokenised)))
 
 
 def needs_of(facts: ModelFacts, texts: Texts, recipe: Recipe) -> Needs:
@@ -110,13 +113,6 @@ def _tokens(facts: ModelFacts, texts: Texts, recipe: Recipe) -> int:
 def _problems(samples: Sequence[Sample], recipe: Recipe) -> int:
     """Return the number of problems with tests that are not used for fitting. About one window in five only compares."""
     return min(recipe.judge_problems, sum(bool(s.test and s.entry_point) for s in samples) // 5)
-
-
-def _text_bytes(texts: Texts) -> int:
-    """Return the characters that are tokenised: all once to count tokens, and some once more to fill the windows."""
-    return (
-        sum(map(len, texts.task_texts())) + sum(map(len, texts.general_texts())) + sum(len(s.text) for s in texts.task)
-    )
 
 
 def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:

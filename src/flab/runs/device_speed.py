@@ -47,8 +47,6 @@ def measure_speed(
     """Return the amount of each kind of work per second.
 
     Args:
-        config: the model's transformers config.
-        shape: its sizes.
         precision: "float32", "bfloat16", "float16" or "mixed".
         device: a torch device, or "balanced", of which the first device is timed.
         folder: the folder that will hold the output; its disk is timed.

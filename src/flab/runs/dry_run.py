@@ -7,7 +7,7 @@ Nothing is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def _speed(facts: ModelFacts, precision: str, options: Options, out: PathLike, b
 def _report(stages: Sequence[Stage], speed: Speed, assumed: dict[str, Any]) -> dict[str, Any]:
     """Return the estimate in the form that the commands print."""
     return {
-        "stages": [one.to_json() for one in stages],
+        "stages": [asdict(one) for one in stages],
         "seconds": sum(one.seconds for one in stages),
         "memory_bytes": max(one.memory_bytes for one in stages),
         "disk_bytes": sum(one.disk_bytes for one in stages),

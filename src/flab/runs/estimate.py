@@ -12,9 +12,8 @@ V tokens of the vocabulary. A prime marks the sizes of the cut model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from flab.models.options import Options
 from flab.models.shape import Shape
@@ -73,10 +72,6 @@ class Stage:
     disk_bytes: int = 0
     at_most: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields."""
-        return asdict(self)
-
 
 def work(**amounts: float) -> Work:
     """Return a :data:`Work` from the amount of each kind."""
@@ -93,14 +88,6 @@ def times(amounts: Work, factor: float) -> Work:
     return Counter({kind: amount * factor for kind, amount in amounts.items()})
 
 
-def total(parts: Iterable[Work]) -> Work:
-    """Return the sum of all the work."""
-    found = Work()
-    for part in parts:
-        found.update(part)
-    return found
-
-
 def split_tokens(tokens: int) -> tuple[int, int]:
     """Return the number of tokens to fit on and the number to compare on."""
     compared = tokens // COMPARE_EVERY
@@ -114,11 +101,6 @@ def layer_share(shape: Shape, width: float) -> float:
     """Return the cost of a layer of this width, relative to an uncut one."""
     whole = shape.products_per_layer + shape.passed * shape.products_per_neuron
     return (shape.products_per_layer + min(width, shape.passed) * shape.products_per_neuron) / whole
-
-
-def ffn_share(shape: Shape) -> float:
-    """Return the FFN's part of an uncut layer's products."""
-    return layer_share(shape, shape.width) - layer_share(shape, 0)
 
 
 def walk_work(
@@ -154,12 +136,13 @@ def walk_work(
         each.append(newton_work(shape.hidden, cut.width, neurons, fit))
     if steps.layer:
         each.append(reconstruction_work(shape.products_per_layer + neurons, fit))
-    return total([*parts, times(total(each), kept)])
+    return sum(parts, times(sum(each, Work()), kept))
 
 
 def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
     """Return the work for the features, Gram and cross matrices of one FFN, with ``targets`` x D fitted outputs."""
-    features = work(layer=fit * ffn_share(shape))
+    # The FFN's part of an uncut layer's products.
+    features = work(layer=fit * (layer_share(shape, shape.width) - layer_share(shape, 0)))
     passes = shape.passed // shape.fitted  # experts of one token
     return features + gram_work(shape.fitted, targets * shape.hidden, fit * passes)
 

@@ -29,11 +29,8 @@ BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 def info(model: PathLike, options: Options | None = None, calibration: PathLike | None = None) -> dict[str, Any]:
     """Return a model's facts, the size of each part, the budgets that can be reached, and the memory of the commands.
 
-    Args:
-        model: the model's folder.
-        options: how to open it.
-        calibration: the text to prune for. Each budget then keeps the tokens that the text needs. Without a text, the
-            vocabulary shrinks by the same share as the whole model, which is the most that planning keeps.
+    With a ``calibration`` text each budget keeps the tokens that it needs. Without one, the vocabulary shrinks by the same
+    share as the whole model, which is the most that planning keeps.
 
     Raises:
         CheckpointError, UnsupportedModelError: as when the model is loaded.
@@ -64,9 +61,16 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
         "parts": parts_of(facts),
         "tokenizer": tokenizer_facts(facts),
         "budgets": [reachable(facts.shape, remove, needs) for remove in BUDGETS],
-        "most_removable": most_removable(shape),
+        # One layer of the smallest width and the fewest tokens would be left.
+        "most_removable": 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total,
         "loads_in": _loads_in(facts),
-        "memory": memory_needed(facts, options),
+        # The peak bytes of each command by formula, with default settings and without the program itself.
+        "memory": {
+            "weights": facts.weights_bytes,
+            "plan": plan_memory(facts, options),
+            "eval": eval_memory(facts, options),
+            "recover": recover_memory(facts),
+        },
         "warnings": facts.warnings,
     }
 
@@ -127,22 +131,7 @@ def reachable(shape: Shape, remove: float, needs: Needs | None = None) -> dict[s
     }
 
 
-def most_removable(shape: Shape) -> float:
-    """Return the largest removable fraction. It leaves one layer of the smallest width and the fewest tokens."""
-    return 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total
-
-
 def _loads_in(facts: ModelFacts) -> dict[str, Any]:
     found = loads_in(facts.config, True, facts.warnings, renumbered=False, stored=headers(facts.path))
     found["transformers"]["how"] = "AutoModelForCausalLM.from_pretrained, by its config; not loaded here"
     return found
-
-
-def memory_needed(facts: ModelFacts, options: Options) -> dict[str, int]:
-    """Return the peak bytes of each command by formula, with default settings and without the program itself."""
-    return {
-        "weights": facts.weights_bytes,
-        "plan": plan_memory(facts, options),
-        "eval": eval_memory(facts, options),
-        "recover": recover_memory(facts),
-    }

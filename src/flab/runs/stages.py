@@ -62,7 +62,9 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     check_inputs(recipe)
     model = resolve(recipe.model)
     check_place(folder, [model, *recipe.inputs])
-    check_lengths(recipe, model)
+    if recipe.measure is not None:
+        config = read_config(model, recipe.options.trust_remote_code)
+        check_context(config, recipe.measure.prompt_tokens + recipe.measure.new_tokens)
     run.save()
     models = {"original": model, "pruned": folder / "pruned"}
     run_prune(run, model)
@@ -90,13 +92,6 @@ def run_recipe(recipe: RecipeFile, folder: Path) -> dict[str, Any]:
     write_json(folder / SUMMARY, summary)
     make_report(folder)
     return summary
-
-
-def check_lengths(recipe: RecipeFile, model: Path) -> None:
-    """Raise OptionError if the answers that are timed do not fit the model."""
-    if recipe.measure is not None:
-        config = read_config(model, recipe.options.trust_remote_code)
-        check_context(config, recipe.measure.prompt_tokens + recipe.measure.new_tokens)
 
 
 def run_prune(run: Run, model: Path) -> None:

@@ -182,10 +182,6 @@ def _candidates() -> list[Path]:
     return found
 
 
-def _limit_file(folder: Path) -> Path | None:
-    return next((folder / name for name in LIMIT_FILES.values() if (folder / name).exists()), None)
-
-
 def _make(home: Path, memory_bytes: int) -> Path | None:
     """Create one group with a memory limit. Return None if the system does not allow it."""
     path = home / f"flab-{os.getpid()}-{secrets.token_hex(6)}"
@@ -194,7 +190,7 @@ def _make(home: Path, memory_bytes: int) -> Path | None:
     except OSError:
         return None
     try:
-        limit = _limit_file(path)
+        limit = next((path / name for name in LIMIT_FILES.values() if (path / name).exists()), None)
         if limit is None or not os.access(path / "cgroup.procs", os.W_OK) or not _may_move(path):
             raise OSError("no memory controller here")
         # This limit covers all processes of the run and their files in /tmp together. RLIMIT_AS bounds each process

@@ -238,8 +238,9 @@ def run_tests(
         raise SyntaxError(f"the tests are not Python: {tests['problem']}")
     candidate = forms.find_candidate(names, tests["entry_point"])
     lies.mocks = "mock" in tests["source"]
-    # The compiled tests contain marks for the builtins and helpers that they use. Here the real objects replace the marks.
-    code = with_helpers(tests["code"], {**pristine.real_builtins(), **lies.helpers, "module": borrow})
+    # The compiled tests contain marks for the builtins and helpers that they use. Here the real objects replace the marks. The
+    # builtins are the originals, because they have been restored by now.
+    code = with_helpers(tests["code"], {**vars(pristine.builtins), **lies.helpers, "module": borrow})
     form = tests["form"]
     if form["guarded"]:
         names["__name__"] = "__main__"

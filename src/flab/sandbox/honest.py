@@ -189,8 +189,9 @@ class Honest:
         for one, other in ((a, b), (b, a)):
             if equal and self._own(type(one), ("__eq__", "__ne__")):
                 self._equals_changed(one, other, truth)
-            if self._own(type(one), ("__lt__", "__gt__", "__le__", "__ge__")):
-                self._on_both_sides(one, other, truth)
+            ordered = self._own(type(one), ("__lt__", "__gt__", "__le__", "__ge__"))
+            if ordered and _says(operator.lt, one, other, truth) and _says(operator.gt, one, other, truth):
+                self.on_lie("an object of the program is both smaller and greater")
 
     def _equals_changed(self, one: Any, other: Any, truth: Truth) -> None:
         """Report an object that equals both the data and all changed copies of it."""
@@ -201,10 +202,6 @@ class Honest:
         decoys = decoys_of(other)
         if decoys and all(_says(operator.eq, one, decoy, truth) for decoy in (other, *decoys)):
             self.on_lie(f"an object of the program equals every {type(other).__name__}")
-
-    def _on_both_sides(self, one: Any, other: Any, truth: Truth) -> None:
-        if _says(operator.lt, one, other, truth) and _says(operator.gt, one, other, truth):
-            self.on_lie("an object of the program is both smaller and greater")
 
     def _look(self, value: Any, truth: Truth = bool) -> None:
         """Examine every object of the program that a value contains."""
@@ -254,12 +251,10 @@ class Honest:
             if method is not None or name in type.__dict__["__dict__"].__get__(base):
                 code = getattr(method, "__code__", None)
                 if code is not None:
-                    return not self.trusted(code.co_filename) or self._gives_liars(code.co_filename)
+                    gives_liars = not self.mocks and any(part in code.co_filename for part in GIVES_LIARS)
+                    return not self.trusted(code.co_filename) or gives_liars
                 return bool(base.__flags__ & HEAP_TYPE) and type(method).__name__ not in SLOTS
         return False
-
-    def _gives_liars(self, name: str) -> bool:
-        return not self.mocks and any(part in name for part in GIVES_LIARS)
 
 
 SLOTS = ("wrapper_descriptor", "method_descriptor", "NoneType", "builtin_function_or_method")

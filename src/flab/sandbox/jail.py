@@ -131,12 +131,7 @@ def _lend(name: str, place: str) -> str:
 PRIVILEGES = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
 # unshare leaves the loopback interface of the empty network down. The harness needs net_admin to start it and then drops
 # net_admin too.
-LOOPBACK = [
-    "--bounding-set=-all,+net_admin",
-    "--inh-caps=-all,+net_admin",
-    "--ambient-caps=-all,+net_admin",
-    "--no-new-privs",
-]
+LOOPBACK = [f"{word},+net_admin" if word.endswith("-all") else word for word in PRIVILEGES]
 
 
 def _random_user() -> list[str]:
@@ -150,21 +145,9 @@ def _random_user() -> list[str]:
 def _by_bubblewrap(spaces: list[str], capabilities: list[str], drop: list[str], packages: Binds) -> list[str]:
     """Join bwrap, the remount of /tmp and /dev/shm, and setpriv into the command that precedes the interpreter."""
     keep = [word for name in capabilities for word in ("--cap-add", name)]
-    return [
-        *DIE_WITH_PARENT,
-        "bwrap",
-        *spaces,
-        *bubblewrap_root(packages),
-        *keep,
-        "--",
-        "sh",
-        "-c",
-        LIMIT_TMP,
-        "sh",
-        "setpriv",
-        *drop,
-        *PRIVILEGES,
-    ]
+    shell = ["sh", "-c", LIMIT_TMP, "sh"]
+    bwrap = ["bwrap", *spaces, *bubblewrap_root(packages), *keep, "--"]
+    return [*DIE_WITH_PARENT, *bwrap, *shell, "setpriv", *drop, *PRIVILEGES]
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ inside the sandbox.
 
 from __future__ import annotations
 
-import builtins
 import sys
 
 TYPE_CHECKING = False
@@ -99,8 +98,3 @@ def put(holder: Any, name: str, value: Any) -> None:
         type.__setattr__(holder, name, value)
     else:
         vars(holder)[name] = value
-
-
-def real_builtins() -> dict[str, Any]:
-    """Copy the builtins. The harness calls this after :meth:`Pristine.restore`, so the copies are the originals."""
-    return dict(vars(builtins))

@@ -9,17 +9,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LOOKING = (
-    "callable",
-    "isinstance",
-    "issubclass",
-    "signature",
-    "getdoc",
-    "getattr",
-    "hasattr",
-    "type",
-    "getfullargspec",
-)
+LOOKING = "callable isinstance issubclass signature getdoc getattr hasattr type getfullargspec".split()
 
 
 @dataclass(frozen=True)

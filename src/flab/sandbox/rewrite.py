@@ -216,8 +216,7 @@ class _Rewriter(ast.NodeTransformer):
             setattr(node, name, [self.visit(one) for one in getattr(node, name)])
         return node
 
-    def visit_TryStar(self, node: Any) -> Any:
-        return self.visit_Try(node)
+    visit_TryStar = visit_Try  # noqa: N815  ast's name
 
     def visit_With(self, node: Any) -> Any:
         catches = any(_names(one.context_expr) & CATCHING for one in node.items)
@@ -228,8 +227,7 @@ class _Rewriter(ast.NodeTransformer):
         self.caught -= catches
         return node
 
-    def visit_AsyncWith(self, node: Any) -> Any:
-        return self.visit_With(node)
+    visit_AsyncWith = visit_With  # noqa: N815  ast's name
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         self.generic_visit(node)
@@ -290,8 +288,7 @@ class _Rewriter(ast.NodeTransformer):
         self.in_assert, self.caught, self.within = outside
         return node
 
-    def visit_AsyncFunctionDef(self, node: Any) -> Any:
-        return self.visit_FunctionDef(node)
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815  ast's name
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
         node.value = self.visit(node.value) if node.value is not None else None

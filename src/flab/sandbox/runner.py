@@ -105,7 +105,8 @@ class Sandbox:
         again: list[int] = []
         stop = Stop()
         with Groups(self.memory_bytes) as groups:
-            pool = ThreadPoolExecutor(max_workers=self.workers or _num_cores())
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            pool = ThreadPoolExecutor(max_workers=self.workers or cores or 1)
             try:
                 futures = {pool.submit(self._attempt, job, cpu_seconds, groups, stop): i for i, job in enumerate(jobs)}
                 for future in track(as_completed(futures), description, total=len(futures), unit="programs"):
@@ -200,10 +201,6 @@ def probe(sandbox: Sandbox) -> str | None:
     except SandboxError as error:
         return str(error)
     return None if verdict.passed else f"self-test: {verdict.detail or verdict.outcome}"
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _judge(raw: Raw, token: str, limit_seconds: int, wall_seconds: float, overran: bool, test: str) -> Verdict:

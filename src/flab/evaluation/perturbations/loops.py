@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flab.evaluation.perturbations.programs import Program, bound_names, fresh, words_of
+from flab.evaluation.perturbations.programs import Program, fresh, words_of
+from flab.sandbox.rewrite import bound_names
 
 ENDLESS = {"count", "cycle", "repeat", "iter", "open"}
 CHANGES = {"append", "extend", "insert", "remove", "pop", "popleft", "clear", "add", "discard", "update", "sort"}

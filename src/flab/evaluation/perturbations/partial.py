@@ -6,7 +6,6 @@ Only forms whose meaning is plain from the text are exchanged, see ``loops``.
 
 from __future__ import annotations
 
-import ast
 from dataclasses import replace
 from random import Random
 
@@ -14,7 +13,6 @@ from flab.evaluation.perturbations.loops import rewrites
 from flab.evaluation.perturbations.programs import (
     Edit,
     Program,
-    bound_names,
     find_docstring,
     first_half_moved,
     fresh,
@@ -22,6 +20,7 @@ from flab.evaluation.perturbations.programs import (
     words_of,
 )
 from flab.evaluation.tasks import Problem
+from flab.sandbox.rewrite import bound_names
 
 DEAD_CODE = (
     "{name} = 0",
@@ -74,16 +73,12 @@ def _body_start(program: Program) -> tuple[int, str] | None:
     """Return the offset and indent of the first statement's line after the docstring; None for a one-line body."""
     docstring = find_docstring(program)
     after = docstring.end if docstring is not None else 0
-    starts = [program.span(one)[0] for one in program.function.body]
-    starts = [min([at, *_decorators(program, one)]) for at, one in zip(starts, program.function.body, strict=True)]
+    # A definition begins at the ``@`` of its first decorator.
+    nodes = [(one, *getattr(one, "decorator_list", [])) for one in program.function.body]
+    starts = [min(program.span(one)[0] - (one is not parts[0]) for one in parts) for parts in nodes]
     position = next((at for at in starts if at >= after), None)
     indent = program.indent_at(position) if position is not None else None
     return (position - len(indent), indent) if position is not None and indent else None
-
-
-def _decorators(program: Program, node: ast.stmt) -> list[int]:
-    """Return offsets of a definition's decorators, with their ``@``."""
-    return [program.span(one)[0] - 1 for one in getattr(node, "decorator_list", [])]
 
 
 def _inserted(program: Program, start: int, text: str) -> Problem | None:

@@ -176,14 +176,6 @@ def words_of(*texts: str | None) -> set[str]:
     return found | set(keyword.kwlist) | set(dir(builtins))
 
 
-def bound_names(tree: ast.AST) -> set[str]:
-    """Return the names that the program defines, including redefined builtins."""
-    found = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)}
-    found |= {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
-    found |= {one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.ClassDef)}
-    return found | {one.asname or one.name for one in ast.walk(tree) if isinstance(one, ast.alias)}
-
-
 def fresh(name: str, taken: set[str]) -> str:
     """Return the name, with a number if it is taken; the result is taken from then on."""
     candidates = [name, *(f"{name}_{number}" for number in range(2, 10_000))]

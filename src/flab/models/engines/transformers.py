@@ -50,7 +50,7 @@ class TransformersGenerator:
 
         if not requests:
             return []
-        context = context_of(self.model.config)
+        context = getattr(self.model.config, "max_position_embeddings", None) or None
         rows = encode_requests(self.tokenizer, requests, decoding.max_new_tokens, context)
         with torch.inference_mode(), evaluation_mode(self.model), contiguous_head_input(self.model):
             made = self._run(rows, decoding)
@@ -216,12 +216,6 @@ def input_device(model: Any) -> Any:
     hook = getattr(embedding, "_hf_hook", None)
     offloaded = embedding.weight.device.type == "meta"
     return hook.execution_device if hook is not None and offloaded else embedding.weight.device
-
-
-def context_of(config: Any) -> int | None:
-    """Return the number of positions a model has, or None if its config names none."""
-    longest = getattr(config, "max_position_embeddings", None)
-    return int(longest) if longest else None
 
 
 def model_eos_ids(model: Any) -> list[int]:

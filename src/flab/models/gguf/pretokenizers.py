@@ -77,7 +77,9 @@ def name_of(tokenizer: Any, tokenizer_json: Mapping[str, Any]) -> str | None:
 
     ``tokenizer`` is the ``tokenizers.Tokenizer`` of the ``tokenizer_json``.
     """
-    return by_rule(tokenizer_json) or by_hash(tokenizer)
+    if (name := by_rule(tokenizer_json)) is not None:
+        return name
+    return HASHES.get(hashlib.sha256(str(tokenizer.encode(CHECK_TEXT).ids).encode()).hexdigest())
 
 
 def name_in(folder: Path) -> str | None:
@@ -86,12 +88,6 @@ def name_in(folder: Path) -> str | None:
 
     file = folder / "tokenizer.json"
     return name_of(Tokenizer.from_file(str(file)), json.loads(file.read_text(encoding="utf-8")))
-
-
-def by_hash(tokenizer: Any) -> str | None:
-    """Return the name of a tokenizer that llama.cpp's converter knows by the ids of its check text."""
-    ids = tokenizer.encode(CHECK_TEXT).ids
-    return HASHES.get(hashlib.sha256(str(ids).encode()).hexdigest())
 
 
 def by_rule(tokenizer_json: Mapping[str, Any]) -> str | None:

@@ -84,9 +84,8 @@ def gguf_library() -> Any:
 def write_gguf(folder: Path, output: Path, kind: str = "f16", pre: str | None = None) -> Written:
     """Write the model in ``folder`` to ``output``. The file appears whole or not at all.
 
-    Args:
-        kind: how matrices are stored, one of :data:`TYPES`; vectors are always F32.
-        pre: llama.cpp's name of the pre-tokenizer, if flab does not know it.
+    ``kind`` is how matrices are stored, one of :data:`TYPES`; vectors are always F32. ``pre`` is llama.cpp's name of the
+    pre-tokenizer, if flab does not know it.
 
     Raises:
         OptionError: ``kind`` or ``pre`` is missing or unknown, or a weight does not fit into F16.
@@ -174,7 +173,8 @@ def _write_tensors(gguf: Any, writer: Any, folder: Path, config: Any, written: W
     for name, tensor in _tensors(folder, names):
         heads = heads_to_rotate(name, config)
         numbers = tensor if heads is None else _rotated(tensor, heads)
-        _check_range(name, numbers, types[name], gguf)
+        if types[name] == gguf.GGMLQuantizationType.F16 and float(numbers.abs().max()) > MOST_F16:
+            raise OptionError(f"{name} holds numbers beyond what F16 can hold ({MOST_F16:g}): use `kind` bf16.")
         writer.write_tensor_data(gguf.quantize(numbers.float().numpy(), types[name]))
     written.tensors = len(names)
 
@@ -196,8 +196,3 @@ def _rotated(rows: torch.Tensor, heads: int) -> torch.Tensor:
     halves = rows.reshape(heads, 2, size // 2, *rows.shape[1:])
     # (heads, 2, S/2) becomes (heads, S/2, 2): row i of the first half is followed by row i of the second.
     return halves.transpose(1, 2).reshape(rows.shape)
-
-
-def _check_range(name: str, numbers: torch.Tensor, dtype: Any, gguf: Any) -> None:
-    if dtype == gguf.GGMLQuantizationType.F16 and float(numbers.abs().max()) > MOST_F16:
-        raise OptionError(f"{name} holds numbers beyond what F16 can hold ({MOST_F16:g}): use `kind` bf16.")

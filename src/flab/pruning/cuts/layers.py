@@ -22,7 +22,6 @@ from flab.models.families import Family, layers_of
 from flab.models.layers import Batch, LayerRunner
 from flab.models.memory import trim
 from flab.models.scorer import scorer_of
-from flab.models.weights import filed
 from flab.progress import track
 from flab.pruning.cuts import CriterionInput
 from flab.pruning.objective import kl_divergence
@@ -68,24 +67,12 @@ def score_removals(search: LayerSearch, kept: Sequence[int], reference: Sequence
 def _without_each(
     runner: LayerRunner, batch: Batch, kept: Sequence[int], places: Sequence[int]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield each place with the final hidden states, (B, T, D), of the kept layers without the one there."""
-    if next(filed(runner.layers[kept[0]]), None) is not None:
-        yield from _without_each_at_once(runner, batch, kept, places)
-        return
-    # One pass through all kept layers gives the stream that enters each of them. Without the layer at a place, that stream
-    # enters the next layer directly, so only the layers after it are computed again: half of them on average.
-    for place, entering in zip(range(len(kept)), runner.forward(batch, kept), strict=False):
-        if place in places:
-            hidden = entering
-            for index in kept[place + 1 :]:
-                hidden = runner.layer(index, hidden)
-            yield place, runner.finish(hidden)
+    """Yield each place with the final hidden states, (B, T, D), of the kept layers without the one there.
 
-
-def _without_each_at_once(
-    runner: LayerRunner, batch: Batch, kept: Sequence[int], places: Sequence[int]
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the same if the layers lie in files. The streams of all places are held, and each layer is read once."""
+    The streams of all places are held at once, so that each layer is read once if its weights lie in files.
+    """
+    # Without the layer at a place, the stream that enters it enters the next layer directly, so only the layers after it are
+    # computed again: half of them on average.
     whole = runner.embed(batch)
     without: dict[int, torch.Tensor] = {}
     for place, index in enumerate(kept):

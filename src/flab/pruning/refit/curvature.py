@@ -60,9 +60,7 @@ class KroneckerBlocks:
     def damped(self, damping: float, out: torch.Tensor) -> Preconditioner:
         """Return the blocks with ``damping`` times the mean of their diagonal added, ready to be solved.
 
-        Args:
-            damping: relative to the mean of each block's diagonal.
-            out: the output projection, (D, F) or (D, F + 1).
+        ``out`` is the output projection, (D, F) or (D, F + 1).
         """
         tiny = torch.finfo(out.dtype).tiny
         # An input projection's block for neuron j is ||W_out[:, j]||^2 sum_t w_t slope_tj^2 x_t x_t^T. As a Kronecker

@@ -79,13 +79,13 @@ class Examples:
         return cls(torch.cat(inputs), torch.cat(own), torch.cat(wanted), torch.cat(scale), torch.cat(flags))
 
 
+@dataclass
 class Descent:
     """One FFN that starts from the closed form and is fitted to a smaller error."""
 
-    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], examples: Examples, correction: Theta) -> None:
-        self.act = act
-        self.examples = examples
-        self.correction = correction
+    act: Callable[[torch.Tensor], torch.Tensor]
+    examples: Examples
+    correction: Theta
 
     def output(self, theta: Theta, inputs_ND: torch.Tensor) -> torch.Tensor:
         """Return what the FFN adds to the stream, (N, D)."""
@@ -170,8 +170,6 @@ def descend(
 
     Args:
         start: the input projections and last the output projection, float32.
-        act: the activation function.
-        examples: the FFN's inputs and wanted outputs.
         correction: matrices like ``start``, whose output plus the uncut FFN's own is the target.
         replay: the decision of a plan. Without it the held-out tokens decide; if there are none, nothing changes.
     """

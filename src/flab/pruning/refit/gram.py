@@ -216,12 +216,9 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def lowest(grid: Sequence[float], error: Callable[[float], float], start: int | None) -> float:
-    """Return the value of a grid with the lowest error; of equals, the larger one.
+    """Return the value of an ascending grid with the lowest error; of equals, the larger one.
 
-    Args:
-        grid: ascending values.
-        error: what to minimise; called at most once for each value.
-        start: a place in the grid, from which it goes downhill; ``None`` tries all values.
+    ``error`` is called at most once for each value. From the place ``start`` it goes downhill; ``None`` tries all values.
     """
     error = functools.cache(error)
     if start is None:

@@ -55,12 +55,12 @@ class Slopes:
     slopes: list[torch.Tensor]  # of the activations by each input projection's output, (N, F) each
 
 
+@dataclass
 class FfnProblem:
     """The least-squares problem of one FFN over some micro-batches, in float32."""
 
-    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[Tokens]) -> None:
-        self.act = act
-        self.tokens = tokens
+    act: Callable[[torch.Tensor], torch.Tensor]
+    tokens: Sequence[Tokens]
 
     def slopes(self, theta: Theta, tokens: Tokens) -> Slopes:
         """Return the neurons' activations and their slopes by each input projection's output."""

@@ -18,15 +18,12 @@ OUTLIER = 4
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """The weights of the tokens to fit on.
-
-    Attributes:
-        batches: the batches to fit on.
-        scaling: "feature" damps tokens whose stream is an outlier; "mean" (plans of flab 0.1) weighs all tokens alike.
-    """
+    """The weights of the tokens to fit on."""
 
     batches: Sequence[Batch]
-    scaling: str
+    scaling: (
+        str  # "feature" damps tokens whose stream is an outlier; "mean" (plans of flab 0.1) weighs all tokens alike
+    )
 
     def typical(self, streams: Sequence[torch.Tensor]) -> float:
         """Return the median over the tokens of the root mean square of their streams, one (B, T, D) for each batch."""
