@@ -73,7 +73,6 @@ HOUSE: dict[str, set[str]] = {
     "models": HEAVY,
     "evaluation": HEAVY,
     "footprint": HEAVY,
-    "pruning.chats": HEAVY,
     "pruning.objective": HEAVY,
     "pruning.budget": LIGHT,
     "pruning.refits": LIGHT,

@@ -13,7 +13,7 @@ from flab.version import __version__
 if TYPE_CHECKING:
     from flab.evaluation.compare import compare_runs as compare
     from flab.evaluation.evaluate import evaluate
-    from flab.evaluation.settings import Settings
+    from flab.evaluation.prompts import Settings
     from flab.footprint.measure import measure
     from flab.footprint.settings import Measuring
     from flab.models.options import Options
@@ -39,7 +39,7 @@ _HOMES = {
     "info": "flab.runs.info",
     "report": "flab.runs.report:make_report",
     "run": "flab.runs.stages",
-    "Settings": "flab.evaluation.settings",
+    "Settings": "flab.evaluation.prompts",
     "apply": "flab.pruning.pipeline",
     "evaluate": "flab.evaluation.evaluate",
     "measure": "flab.footprint.measure",

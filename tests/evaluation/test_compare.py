@@ -9,8 +9,8 @@ from scipy.stats import binomtest
 
 from flab.errors import DataError, OptionError
 from flab.evaluation.compare import compare_runs
+from flab.evaluation.prompts import Settings
 from flab.evaluation.runs import run_tasks
-from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import read_task
 from flab.models.engines.protocol import FakeGenerator
 from support.runs import COT, IDENTITY, OUTPUT, TEST, KnownSandbox, code_task

@@ -13,8 +13,8 @@ import pytest
 
 from flab import Options, assets
 from flab.evaluation.evaluate import evaluate
-from flab.evaluation.finished import asked, finished_run, remember
-from flab.evaluation.settings import Settings
+from flab.evaluation.prompts import Settings
+from flab.evaluation.record import asked, finished_run, remember
 
 MORE = {"limit": 2, "perturbations": [], "backend": "transformers", "gold": False, "export": False}
 

@@ -14,6 +14,7 @@ from flab.evaluation.prompts import (
     COMPLETION_STOP,
     PAPER_STOP,
     PRESETS,
+    Settings,
     after_docstring,
     answer_for,
     requests_for,
@@ -106,9 +107,9 @@ def test_every_sample_has_a_key_and_a_seed_of_its_own():
 
 def test_unknown_presets_and_sample_counts_name_the_flag():
     with pytest.raises(OptionError, match="`preset`: got best, allowed completion, chat, paper"):
-        requests_for(TASKS["code"], "best")
+        Settings(preset="best")
     with pytest.raises(OptionError, match="`samples`: got 0"):
-        requests_for(TASKS["code"], "completion", samples=0)
+        Settings(samples=0)
     assert set(PRESETS) == {"completion", "chat", "paper"}
 
 

@@ -9,9 +9,9 @@ import pytest
 
 import flab.evaluation.evaluate
 from flab.errors import DataError, OptionError
+from flab.evaluation.prompts import Settings
 from flab.evaluation.runs import robustness_of, run_tasks
 from flab.evaluation.score import Score
-from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import Problem, make_task
 from flab.models.engines.protocol import FakeGenerator
 from flab.models.engines.store import Shard

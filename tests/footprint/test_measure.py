@@ -12,10 +12,9 @@ from flab.footprint import measure as module
 from flab.footprint import power
 from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, ratio_of, unknown
 from flab.footprint.measure import measure, time_batches, time_rounds
-from flab.footprint.payback import payback
+from flab.footprint.payback import Solving, payback, solving
 from flab.footprint.rows import energy_figures, gains
 from flab.footprint.settings import Measuring
-from flab.footprint.solved import Solving, solving
 from flab.footprint.subject import OutOfMemoryError, Subject
 from flab.models.options import Options
 from support import pico

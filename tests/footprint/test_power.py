@@ -10,8 +10,8 @@ import pytest
 
 from flab.errors import OptionError
 from flab.footprint import power
-from flab.footprint.grid import carbon_intensity
 from flab.footprint.power import NvmlMeter, RaplMeter, find_meter, metered
+from flab.footprint.settings import carbon_intensity
 
 
 def package(root, number=0, joules=1.0, most=1000.0, name="package-0"):

@@ -14,8 +14,7 @@ from flab.evaluation.prompts import requests_for
 from flab.evaluation.tasks import Problem, make_task
 from flab.models.chat import chat_template, continued
 from flab.models.engines.protocol import Request, encode_requests
-from flab.pruning.calibration import special_prefix, windows_of
-from flab.pruning.chats import in_template
+from flab.pruning.calibration import in_template, special_prefix, windows_of
 from flab.recovery.examples import make_examples
 from support import pico
 

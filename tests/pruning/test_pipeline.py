@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flab import Options, Recipe, apply, evaluate, prune
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, PlanError, SandboxError
-from flab.evaluation.settings import Settings
+from flab.evaluation.prompts import Settings
 from flab.models.checkpoint import load
 from flab.pruning import planner
 from flab.pruning.advice import deep_cut_hint

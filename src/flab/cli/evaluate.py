@@ -12,7 +12,7 @@ from flab.cli.early import check_model
 from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import ADVANCED, Json, ShardOf, emit, say_shard, takes
 from flab.errors import FlabError, OptionError
-from flab.evaluation.settings import Settings
+from flab.evaluation.prompts import Settings
 from flab.evaluation.tasks import named_task, parse_task_argument
 from flab.files import as_path, check_result
 from flab.models.options import Options

@@ -13,8 +13,7 @@ from flab.cli.options import Json, Model, emit, takes
 from flab.errors import FlabError
 from flab.files import as_path, check_result
 from flab.footprint.figures import Ratio
-from flab.footprint.grid import carbon_intensity
-from flab.footprint.settings import Measuring
+from flab.footprint.settings import Measuring, carbon_intensity
 from flab.models.options import Options
 from flab.progress import add, console, say, table_of
 from flab.pruning.recipe import Recipe

@@ -20,12 +20,10 @@ from flab.data.samples import calibration_samples, read_samples
 from flab.errors import DataError, FlabError, OptionError
 from flab.evaluation.code import gold_ceiling
 from flab.evaluation.exports import SAMPLES, TASKS, check_exports, clear_exports, evalplus_samples, lm_eval_task
-from flab.evaluation.finished import FINISHED, SAYS_DATA, asked, finished_run, remember
-from flab.evaluation.prompts import Render
-from flab.evaluation.record import check_run_folder
+from flab.evaluation.prompts import Render, Settings
+from flab.evaluation.record import FINISHED, SAYS_DATA, asked, check_run_folder, finished_run, remember
 from flab.evaluation.robustness import PERTURBATIONS, perturb
 from flab.evaluation.runs import run_tasks
-from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import (
     NAMED_TASKS,
     Explanation,

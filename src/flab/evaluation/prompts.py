@@ -1,4 +1,5 @@
-"""Presets: how an item of a task becomes the text that a model continues, and what ends the answer.
+"""Presets: how an item of a task becomes the text that a model continues, and what ends the answer. :class:`Settings` hold all
+that decides how the tasks of a run are asked and answered, and are checked when made. No torch.
 
 ``completion`` uses prompts as the file has them. ``chat`` puts one user message into the model's chat template and
 opens the answer itself, so that code follows the prompt as in a completion. ``paper`` repeats the convention of the
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from flab.errors import OptionError
 from flab.models.chat import continued
-from flab.models.engines.protocol import Generation, Request
+from flab.models.engines.protocol import Decoding, Generation, Request
+from flab.models.options import setting
 
 if TYPE_CHECKING:
     from flab.evaluation.tasks import Explanation, Kind, Prediction, Problem, TaskFile
@@ -155,12 +157,8 @@ def requests_for(
     """Return the key in the store and the request of every sample of every item, in the file's order.
 
     Raises:
-        OptionError: the preset is unknown, samples are below 1, or ``chat`` is asked of a model without a chat template.
+        OptionError: ``chat`` is asked of a model without a chat template.
     """
-    if preset not in PRESETS:
-        raise OptionError(f"`preset`: got {preset}, allowed {', '.join(PRESETS)}.")
-    if samples < 1:
-        raise OptionError(f"`samples`: got {samples}, allowed 1 or more.")
     chosen = PRESETS[preset]
     if chosen.needs_template and render is None:
         raise OptionError(
@@ -193,3 +191,32 @@ def answer_for(preset: str, made: Generation) -> Generation:
     """Return the answer that scoring reads, made from the stored generation by this preset."""
     postprocess = PRESETS[preset].postprocess
     return made if postprocess is None else replace(made, text=postprocess(made.text))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every task of a run is asked and answered. Models that are compared need the same settings."""
+
+    preset: str = setting("completion", f"How to ask: {', '.join(PRESETS)}.")
+    samples: int = setting(1, "Answers per problem.", expert=True)
+    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", expert=True)
+    top_p: float = setting(1.0, "Sample from the most likely tokens with this total probability.", expert=True)
+    seed: int = setting(0, "Seed of samples and perturbations.", expert=True)
+    max_new_tokens: int = setting(256, "Maximum new tokens per answer.")
+    batch_size: int = setting(64, "Number of prompts that are answered together.")
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise OptionError(f"`preset`: got {self.preset}, allowed {', '.join(PRESETS)}.")
+        if self.samples < 1:
+            raise OptionError(f"`samples`: got {self.samples}, allowed 1 or more.")
+        if self.samples > 1 and self.temperature == 0:
+            raise OptionError(
+                f"`samples` {self.samples}: at `temperature` 0 all samples are equal; give a temperature, or 1 sample."
+            )
+        assert self.decoding
+
+    @property
+    def decoding(self) -> Decoding:
+        """The part of the settings that generators use."""
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)

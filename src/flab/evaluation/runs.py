@@ -20,13 +20,11 @@ from typing import Any
 from flab.errors import OptionError
 from flab.evaluation.code import gold_ceiling, score_code
 from flab.evaluation.cot import score_cot
-from flab.evaluation.finished import installed
 from flab.evaluation.output import score_output
-from flab.evaluation.prompts import Render, answer_for, requests_for
-from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, open_run, run_json
+from flab.evaluation.prompts import Render, Settings, answer_for, requests_for
+from flab.evaluation.record import GENERATIONS, NOT_IDENTITY, RESULTS, RUN, installed, open_run, run_json
 from flab.evaluation.robustness import robustness_summary
 from flab.evaluation.score import Score
-from flab.evaluation.settings import Settings
 from flab.evaluation.soundness import require_sound
 from flab.evaluation.tasks import Kind, TaskFile
 from flab.files import write_json

@@ -153,8 +153,8 @@ def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "plus"))
 
 
-def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = None, split: str = "test") -> TaskFile:
-    """Read at most ``limit`` items of a file or data set. ``split`` is for hub data sets and folders.
+def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = None) -> TaskFile:
+    """Read at most ``limit`` items of a file, or of the test split of a data set.
 
     Raises:
         OptionError: the limit is below 1, the kind is unknown, or the fields fit several kinds and none was named.
@@ -165,13 +165,13 @@ def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = 
         raise OptionError(f"the limit on problems is {limit}; it must be 1 or more, or left out for all")
     if kind is not None and kind not in KINDS:
         raise OptionError(f"the kind of {source} is {kind!r}; allowed are {', '.join(KINDS)}")
-    rows = read_rows(source, split, limit)
+    rows = read_rows(source, "test", limit)
     if not rows:
         raise DataError(f"{source}: holds no problem; give rows with one of: {FORMATS}")
     fitting = kinds_of(rows[0][1])
     chosen = _choose_kind(source, kind, fitting, rows[0])
     items = _items(rows, chosen)
-    task = make_task(_name_of(source, split, chosen, fitting), chosen, items, source)
+    task = make_task(_name_of(source, chosen, fitting), chosen, items, source)
     return replace(task, clusters=_clusters(rows, items))
 
 
@@ -201,12 +201,12 @@ def _choose_kind(source: str, kind: Kind | None, fitting: list[Kind], first: tup
     return kind or fitting[0]
 
 
-def _name_of(source: str, split: str, kind: Kind, fitting: list[Kind]) -> str:
+def _name_of(source: str, kind: Kind, fitting: list[Kind]) -> str:
     """Return the file's stem, or the hub id's last part; the kind is added if the file holds several."""
     if Path(source).exists() or not is_hub_id(source):
         name = Path(source).stem if Path(source).is_file() else Path(source).name
     else:
-        name = source.rpartition("/")[2].replace(":", "-") + ("" if split == "test" else f"-{split}")
+        name = source.rpartition("/")[2].replace(":", "-")
     return f"{name}-{kind}" if len(fitting) > 1 else name
 
 

@@ -20,10 +20,9 @@ from flab.data.samples import files_under
 from flab.errors import OptionError
 from flab.files import PathLike
 from flab.footprint.figures import Throughput, Timing, Window, measured, unknown
-from flab.footprint.grid import carbon_intensity
+from flab.footprint.payback import solving
 from flab.footprint.rows import best, gains, row_of
-from flab.footprint.settings import Measuring, check_context
-from flab.footprint.solved import solving
+from flab.footprint.settings import Measuring, carbon_intensity, check_context
 from flab.footprint.subject import OutOfMemoryError, Subject
 from flab.models.devices import settled
 from flab.models.folder import read_object, resolve

@@ -1,13 +1,23 @@
-"""The number of generated tokens after which making the smaller model has paid off, in seconds and in joules. No torch."""
+"""The tokens that a run of ``flab eval`` generated for each problem that it solved, and the number of generated tokens after
+which making the smaller model has paid off, in seconds and in joules. No torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from flab.footprint.figures import Figure, ratio_of, unknown
 from flab.footprint.solved import Solving
+=======
+from flab.errors import DataError
+from flab.evaluation.compare import read_run
+from flab.footprint.figures import Figure, unknown
+>>>>>>> 3880ead (Files under the lower bound of 80 lines join their only neighbours: grid, solved, chats, finished, provenance, mounts and the settings of an evaluation)
 
 COSTS = ("prune", "data", "recover")  # stages that do not help to make the smaller model
 
@@ -75,3 +85,33 @@ def _problems(tokens: Mapping[str, Any], solved: Solving | None) -> dict[str, An
     each = solved.tokens / solved.problems
     how = f"{tokens['method']}; {each:.1f} tokens for each solved problem"
     return Figure(tokens["value"] / each, "problems", how).to_json()
+
+
+@dataclass(frozen=True)
+class Solving:
+    """Tokens generated on all problems of the code tasks, and the answers that passed: one for each solved problem, of
+    several samples all that did.
+    """
+
+    name: str
+    tokens: int
+    problems: int
+
+    @property
+    def how(self) -> str:
+        """The method, for a figure that is made with it."""
+        return f"x {self.tokens:,} tokens over {self.problems} passed answers of {self.name}"
+
+
+def solving(run: Path) -> Solving:
+    """Read a run's code tasks, without perturbed ones.
+
+    Raises:
+        DataError: there is no run, or it has no code task.
+    """
+    tasks = [t for t in read_run(run)["tasks"] if t["kind"] == "code" and t["perturbation"] is None]
+    if not tasks:
+        raise DataError(f"{run}: no code task in it, so no problem is solved or not; run flab eval on one")
+    rows = [row for task in tasks for row in task["rows"]]
+    names = ", ".join(task["name"] for task in tasks)
+    return Solving(names, sum(row["num_tokens"] for row in rows), sum(bool(row["passed"]) for row in rows))

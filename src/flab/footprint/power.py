@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flab.footprint.figures import Figure, unknown
-from flab.footprint.grid import CODECARBON
+from flab.footprint.settings import CODECARBON
 from flab.models.memory import is_gpu
 
 RAPL = Path("/sys/class/powercap")

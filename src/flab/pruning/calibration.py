@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from tokenizers import Tokenizer
 
 from flab.data.samples import Sample, Source, calibration_samples, files_under, general_samples, read_samples, sha256_of
 from flab.errors import DataError, PlanError
+from flab.models.chat import CLOSE, ChatTemplate, chat_template, continued
 from flab.models.checkpoint import Checkpoint
 from flab.models.layers import Batch
 from flab.models.tokenizer import special_prefix
 from flab.progress import say_once
-from flab.pruning.chats import in_template
 from flab.pruning.recipe import Recipe
 
 # Every eighth row is held out of the fit, to choose the ridge.
@@ -312,3 +313,35 @@ def _batch(rows: list[tuple[int, Window]], prompt_weight: float) -> Batch:
         if window.answer_from < n:
             weight[row, : max(0, window.answer_from - 1)] = prompt_weight
     return Batch(ids, valid, answer, held_out, weight)
+
+
+def in_template(samples: Sequence[Sample], folder: Path, tokenizer: Tokenizer, choice: str = "auto") -> list[Sample]:
+    """Return the samples with every chat in the model's template. All others, or all if it has none, stay as they are.
+
+    ``choice`` is ``auto`` or ``none``, which leaves chats in the plain words of :mod:`flab.data.samples`.
+
+    Raises:
+        OptionError: the template does not render.
+    """
+    if choice == "none" or not any(sample.messages for sample in samples):
+        return list(samples)
+    template = chat_template(folder, tokenizer)
+    if template is None:
+        say_once(f"{folder} has no chat template: chats are read as plain text")
+        return list(samples)
+    special_tokens, ending = template.special_tokens, template.ending
+    say_once(f"chats are read in the chat template of {folder} (`template` none reads them as plain text)")
+    return [
+        replace(_rendered(sample, template, ending), special_tokens=special_tokens) if sample.messages else sample
+        for sample in samples
+    ]
+
+
+def _rendered(sample: Sample, template: ChatTemplate, ending: str) -> Sample:
+    """Render one chat. Its completion is the last answer, followed by what the template writes after an answer."""
+    messages = list(sample.messages)
+    if messages[-1]["role"] != "assistant":
+        return replace(sample, prompt="", completion=template(messages))
+    answer = sample.completion
+    prompt = template(messages[:-1], thinking=CLOSE in answer)
+    return replace(sample, prompt=prompt, completion=continued(prompt, answer) + ending, is_ended=bool(ending))

@@ -31,7 +31,7 @@ from flab.models.options import Options
 from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, quiet
 from flab.progress import say
-from flab.pruning.chats import in_template
+from flab.pruning.calibration import in_template
 from flab.pruning.check import check, write_proof
 from flab.pruning.plan import Plan
 from flab.recovery.callbacks import is_over, last_whole

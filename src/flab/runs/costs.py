@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from flab.data.samples import Sample
 from flab.evaluation.bits_per_byte import general_size
-from flab.evaluation.prompts import requests_for
-from flab.evaluation.settings import Settings
+from flab.evaluation.prompts import Settings, requests_for
 from flab.evaluation.tasks import TaskFile
 from flab.models.chat import chat_template
 from flab.models.checkpoint import MIXED, compute_dtype, cutting_dtype

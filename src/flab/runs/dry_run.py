@@ -13,7 +13,7 @@ from typing import Any
 
 from flab.data.samples import read_samples
 from flab.evaluation.evaluate import read_tasks
-from flab.evaluation.settings import Settings
+from flab.evaluation.prompts import Settings
 from flab.files import PathLike, as_path
 from flab.models.checkpoint import compute_dtype, cutting_dtype
 from flab.models.devices import settled

@@ -251,11 +251,11 @@ def probe_work(shape: Shape, cut: Size) -> Work:
     return walk + scoring_work(Shape(**{**asdict(shape), "vocabulary": cut.vocabulary}), tokens, 1)
 
 
-def model_bytes(shape: Shape, size: Size, body: int, rest: int = 4) -> int:
-    """Return the bytes of a model that is opened for cutting: ``body`` bytes per layer weight, ``rest`` for all others."""
+def model_bytes(shape: Shape, size: Size, body: int) -> int:
+    """Return the bytes of a model that is opened for cutting: ``body`` bytes per layer weight, 4 for all others."""
     return (
         size.layers * (shape.per_layer + shape.ffn(size.width)) * body
-        + (size.vocabulary * shape.per_token + shape.fixed) * rest
+        + (size.vocabulary * shape.per_token + shape.fixed) * 4
     )
 
 

@@ -22,12 +22,11 @@ from flab.data.rows import is_hub_id, read_rows
 from flab.data.samples import files_under
 from flab.errors import OptionError
 from flab.evaluation.evaluate import read_tasks, sandbox_for
+from flab.evaluation.prompts import Settings
 from flab.evaluation.runs import check_names
-from flab.evaluation.settings import Settings
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import read_regular
-from flab.footprint.grid import carbon_intensity
-from flab.footprint.settings import Measuring
+from flab.footprint.settings import Measuring, carbon_intensity
 from flab.models.options import Options
 from flab.pruning.recipe import Recipe
 from flab.recovery.settings import Training

@@ -21,9 +21,8 @@ from flab.evaluation.record import RESULTS
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import PathLike, as_path, check_place, read_json, write_json
 from flab.footprint.measure import measure
-from flab.footprint.payback import payback
+from flab.footprint.payback import payback, solving
 from flab.footprint.settings import Measuring, check_context
-from flab.footprint.solved import solving
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import read_config, same_precision
 from flab.models.devices import settled

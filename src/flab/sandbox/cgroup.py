@@ -23,8 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from flab.sandbox.jail import mount_table
 from flab.sandbox.limits import SLACK_BYTES
-from flab.sandbox.mounts import mount_table
 
 LIMIT_FILES = {"cgroup": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 ENTER = 'group=$1; shift; echo 0 > "$group/cgroup.procs" && exec "$@"'

@@ -17,12 +17,12 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from flab.sandbox.limits import SHM_INODES, SHM_SIZE, TMP_INODES, TMP_SIZE
-from flab.sandbox.mounts import mount_table
 from flab.sandbox.packages import INSIDE
 
 # flab's own environment does not reach the program, because it may contain tokens, proxies and paths.
@@ -211,3 +211,27 @@ def launchers() -> list[tuple[Level, Launcher]]:
     if os.geteuid() != 0:
         return by_user
     return [launcher for pair in zip(by_root, by_user, strict=True) for launcher in pair]
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One mount: where it is, the type of its file system, and that file system's options."""
+
+    point: str
+    kind: str
+    options: tuple[str, ...]
+
+
+def mount_table() -> list[Mount]:
+    """List all mounts. The list is empty if the system has no such table."""
+    table = Path("/proc/self/mountinfo")
+    if not table.exists():
+        return []
+    found = []
+    for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        # The number of optional fields before the hyphen varies, so the line is split at the hyphen and each part is
+        # read separately.
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2) if after.count(" ") > 1 else (after.partition(" ")[0], "", "")
+        found.append(Mount(before.split()[4].replace("\\040", " "), kind, tuple(options.split(","))))
+    return found

@@ -18,8 +18,7 @@ from flab.models.folder import Stored, headers
 from flab.models.gguf import write
 from flab.models.gguf.architectures import tensor_name
 from flab.models.gguf.export import export_gguf, modelfile_of
-from flab.models.gguf.provenance import licence_of
-from flab.models.gguf.write import write_gguf
+from flab.models.gguf.write import licence_of, write_gguf
 from flab.pruning.pipeline import plan
 from support import pico
 
