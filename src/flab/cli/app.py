@@ -16,13 +16,11 @@ import typer
 
 from flab import progress
 from flab.cli.evaluate import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
-from flab.cli.export import EXPORT_EXAMPLE, export
-from flab.cli.families import FAMILIES_EXAMPLE, families
 from flab.cli.info import INFO_EXAMPLE, info
+from flab.cli.models import EXPORT_EXAMPLE, FAMILIES_EXAMPLE, TEXT_EXAMPLE, export, families, text
 from flab.cli.prune import APPLY_EXAMPLE, CHECK_EXAMPLE, PLAN_EXAMPLE, PRUNE_EXAMPLE, apply, check, plan, prune
 from flab.cli.recover import DATA_EXAMPLE, DEMO_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, demo, recover, run
 from flab.cli.report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
-from flab.cli.text import TEXT_EXAMPLE, text
 from flab.errors import FlabError, OptionError, plain
 from flab.version import __version__
 
