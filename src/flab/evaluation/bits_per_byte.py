@@ -74,7 +74,10 @@ def bits_per_byte(
     """Return -log2 p of the texts per UTF-8 byte, by the convention in the module's docstring."""
     import torch
 
-    check_window(model, window)
+    # A shorter window could not overlap.
+    context = getattr(model.config, "max_position_embeddings", None) or window
+    if not 2 <= window <= context:
+        raise OptionError(f"the window is {window} tokens; allowed are 2 to {context}, the model's context")
     num_bytes = sum(len(text.encode()) for text in texts)
     tokenizer = untruncated(tokenizer)
     windows = [w for text in texts for w in split_windows(list(tokenizer.encode(text).ids), window)]
@@ -87,13 +90,6 @@ def bits_per_byte(
     with torch.inference_mode(), evaluation_mode(model):
         nats = sum(_batch_nats(model, batch) for batch in track(batches, "Reading texts", unit="batches"))
     return nats / math.log(2) / num_bytes
-
-
-def check_window(model: Any, window: int) -> None:
-    """Refuse a window that is too short to overlap or longer than the model's context."""
-    context = getattr(model.config, "max_position_embeddings", None) or window
-    if not 2 <= window <= context:
-        raise OptionError(f"the window is {window} tokens; allowed are 2 to {context}, the model's context")
 
 
 def _batch_nats(model: Any, batch: list[Window]) -> float:

@@ -36,7 +36,10 @@ class Block:
 
 def final_code(reply: str, entry_point: str) -> str:
     """Return the program that a reply gives as its answer; empty if it ends while it still thinks."""
-    text = final_part(reply.replace("\r\n", "\n").replace("\r", "\n"))
+    text = reply.replace("\r\n", "\n").replace("\r", "\n")
+    # What follows the last end of thinking, also if the chat template opened the thinking.
+    parts = THOUGHT.split(text)
+    text = "" if len(parts) == 1 and THINKING.match(text) else parts[-1]
     blocks = [block for block in fenced(text) if block.language in PYTHON]
     name = re.split(r"[.(]", entry_point.strip(), maxsplit=1)[0]
     if not blocks:
@@ -56,12 +59,6 @@ def final_code(reply: str, entry_point: str) -> str:
     return "\n\n".join(one for one in (*before, parsed[last][0].text, *after) if one.strip()) + "\n"
 
 
-def final_part(text: str) -> str:
-    """Return what follows the last end of thinking, also if the chat template opened the thinking."""
-    parts = THOUGHT.split(text)
-    return "" if len(parts) == 1 and THINKING.match(text) else parts[-1]
-
-
 def fenced(text: str) -> Iterator[Block]:
     """Yield the fenced blocks in order. A block without a closing fence reaches to the end."""
     opening: re.Match[str] | None = None
@@ -70,18 +67,13 @@ def fenced(text: str) -> Iterator[Block]:
         if opening is None:
             opening = FENCE.match(line)
             lines = []
-        elif _closes(line, opening["mark"]):
+        elif len(bare := line.strip(" \t>")) >= len(opening["mark"]) and set(bare) == {opening["mark"][0]}:
             yield Block(opening["language"].lower(), _unindented(lines, opening["indent"]))
             opening = None
         else:
             lines.append(line)
     if opening is not None:
         yield Block(opening["language"].lower(), _unindented(lines, opening["indent"]))
-
-
-def _closes(line: str, mark: str) -> bool:
-    bare = line.strip(" \t>")
-    return len(bare) >= len(mark) and set(bare) == {mark[0]}
 
 
 def _unindented(lines: list[str], indent: str) -> str:

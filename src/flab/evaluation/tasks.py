@@ -269,11 +269,6 @@ def _problem(row: Row, where: str) -> Problem:
     return Problem("", prompt, entry_point.strip(), test, solution if has_reference else None)
 
 
-def _explanation(row: Row, where: str) -> Explanation:
-    prompt, cot = (check_text(row.get(name), name, where) for name in FIELDS["cot"])
-    return Explanation("", prompt, cot)
-
-
 def _prediction(row: Row, where: str) -> Prediction:
     """Return a call's input and output. Without ``entry_point`` the last function that the code defines is called."""
     code, output = (check_text(row.get(name), name, where) for name in ("code", "output"))
@@ -294,4 +289,8 @@ def _last_function(code: str, where: str) -> str:
     return names[-1]
 
 
-READERS: dict[Kind, Callable[[Row, str], Item]] = {"code": _problem, "cot": _explanation, "output": _prediction}
+READERS: dict[Kind, Callable[[Row, str], Item]] = {
+    "code": _problem,
+    "cot": lambda row, where: Explanation("", *(check_text(row.get(name), name, where) for name in FIELDS["cot"])),
+    "output": _prediction,
+}

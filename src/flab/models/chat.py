@@ -81,7 +81,12 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     return ChatTemplate(
         folder=folder,
         template=template,
-        named={name: _token_text(value) for name, value in settings.items() if name.endswith("_token") and value},
+        # A special token is given as text, or as an object with ``content``.
+        named={
+            name: str(value.get("content", "") if isinstance(value, dict) else value)
+            for name, value in settings.items()
+            if name.endswith("_token") and value
+        },
         start=tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False),
     )
 
@@ -104,8 +109,3 @@ def continued(prompt: str, answer: str) -> str:
     if CLOSE in answer:
         return answer.lstrip().removeprefix(OPEN).lstrip("\n")
     return f"\n{CLOSE}\n\n{answer}"
-
-
-def _token_text(value: Any) -> str:
-    """Return the text of a special token, given as text or as an object with ``content``."""
-    return str(value.get("content", "")) if isinstance(value, dict) else str(value)

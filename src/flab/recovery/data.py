@@ -58,7 +58,11 @@ def make_data(
     out = Path(out)
     part = _part(shard, making)
     strategy = STRATEGIES[making.strategy]
-    _check_out(out, options.overwrite or part is not None, (model, *instructions, *text, *against))
+    # Both names are checked, because data.json has the same sidecar as data.jsonl.
+    read = (model, *instructions, *text, *against)
+    for named in (out, out.with_suffix(".meta.json")):
+        check_file(named, options.overwrite or part is not None, read)
+    check_place(out.with_suffix(".generations.jsonl"), read)
     problems = problems_of(against)
     plain = [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
     given = read_asked(instructions, limit)
@@ -86,7 +90,9 @@ def make_data(
         raise DataError(f"{', '.join(map(str, instructions))}: nothing is left to train on: {json.dumps(steps)}")
     files = {"instructions": instructions, "against": against, "text": text}
     facts["model_path"] = subject.identity["path"]
-    meta = {"format": 1, **facts, **inputs_of(files, limit, making, sandbox), "steps": steps, **totals(rows)}
+    inputs = {name: _digests(paths) for name, paths in files.items()} | {"limit": limit, "making": asdict(making)}
+    level = sandbox.level if sandbox is not None else None
+    meta = {"format": 1, **facts, **inputs, "sandbox": level, "steps": steps, **totals(rows)}
     _write(out, rows, meta)
     return meta | {"output": str(out)}
 
@@ -132,29 +138,10 @@ def target_rows(
     return rows, steps
 
 
-def inputs_of(
-    files: Mapping[str, Sequence[str | Path]], limit: int | None, making: Making, sandbox: Sandbox | None
-) -> dict[str, Any]:
-    """Return what went in, and how it was verified."""
-    return {
-        **{name: _digests(paths) for name, paths in files.items()},
-        "limit": limit,
-        "making": asdict(making),
-        "sandbox": sandbox.level if sandbox is not None else None,
-    }
-
-
 def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the number of rows, in all, by kind and by source."""
     kinds, sources = (dict(Counter(row[name] for row in rows)) for name in ("kind", "source"))
     return {"rows": len(rows), "kinds": kinds, "sources": sources}
-
-
-def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
-    # Both names are checked, because data.json has the same sidecar as data.jsonl.
-    for file in (out, out.with_suffix(".meta.json")):
-        check_file(file, overwrite, read)
-    check_place(out.with_suffix(".generations.jsonl"), read)
 
 
 def _part(shard: str | None, making: Making) -> Shard | None:

@@ -122,7 +122,10 @@ def walk_work(
     # For every kept layer, add the statistics and the solution of its projections, then the refit's own steps.
     each = []
     if steps.target is not None:
-        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), ffn_solving(shape, cut)]
+        # In a mixture the projection of each expert that is kept is solved for.
+        solved = solving(shape.fitted if shape.experts else cut.width, shape.hidden)
+        solved = times(solved, cut.width // shape.block) if shape.experts else solved
+        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), solved]
     if steps.attention and output_projection:
         each += [gram_work(shape.attention, shape.hidden, fit), solving(shape.attention, shape.hidden)]
     if eliminate and cut.width < shape.width:
@@ -145,13 +148,6 @@ def ffn_statistics(shape: Shape, fit: int, targets: int) -> Work:
     features = work(layer=fit * (layer_share(shape, shape.width) - layer_share(shape, 0)))
     passes = shape.passed // shape.fitted  # experts of one token
     return features + gram_work(shape.fitted, targets * shape.hidden, fit * passes)
-
-
-def ffn_solving(shape: Shape, cut: Size) -> Work:
-    """Return the work of solving for the output projection of one FFN, or of each expert that is kept."""
-    if shape.experts:
-        return times(solving(shape.fitted, shape.hidden), cut.width // shape.block)
-    return solving(cut.width, shape.hidden)
 
 
 def gram_work(features: int, targets: int, tokens: int) -> Work:

@@ -209,16 +209,13 @@ class Honest:
             own = self._own(type(one), METHODS)
             if "__eq__" in own and _says(operator.eq, one, Nothing(), truth):
                 self.on_lie("an object of the program equals everything")
-            if "__ne__" in own and _denies(operator.ne, one, Nothing()):
+            if "__ne__" in own and _says(operator.ne, one, Nothing(), operator.not_):
                 self.on_lie("an object of the program is never unequal")
             if "__contains__" in own and _says(operator.contains, one, Nothing()):
                 self.on_lie("an object of the program contains everything")
-            if self._own(type(one), ("__instancecheck__", "__subclasscheck__")) and isinstance(one, type):
-                self._class_of_everything(one)
-
-    def _class_of_everything(self, kind: type) -> None:
-        if _says(isinstance, Nothing(), kind) or _says(issubclass, Nothing, kind):
-            self.on_lie("everything is an instance of a class of the program")
+            checks = self._own(type(one), ("__instancecheck__", "__subclasscheck__")) and isinstance(one, type)
+            if checks and (_says(isinstance, Nothing(), one) or _says(issubclass, Nothing, one)):
+                self.on_lie("everything is an instance of a class of the program")
 
     def _objects(self, value: Any) -> Iterator[Any]:
         """Yield the objects in a value that compare by the program's own methods. Skip plain data quickly."""
@@ -329,13 +326,6 @@ def _says(act: Callable[[Any, Any], Any], one: Any, other: Any, truth: Truth = b
         return False
 
 
-def _denies(act: Callable[[Any, Any], Any], one: Any, other: Any) -> bool:
-    try:
-        return not act(one, other)
-    except Exception:
-        return False
-
-
 def decoys_of(value: Any) -> list[Any]:
     """Return values of the same type that differ from this one, or none for a type that cannot be changed."""
     kind = type(value)
@@ -360,11 +350,6 @@ def decoys_of(value: Any) -> list[Any]:
     return []
 
 
-def _mapped(function: Any, *columns: Any) -> Iterator[Any]:
-    for row in zip(*columns):  # noqa: B905  map stops with the shortest, as zip does
-        yield function(*row)
-
-
 def _filtered(function: Any, items: Any) -> Iterator[Any]:
     for item in items:
         if item if function is None else function(item):
@@ -379,7 +364,7 @@ def _starred(function: Any, rows: Any) -> Iterator[Any]:
 def steps(function: Any, *args: Any) -> Any:
     """Do the work of ``map`` and ``filter`` in a generator, where a ``StopIteration`` of the program is an error."""
     if function is map and len(args) > 1:
-        return _mapped(*args)
+        return _starred(args[0], zip(*args[1:]))  # noqa: B905  map stops with the shortest, as zip does
     if function is filter and len(args) == 2:
         return _filtered(*args)
     if function is starmap and len(args) == 2:

@@ -32,7 +32,13 @@ def form_of(tree: ast.Module, entry_point: str) -> Form:
     names = _bound_once(statements)
     if "check" in functions or any(_binds(node, "check") for node in statements):
         return Form(check="check", looks=looks_at(functions.get("check"), entry_point), bound=names)
-    tests = tuple(name for name, node in functions.items() if name.startswith("test") and _is_test(node))
+    # pytest could call a test function if all its arguments have defaults or come from marks.
+    tests = tuple(
+        name
+        for name, node in functions.items()
+        if name.startswith("test")
+        and (_num_required(node) == 0 or any("parametrize" in ast.dump(one) for one in node.decorator_list))
+    )
     if tests or any(_looks_like_tests(node) for node in statements):
         return Form(functions=tests, classes=classes, bound=names)
     runs = [node for node in statements if _calls(node, {entry_point.partition("(")[0]} | set(functions))]
@@ -104,11 +110,6 @@ def _num_required(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Count the arguments without defaults."""
     given = [*node.args.posonlyargs, *node.args.args]
     return len(given) - len(node.args.defaults) + sum(one is None for one in node.args.kw_defaults)
-
-
-def _is_test(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Return whether pytest could call a test function: all its arguments have defaults or come from marks."""
-    return _num_required(node) == 0 or any("parametrize" in ast.dump(one) for one in node.decorator_list)
 
 
 def _looks_like_tests(node: ast.stmt) -> bool:

@@ -221,10 +221,10 @@ def _is_local(program: Program, found: ast.ListComp | ast.GeneratorExp) -> bool:
 def _loop_to_comprehension(program: Program, body: Body, place: int, node: ast.stmt) -> Rewrite | None:
     """Rewrite ``r = []`` and a loop that only appends to it as one comprehension."""
     loop = body[place + 1] if place + 1 < len(body) else None
-    if not _is_empty_list(node) or not isinstance(loop, ast.For) or loop.orelse or len(loop.body) != 1:
+    empty = re.fullmatch(r"(\w+) = \[\]", ast.unparse(node)) if isinstance(node, ast.Assign) else None
+    if empty is None or not isinstance(loop, ast.For) or loop.orelse or len(loop.body) != 1:
         return None
-    assert isinstance(node, ast.Assign)
-    name = program.source(node.targets[0])
+    name = empty[1]
     inner = loop.body[0]
     condition = None
     if isinstance(inner, ast.If) and len(inner.body) == 1 and not inner.orelse:
@@ -238,17 +238,6 @@ def _loop_to_comprehension(program: Program, body: Body, place: int, node: ast.s
     text = f"{name} = [{_whole(program, element)} for {program.source(loop.target)} in {_whole(program, loop.iter)}"
     text += f" if {_whole(program, condition)}]" if condition is not None else "]"
     return Rewrite(program.span(node)[0], program.span(loop)[1], text, len(text))
-
-
-def _is_empty_list(node: ast.stmt) -> bool:
-    """``name = []``."""
-    return (
-        isinstance(node, ast.Assign)
-        and len(node.targets) == 1
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.List)
-        and not node.value.elts
-    )
 
 
 def _appended(node: ast.stmt, name: str) -> ast.expr | None:
