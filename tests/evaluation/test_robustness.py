@@ -5,13 +5,13 @@ import random
 import pytest
 
 from flab import assets
-from flab.errors import DataError, OptionError
+from flab.errors import DataError
 from flab.evaluation.code import gold_ceiling
 from flab.evaluation.perturbations.partial import dead_code, loop_form
 from flab.evaluation.perturbations.programs import read_program
 from flab.evaluation.robustness import PERTURBATIONS, perturb, random_for, robustness_summary
 from flab.evaluation.score import Score
-from flab.evaluation.tasks import Explanation, Problem, make_task, read_task
+from flab.evaluation.tasks import Problem, make_task, read_task
 from support.perturbed import PROMPT, TEST, simple
 
 BROKEN = [
@@ -104,10 +104,6 @@ def test_draws_are_the_same_everywhere():
 
 
 def test_perturb_refuses():
-    with pytest.raises(OptionError, match="allowed are docstring-format"):
-        perturb(bundled(1), "paraphrase")
-    with pytest.raises(OptionError, match="kind cot"):
-        perturb(make_task("c", "cot", [Explanation("1", "p", "c")], "c"), "dead-code")
     with pytest.raises(DataError, match="applies to none of 1"):
         perturb(make_task("p", "code", [simple("    return xs\n")], "p"), "loop-form")
 

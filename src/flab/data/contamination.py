@@ -23,8 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flab.errors import DataError, OptionError
-
 TOKEN = re.compile(r"\w+|[^\w\s]")
 FOLDED = str.maketrans({'"': "'", "`": "'", "‘": "'", "’": "'", "“": "'", "”": "'", "–": "-", "—": "-", "−": "-"})
 MIN_WORDS = 6
@@ -91,10 +89,6 @@ def tokens_of(text: str) -> list[str]:
 
 def overlaps(problems: Sequence[tuple[str, str]], texts: Iterable[str], n: int = 13) -> Overlap:
     """Look for the problems (id, prompt with reference) in the texts, which are read once, in order."""
-    if n < 2:
-        raise OptionError(f"n is {n}; allowed are 2 or more tokens, 13 is usual")
-    if not problems:
-        raise DataError("no problem to look for; give at least one")
     index = _Index(problems, n)
     for number, text in enumerate(texts):
         index.read(number, text)

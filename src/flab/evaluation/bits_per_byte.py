@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flab import assets
-from flab.errors import DataError, OptionError
+from flab.errors import DataError
 from flab.models.checkpoint import Checkpoint, free, open_model
 from flab.models.engines.protocol import evaluation_mode, untruncated
 from flab.models.folder import weight_files
@@ -74,10 +74,6 @@ def bits_per_byte(
     """Return -log2 p of the texts per UTF-8 byte, by the convention in the module's docstring."""
     import torch
 
-    # A shorter window could not overlap.
-    context = getattr(model.config, "max_position_embeddings", None) or window
-    if not 2 <= window <= context:
-        raise OptionError(f"the window is {window} tokens; allowed are 2 to {context}, the model's context")
     num_bytes = sum(len(text.encode()) for text in texts)
     tokenizer = untruncated(tokenizer)
     windows = [w for text in texts for w in split_windows(list(tokenizer.encode(text).ids), window)]

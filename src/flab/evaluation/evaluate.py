@@ -128,7 +128,6 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
     """
     from flab.models.checkpoint import fingerprint
 
-    check_backend(backend)
     path = resolve(model)
     options = settled(options)
     generator, dtype, device = BACKENDS[backend](path, options)
@@ -141,12 +140,6 @@ def open_subject(model: PathLike, options: Options, backend: str = "transformers
         "chat_sha256": _digest(path / "chat_template.jinja", path / "tokenizer_config.json"),
     }
     return Subject(generator, chat_template(path, generator.tokenizer), identity)
-
-
-def check_backend(name: str) -> None:
-    """Raise OptionError if there is no backend of this name."""
-    if name not in BACKENDS:
-        raise OptionError(f"`backend`: got {name}, allowed {', '.join(BACKENDS)}.")
 
 
 def _open_transformers(path: Path, options: Options) -> Opened:
@@ -258,7 +251,9 @@ def evaluate(
         DataError, CheckpointError, OptionError
     """
     settings, options = settings or Settings(), options or Options()
-    check_backend(backend)
+    if backend not in BACKENDS:
+        raise OptionError(f"`backend`: got {backend}, allowed {', '.join(BACKENDS)}.")
+
     target, part = as_path(out) if out is not None else None, Shard.parse(shard) if shard is not None else None
     folder = target if target is not None and target.suffix != ".json" else None
     more = {"limit": limit, "perturbations": list(perturbations), "backend": backend, "gold": gold, "export": export}

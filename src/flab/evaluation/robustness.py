@@ -13,7 +13,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from flab.errors import DataError, OptionError
+from flab.errors import DataError
 from flab.evaluation.metrics import mcnemar_exact, paired_counts
 from flab.evaluation.perturbations.docstrings import docstring_format, docstring_noise
 from flab.evaluation.perturbations.partial import dead_code, loop_form
@@ -33,16 +33,11 @@ PERTURBATIONS: dict[str, Callable[[Problem, Random], Problem | None]] = {
 
 
 def perturb(task: TaskFile, name: str, seed: int = 0) -> TaskFile:
-    """Perturb every problem that ``name`` applies to; ``skipped`` counts the others.
+    """Perturb every problem of a code task that ``name`` applies to; ``skipped`` counts the others.
 
     Raises:
-        OptionError: the perturbation is unknown, or the task is not code.
         DataError: it applies to no problem of the file.
     """
-    if name not in PERTURBATIONS:
-        raise OptionError(f"the perturbation is {name!r}; allowed are {', '.join(PERTURBATIONS)}")
-    if task.kind != "code":
-        raise OptionError(f"{task.name} is a task of kind {task.kind}; perturbations are for kind code")
     made = [_perturbed(problem, name, seed) for problem in task.problems]
     items = [problem for problem in made if problem is not None]
     if not items:

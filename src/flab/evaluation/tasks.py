@@ -157,14 +157,12 @@ def read_task(source: str | Path, kind: Kind | None = None, limit: int | None = 
     """Read at most ``limit`` items of a file, or of the test split of a data set.
 
     Raises:
-        OptionError: the limit is below 1, the kind is unknown, or the fields fit several kinds and none was named.
+        OptionError: the limit is below 1, or the fields fit several kinds and none was named.
         DataError: the file is missing, empty or malformed, or its ids are not unique; names file and line.
     """
     source = str(source)
     if limit is not None and limit < 1:
         raise OptionError(f"the limit on problems is {limit}; it must be 1 or more, or left out for all")
-    if kind is not None and kind not in KINDS:
-        raise OptionError(f"the kind of {source} is {kind!r}; allowed are {', '.join(KINDS)}")
     rows = read_rows(source, "test", limit)
     if not rows:
         raise DataError(f"{source}: holds no problem; give rows with one of: {FORMATS}")

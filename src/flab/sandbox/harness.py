@@ -15,6 +15,7 @@ from __future__ import annotations
 import _ctypes  # importing the package ctypes would take a tenth of the start-up time
 import _signal  # type: ignore[import-not-found]  # signal would import enum
 import _socket
+import builtins
 import faulthandler
 import fcntl
 import os
@@ -240,7 +241,7 @@ def run_tests(
     lies.mocks = "mock" in tests["source"]
     # The compiled tests contain marks for the builtins and helpers that they use. Here the real objects replace the marks. The
     # builtins are the originals, because they have been restored by now.
-    code = with_helpers(tests["code"], {**vars(pristine.builtins), **lies.helpers, "module": borrow})
+    code = with_helpers(tests["code"], {**vars(builtins), **lies.helpers, "module": borrow})
     form = tests["form"]
     if form["guarded"]:
         names["__name__"] = "__main__"

@@ -25,7 +25,6 @@ from flab.files import scratch_folder
 from flab.models.checkpoint import Checkpoint, load
 from flab.models.child import run_child
 from flab.models.gguf.write import write_gguf
-from flab.models.serving import check_names
 from flab.models.tokenizer import PROBES, text_difference
 from flab.progress import say
 
@@ -54,11 +53,7 @@ def run_engines(
     ``python`` is the Python of the environment that has the engines, by default this one. ``written`` holds the ids that
     texts had when the folder was written, if they are known: a tokenizer that was changed since then misleads engine and
     reference alike.
-
-    Raises:
-        OptionError: flab does not know one of the engines.
     """
-    check_names(engines)
     checkpoint = load(folder, "float32")
     texts = probe_texts()
     prompts = probe_prompts(checkpoint)
