@@ -129,8 +129,6 @@ def test_ambiguous_files_name_the_flag(write):
         read_task(file)
     assert (read_task(file, "cot").kind, read_task(file, "cot").name) == ("cot", "rows-cot")
     assert read_task(file, "code").name == "rows-code"
-    with pytest.raises(OptionError, match="kind"):
-        read_task(file, "chat")
     with pytest.raises(DataError, match=r":1: code is missing"):
         read_task(file, "output")
 
