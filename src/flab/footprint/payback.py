@@ -10,14 +10,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from flab.footprint.figures import Figure, ratio_of, unknown
-from flab.footprint.solved import Solving
-=======
 from flab.errors import DataError
 from flab.evaluation.compare import read_run
-from flab.footprint.figures import Figure, unknown
->>>>>>> 3880ead (Files under the lower bound of 80 lines join their only neighbours: grid, solved, chats, finished, provenance, mounts and the settings of an evaluation)
+from flab.footprint.figures import Figure, ratio_of, unknown
 
 COSTS = ("prune", "data", "recover")  # stages that do not help to make the smaller model
 

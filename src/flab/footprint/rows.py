@@ -10,13 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from flab.footprint.figures import Figure, Ratio, Throughput, Timing, Window, measured, ratio_of, unknown
-from flab.footprint.solved import Solving
-=======
-from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, unknown
 from flab.footprint.payback import Solving
->>>>>>> 3880ead (Files under the lower bound of 80 lines join their only neighbours: grid, solved, chats, finished, provenance, mounts and the settings of an evaluation)
 from flab.footprint.subject import Subject
 
 KWH_PER_JOULE = 1 / 3.6e6
