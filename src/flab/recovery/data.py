@@ -58,11 +58,7 @@ def make_data(
     out = Path(out)
     part = _part(shard, making)
     strategy = STRATEGIES[making.strategy]
-    # Both names are checked, because data.json has the same sidecar as data.jsonl.
-    read = (model, *instructions, *text, *against)
-    for named in (out, out.with_suffix(".meta.json")):
-        check_file(named, options.overwrite or part is not None, read)
-    check_place(out.with_suffix(".generations.jsonl"), read)
+    _check_out(out, options.overwrite or part is not None, (model, *instructions, *text, *against))
     problems = problems_of(against)
     plain = [Instruction(str(path), "text", sample.text) for path in text for sample in read_samples(Path(path))]
     given = read_asked(instructions, limit)
@@ -142,6 +138,13 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the number of rows, in all, by kind and by source."""
     kinds, sources = (dict(Counter(row[name] for row in rows)) for name in ("kind", "source"))
     return {"rows": len(rows), "kinds": kinds, "sources": sources}
+
+
+def _check_out(out: Path, overwrite: bool, read: Sequence[str | Path]) -> None:
+    # Both names are checked, because data.json has the same sidecar as data.jsonl.
+    for file in (out, out.with_suffix(".meta.json")):
+        check_file(file, overwrite, read)
+    check_place(out.with_suffix(".generations.jsonl"), read)
 
 
 def _part(shard: str | None, making: Making) -> Shard | None:
