@@ -578,7 +578,9 @@ def test_an_interrupted_eval_says_how_to_go_on(flab, pico_folder, predictions, p
 
     monkeypatch.setattr("flab.evaluation.evaluate.run_tasks", interrupt)
     arguments = ["eval", pico_folder(), "--task", predictions]
-    assert_refused(flab(*arguments, "-o", place / "run"), "interrupted", "the same command resumes there")
+    assert_refused(
+        flab(*arguments, "-o", place / "run"), "interrupted", "the answers so far are in", "the same command resumes"
+    )
     assert_refused(flab(*arguments, "-o", place / "r.json"), "interrupted: no unfinished output is left")
 
 
@@ -597,7 +599,7 @@ BAD_EVALS = {
     "bad kind": (["M", "--task", "code:P"], ["prompt"]),
     "perturbed output": (["M", "--task", "P", "--perturb", "all"], ["--perturb", "kind code"]),
     "gold output": (["--gold", "--task", "P"], ["references to run", "outputs"]),
-    "gold with a folder": (["--gold", "--task", "P", "-o", "run"], ["--gold makes no run"]),
+    "gold with a folder": (["--gold", "--task", "P", "-o", "run"], ["--gold writes no run folder"]),
     "samples": (["M", "--task", "P", "--samples", "3"], ["--temperature 0"]),
     "preset": (["M", "--task", "P", "--preset", "x"], ["--preset: got x"]),
     "backend": (["M", "--task", "P", "--backend", "x"], ["--backend: got x"]),

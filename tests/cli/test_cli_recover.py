@@ -105,7 +105,7 @@ BAD_RECOVERIES = {
     "alpha, not a number": ([*GIVEN, "--alpha", "nan"], ["--alpha: got nan"]),
     "alpha, a word": ([*GIVEN, "--alpha", "half"], ["'--alpha'", "valid number"]),
     "temperature": ([*GIVEN, "--temperature", "0"], ["--temperature: got 0.0, allowed more than 0"]),
-    "two budgets": ([*GIVEN, "--steps", "2", "--minutes", "1"], ["--steps, --minutes: one budget at a time"]),
+    "two budgets": ([*GIVEN, "--steps", "2", "--minutes", "1"], ["--steps, --minutes: only one budget is allowed"]),
     "no steps": ([*GIVEN, "--steps", "0"], ["--steps: got 0, allowed more than 0"]),
     "negative minutes": ([*GIVEN, "--minutes", "-1"], ["--minutes: got -1, allowed more than 0"]),
     "length": ([*GIVEN, "--length", "8"], ["--length: got 8, allowed 16 or more"]),
@@ -221,7 +221,7 @@ INTERRUPTED = {
         "flab.recovery.train.recover",
         "interrupted: checkpoints are in out.training; the same command resumes.",
     ),
-    "run": ("flab.runs.stages.run_recipe", "interrupted: what is done stays in out; the same command resumes."),
+    "run": ("flab.runs.stages.run_recipe", "interrupted: finished stages are in out; the same command resumes."),
 }
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import flab.cli.report
 from flab.cli.report import _cell
 
 QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0"]
@@ -93,3 +94,18 @@ def test_a_cell_has_its_extremes_at_the_scale_of_its_value(value, unit, spread, 
     low, high = spread or (None, None)
     assert _cell({"value": value, "unit": unit, "low": low, "high": high}) == words
     assert _cell({"value": None, "unit": unit, "low": None, "high": None}) == "-"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.91, 1.44, "time per output token: no difference was shown (0.91-1.44 times better); predicted 1.60 (bytes)"),
+        (1.05, 1.44, "time per output token: 1.19 times better (1.05-1.44); predicted 1.60 (bytes)"),
+    ],
+)
+def test_a_gain_whose_range_contains_1_is_no_claim(monkeypatch, low, high, said):
+    lines = []
+    monkeypatch.setattr(flab.cli.report, "say", lines.append)
+    gain = {"value": 1.19, "low": low, "high": high, "predicted": 1.6, "of_predicted": 0.74, "prediction": "bytes"}
+    flab.cli.report.say_gains({"time_per_output_token": gain})
+    assert lines == [f"{said}; measured over predicted 0.74"]

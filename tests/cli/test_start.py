@@ -72,7 +72,7 @@ MISTAKES = {  # what is typed, and words of the answer
     "eval, another folder": ([*EVAL, "-o", "there"], "holds no run"),
     "eval, dtype": ([*EVAL, "--dtype", "int4"], "--dtype: got 'int4'"),
     "eval, no data": ([*EVAL, "--against-data", "none"], "none does not exist"),
-    "eval, references": (["eval", "--gold", "--task", TASK, "-o", "new"], "--gold makes no run"),
+    "eval, references": (["eval", "--gold", "--task", TASK, "-o", "new"], "--gold writes no run folder"),
     "compare, no run": (["compare", "none", "none"], "none does not exist"),
     "measure, no model": (["measure", "./none"], "no model folder"),
     "measure, no results": (["measure", MODEL, "--results", "none"], "none does not exist"),

@@ -99,7 +99,7 @@ def test_one_model_alone_has_no_gains(pico_folder):
 def test_what_cannot_be_measured_is_one_line(tmp_path, pico_folder):
     with pytest.raises(CheckpointError, match="no model folder"):
         measure(tmp_path / "nothing")
-    with pytest.raises(FlabError, match="prompt and answer are 204 tokens, the model reads 128"):
+    with pytest.raises(FlabError, match="prompt and answer take 204 tokens, but the model reads at most 128"):
         measure(pico_folder(), settings=Measuring(prompt_tokens=200, new_tokens=4))
     with pytest.raises(DataError):
         measure(pico_folder(), results=tmp_path / "no-run")

@@ -476,7 +476,7 @@ def test_bad_calibration_names_file_and_line(text, message, pico_folder, recipe,
 def test_few_tokens_are_said(pico_folder, recipe, tmp_path):
     rows = pico.write_calibration(tmp_path / "few.jsonl", 3)
     made = plan(pico_folder("qwen2"), recipe(calibration=rows, remove=0.3, finalists=1, width=16))
-    assert any("calibration tokens for a width of 64" in w for w in made.warnings)
+    assert any("calibration tokens are few for a width of 64" in w for w in made.warnings)
 
 
 @pytest.mark.parametrize(("rows", "said"), [(3, True), (40, False)])

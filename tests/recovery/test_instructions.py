@@ -233,7 +233,7 @@ def test_what_is_no_chat_needs_no_template(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), ("", "no instruction; give rows with prompt"), ("\n \n", "no instr")],
+    [(None, "cannot be read"), ("", "no instructions found; give rows with prompt"), ("\n \n", "no instr")],
 )
 def test_a_file_with_nothing_in_it_is_refused(content, words, tmp_path):
     file = tmp_path / "rows.jsonl"

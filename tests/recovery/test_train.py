@@ -415,7 +415,7 @@ def test_ids_that_mean_other_tokens_are_refused(pruned_folder, trained_folder, d
     [
         ({"batch": 3, "micro_batch": 2}, OptionError, "multiple of `micro_batch`"),
         ({"alpha": 1.5}, OptionError, "`alpha`"),
-        ({"steps": 2, "minutes": 1.0}, OptionError, "one budget at a time"),
+        ({"steps": 2, "minutes": 1.0}, OptionError, "only one budget is allowed"),
         ({"steps": 0}, OptionError, "more than 0"),
         ({"method": "magic"}, OptionError, "allowed auto, full, lora"),
         ({"kl_on": "some"}, OptionError, "`kl_on`"),

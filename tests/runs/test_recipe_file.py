@@ -365,7 +365,7 @@ OUTSIDE = {
     "data limit": ("data", "{instructions: bundled, limit: 0}", "limit: got 0, allowed 1 or more"),
     "alpha": ("recover", "{alpha: 2}", "got 2.0, allowed 0"),
     "method": ("recover", "{method: prayer}", "got 'prayer', allowed auto"),
-    "two budgets": ("recover", "{steps: 5, minutes: 1}", "`steps`, `minutes`: one budget at a time"),
+    "two budgets": ("recover", "{steps: 5, minutes: 1}", "`steps`, `minutes`: only one budget is allowed"),
     "no budget": ("recover", "{minutes: 0}", "got 0, allowed more than 0"),
     "batch": ("recover", "{batch: 6, micro_batch: 4}", "got 6, allowed a multiple of"),
     "samples": ("evaluate", "{tasks: bundled, samples: 3}", "at `temperature` 0 all samples are equal"),

@@ -751,5 +751,5 @@ def test_a_real_run_ends_with_three_models_and_a_second_one_repeats_nothing(
     assert again["models"] == summary["models"]
     code, out, err = flab("run", real_recipe, "-o", tmp_path / "run")
     assert (code, out) == (0, ""), err
-    for words in ("The whole way", "original", "pruned", "recovered", "unchanged since"):
+    for words in ("Summary of the run", "original", "pruned", "recovered", "unchanged since"):
         assert words in err

@@ -72,11 +72,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback if there is an error.")] = False,
     threads: Annotated[
         int | None,
         typer.Option(
-            metavar="N", callback=_threads, is_eager=True, help="Compute with N threads. Default: one per core."
+            metavar="N",
+            callback=_threads,
+            is_eager=True,
+            help="Number of threads to compute with. Default: one per core.",
         ),
     ] = None,
 ) -> None:

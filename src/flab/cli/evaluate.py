@@ -35,13 +35,15 @@ Task = Annotated[
 Run = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", metavar="PATH", help="Folder of the run, where a stopped run resumes, or a file NAME.json."
+        "-o", "--output", metavar="PATH", help="Folder of the run, in which a stopped run resumes, or a file NAME.json."
     ),
 ]
 Perturb = Annotated[
     list[str] | None,
     typer.Option(
-        "--perturb", metavar="NAME", help="Also evaluate problems with this perturbation, or with all. Repeatable."
+        "--perturb",
+        metavar="NAME",
+        help="Also evaluate the problems with this perturbation, or with all of them. Repeatable.",
     ),
 ]
 DataDir = Annotated[
@@ -51,13 +53,15 @@ DataDir = Annotated[
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")]
 Gold = Annotated[
     bool | None,
-    typer.Option("--gold/--no-gold", help="Run only the reference solutions, without a model; or never run them."),
+    typer.Option(
+        "--gold/--no-gold", help="Run only the reference solutions, without a model. With --no-gold, never run them."
+    ),
 ]
 Seen = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PATH",
-        help="Data that the model has seen; it is searched for the problems. Repeatable.",
+        help="Data that the model has seen, which is searched for the problems. Repeatable.",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -73,7 +77,7 @@ def evaluate(
     settings: Any,
     options: Any,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Folder of a Hugging Face model, or a hub id.")
+        str | None, typer.Argument(metavar="[MODEL]", help="Folder of a Hugging Face model, or its hub id.")
     ] = None,
     tasks: Task = None,
     output: Run = None,
@@ -125,7 +129,7 @@ def _run(
     except KeyboardInterrupt:
         if output is None or output.suffix == ".json":
             raise
-        raise FlabError(f"interrupted: what was generated is in {output}; the same command resumes there.") from None
+        raise FlabError(f"interrupted: the answers so far are in {output}; the same command resumes.") from None
 
 
 def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard: str | None) -> None:
@@ -150,7 +154,7 @@ def _gold(model: str | None, tasks: list[str], output: Path | None, given: dict[
     from flab.files import write_json
 
     if output is not None and output.suffix != ".json":
-        raise OptionError(f"-o {output}: --gold makes no run; give a file that ends in .json, or leave it out.")
+        raise OptionError(f"-o {output}: --gold writes no run folder; give a file that ends in .json, or leave it out.")
     if output is not None:
         check_result(as_path(output), given["options"].overwrite, [parse_task_argument(one)[1] for one in tasks])
     if model is not None:
@@ -169,7 +173,7 @@ def compare(
         typer.Option(
             "--margin",
             metavar="X",
-            help="Largest drop of pass@1, in percentage points, with which B still counts as good as A.",
+            help="Largest drop of pass@1, in percentage points, at which B still counts as being as good as A.",
         ),
     ] = 2.0,
     json_: Json = False,
@@ -250,7 +254,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     say(f"A: {report['a']['run']} ({report['a']['identity'].get('path', '-')})")
     say(f"B: {report['b']['run']} ({report['b']['identity'].get('path', '-')})")
     for row in report["differences"]:
-        say(f"WARNING, not the same in both: {row['field']}: {row['a']} in A, {row['b']} in B")
+        say(f"WARNING: the runs differ in {row['field']}: {row['a']} in A, {row['b']} in B")
     columns = ["task", "A", "B", "B - A (95 %)", "kept (95 %)", "both", "only A", "only B", "neither", "p"]
     table = table_of("Passed by A and by B", columns)
     for task in report["tasks"]:
@@ -269,7 +273,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     _show_drops(report["robustness"])
     for run, other in (("a", "B"), ("b", "A")):
         if report[f"only_in_{run}"]:
-            say(f"not in {other}, or other items there: {', '.join(report[f'only_in_{run}'])}")
+            say(f"not in {other}, or there with other items: {', '.join(report[f'only_in_{run}'])}")
 
 
 VERDICTS = {
@@ -287,7 +291,7 @@ def decision_line(found: Mapping[str, Any]) -> str:
     clusters = f" from {found['num_clusters']} sources" if found["num_clusters"] < found["num_items"] else ""
     return (
         f"{verdict}: B - A is {points['difference']:+.1f} points ({points['low']:+.1f} to {points['high']:+.1f}); "
-        f"{found['num_items']} problems{clusters} find differences of {points['detectable']:.1f} points or more"
+        f"{found['num_items']} problems{clusters} can show differences of {points['detectable']:.1f} points or more"
     )
 
 

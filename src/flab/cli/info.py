@@ -16,7 +16,7 @@ from flab.progress import add, console, duration, say, table_of
 
 INFO_EXAMPLE = "Example: flab info MODEL --calibration rows.jsonl"
 Calibration = Annotated[
-    Path | None, typer.Option("--calibration", help="Text to prune for; flab counts the tokens that it needs.")
+    Path | None, typer.Option("--calibration", help="Text to prune for. flab counts the tokens that this text needs.")
 ]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate the time, memory and disk of each stage.")]
@@ -61,7 +61,7 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     say(f"at most {found['most_removable']:.0%} can be removed.")
     if not counted:
         say(
-            "tokens: the most that planning keeps. A text that needs fewer leaves more neurons: give --calibration FILE."
+            "tokens: the most that planning keeps. A text that needs fewer leaves room for more neurons: give --calibration."
         )
     table = table_of("Loads in", ["program", "how"])
     loads = found["loads_in"]
@@ -107,7 +107,7 @@ def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
         f"{report['disk_bytes'] / 1e6:,.1f} MB on disk"
     )
     assumed = "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in report["assumed"].items())
-    say(f"assumed: {assumed}. The rates were just measured on this machine, and other work on it changes them.")
+    say(f"assumed: {assumed}. The rates were just measured on this machine; other work on it changes them.")
 
 
 def _text(value: Any) -> str:

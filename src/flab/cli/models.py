@@ -35,12 +35,10 @@ def export(
     ] = "f16",
     pre: Annotated[
         str | None,
-        typer.Option(
-            help="Name that llama.cpp gives the pre-tokenizer (tokenizer.ggml.pre), if flab does not know it."
-        ),
+        typer.Option(help="The pre-tokenizer's name in llama.cpp (tokenizer.ggml.pre), if flab does not know it."),
     ] = None,
     llama_quantize: Annotated[
-        Path | None, typer.Option(help="Path of the llama-quantize program. Default: the one on the path.")
+        Path | None, typer.Option(help="Path of the llama-quantize program. Default: the one on PATH.")
     ] = None,
     modelfile: Annotated[
         bool, typer.Option("--modelfile", help="Write a Modelfile for Ollama beside the output.")
@@ -136,7 +134,8 @@ TEXT_EXAMPLE = "Example: flab text MULTIMODAL -o TEXT"
 def text(model: Model, output: Output, json_: Json = False) -> None:
     """Take the text model out of a multimodal model.
 
-    The vision part is left out. The result is an ordinary model: prune it as any other.
+    The vision part is left out. The result is an ordinary model, which you can
+    prune like any other.
     """
     out = as_path(output)
     # Nothing in such a folder tells that flab wrote it, so there is no --overwrite.

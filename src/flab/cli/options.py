@@ -21,14 +21,14 @@ from flab.models.options import EXPERT, HELP, settings_of
 
 ADVANCED = "Advanced options"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model, or a hub id.")]
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the result.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model, or its hub id.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the output.")]
 ShardOf = Annotated[
     str | None,
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Make only part I of N of the answers. The same command without --shard merges them.",
+        help="Generate only part I of N of the answers. The same command without --shard merges the parts.",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -86,7 +86,7 @@ def _parameter(kind: type, name: str) -> inspect.Parameter:
     text = declared.metadata[HELP]
     if default is True:
         name = f"no_{name}"
-        text = f"Turn off: {text[0].lower()}{text[1:]}"
+        text = f"Do not {text[0].lower()}{text[1:]}"
         default = False
     option = typer.Option(
         f"--{name.replace('_', '-')}",

@@ -39,9 +39,7 @@ def resumable(out: Path) -> Iterator[None]:
         work = working_folder(out)
         if not work.is_dir():
             raise
-        raise FlabError(
-            f"interrupted: what planning has found so far is in {work}; the same command resumes."
-        ) from None
+        raise FlabError(f"interrupted: the progress of the plan is in {work}; the same command resumes.") from None
 
 
 @takes(recipe=Recipe, options=Options)
@@ -55,7 +53,8 @@ def plan(
 ) -> None:
     """Decide what to remove and write the plan, without cutting.
 
-    The refitted layers stay in PLAN.layers, where flab apply finds them. A stopped command resumes.
+    The refitted layers stay in PLAN.layers, where flab apply finds them. If the
+    command is stopped, run it again to resume.
     """
     file = as_path(output)
     check_file(file, options.overwrite or is_uncleared(file), (model, *recipe.inputs))
@@ -78,12 +77,12 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by flab plan.")],
     output: Output,
     options: Any,
-    no_refit: Annotated[bool, typer.Option("--no-refit", help="Only cut; no calibration data is needed.")] = False,
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Only cut. This needs no calibration data.")] = False,
     sibling: Annotated[
         bool,
         typer.Option(
             "--sibling",
-            help="Allow another model of the same architecture and tokens: keep the choices and refit its own weights.",
+            help="Accept another model of the same architecture and vocabulary: keep the decisions and refit its own weights.",
         ),
     ] = False,
     json_: Json = False,
@@ -101,7 +100,7 @@ def apply(
 
     folder = carry_out(source, plan_file, output, options, refit=not no_refit, sibling=sibling)
     decided = Plan.read(folder / "plan.json")
-    emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: verify with flab check")
+    emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: run flab check to verify it")
 
 
 @takes(recipe=Recipe, options=Options)
@@ -110,7 +109,7 @@ def prune(
 ) -> None:
     """Plan, apply and check in one step.
 
-    A stopped command resumes.
+    If it is stopped, run it again to resume.
     """
     folder = as_path(output)
     check_folder(folder, options.overwrite or is_uncleared(folder), (model, *recipe.inputs))
@@ -135,14 +134,15 @@ def prune(
 def check(
     folder: Annotated[str, typer.Argument(help="The folder to verify.")],
     against: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The original model, for a comparison bit for bit.")
+        str | None,
+        typer.Option(metavar="PATH", help="The original model, with which the folder is compared bit for bit."),
     ] = None,
     oldest: Annotated[
         str | None,
         typer.Option(
             "--oldest-python",
             metavar="PATH",
-            help="Python of an environment with transformers 4.57, which also loads the folder.",
+            help="Python of an environment with transformers 4.57, in which the folder is loaded too.",
         ),
     ] = None,
     engines: Annotated[
@@ -156,14 +156,14 @@ def check(
     ] = None,
     engines_python: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Python of the environment that has the engines. Default: flab's own."),
+        typer.Option(metavar="PATH", help="Python of the environment with the engines. Default: flab's own."),
     ] = None,
     json_: Json = False,
 ) -> None:
     """Verify a folder in a fresh process.
 
-    The folder is loaded again and compared with its plan and proof; the
-    programs that load it are listed. The exit code is 1 if a check fails.
+    Loads the folder again, compares it with its plan and proof, and lists the
+    programs that can load it. The exit code is 1 if a check fails.
     """
     # A wrong folder is the more likely mistake, and ``check`` itself has the message for it.
     if against is not None and as_path(folder).is_dir():
@@ -231,7 +231,7 @@ def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
         )
     console.print(table)
     say(
-        f"*: chosen. A split is layers x {inner}. KL in nats per token: in the search, at the end, and on answers alone."
+        f"*: chosen. A split is layers x {inner}. The KL is in nats per token: in the search, at the end, and on answers alone."
     )
 
 
@@ -265,7 +265,7 @@ def show_check(verdict: Mapping[str, Any]) -> None:
 
 def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the result of each engine that was run."""
-    table = table_of("Run beside transformers", ["engine", "outcome", "detail"])
+    table = table_of("Compared with transformers", ["engine", "outcome", "detail"])
     for name, found in engines.items():
         if not found["ran"]:
             add(table, name, "not run", f"not installed ({found['why']}): by rules alone, above")

@@ -13,6 +13,7 @@ from flab.cli.early import check_model, check_recovery, check_run
 from flab.cli.info import DryRun, show_estimate
 from flab.cli.options import Json, Output, ShardOf, emit, say_shard, takes
 from flab.cli.prune import exit_unless, show_check
+from flab.cli.report import say_gains
 from flab.errors import FlabError, OptionError
 from flab.files import as_path
 from flab.models.options import Options
@@ -28,7 +29,7 @@ RUN_EXAMPLE = "Example: flab run recipes/quickstart.yml -o RUN"
 
 @takes(making=Making, options=Options)
 def data(
-    model: Annotated[str, typer.Argument(help="The original model: a folder or a hub id.")],
+    model: Annotated[str, typer.Argument(help="Folder of the original model, or its hub id.")],
     output: Output,
     making: Any,
     options: Any,
@@ -36,18 +37,18 @@ def data(
         list[Path] | None,
         typer.Option(
             metavar="PATH",
-            help="Rows to answer (prompt + completion, instruction + answer, chats or text); repeatable.",
+            help="Rows to answer: prompt and completion, instruction and answer, chats, or text. Repeatable.",
         ),
     ] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATH", help="Evaluation files; instructions that overlap with them are left out. Repeatable."
+            metavar="PATH", help="Evaluation files. Instructions that overlap with them are left out. Repeatable."
         ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="Plain text or source code for continued pre-training; repeatable."),
+        typer.Option(metavar="PATH", help="Plain text or source code for continued pre-training. Repeatable."),
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N rows of each file.")] = None,
     shard: ShardOf = None,
@@ -55,10 +56,11 @@ def data(
 ) -> None:
     """Make training data in the original model's words.
 
-    Answers are verified by tests if there are any. A stopped command resumes.
+    Answers are verified by tests if the rows have any. If the command is
+    stopped, run it again to resume.
     """
     if not instructions:
-        raise OptionError("--instructions: got none; give a JSONL file of what to ask.")
+        raise OptionError("--instructions: got none; give a file of instructions.")
     check_model(model)
     from flab.recovery.data import make_data
 
@@ -91,8 +93,9 @@ def recover(
 ) -> None:
     """Distil the original into the smaller model.
 
-    The output is a stock folder, merged and verified. If no checkpoint beats
-    the untrained model, nothing is written. A stopped command resumes.
+    The output is a standard model folder, merged and verified. If no
+    checkpoint beats the untrained model, nothing is written. If the command is
+    stopped, run it again to resume.
     """
     check_recovery(folder, teacher, as_path(data_file), as_path(output), options.overwrite)
     if dry_run:
@@ -134,7 +137,7 @@ def run(
     try:
         summary = run_recipe(wanted, as_path(output))
     except KeyboardInterrupt:
-        raise FlabError(f"interrupted: what is done stays in {output}; the same command resumes.") from None
+        raise FlabError(f"interrupted: finished stages are in {output}; the same command resumes.") from None
     emit(summary) if json_ else show_summary(summary)
 
 
@@ -185,7 +188,7 @@ def show_recovery(report: Mapping[str, Any]) -> None:
 def show_summary(summary: Mapping[str, Any]) -> None:
     """Print one row for each model: its size, and its passes of each task, paired with the original."""
     names = list(summary["models"][0]["tasks"])
-    table = table_of("The whole way", ["model", "parameters", "MB", *names])
+    table = table_of("Summary of the run", ["model", "parameters", "MB", *names])
     original = summary["models"][0]
     for row in summary["models"]:
         share = 1 - row["parameters"] / original["parameters"]
@@ -193,17 +196,15 @@ def show_summary(summary: Mapping[str, Any]) -> None:
         add(table, row["name"], size, f"{row['bytes'] / 1e6:.2f}", *(_outcome(row["tasks"][name]) for name in names))
     console.print(table)
     say(
-        "each cell: passed of all (95 % interval); fraction of the original's passes; problems that only the original / only "
-        "this model passes."
+        "each cell: passed of all (95 % interval); the fraction of the original's passes that is kept; the problems that only "
+        "the original / only this model passes."
     )
     seconds = {name: value for name, value in summary["seconds"].items() if name != "now"}
     say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    for name, gain in summary["stages"].get("measure", {}).get("gains", {}).items():
-        say(f"{name.replace('_', ' ')}: {gain['value']:.2f} times better ({gain['low']:.2f}-{gain['high']:.2f}), "
-            f"{gain['of_predicted']:.2f} of what its bytes or operations predict")  # fmt: skip
+    say_gains(summary["stages"].get("measure", {}).get("gains", {}))
     say(
-        f"this run took {summary['seconds']['now']:.0f} s; models, data, answers and comparisons are in {summary['output']}, "
-        "its report is report.html there"
+        f"this run took {summary['seconds']['now']:.0f} s; models, data, answers, comparisons and report.html are in "
+        f"{summary['output']}"
     )
 
 

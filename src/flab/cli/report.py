@@ -39,7 +39,8 @@ def measure(
         Path | None, typer.Option(metavar="PATH", help="Run of flab eval on MODEL, for the energy per solved problem.")
     ] = None,
     against_results: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Run of flab eval on the original, for the same figure.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Run of flab eval on the original, for the energy per solved problem."),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -70,7 +71,8 @@ def sweep(
     recipe: Any,
     options: Any,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="Folder of the sweep, where a stopped sweep resumes.")
+        Path,
+        typer.Option("-o", "--output", metavar="PATH", help="Folder of the sweep, in which a stopped sweep resumes."),
     ],
     more: Annotated[
         list[float] | None, typer.Argument(metavar="BUDGET", help="Further budgets, as in --remove 0.2 0.4 0.6.")
@@ -80,7 +82,7 @@ def sweep(
         typer.Option(
             "--remove",
             metavar="X",
-            help="Fractions of all parameters to remove; repeatable.",
+            help="Fractions of all parameters to remove. Repeatable.",
             show_default="0.1 0.2 0.3 0.4 0.5 0.6",
         ),
     ] = None,
@@ -88,7 +90,7 @@ def sweep(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            "--task", metavar="[KIND:]FILE", help="Evaluate the model of each budget on this task; repeatable."
+            "--task", metavar="[KIND:]FILE", help="Evaluate the model of each budget on this task. Repeatable."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N problems of each task.")] = None,
@@ -96,8 +98,8 @@ def sweep(
 ) -> None:
     """Plan many budgets in one search.
 
-    Every budget is fitted and tried on the tests, which gives the curve of
-    what is kept over what is removed.
+    Fits every budget and runs its tests, and draws the curve of what is kept
+    over what is removed.
     """
     wanted = [*(budgets or ()), *(more or ())] or BUDGETS
     check_sweep(model, as_path(output), recipe, wanted, tasks or (), limit)
@@ -117,7 +119,7 @@ def report(
     sweep: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="A folder that flab sweep wrote, for the curve. Default: RUN/sweep if it exists."
+            metavar="PATH", help="Folder of a flab sweep, whose curve is shown. Default: RUN/sweep if it exists."
         ),
     ] = None,
     json_: Json = False,
@@ -147,9 +149,7 @@ def show_measure(report: Mapping[str, Any]) -> None:
     """Print every figure of each model with its spread, then the gains, the methods and the missing figures."""
     models = report["models"]
     names = list(dict.fromkeys(name for model in models for name in model["figures"]))
-    table = table_of(
-        "What it costs", ["", *(model["name"] for model in models), *(["ratio"] if len(models) == 2 else [])]
-    )
+    table = table_of("Costs", ["", *(model["name"] for model in models), *(["ratio"] if len(models) == 2 else [])])
     for name in names:
         figures = [model["figures"].get(name) for model in models]
         if any(figure is not None and figure["value"] is not None for figure in figures):
@@ -157,7 +157,20 @@ def show_measure(report: Mapping[str, Any]) -> None:
             add(table, name.replace("_", " "), *map(_cell, figures), *ratio)
     console.print(table)
     show_throughput(models)
-    for name, gain in report["gains"].items():
+    say_gains(report["gains"])
+    _say_methods(models, names)
+    if report["grid"] is not None:
+        say(f"grid: {report['grid']['grams_per_kwh']:g} g CO2 per kWh ({report['grid']['source']})")
+    facts = report["machine"]
+    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} threads"
+    say(
+        f"on {where}, computing in {report['dtype']}; each cell: median (lowest-highest) of {report['settings']['rounds']} rounds"
+    )
+
+
+def say_gains(gains: Mapping[str, Any]) -> None:
+    """Print how many times better each figure is and what was predicted, or that no difference was shown."""
+    for name, gain in gains.items():
         found = Ratio(gain["value"], gain["low"], gain["high"])
         spread = f"{found.low:.2f}-{found.high:.2f}"
         said = f"no difference was shown ({spread} times better)"
@@ -165,14 +178,6 @@ def show_measure(report: Mapping[str, Any]) -> None:
             f"{name.replace('_', ' ')}: {said if found.is_open else f'{found.value:.2f} times better ({spread})'}; "
             f"predicted {gain['predicted']:.2f} ({gain['prediction']}); measured over predicted {gain['of_predicted']:.2f}"
         )
-    _say_methods(models, names)
-    if report["grid"] is not None:
-        say(f"grid: {report['grid']['grams_per_kwh']:g} g CO2 per kWh ({report['grid']['source']})")
-    facts = report["machine"]
-    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} threads"
-    say(
-        f"on {where}, computing in {report['dtype']}; a cell: median (lowest-highest) of {report['settings']['rounds']} rounds"
-    )
 
 
 def show_throughput(models: Sequence[Mapping[str, Any]]) -> None:

@@ -96,7 +96,7 @@ def overlaps(problems: Sequence[tuple[str, str]], texts: Iterable[str], n: int =
 
 
 def holding(problems: Sequence[tuple[str, str]], texts: Sequence[str], n: int = 13) -> dict[int, list[str]]:
-    """Find the problems of which a single text holds the whole, or a share of ``MIN_SHARE`` of their n-grams."""
+    """Find the problems that a single text contains whole, or of which it holds ``MIN_SHARE`` of the n-grams."""
     if not problems:
         return {}
     index = _Index(problems, n)
@@ -139,7 +139,7 @@ class _Index:
         self.best: dict[int, tuple[bool, int, int]] = {}
 
     def read(self, number: int, text: str) -> list[str]:
-        """Look for problems in one text. Returns those that this text alone gives away."""
+        """Look for problems in one text. Return those that this text gives away by itself."""
         self.num_texts += 1
         tokens = tuple(self.numbers.get(token, -1) for token in tokens_of(text))
         # Any shared n-gram makes a problem a candidate for a whole match; only distinctive ones are counted.

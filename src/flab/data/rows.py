@@ -40,7 +40,7 @@ HOW = "give JSON lines, a JSON array, CSV, TSV or Parquet with rows, or source c
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix in lower case, that of the packed file if it ends in ``.gz``."""
+    """Return the suffix in lower case. For a name that ends in ``.gz`` it is the suffix of the packed file."""
     name = path.name.lower()
     return Path(name.removesuffix(PACKED)).suffix
 
@@ -184,7 +184,7 @@ def _object(value: Any, where: str) -> tuple[str, Row]:
         raise DataError(f"{where}: not a row (nested too deeply)") from None
     if half := HALF_PAIR.search(text):
         raise DataError(
-            f"{where}: holds \\u{ord(half[0]):x}, half of a surrogate pair, which is no character; remove it"
+            f"{where}: holds \\u{ord(half[0]):x}, half of a surrogate pair, which is not a character; remove it"
         )
     return where, value
 
@@ -215,7 +215,7 @@ def _separator(text: str, suffix: str) -> str | None:
 
 
 def _table_rows(path: Path, text: str, separator: str) -> Rows:
-    """Return rows of a CSV or TSV file with a header; an empty field is a missing one."""
+    """Return rows of a CSV or TSV file with a header. An empty field counts as missing."""
     # The limit is global to the csv module, so it is put back afterwards.
     usual = csv.field_size_limit(FIELD_LIMIT)
     try:

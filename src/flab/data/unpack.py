@@ -1,4 +1,4 @@
-"""From a path to the bytes and the text of a regular file: unpacked and decoded, or refused by what it looks like.
+"""Read the bytes or the text of a regular file. Unpack and decode it, or refuse it and say what it looks like.
 
 :mod:`flab.data.rows` reads the rows.
 """

@@ -2,7 +2,7 @@
 
 A program is the prompt and the generation, joined as they are: nothing is stripped or repaired. Equal programs of
 one problem are run once. A failed sample's class is the sandbox's, or ``empty`` for a blank generation, or
-``length`` where the token limit cut it off; the sandbox's own outcome stays in the row as ``verdict``.
+``length`` if the token limit cut it off. The sandbox's own outcome stays in the row as ``verdict``.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def read_run(run: Path) -> dict[str, Any]:
         raise DataError(f"{file}: lacks {', '.join(sorted(missing))}; give results that flab eval wrote")
     if run.is_dir() and (run / RUN).is_file() and read_json(run / RUN).get("fingerprint") != results["fingerprint"]:
         raise DataError(
-            f"{file} is of an earlier run than {RUN}: that run is unfinished; run flab eval again to finish it"
+            f"{file} belongs to an earlier run than {RUN}: the newer run is unfinished; run flab eval again to finish it"
         )
     return results
 

@@ -28,7 +28,7 @@ POWER = 0.80
 
 @dataclass(frozen=True)
 class Decision:
-    """The difference of the mean pass rates, second minus first, and the decision.
+    """The difference of the mean pass rates (second minus first), and the decision.
 
     ``detectable`` is the smallest true difference that these data would call significant in four of five cases.
     """
@@ -92,7 +92,7 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
     z = float(norm.ppf(1 - LEVEL / 2))
 
     def score(delta: float) -> float:
-        """Return how many standard errors the observed difference lies above ``delta``, if that is the true one."""
+        """Return how many standard errors the observed difference lies above ``delta``, if that were the true one."""
         # q is the maximum-likelihood probability, given delta, that only the first passes. It is the root of a quadratic
         # (Tango, eq. 6).
         linear = -only_a - only_b + (2 * total - only_b + only_a) * delta

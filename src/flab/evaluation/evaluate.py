@@ -182,7 +182,7 @@ def find_overlaps(model: PathLike, tasks: Sequence[TaskFile], against: Sequence[
 
 
 def _known_texts(model: Path) -> dict[str, list[str]]:
-    """Return the data, by path, that a model was calibrated or trained on; nothing if it is gone."""
+    """Return the data, by path, that a model was calibrated or trained on. Files that no longer exist are left out."""
     found: dict[str, list[str]] = {}
     for name, keys in SAYS_DATA:
         file = model / name

@@ -35,7 +35,7 @@ class Block:
 
 
 def final_code(reply: str, entry_point: str) -> str:
-    """Return the program that a reply gives as its answer; empty if it ends while it still thinks."""
+    """Return the program that a reply gives as its answer, or nothing if the reply ends inside its thinking."""
     text = reply.replace("\r\n", "\n").replace("\r", "\n")
     # What follows the last end of thinking, also if the chat template opened the thinking.
     parts = THOUGHT.split(text)
@@ -91,7 +91,7 @@ def _parse(text: str) -> ast.Module | None:
 
 
 def defines(tree: ast.Module, name: str) -> bool:
-    """Return whether a program's top level gives a name a meaning."""
+    """Return whether the top level of a program defines a name."""
     for node in tree.body:
         if isinstance(node, DEFINITIONS) and node.name == name:
             return True
@@ -110,7 +110,7 @@ def _bound(tree: ast.Module) -> set[str]:
 
 
 def _kept(text: str, tree: ast.Module, name: str, known: set[str]) -> str:
-    """Return the imports, helpers and constants of a block that is not the answer: no drafts, no usage, no words."""
+    """Return the imports, helpers and constants of a block that is not the answer. Drafts, usage and prose are left out."""
     lines = text.split("\n")
     chosen = []
     for node in tree.body:
@@ -127,7 +127,7 @@ def _kept(text: str, tree: ast.Module, name: str, known: set[str]) -> str:
 def in_prose(text: str) -> str:
     """Return the Python in a reply without fences: for each line that begins code, the longest valid stretch from there.
 
-    All of the text if nothing in it is.
+    If no line begins code, return the whole text.
     """
     if (tree := _parse(text)) is not None and any(not isinstance(node, ast.Expr) for node in tree.body):
         return text
@@ -144,7 +144,7 @@ def in_prose(text: str) -> str:
 
 
 def _code_lines_only(lines: list[str]) -> list[str]:
-    """Return the indented lines from the first that begins code on, without that line's indentation."""
+    """Return the lines from the first one that begins code, without that line's indentation."""
     first = next((line for line in lines if line[:1].isspace() and BEGINS.match(line.lstrip())), "")
     indent = first[: len(first) - len(first.lstrip())]
     return (
@@ -153,7 +153,7 @@ def _code_lines_only(lines: list[str]) -> list[str]:
 
 
 def _longest(lines: list[str], start: int) -> int:
-    """Return where the longest stretch of Python from ``start`` on ends; ``start`` if there is none."""
+    """Return where the longest stretch of Python from ``start`` ends, or ``start`` if there is none."""
     end = start + 1  # a statement ends before the next line in column 0
     best = start
     while end <= len(lines):

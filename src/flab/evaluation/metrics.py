@@ -1,9 +1,9 @@
 """Numbers on pass or fail: pass@k, Wilson intervals, and the paired comparison of two models.
 
-It reads no files and knows no models. An interval here accounts for the choice of the problems, not for the noise of sampling
-or of batch size. Bootstrap intervals are percentile intervals (Efron & Tibshirani 1993) over problems, or over clusters of
-problems that share a source; they are paired where two models are compared, and seeded. Statistics come from scipy, which
-is imported where it is used: it takes half a second. Legend: N problems, G clusters.
+This module reads no files and knows no models. An interval here accounts for the choice of the problems, not for the noise
+of sampling or of batch size. Bootstrap intervals are percentile intervals (Efron & Tibshirani 1993) over problems, or over
+clusters of problems that share a source. They are seeded, and paired where two models are compared. Statistics come from
+scipy, which is imported where it is used because the import takes half a second. Legend: N problems, G clusters.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def paired_counts(a: Sequence[bool], b: Sequence[bool]) -> PairedCounts:
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Return the exact two-sided p value that two models differ by chance, from the problems that just one passed."""
+    """Return the exact two-sided p value of the difference of two models, from the problems that only one of them passed."""
     from scipy.stats import binomtest
 
     # Problems that both or neither passed say nothing about which is better. Under the null hypothesis each of

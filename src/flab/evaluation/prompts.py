@@ -154,10 +154,10 @@ PRESETS: dict[str, Preset] = {
 def requests_for(
     task: TaskFile, preset: str, samples: int = 1, seed: int = 0, render: Render | None = None
 ) -> list[tuple[Key, Request]]:
-    """Return the key in the store and the request of every sample of every item, in the file's order.
+    """Return the key in the store and the request, for every sample of every item in the file's order.
 
     Raises:
-        OptionError: ``chat`` is asked of a model without a chat template.
+        OptionError: ``chat`` is used for a model without a chat template.
     """
     chosen = PRESETS[preset]
     if chosen.needs_template and render is None:
@@ -197,13 +197,13 @@ def answer_for(preset: str, made: Generation) -> Generation:
 class Settings:
     """How every task of a run is asked and answered. Models that are compared need the same settings."""
 
-    preset: str = setting("completion", f"How to ask: {', '.join(PRESETS)}.")
-    samples: int = setting(1, "Answers per problem.", expert=True)
+    preset: str = setting("completion", f"How to prompt the model: {', '.join(PRESETS)}.")
+    samples: int = setting(1, "Number of answers per problem.", expert=True)
     temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", expert=True)
     top_p: float = setting(1.0, "Sample from the most likely tokens with this total probability.", expert=True)
-    seed: int = setting(0, "Seed of samples and perturbations.", expert=True)
+    seed: int = setting(0, "Seed of the samples and perturbations.", expert=True)
     max_new_tokens: int = setting(256, "Maximum new tokens per answer.")
-    batch_size: int = setting(64, "Number of prompts that are answered together.")
+    batch_size: int = setting(64, "Number of prompts to answer together.")
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -124,7 +124,7 @@ def run_facts(
     identity: Mapping[str, Any],
     wanted: Sequence[Wanted],
 ) -> dict[str, Any]:
-    """Return the facts that decide the texts, and their digest. Batches span all tasks, so it covers all, in order."""
+    """Return the facts that determine the texts, and their digest. Batches span all tasks, so it covers the tasks in order."""
     facts: dict[str, Any] = {
         "format": FORMAT,
         "generator": generator.name,
@@ -158,7 +158,7 @@ def _described(task: TaskFile, wanted: Wanted) -> dict[str, Any]:
 
 
 def prompts_digest(wanted: Wanted) -> str:
-    """Return the SHA-256 of the prompts and their stop strings, which is equal if two models were asked the same."""
+    """Return the SHA-256 of the prompts and stop strings. It is equal if two models got the same prompts."""
     asked = [[request.prompt, request.stop, request.max_prompt_tokens] for _, request in wanted]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
@@ -225,7 +225,7 @@ def robustness_of(tasks: Sequence[TaskFile], scores: Sequence[Score]) -> list[di
 
 
 def _is_perturbed(task: TaskFile, clean: TaskFile, is_later: bool) -> bool:
-    """Return whether one task is the other perturbed. Of two files with the same problems the first one is the clean one."""
+    """Return whether one task is a perturbed version of the other. Of two files with the same problems, the first is clean."""
     if task.perturbation is not None:
         return task.name == f"{clean.name}~{task.perturbation}"
     if clean.perturbation is not None or not is_later:

@@ -24,7 +24,7 @@ class Score:
 
     @property
     def passed(self) -> list[bool]:
-        """Pass or fail of each item's first sample, for paired comparisons."""
+        """Return whether each item's first sample passed, for paired comparisons."""
         return [bool(row["passed"]) for row in self.rows if row["sample"] == 0]
 
 

@@ -1,8 +1,8 @@
 """Whether the tests of a problem can fail. They are tried on wrong programs before they decide anything.
 
 Two stubs take the place of the function: one raises, the other returns None. A test that passes with a stub, or never calls
-it, would pass any program, so its problem is refused by name. A test that needs a package that is not installed is refused
-too, because every answer would fail.
+it, would pass any program, so its problem is refused by name. A problem whose test needs a package that is not installed is
+refused too, because every answer would fail.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _known: dict[tuple[Problem, str], Fault | None] = {}
 
 
 def require_sound(task: TaskFile, sandbox: Sandbox, of_references: bool = False) -> None:
-    """Raise DataError that names the problems of a task whose tests cannot decide.
+    """Raise a DataError that names the problems of a task whose tests cannot decide.
 
-    With ``of_references`` only the file's own solutions will run. A test that compares two calls with each other, which None
-    passes, then gives a warning.
+    With ``of_references`` only the file's own solutions will run. A test that compares two calls with each other, and so
+    passes for None, then only gives a warning.
     """
     found = faults(task.problems, sandbox, task.name)
     weak = {task_id: one for task_id, one in found.items() if of_references and one.is_weak}

@@ -84,8 +84,9 @@ def _problems(tokens: Mapping[str, Any], solved: Solving | None) -> dict[str, An
 
 @dataclass(frozen=True)
 class Solving:
-    """Tokens generated on all problems of the code tasks, and the answers that passed: one for each solved problem, of
-    several samples all that did.
+    """The tokens generated on all problems of the code tasks, and the number of answers that passed.
+
+    With several samples, every passing sample of a problem counts.
     """
 
     name: str
@@ -106,7 +107,9 @@ def solving(run: Path) -> Solving:
     """
     tasks = [t for t in read_run(run)["tasks"] if t["kind"] == "code" and t["perturbation"] is None]
     if not tasks:
-        raise DataError(f"{run}: no code task in it, so no problem is solved or not; run flab eval on one")
+        raise DataError(
+            f"{run}: it has no code task, so no solved problems can be counted; run flab eval on a code task"
+        )
     rows = [row for task in tasks for row in task["rows"]]
     names = ", ".join(task["name"] for task in tasks)
     return Solving(names, sum(row["num_tokens"] for row in rows), sum(bool(row["passed"]) for row in rows))

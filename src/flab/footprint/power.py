@@ -1,6 +1,6 @@
-"""Joules: from a hardware counter if one can be read, or from an estimate if the user asks for it, else none.
+"""Measure joules with a hardware counter if one can be read, or with an estimate if the user asks for it.
 
-Counters include everything on their device, also idle power and other processes.
+Counters include everything on their device, including idle power and other processes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NvmlMeter:
 
 
 class RaplMeter:
-    """The processor packages' energy counters in ``/sys/class/powercap``; wrap-arounds are followed."""
+    """The processor packages' energy counters in ``/sys/class/powercap``; overflows are handled."""
 
     method = "measured: RAPL counters of the processor packages, without memory, disks and fans"
 
@@ -140,7 +140,7 @@ class Energy:
 
 @contextmanager
 def metered(device: str, estimate: bool) -> Iterator[Energy]:
-    """Meter the block. Without a meter the figure has no value but the reason."""
+    """Meter the block. Without a meter the figure has no value and gives the reason."""
     meter, why = find_meter(device, estimate)
     energy = Energy()
     if meter is None:

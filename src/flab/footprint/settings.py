@@ -1,4 +1,4 @@
-"""How a model is measured, and the carbon intensity of its power grid: checked when made. No torch, no network."""
+"""The settings of a measurement, and the carbon intensity of its power grid, checked when made. No torch, no network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from flab.models.options import setting
 class Measuring:
     """Lengths, repetitions and limits, the same for both models."""
 
-    prompt_tokens: int = setting(128, "Tokens of every prompt.", expert=True)
-    new_tokens: int = setting(64, "Tokens of every answer; an end of text does not stop it.", expert=True)
-    rounds: int = setting(5, "Timings of each model, after one for warm-up.")
+    prompt_tokens: int = setting(128, "Number of tokens of every prompt.", expert=True)
+    new_tokens: int = setting(64, "Number of tokens of every answer. End tokens do not stop it.", expert=True)
+    rounds: int = setting(5, "Number of timings of each model, after one for warm-up.")
     max_batch: int = setting(
-        64, "Largest batch for throughput, which is measured at 1, 2, 4, ... until it stops growing.", expert=True
+        64,
+        "Largest batch for throughput. Batches of 1, 2, 4, ... are tried until throughput stops growing.",
+        expert=True,
     )
-    window_seconds: float = setting(10.0, "Minimum seconds over which energy is metered.", expert=True)
+    window_seconds: float = setting(10.0, "Minimum number of seconds over which to meter energy.", expert=True)
     text: Path | None = setting(
-        None, "Code whose tokens per character are counted. Default: library code outside the calibration.", expert=True
+        None, "Code whose tokens per character to count. Default: library code that no calibration reads.", expert=True
     )
-    estimate: bool = setting(False, "Let codecarbon estimate the energy if there is no power sensor.")
+    estimate: bool = setting(False, "Let codecarbon estimate the energy if no power sensor can be read.")
     grid: str | None = setting(
         None, "Grams of CO2 per kWh, or a country's code such as FRA or USA. Default: no CO2 figure."
     )
@@ -44,7 +46,8 @@ def check_context(config: Any, wanted: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest and wanted > longest:
         raise OptionError(
-            f"prompt and answer are {wanted} tokens, the model reads {longest}: lower `prompt_tokens` or `new_tokens`."
+            f"prompt and answer take {wanted} tokens, but the model reads at most {longest}: lower `prompt_tokens` or "
+            "`new_tokens`."
         )
 
 

@@ -39,13 +39,13 @@ class ChatTemplate:
 
     @property
     def special_tokens(self) -> bool:
-        """Whether the tokenizer is to add its own special tokens to a rendered text: it begins with them."""
+        """Whether the tokenizer must add its own special tokens to a rendered text."""
         probe = self._text([{"role": "user", "content": PROBE}], False, add_generation_prompt=True)
         return probe.startswith(self.start)
 
     @property
     def ending(self) -> str:
-        """Return what the template writes after an answer, such as ``<|im_end|>``; nothing if that is unclear."""
+        """Return what the template writes after an answer, such as ``<|im_end|>``, or nothing if that is unclear."""
         # Two different contents: the answer's end is looked for, and the question must not be taken for it.
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": 2 * PROBE}]
         try:
@@ -73,7 +73,7 @@ class ChatTemplate:
 
 
 def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Read ``chat_template.jinja`` or ``tokenizer_config.json`` of a model's folder; None without a template."""
+    """Read ``chat_template.jinja`` or ``tokenizer_config.json`` of a model's folder. Return None without a template."""
     template = template_of(folder)
     if not template:
         return None
@@ -92,7 +92,7 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def template_of(folder: Path) -> str | None:
-    """Return the jinja source of a model's chat template. Of several in a tokenizer's config, it is the one named default."""
+    """Return the jinja source of a model's chat template. If the tokenizer's config has several, take the one named default."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Loading and saving stock Hugging Face models, and the precision that they are run and cut in.
+"""Load and save standard Hugging Face models, and choose the precision in which they are run and cut.
 
 No other module loads or saves a model. Only safetensors are read, and a model's own code runs only if the user asks for it.
 :mod:`flab.pruning.verify` checks what was written.
@@ -85,7 +85,9 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise CheckpointError(f"{path}/config.json is not a config transformers knows: {first_line(error)}") from None
+        raise CheckpointError(
+            f"{path}/config.json is not a config that transformers knows: {first_line(error)}"
+        ) from None
     family_of(config)
     return config
 
@@ -135,7 +137,7 @@ def load(
 def load_model(
     source: ModelSource, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False, without: str = ""
 ) -> Any:
-    """Load only the model. Raises unless every weight comes from the folder; the part ``without`` is not read."""
+    """Load only the model, without the part ``without``. Raise an error unless every weight comes from the folder."""
     if dtype not in (*torch_dtypes, "auto"):
         raise OptionError(f"`dtype`: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
     folder = ModelFolder.open(source)
@@ -265,7 +267,7 @@ def save(
 
 
 def compute_dtype(source: ModelSource, options: Options) -> str:
-    """Return the precision to run a whole model in: as asked; float32 for small models on a CPU; else as stored."""
+    """Return the precision to run a whole model in: the requested one, float32 for small models on a CPU, else the stored one."""
     options = settled(options)
     if options.dtype != "auto":
         return options.dtype
@@ -347,7 +349,7 @@ def open_to_cut(
 
 
 def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
-    """Return whether to hold one layer in memory at a time: as asked, or if the model does not fit, with a message."""
+    """Return whether to hold one layer in memory at a time: if requested, or, with a message, if the model does not fit."""
     folder, options = ModelFolder.open(source), settled(options)
     if options.one_layer or options.device == BALANCED:
         return options.one_layer

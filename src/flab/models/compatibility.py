@@ -29,7 +29,7 @@ def loads_in(
     """Return which programs can load the folder as it is, and what each needs.
 
     ``stored`` are its tensors by name; ``original`` is the config and the tensors of the model it was made from.
-    ``broken_pattern`` is whether layers are gone from a pattern that repeats.
+    ``broken_pattern`` is whether layers were removed from a pattern that repeats.
     """
     rows = {"hidden_size": config.hidden_size, "intermediate_size": ffn_width(config)}
     odd = [f"{name} {size}" for name, size in rows.items() if size % LARGE_BLOCK]
@@ -61,7 +61,7 @@ def ffn_width(config: Any) -> int:
 
 
 def tensor_parallel_sizes(config: Any) -> list[int]:
-    """Return which of 1, 2, 4, 8 and 16 devices vLLM can share the model over evenly."""
+    """Return over which of 1, 2, 4, 8 and 16 devices vLLM can divide the model evenly."""
     heads = config.num_attention_heads
     kv_heads = config.num_key_value_heads
     width = ffn_width(config)

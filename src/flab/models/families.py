@@ -190,7 +190,7 @@ def linear(module: nn.Module, path: str) -> nn.Linear:
 
 
 def attention_at(layer: nn.Module, family: Family) -> str:
-    """Return the path of a layer's attention, which is linear in some layers of a hybrid."""
+    """Return the path of a layer's attention. In some layers of a hybrid this is linear attention."""
     is_linear = bool(family.linear_attention) and hasattr(layer, family.linear_attention)
     return family.linear_attention if is_linear else family.attention
 
@@ -294,7 +294,7 @@ def kv_numbers(config: Any, layers: int) -> int:
 
 
 def shape_of(model: nn.Module, family: Family) -> Shape:
-    """Return sizes and unit costs of a model, read from its tensors (meta tensors do).
+    """Return sizes and unit costs of a model, read from its tensors. Meta tensors are enough.
 
     Raises:
         UnsupportedModelError: its layers differ in shape.

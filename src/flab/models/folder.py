@@ -95,7 +95,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def is_deep(value: Any, most: int = MOST_DEPTH) -> bool:
     """Return whether lists and objects are nested deeper than ``most`` levels.
 
-    The parser takes about a thousand levels, but copying such a value takes several calls for each and does not end well.
+    The parser accepts about a thousand levels, but copying such a value needs several calls for each level and fails.
     """
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(most):

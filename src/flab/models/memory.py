@@ -18,7 +18,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 def is_gpu(device: str) -> bool:
-    """Return whether a model opened on this device is on CUDA. ``balanced`` is if there is a CUDA device."""
+    """Return whether a model opened on this device is on CUDA. With ``balanced`` it is if there is a CUDA device."""
     import torch
 
     return not device.startswith("cpu") and torch.cuda.is_available()
@@ -74,7 +74,7 @@ def free_bytes(device: str) -> int | None:
 
 
 def trim() -> None:
-    """Return free memory to the system. glibc keeps freed tensors below 32 MiB, in pieces that others do not fit into."""
+    """Return freed memory to the system. glibc keeps freed tensors below 32 MiB, in pieces that do not fit other tensors."""
     if _resident() >= LARGE_BYTES:
         _malloc_trim()(0)
 

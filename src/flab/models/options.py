@@ -42,10 +42,10 @@ class Options:
     overwrite: bool = setting(False, "Replace the output if it exists.")
     unsandboxed: bool = setting(
         False,
-        "If there is no isolation, run tests with resource limits alone: they can reach files and network.",
+        "If isolation is not available, run tests with only resource limits. They can then reach files and the network.",
         expert=True,
     )
-    trust_remote_code: bool = setting(False, "Run Python code that comes with the model.", expert=True)
+    trust_remote_code: bool = setting(False, "Run Python code that the model's folder contains.", expert=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):

@@ -178,12 +178,13 @@ def _check_sizes(path: Path, raw: Mapping[str, Any]) -> None:
     count = max(labels if isinstance(labels, int) else 0, len(table) if isinstance(table, Mapping) else 0)
     if count > MOST_LABELS:
         raise CheckpointError(
-            f"{path}/config.json: num_labels is {count}, at most {MOST_LABELS} are read: remove it, a code model has none."
+            f"{path}/config.json: num_labels is {count}, but flab reads at most {MOST_LABELS}: remove it, "
+            "because a code model has no labels."
         )
 
 
 def _check_asked(path: Path, raw: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
-    """Check that a config asks for at most twice the stored numbers; more could take all memory, or forever."""
+    """Check that a config asks for at most twice the stored numbers. More could use up all memory, or never end."""
     given = {name: raw.get(name) for name in SIZES}
     width = int(given["hidden_size"] or 0)
     ffn = int(given["intermediate_size"] or 0)

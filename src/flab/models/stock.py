@@ -163,7 +163,7 @@ def check_links(source: Path) -> list[str]:
 
 
 def is_inside(file: Path, source: Path) -> bool:
-    """Return whether a file, its links followed, lies in the folder, or in the hub cache that the folder is a snapshot of."""
+    """Return whether a file (with links resolved) is in the folder, or in the hub cache of which the folder is a snapshot."""
     # In the hub's cache every file of a snapshot is a link to a blob outside of the snapshot, two folders up;
     # those are the model's own.
     target = file.resolve()

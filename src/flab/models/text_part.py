@@ -42,7 +42,7 @@ class TextPart:
 
 
 def text_name(name: str) -> str | None:
-    """Return what a tensor is called in the text model alone; None if it belongs to another part."""
+    """Return the name of a tensor in the text model, or None if it belongs to another part."""
     if name.startswith(INNER):
         return "model." + name.removeprefix(INNER)
     if name.startswith(OUTER):
@@ -94,7 +94,7 @@ def _text_config(opened: ModelFolder) -> Any:
         config = AutoConfig.from_pretrained(opened.path).get_text_config()
     except Exception as error:
         raise CheckpointError(
-            f"{opened.path}/config.json is not a config transformers knows: {first_line(error)}"
+            f"{opened.path}/config.json is not a config that transformers knows: {first_line(error)}"
         ) from None
     family_of(config)
     for name in SHARED:

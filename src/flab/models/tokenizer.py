@@ -84,8 +84,8 @@ def tokenizer_warnings(truth: Tokenizer, auto: Any) -> list[str]:
     if not differ:
         return []
     return [
-        f"AutoTokenizer builds {type(auto).__name__}, which splits {len(differ)} of {len(PROBES)} probe texts otherwise than "
-        "tokenizer.json: flab uses tokenizer.json; load it with transformers.PreTrainedTokenizerFast.from_pretrained."
+        f"AutoTokenizer builds {type(auto).__name__}, which splits {len(differ)} of {len(PROBES)} probe texts differently from "
+        "tokenizer.json. flab uses tokenizer.json; load it with transformers.PreTrainedTokenizerFast.from_pretrained."
     ]
 
 
@@ -96,9 +96,9 @@ def start_warnings(truth: Tokenizer, config: Path) -> list[str]:
     if not promised or special_prefix(truth):
         return []
     return [
-        f"{config.name} says add_bos_token, but tokenizer.json puts nothing before a text: transformers 5 and flab add no BOS, "
-        "transformers 4 and servers built on it may: write it into the post_processor of tokenizer.json, or set add_bos_token "
-        "to false."
+        f"{config.name} says add_bos_token, but tokenizer.json puts nothing before a text. transformers 5 and flab add no BOS; "
+        "transformers 4 and servers built on it may add one. Write it into the post_processor of tokenizer.json, or set "
+        "add_bos_token to false."
     ]
 
 
@@ -111,7 +111,7 @@ def special_prefix(tokenizer: Tokenizer) -> list[int]:
 
 
 def record_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what tells later whether a tokenizer is still the same: a digest of tokens and merges, and the ids of some texts."""
+    """Return a record by which a changed tokenizer is found: a digest of tokens and merges, and the ids of some texts."""
     # The digest finds any token under another id and any other merge. The texts find what it does not cover: another splitting
     # rule, another normaliser, another start of a text.
     tokens = sorted((index, token) for token, index in tokenizer.get_vocab(with_added_tokens=True).items())
@@ -133,7 +133,7 @@ def token_change(tokenizer: Tokenizer, record: Mapping[str, Any]) -> str | None:
 
 
 def text_difference(text: str, right: list[int], got: list[int]) -> str | None:
-    """Describe the first place where a text has other ids than the right ones; None if it has not."""
+    """Describe the first place where the ids of a text differ from the right ones, or return None if they do not."""
     if got == right:
         return None
     place = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
@@ -190,7 +190,7 @@ class TokenizerModel:
         return {self.base[s] for s in symbols if s in self.base}
 
     def pieces(self, token_id: int) -> set[int]:
-        """Return the token and every intermediate piece by which the original merges build it from its symbols."""
+        """Return the token, and every intermediate piece from which the original merges build it."""
         token = self.text_of[token_id]
         if self.kind == "Unigram" or token in self.added or token not in self.base:
             return {token_id}

@@ -27,7 +27,7 @@ FINITE_PART = 1 << 22  # numbers looked at together
 
 
 class Unread(torch.Tensor):
-    """A tensor of a file without its numbers, for transformers to load: it stays on the meta device wherever it is sent."""
+    """A tensor of a file without its numbers. transformers can load it, and it stays on the meta device wherever it is sent."""
 
     def to(self, *_: object, dtype: torch.dtype | None = None, **__: object) -> torch.Tensor:
         """Return the tensor in another dtype."""
@@ -106,7 +106,7 @@ class Place:
     checked: bool = False
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the tensor in memory of its own, which is free again as soon as nothing holds the tensor.
+        """Return the tensor in separate memory, which is freed as soon as the tensor is no longer used.
 
         Raises:
             CheckpointError: a file has gone or is damaged, or a number is NaN or infinite.
@@ -185,7 +185,7 @@ def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
 def leave_in_files(
     model: Any, part: nn.Module, prefix: str, stored: Mapping[str, Stored], device: torch.device
 ) -> None:
-    """Take the parameters of a part of the model out of memory; those that no file holds stay.
+    """Remove the parameters of a part of the model from memory, except those that no file holds.
 
     ``part`` is the model's list of layers, or a part of it, and is called ``prefix`` in the model. ``stored`` is what the
     files hold, by name, and ``device`` works with it.

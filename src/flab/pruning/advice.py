@@ -21,12 +21,12 @@ def few_texts(recipe: Recipe, shape: Shape, data: CalibrationSet) -> list[str]:
     if (tokens := data.num_fit_tokens) < 4 * shape.fitted * shape.width // shape.passed:
         what = f"{shape.experts} experts" if shape.experts else f"a width of {shape.width}"
         found.append(
-            f"{tokens} calibration tokens for {what}: least squares needs several times as "
+            f"{tokens} calibration tokens are few for {what}: least squares needs several times as "
             "many; raise `tokens` or give more text."
         )
     if REFITS[recipe.refit].iterative and not data.has_held_out:
         found.append(
-            f"fewer than {HELD_OUT_EVERY} calibration windows to fit on, so none is held out: `refit` {recipe.refit} "
+            f"fewer than {HELD_OUT_EVERY} calibration windows can be fitted, so none is held out: `refit` {recipe.refit} "
             "does no more than `refit` residual; give more text."
         )
     return found
@@ -42,8 +42,8 @@ def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
         fitted = [ridge for ridge in ridges if ridge > 0]
         if held_back := sum(ridge >= RIDGES[-1] for ridge in fitted):
             found.append(
-                f"{part}: in {held_back} of {len(fitted)} layers held-out tokens allowed hardly any correction; more `tokens` "
-                "would allow more."
+                f"{part}: in {held_back} of {len(fitted)} layers the held-out tokens allowed hardly any correction; raise "
+                "`tokens` to allow more."
             )
         if loose := sum(ridge <= RIDGES[0] for ridge in fitted):
             found.append(f"{part}: in {loose} of {len(fitted)} layers the smallest ridge was best.")

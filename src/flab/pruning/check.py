@@ -49,20 +49,18 @@ def check(
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{path} is not a model folder (no config.json): give what `flab apply` or `flab prune` wrote."
+            f"{path} is not a model folder (no config.json): give one that `flab apply` or `flab prune` wrote."
         )
     # A weight file that is missing or cut off is found before a process is started.
     _ = ModelFolder.open(path).stored
     if oldest is not None and shutil.which(oldest) is None:
-        raise OptionError(f"`oldest` {oldest} is no program: give the python of an environment with transformers 4.57.")
+        raise OptionError(f"`oldest` {oldest} is not a program: name a Python that has transformers 4.57.")
     if engines:
         from flab.models.serving import check_names
 
         check_names(engines)
     if engines_python is not None and shutil.which(engines_python) is None:
-        raise OptionError(
-            f"`engines_python` {engines_python} is no program: give the python of an environment that has the engines."
-        )
+        raise OptionError(f"`engines_python` {engines_python} is not a program: name a Python that has the engines.")
     # ``-P`` keeps the current folder out of the module path. A file there that is named like a library would be
     # imported instead of the library.
     command = [sys.executable, "-P", "-m", "flab.pruning.verify", str(path), str(against or ""), str(oldest or "")]

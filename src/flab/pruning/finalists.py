@@ -38,7 +38,7 @@ def judge_sandbox(options: Options, warnings: list[str]) -> Sandbox | None:
     try:
         return Sandbox.detect(options.unsandboxed)
     except SandboxError as error:
-        warnings.append(f"the calibration's tests were not run, KL alone decides: {error}")
+        warnings.append(f"the tests of the calibration problems were not run, so KL alone decides: {error}")
         say(warnings[-1])
         return None
 

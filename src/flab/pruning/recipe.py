@@ -39,49 +39,56 @@ class Recipe:
     calibration: Path | None = setting(
         None, "File or folder to calibrate on: rows, chats, text or source code. Default: the bundled rows."
     )
-    corpus: tuple[Path, ...] = setting((), "Further text whose tokens stay in the vocabulary. Repeatable.")
-    general: float = setting(0.25, "Fraction of calibration tokens taken from Python's standard library.", expert=True)
+    corpus: tuple[Path, ...] = setting((), "Further text whose tokens are kept in the vocabulary. Repeatable.")
+    general: float = setting(
+        0.25, "Fraction of the calibration tokens to take from Python's standard library.", expert=True
+    )
     template: str = setting(
         "auto",
-        "How to read chats: auto (in the model's chat template, if it has one) or none (as plain text).",
+        "How to format chats: auto (with the model's chat template, if it has one) or none (as plain text).",
         expert=True,
     )
     prompt_weight: float = setting(1.0, "Weight of a prompt token in the refit; an answer token weighs 1.", expert=True)
-    vocabulary: int | None = setting(None, "Number of tokens to keep. Default: chosen by the search.", expert=True)
-    layers: int | None = setting(None, "Number of layers to keep. Default: chosen by the search.", expert=True)
-    width: int | None = setting(None, "FFN neurons to keep in each layer. Default: chosen by the search.", expert=True)
+    vocabulary: int | None = setting(None, "Number of tokens to keep. Default: the search decides.", expert=True)
+    layers: int | None = setting(None, "Number of layers to keep. Default: the search decides.", expert=True)
+    width: int | None = setting(
+        None, "Number of FFN neurons to keep in each layer. Default: the search decides.", expert=True
+    )
     experts: int | None = setting(
-        None, "Experts to keep in each layer of a mixture. Default: chosen by the search.", expert=True
+        None, "Number of experts to keep in each layer of a mixture. Default: the search decides.", expert=True
     )
     width_multiple: int | None = setting(
-        None, "Keep a width that is a multiple of N. Default: 32, or 64, 128 or 256 if that costs little.", expert=True
+        None, "Keep a width that is a multiple of N. Default: 32, or up to 256 if that costs little.", expert=True
     )
     drop_layers: tuple[int, ...] | None = setting(
-        None, "Layers to remove, counted from 0, e.g. 3,5. Default: chosen by the criterion.", expert=True
+        None, "Layers to remove, counted from 0, such as 3,5. Default: the criterion decides.", expert=True
     )
-    layer_criterion: str = setting("kl", f"How layers are ranked: {', '.join(LAYER_CRITERION_NAMES)}.", expert=True)
+    layer_criterion: str = setting("kl", f"How to rank layers: {', '.join(LAYER_CRITERION_NAMES)}.", expert=True)
     neuron_criterion: str = setting(
-        "elimination", f"How neurons are ranked: {', '.join(NEURON_CRITERION_NAMES)}.", expert=True
+        "elimination", f"How to rank neurons: {', '.join(NEURON_CRITERION_NAMES)}.", expert=True
     )
-    expert_criterion: str = setting(
-        "reap", f"How experts are ranked: {', '.join(EXPERT_CRITERION_NAMES)}.", expert=True
-    )
+    expert_criterion: str = setting("reap", f"How to rank experts: {', '.join(EXPERT_CRITERION_NAMES)}.", expert=True)
     refit: str = setting(  # see :meth:`resolved` for auto
         "auto",
-        f"How the remaining weights are corrected: {', '.join(REFITS)}, or auto: newton below 100 million parameters; "
-        "above that, and in mixtures of experts, descent with many tokens, else residual.",
+        f"How to correct the remaining weights: {', '.join(REFITS)}, or auto. Auto is newton below 100 million "
+        "parameters. Above that, and for mixtures of experts, it is descent if there are many tokens, and residual if not.",
     )
-    output_projection: bool = setting(True, "Refit the attention's output projection too.", expert=True)
+    output_projection: bool = setting(True, "Refit the output projection of the attention.", expert=True)
     closure: bool = True
     min_count: int = setting(1, "Keep tokens that occur at least this often in the text.", expert=True)
     tokens: int | None = setting(
         None,
-        f"Calibration tokens to fit on. Default: {TOKENS:,}, or {TOKENS_PER_NEURON} per neuron of a layer if that is more.",
+        f"Number of calibration tokens to fit on. Default: {TOKENS:,}, or {TOKENS_PER_NEURON} per neuron of a layer if "
+        "that is more.",
     )
-    search_tokens: int = setting(16_384, "Calibration tokens that the search measures candidates on.", expert=True)
-    finalist_tokens: int = setting(32_768, "Calibration tokens that the finalists are fitted on.", expert=True)
-    max_length: int = setting(512, "Maximum tokens of one calibration sequence.", expert=True)
-    finalists: int = setting(3, "Number of candidates that are built again and compared by the tests.", expert=True)
+    search_tokens: int = setting(
+        16_384, "Number of calibration tokens on which the search measures candidates.", expert=True
+    )
+    finalist_tokens: int = setting(
+        32_768, "Number of calibration tokens on which the finalists are fitted.", expert=True
+    )
+    max_length: int = setting(512, "Maximum number of tokens of one calibration sequence.", expert=True)
+    finalists: int = setting(3, "Number of candidates to build again and compare by their tests.", expert=True)
     judge_problems: int = 100
     seed: int = setting(0, "Seed of every random choice.", expert=True)
 

@@ -221,7 +221,7 @@ def without_hopeless_depths(search: Search, splits: Sequence[Split]) -> Sequence
     if shorter <= narrow:
         return splits
     search.warnings.append(
-        f"{len(shallower)} splits of fewer layers were not built: without its cheapest layer the model has KL {shorter:.3f}, "
+        f"{len(shallower)} splits of fewer layers were not built. Without its cheapest layer the model has KL {shorter:.3f}, "
         f"and cut to {deepest} {narrow:.3f}, both before the refit."
     )
     return [deepest]

@@ -122,7 +122,7 @@ def read_asked(paths: Sequence[str | Path], limit: int | None = None) -> list[As
         rows = read_rows(str(path), "train", limit)
         found += [(row, where, f"{name}:{n}") for n, (where, row) in enumerate(rows)]
     if not found:
-        raise DataError(f"{', '.join(map(str, paths))}: no instruction; give rows with {FORMATS}")
+        raise DataError(f"{', '.join(map(str, paths))}: no instructions found; give rows with {FORMATS}")
     return found
 
 

@@ -27,22 +27,22 @@ class Training:
         "auto", "Which weights to train: full (all), lora (low-rank updates) or auto (lora from 1 billion parameters)."
     )
     alpha: float = setting(
-        1.0, "Weight of the KL against the teacher; 0 is cross entropy alone, 1 is distillation alone.", expert=True
+        1.0, "Weight of the KL from the teacher: 0 is cross entropy alone, 1 is distillation alone.", expert=True
     )
     temperature: float = setting(1.0, "Temperature that softens both distributions of the KL.", expert=True)
-    kl_on: str = setting("answers", f"Tokens on which the KL is measured: {' or '.join(TARGETS)}.", expert=True)
+    kl_on: str = setting("answers", f"Tokens on which to measure the KL: {' or '.join(TARGETS)}.", expert=True)
     template: str = setting(
         "auto",
-        "How to read chats: auto (in the model's chat template, if it has one) or none (as plain text).",
+        "How to format chats: auto (with the model's chat template, if it has one) or none (as plain text).",
         expert=True,
     )
     steps: int | None = setting(None, "Budget: number of optimizer steps.")
     tokens: int | None = setting(None, "Budget: number of tokens read.")
     minutes: float | None = setting(None, "Budget: minutes of training and evaluation.")
-    epochs: float | None = setting(None, "Budget: passes over the data. Default without any budget: 3.")
-    length: int = setting(512, "Tokens per row; shorter examples are packed into one row.", expert=True)
+    epochs: float | None = setting(None, "Budget: passes over the data. Default if no budget is given: 3.")
+    length: int = setting(512, "Number of tokens per row. Shorter examples are packed into one row.", expert=True)
     batch: int = setting(8, "Rows per optimizer step, over all devices.")
-    micro_batch: int = setting(8, "Rows processed at once on one device; fewer need less memory.")
+    micro_batch: int = setting(8, "Rows processed at once on one device. Fewer rows need less memory.")
     packing: bool = setting(True, "Pack several examples into one row.", expert=True)
     learning_rate: float | None = setting(
         None,
@@ -54,7 +54,7 @@ class Training:
     evaluations: int = setting(8, "Number of validations, each with a checkpoint.", expert=True)
     patience: int = setting(3, "Stop after this many validations without improvement.", expert=True)
     gradient_checkpointing: bool = setting(
-        False, "Recompute activations in the backward pass: less memory, more time.", expert=True
+        False, "Recompute activations in the backward pass. This saves memory and takes longer.", expert=True
     )
     lora_rank: int = setting(32, "Rank of the LoRA updates.", expert=True)
     seed: int = setting(0, "Seed of every random choice.", expert=True)
@@ -72,7 +72,9 @@ class Training:
             n: getattr(self, n) for n in ("steps", "tokens", "minutes", "epochs") if getattr(self, n) is not None
         }
         if len(budgets) > 1:
-            raise OptionError(f"{', '.join(f'`{name}`' for name in budgets)}: one budget at a time; give one of them.")
+            raise OptionError(
+                f"{', '.join(f'`{name}`' for name in budgets)}: only one budget is allowed; give one of them."
+            )
         for name, value in budgets.items():
             if not 0 < value < math.inf:
                 raise OptionError(f"`{name}`: got {value:g}, allowed more than 0.")

@@ -98,17 +98,17 @@ class Making:
     untested: str = setting(
         "reference", f"Target for rows that cannot be verified: {', '.join(UNTESTED)}.", expert=True
     )
-    tries: int = setting(4, "Answers sampled when the greedy answer is wrong.", expert=True)
+    tries: int = setting(4, "Number of answers to sample if the greedy answer is wrong.", expert=True)
     temperature: float = setting(0.8, "Sampling temperature of those answers.", expert=True)
     top_p: float = setting(0.95, "Sample from the most likely tokens with this total probability.", expert=True)
     max_new_tokens: int = setting(512, "Maximum new tokens per answer; truncated answers are discarded.")
-    batch_size: int = setting(64, "Number of prompts that are answered together.")
+    batch_size: int = setting(64, "Number of prompts to answer together.")
     mix: tuple[tuple[str, float], ...] = setting(
         (),
-        "Relative shares of kinds of rows, e.g. code=2; kinds that are not named are dropped. Repeatable.",
+        "Relative share of a kind of rows, such as code=2. Kinds that are not named are dropped. Repeatable.",
         expert=True,
     )
-    text_share: float = setting(0.3, "Fraction of the file's characters that is plain text.", expert=True)
+    text_share: float = setting(0.3, "Fraction of the file's characters to fill with plain text.", expert=True)
     own_texts: int = setting(0, "Number of texts that the model writes freely, without verification.")
     seed: int = setting(0, "Seed of every random choice.", expert=True)
 

@@ -169,7 +169,7 @@ def _checked_report(bench: Bench, out: Path, original: Path, options: Options) -
         return None
     sweep(bench.work)
     sweep(out)
-    say(f"{out} is the outcome of this very training and passes its check: nothing is trained")
+    say(f"{out} was written by this same training and passes its check, so nothing is trained")
     return {"output": str(out), **report, "check": verdict}
 
 

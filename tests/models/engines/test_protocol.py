@@ -90,7 +90,7 @@ def test_prompts_are_cut_only_where_the_request_says_so(tokenizer):
     assert (len(cut.ids), cut.budget) == (2, 6)
     assert (len(whole.ids), whole.budget) == (4, 4)
     assert whole.ids[:2] == cut.ids
-    with pytest.raises(DataError, match=r"'zzzz.* has 8 tokens, the context is 8; prompts are not cut"):
+    with pytest.raises(DataError, match=r"'zzzz.* has 8 tokens, but the context is 8; flab does not cut prompts"):
         encode_requests(tokenizer, ask("z" * 8), 9, context=8)
     with pytest.raises(DataError, match="'' is empty"):
         encode_requests(tokenizer, ask("a", ""), 9, context=None)

@@ -183,7 +183,7 @@ def test_model_and_settings_come_back(model, tokenizer, prompts):
 
 
 def test_a_prompt_longer_than_the_context_raises(model, tokenizer):
-    with pytest.raises(DataError, match=r"'zzz.* has \d+ tokens, the context is 256"):
+    with pytest.raises(DataError, match=r"'zzz.* has \d+ tokens, but the context is 256"):
         complete(TransformersGenerator(model, tokenizer), ["ok", "z" * 300], 4)
 
 

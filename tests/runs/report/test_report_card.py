@@ -72,7 +72,7 @@ def test_a_foreign_card_stays_and_is_named(run):
     report = make_report(run)
     assert card_of(run) == "mine"
     assert report["warnings"] == [
-        "recovered/README.md was not written by flab report and is kept; move it away to get a card"
+        "recovered/README.md was not written by flab report, so it is kept; move it away to get a card"
     ]
     assert "recovered/README.md" not in report["files"]
     assert MARK in card_of(run, "pruned")

@@ -207,7 +207,7 @@ def _gathered(node: ast.stmt) -> ast.ListComp | ast.GeneratorExp | None:
 
 
 def _is_local(program: Program, found: ast.ListComp | ast.GeneratorExp) -> bool:
-    """Return whether the comprehension's variables are used nowhere else, nor in a ``lambda``, and nothing is awaited."""
+    """Return whether the comprehension's variables are used nowhere else and in no ``lambda``, and nothing is awaited."""
     # A comprehension has its own scope, but a loop's variable would overwrite one of the same name.
     targets = _names(*(one.target for one in found.generators))
     own = [one.id for one in ast.walk(found) if isinstance(one, ast.Name)]

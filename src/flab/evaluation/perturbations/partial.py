@@ -82,7 +82,7 @@ def _body_start(program: Program) -> tuple[int, str] | None:
 
 
 def _inserted(program: Program, start: int, text: str) -> Problem | None:
-    """Insert lines. If the body begins in the reference and nothing stands between, they go to the prompt."""
+    """Insert lines. If the body begins in the reference, with nothing before it, the lines go to the prompt."""
     between = program.text[program.boundary : start]
     if start > program.boundary and not between.strip():
         start = program.boundary if program.text[: program.boundary].endswith("\n") else start

@@ -106,7 +106,7 @@ class Program:
         )
 
     def edited(self, edits: Iterable[Edit]) -> Problem | None:
-        """Apply edits that do not overlap; None if one reaches across the end of the prompt."""
+        """Apply edits that do not overlap. Return None if one of them crosses the end of the prompt."""
         prompt = self.text[: self.boundary]
         solution = self.text[self.boundary :]
         # Edits are applied from the end to the beginning, so that none moves the place of a later one.
@@ -124,7 +124,7 @@ class Program:
 
 
 def read_program(problem: Problem) -> Program | None:
-    """Parse prompt and reference; None if they are not Python with the function at the top level."""
+    """Parse prompt and reference. Return None if they are not Python with the function at the top level."""
     bodies = [problem.canonical_solution] if problem.canonical_solution is not None else STANDINS
     for body in bodies:
         text = problem.prompt + body
@@ -157,7 +157,7 @@ def find_docstring(program: Program) -> Docstring | None:
 
 
 def same_code(first: ast.AST, second: ast.AST) -> bool:
-    """Return whether two trees differ in string statements at most."""
+    """Return whether two trees are equal apart from string statements."""
     return ast.dump(_Bare().visit(deepcopy(first))) == ast.dump(_Bare().visit(deepcopy(second)))
 
 

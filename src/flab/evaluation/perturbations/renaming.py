@@ -106,7 +106,7 @@ def _scope(root: ast.AST) -> Iterator[ast.AST]:
 
 
 def _renamed(program: Program, root: ast.AST, names: Names, keywords_of: Iterable[str]) -> Problem | None:
-    """Rename in code, comments and docstring; None if the result is not the old tree with other names."""
+    """Rename in code, comments and docstring. Return None if the result is not the old tree with other names."""
     callees = set(keywords_of)
     wanted = deepcopy(program.tree)
     twin = root if root is program.tree else wanted.body[program.tree.body.index(program.function)]
@@ -128,7 +128,7 @@ def _renamed(program: Program, root: ast.AST, names: Names, keywords_of: Iterabl
 
 
 def _rename_tree(root: ast.AST, names: Names) -> bool:
-    """Rename in the tree; False if a name stands where renaming is not safe."""
+    """Rename in the tree. Return False if a name is in a place where renaming is not safe."""
     for node in _scope(root):
         if isinstance(node, ast.Name) and node.id in names:
             node.id = names[node.id]
@@ -217,7 +217,7 @@ def _prose_edits(program: Program, names: Names) -> Iterator[Edit]:
 
 
 def _mention(name: str) -> re.Pattern[str]:
-    """Return the pattern of a text that means the name. A word of small letters counts only if written as code."""
+    """Return the pattern that finds the name in text. A lower-case word counts only if it is written as code."""
     word = rf"(?<![\w.]){re.escape(name)}(?!\w)"
     # A parameter may be called ``list`` or ``a``. In prose that is an ordinary word, unless it is marked as code.
     is_word = name.isalpha() and name.islower() and (len(name) > 1 or name == "a")

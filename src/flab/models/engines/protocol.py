@@ -161,7 +161,7 @@ def encode_requests(
             raise DataError(f"{start} is empty: give at least one token, or leave the problem out")
         if context is not None and len(ids) >= context:
             raise DataError(
-                f"{start} has {len(ids)} tokens, the context is {context}; prompts are not cut: "
+                f"{start} has {len(ids)} tokens, but the context is {context}; flab does not cut prompts: "
                 "leave the problem out, or use a model with a longer context"
             )
     budgets = [max_new_tokens if context is None else min(max_new_tokens, context - len(ids)) for ids in rows]
@@ -171,7 +171,7 @@ def encode_requests(
 def finish_rows(
     tokenizer: Tokenizer, rows: Sequence[Encoded], made: Sequence[list[int]], eos_ids: Sequence[int]
 ) -> list[Generation]:
-    """Decode what was made after each prompt, and cut it at its end token or earliest stop string."""
+    """Decode the tokens after each prompt, and cut the text at its end token or earliest stop string."""
     # The text is cut at the first end token or stop string. A backend may have generated a few tokens beyond it.
     ends = [next((at for at, token in enumerate(ids) if token in eos_ids), None) for ids in made]
     kept = [ids[:end] for ids, end in zip(made, ends, strict=True)]
@@ -189,7 +189,7 @@ def _finish(text: str, row: Encoded, num_tokens: int, end: int | None) -> Genera
 
 
 def decode_after(tokenizer: Tokenizer, prompts: Sequence[list[int]], made: Sequence[list[int]]) -> list[str]:
-    """Decode each row as what follows its prompt, so that a decoder cannot strip a leading indentation."""
+    """Decode each row as a continuation of its prompt, so that a decoder cannot strip a leading indentation."""
     # A decoder may strip a space at the beginning of a text, but in Python the first space of an answer is indentation.
     # Prompt and answer are therefore decoded together, and the prompt's own text is removed.
     before = tokenizer.decode_batch(list(prompts), skip_special_tokens=False)
@@ -212,7 +212,7 @@ def untruncated(tokenizer: Tokenizer) -> Tokenizer:
 
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Put the model in evaluation mode, and each of its modules back into its own mode afterwards."""
+    """Put the model in evaluation mode, and afterwards restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

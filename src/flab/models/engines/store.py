@@ -113,7 +113,7 @@ class Store:
         self._rows.update(fresh)
 
     def lock(self) -> None:
-        """Become the file's only writer, unless this is already so, and cut off a torn last line.
+        """Become the file's only writer, unless it already is, and cut off a torn last line.
 
         Raises:
             DataError: another process writes it, or it cannot be opened.
@@ -218,7 +218,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _write_all(file: int, data: bytes) -> None:
-    """Write all bytes, again and again if the system takes only a part."""
+    """Write all bytes, in several calls if the system accepts only a part at once."""
     while data:
         data = data[os.write(file, data) :]
 

@@ -57,7 +57,7 @@ class TransformersGenerator:
         return finish_rows(self.tokenizer, rows, made, self.eos_ids)
 
     def _run(self, rows: list[Encoded], decoding: Decoding) -> list[list[int]]:
-        """New tokens of each row, up to and with the one that ended it."""
+        """Return the new tokens of each row, including the one that ended it."""
         batch = Batch(self.model, rows, pad_id=(self.eos_ids or [0])[0])
         choose = Chooser(rows, decoding)
         watch = StopWatch(self.tokenizer, rows)
@@ -115,14 +115,14 @@ class Batch:
         self.mask_BT = torch.tensor(mask, device=device)
 
     def read_prompts(self) -> Any:
-        """Fill the cache with the prompts; returns the logits of the first new tokens."""
+        """Fill the cache with the prompts. Return the logits of the first new tokens."""
         # Positions count only a row's real tokens; padding gets position 0 and is masked.
         positions_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
         self.next_B1 = positions_BT[:, -1:] + 1
         return self._forward(self.ids_BT, positions_BT)
 
     def read_tokens(self, tokens_B: Any, kept: list[int]) -> Any:
-        """Drop all rows but those at ``kept``, append their tokens; returns the logits of the next ones."""
+        """Drop all rows except those at ``kept`` and append their tokens. Return the logits of the next tokens."""
         import torch
 
         tokens_B = tokens_B.to(self.mask_BT.device)
@@ -183,7 +183,7 @@ class Chooser:
         return tokens_B.clamp(max=mass_BV.shape[1] - 1)
 
     def _nucleus(self, shares_BV: Any) -> Any:
-        """Zero all but the fewest likeliest tokens that hold ``top_p`` of the mass."""
+        """Set all probabilities to zero except those of the fewest likeliest tokens that together hold ``top_p``."""
         if self.top_p == 1:
             return shares_BV
         # A token stays if the more likely ones together hold less than top_p, so the first one always does.

@@ -4,7 +4,7 @@ Prompts go in as token ids and answers come out as token ids, both made with the
 reads the same one from a folder of its own, because ``AutoTokenizer`` brings another pre-tokenizer for some families
 and stop strings are matched on its text. Each request has its seed; samples differ from those of transformers.
 
-The tests use a stand-in. By hand it was run on vLLM 0.32 for the CPU, where it gave the answers of transformers to five
+The tests use a stand-in. In a manual run on vLLM 0.32 for the CPU, it gave the same answers as transformers to five
 HumanEval prompts with SmolLM2-135M in float32.
 """
 

@@ -1,1 +1,1 @@
-"""A model as one GGUF file for llama.cpp and what is built on it: vocabulary, settings and tensors, without its converter."""
+"""Write a model as one GGUF file for llama.cpp and the programs built on it, without llama.cpp's converter."""

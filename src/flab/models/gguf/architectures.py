@@ -81,9 +81,9 @@ def written_names(names: Iterable[str], config: Any) -> list[str]:
 
 
 def stored_as(kind: str, name: str, shape: tuple[int, ...], config: Any) -> tuple[str, str]:
-    """Return how a tensor is stored in a file of this type, and how it would be if its rows were whole blocks.
+    """Return how a tensor is stored in a file of this type, and how it would be stored if its rows were whole blocks.
 
-    Vectors are F32. A matrix whose rows are no whole number of blocks falls back to F16, or to Q5_0 if ``kind`` has blocks of
+    Vectors are F32. A matrix whose rows are not a whole number of blocks falls back to F16, or to Q5_0 if ``kind`` has blocks of
     256 and rows are a multiple of 32; of these types the matrix that makes the logits takes Q8_0 instead.
     """
     if len(shape) < 2:
@@ -105,7 +105,7 @@ def _tied(config: Any) -> bool:
 
 
 def heads_to_rotate(name: str, config: Any) -> int | None:
-    """Return how many heads of this tensor's rows must be reordered for llama.cpp; None if none must."""
+    """Return the number of heads whose rows must be reordered in this tensor for llama.cpp, or None if none must be."""
     if ARCHITECTURES[config.model_type] != "llama":
         return None
     module = name.rpartition(".")[0]

@@ -179,7 +179,7 @@ def _parts(value: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _special_ids(folder: Path, data: Mapping[str, Any], tokens: list[str]) -> dict[str, int]:
-    """Return ids of the special tokens: by the tokenizer's config, else by the model's, and those of infill by their names."""
+    """Return the ids of the special tokens, from the tokenizer's config or else the model's, and those of infill by name."""
     place = {token: index for index, token in enumerate(tokens)}
     roles = read_if_there(folder / "tokenizer_config.json")
     config = read_if_there(folder / "config.json") | read_if_there(folder / "generation_config.json")

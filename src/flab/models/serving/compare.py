@@ -94,14 +94,14 @@ class Reference:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Reference:
-        """Any special token may end an answer: engines know ends that the config does not name."""
+        """Return the reference. Any special token may end an answer, because engines know ends that the config does not name."""
         added = checkpoint.tokenizer.get_added_tokens_decoder()
         special = {index for index, token in added.items() if token.special}
         return cls(checkpoint.model, frozenset(special | checkpoint.named_ids), checkpoint.tokenizer)
 
     @torch.no_grad()
     def judge(self, prompt: list[int], answer: Answer) -> tuple[str | None, int]:
-        """Return what is wrong with an answer, or None, and at how many places it took the other side of a tie.
+        """Return the fault of an answer or None, and the number of places at which it took the other side of a tie.
 
         Every token must have the largest logit (up to :data:`TIE`) after the prompt and the tokens before it, so an answer
         without ties is the greedy one. A short answer must end where the reference would end it too.
@@ -178,13 +178,13 @@ def ask(
 
 
 def root_cause(log: str) -> str | None:
-    """Return the first exception that an engine's own processes wrote into its log: its message alone points to there."""
+    """Return the first exception in an engine's log. The message of an engine only points to its log."""
     found = re.search(r"\b(?:[A-Z]\w*(?:Error|Exception)): .+", log)
     return found.group(0) if found else None
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Return the environment of an engine: no downloads, and all that it writes in the folder that is removed afterwards."""
+    """Return the environment of an engine: without downloads, and with all its files in a folder that is removed afterwards."""
     own = {"VLLM_CACHE_ROOT": str(work), "VLLM_CPU_KVCACHE_SPACE": "1", "TMPDIR": str(work)}  # 1 GiB of keys and values
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "NO_COLOR": "1", **own}
 

@@ -102,7 +102,7 @@ def free_memory() -> float:
 
 
 def check_heads(path: str) -> None:
-    """Raise ValueError if vLLM's attention on the CPU does not take heads of this size: its engine would die without a word."""
+    """Raise ValueError if vLLM on the CPU does not accept heads of this size. Its engine would die without a message."""
     import torch
 
     if torch.cuda.is_available():
@@ -147,7 +147,7 @@ def vllm(path: str, asked: Json) -> Json:
 
 
 def transformers_serve(path: str, asked: Json) -> Json:
-    """The server of transformers, asked over HTTP; ``path`` is the model's folder. It takes and gives texts alone."""
+    """The server of transformers, asked over HTTP; ``path`` is the model's folder. It accepts and returns only texts."""
     import transformers
     from transformers.utils.import_utils import is_serve_available
 

@@ -74,7 +74,7 @@ def blocks(report: Json) -> Iterator[Block]:
         charts.append(_kl_chart(found))
     yield Charts(charts)
     yield _sweep_table(found["sweep"]) if found["sweep"] else Gap(report["missing"]["sweep"])
-    yield Text(f"Diamonds: {SOURCE}. They keep 0.97 of pass@1 untrained and 1.00 or more recovered.", True)
+    yield Text(f"Diamonds: {SOURCE}. They keep 0.97 of pass@1 without training, and 1.00 or more after recovery.", True)
 
 
 def _kept_chart(found: Json) -> Chart:

@@ -134,11 +134,11 @@ def _kept(report: Json, row: Json) -> list[str]:
             f"{pair['lost']} / {pair['won']}" if pair else NONE, probability(pair.get("mcnemar_p")),
         ])  # fmt: skip
     if not lines:
-        return ["Nothing was measured on it."]
+        return ["It was not evaluated."]
     columns = ["task", "original", "this model (95 %)", "kept (95 %)", "lost / won", "McNemar"]
     note = (
-        "pass@1, or the share of exact matches for tasks without tests. Lost / won: problems that only the original / only "
-        "this model passes."
+        "pass@1, or the fraction of exact matches for tasks without tests. Lost / won: problems that only the original / "
+        "only this model passes."
     )
     size = f"Weights on disk: {quantity(report['models'][0]['bytes'], 'B')} → {quantity(row['bytes'], 'B')}."
     return [markup.table(columns, lines), markup.plain(note), *([size] if row["bytes"] else [])]
@@ -154,14 +154,16 @@ def _load(report: Json, name: str) -> list[str]:
         'inputs = tokenizer("def add(a, b):\\n", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"
     )
-    said = "`flab check` found that this class splits text as tokenizer.json says."
+    said = "`flab check` found that this class splits text according to tokenizer.json."
     unsaid = "`flab check PATH` says whether another class is needed for the tokenizer."
     return [markup.fenced(snippet, "python"), markup.markdown(said if tokenizer else unsaid)]
 
 
 def _limits(report: Json, row: Json) -> list[str]:
     """List what is known to be worse and what was not measured."""
-    lines = ["It was evaluated only on the tasks above. Code unlike its calibration and training data is most at risk."]
+    lines = [
+        "It was evaluated only on the tasks above. It is most at risk on code unlike its calibration and training data."
+    ]
     first = report["models"][0]["bits_per_byte"]
     if first is not None and row["bits_per_byte"] is not None:
         lines.append(f"Bits per byte of other code: {number(first, 4)} → {number(row['bits_per_byte'], 4)}.")
@@ -171,7 +173,7 @@ def _limits(report: Json, row: Json) -> list[str]:
     if report["robustness"] is None:
         lines.append("Robustness under perturbed prompts was not measured.")
     lines += [f"{one['task']} and {one['data']}: {one['warning']}." for one in report["overlaps"] or []]
-    lines.append("The licence and the limits of the original hold for this model too.")
+    lines.append("The licence and the limits of the original also apply to this model.")
     return ["\n".join(f"- {markup.markdown(line)}" for line in lines)]
 
 

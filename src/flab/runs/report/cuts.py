@@ -54,7 +54,7 @@ SHARES = (("vocabulary", "Vocabulary, tokens"), ("width", "FFN width, neurons pe
 def _strip(layers: Json) -> Strip:
     gone = [number for number in range(layers["before"]) if number not in set(layers["kept"])]
     listed = ", ".join(map(str, gone))
-    note = f"Removed: {listed}, as numbered in the original, from 0." if gone else "No layer was removed."
+    note = f"Removed: {listed}, counted from 0 in the original." if gone else "No layer was removed."
     return Strip(f"Layers: {layers['after']} of {layers['before']} kept", layers["before"], layers["kept"], note)
 
 

@@ -36,7 +36,7 @@ def examples(inputs: Inputs, tasks: list[dict[str, Any]] | None) -> dict[str, An
     if chosen is None or smaller is None or original is None:
         raise AbsentError(
             inputs.earlier(results_of(ORIGINAL), results_of(inputs.smaller))
-            or "two models are needed, and one was not measured: `flab run RECIPE -o RUN` resumes where it stopped"
+            or "two models are needed, but one was not evaluated: `flab run RECIPE -o RUN` resumes where it stopped"
         )
     one, two = (_task(run, chosen["name"]) for run in (original, smaller))
     if one is None or two is None or one["sha256"] != two["sha256"]:

@@ -55,7 +55,7 @@ def _texts(run: Path, report: dict[str, Any]) -> tuple[dict[Path, str], list[str
         if not folder.is_dir() or not any(row["name"] == name for row in report["models"] or []):
             continue
         if _is_foreign(folder / CARD):
-            warnings.append(f"{name}/{CARD} was not written by flab report and is kept; move it away to get a card")
+            warnings.append(f"{name}/{CARD} was not written by flab report, so it is kept; move it away to get a card")
         else:
             texts[folder / CARD] = card(report, name, _licence(folder))
     return texts, warnings

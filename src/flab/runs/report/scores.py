@@ -126,8 +126,8 @@ def _rates(found: list[Json]) -> Chart:
     lines = [[f"{task['name']}, {one['name']}", f"{one['passed']} of {one['total']}", rate(one["pass@1"]),
               between(one["interval_95"]), str(one["num_truncated"]), _more(one)] for task, one in each(found)]  # fmt: skip
     note = (
-        "results.json: pass@1, for chains of thought and predictions the share of exact matches; whiskers: 95 % "
-        "(Wilson for one sample, else bootstrap over problems)."
+        "results.json: pass@1; for chains of thought and predictions, the fraction of exact matches. Whiskers: 95 % intervals "
+        "(Wilson for one sample, otherwise bootstrap over problems)."
     )
     table = Table("What each model passes", columns, lines, note, words=(0, 5))
     return Chart("rates", "forest", "What each model passes", {"rows": rows, "low": 0.0, "high": 1.0}, note, table)
@@ -153,8 +153,9 @@ def _kept(found: list[Json]) -> list[Chart]:
     lines = [[f"{task['name']}, {one['name']}", *_retention(pair["retention"]), str(pair["lost"]), str(pair["won"]),
               str(pair["both"]), str(pair["neither"]), probability(pair["mcnemar_p"])] for task, one, pair in paired]  # fmt: skip
     note = (
-        "compare-NAME.json: passes over the original's passes, whiskers: 95 % bootstrap over problems; minus: problems "
-        "that only the original passes, plus: that only the smaller model passes; McNemar's exact p, two-sided."
+        "compare-NAME.json: passes divided by the original's passes. Whiskers: 95 % bootstrap intervals over problems. Minus: "
+        "problems that only the original passes; plus: problems that only the smaller model passes. McNemar's p is exact and "
+        "two-sided."
     )
     table = Table("What is kept of the original's passes", columns, lines, note)
     # The axis begins near the lowest whisker. An axis from zero would hide the differences that matter.
