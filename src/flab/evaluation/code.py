@@ -22,8 +22,9 @@ PASS_AT = (1, 2, 5, 10, 20, 50, 100)
 NO_REFERENCE = "no reference"
 
 
-def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sandbox: Sandbox) -> Score:
+def score_code(task: TaskFile, generations: Sequence[Sequence[Generation]], sandbox: Sandbox | None) -> Score:
     """Run the tests of every sample of every problem. All problems have the same number of samples."""
+    assert sandbox is not None, "a task of kind code needs a sandbox"
     check_shape(len(task.items), generations)
     problems = task.problems
     assert len(problems) == len(task.items), "not a task of kind code"
@@ -64,14 +65,11 @@ def _verdicts(
     """Run each distinct text of each problem once; keyed by the problem's place and the text."""
     # Equal answers are common among samples, and running a program is the most expensive part of scoring.
     keys = list(dict.fromkeys((at, made.text) for at, samples in enumerate(generations) for made in samples))
-    jobs = [job_of(problems[at], text) for at, text in keys]
+    jobs = [
+        Job(one.prompt + text, one.test, one.entry_point, tuple(packages_needed(one.prompt)))
+        for one, text in ((problems[at], text) for at, text in keys)
+    ]
     return dict(zip(keys, sandbox.run_many(jobs, description), strict=True))
-
-
-def job_of(problem: Problem, text: str) -> Job:
-    """Return what the sandbox runs for one answer."""
-    packages = tuple(packages_needed(problem.prompt))
-    return Job(problem.prompt + text, problem.test, problem.entry_point, packages)
 
 
 def _row(problem: Problem, sample: int, made: Generation, verdict: Verdict) -> dict[str, Any]:

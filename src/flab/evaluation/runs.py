@@ -39,13 +39,8 @@ ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 Wanted = list[tuple[Key, Request]]
 
 
-def _score_code(task: TaskFile, made: Sequence[Sequence[Generation]], sandbox: Sandbox | None) -> Score:
-    assert sandbox is not None, "a task of kind code needs a sandbox"
-    return score_code(task, made, sandbox)
-
-
 SCORERS: dict[Kind, Callable[[TaskFile, Sequence[Sequence[Generation]], Sandbox | None], Score]] = {
-    "code": _score_code,
+    "code": score_code,
     "cot": lambda task, made, sandbox: score_cot(task, made),
     "output": lambda task, made, sandbox: score_output(task, made),
 }
