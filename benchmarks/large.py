@@ -95,7 +95,7 @@ def make_plan(given: argparse.Namespace) -> None:
         remove=given.remove, layers=given.kept_layers, refit=given.refit, tokens=given.tokens,
         search_tokens=given.tokens, finalist_tokens=given.tokens,
     )  # fmt: skip
-    options = flab.Options(one_layer=True, overwrite=True, device="cpu")
+    options = flab.Options(in_memory="layer", overwrite=True, device="cpu")
     plan = flab.plan(given.out / "model", recipe, options, out=given.out / "plan.json")
     kept = ", ".join(f"{one.after:,} of {one.before:,} {name}" for name, one in plan.cuts.items())
     print(f"{plan.parameters_before:,} parameters; {kept} stay; KL {plan.kl_nats_per_token:.4f}; {plan.seconds}")

@@ -187,7 +187,7 @@ def test_bad_options(kind, flab, pico_folder, calibration_file, place):
 
 
 def test_nothing_but_what_was_asked_is_needed(flab):
-    assert_refused(flab("prune"), "Missing argument 'MODEL'")
+    assert_refused(flab("prune"), "Missing argument 'MODEL'. See flab prune --help.")
     assert_refused(flab("frobnicate"), "frobnicate")
 
 

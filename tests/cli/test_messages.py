@@ -11,6 +11,7 @@ from flab.cli.app import with_flags
 from flab.cli.prune import show_check
 from flab.errors import DataError, FlabError, plain, shortened
 from flab.progress import add, console, say, table_of
+from support.command import assert_refused
 
 HOSTILE = "\x1b[31mred\x07\x00\x9b0m \u202egnp.exe\u2028line\ud800 \x7f\u200b"
 
@@ -96,6 +97,34 @@ def test_what_a_check_found_is_shown_as_it_is():
 def test_a_field_in_a_message_is_the_flag_of_the_command(command, said, shown, monkeypatch):
     monkeypatch.setattr("sys.argv", ["flab", "--debug", command])
     assert with_flags(said) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "x", "--remove", "40%"], "--remove: got '40%', expected a number such as 0.4 (fraction of all"),
+        (["plan", "x", "--remove", "0,4"], "--remove: got '0,4', expected a number such as 0.4 (fraction of all"),
+        (["plan", "x", "--layers", "3.5"], "--layers: got '3.5', expected a whole number such as 8 (number of layers"),
+        (["plan", "x", "--seed", "1e3"], "--seed: got '1e3', expected a whole number such as 1000 (seed of every"),
+        (["plan", "x", "--width", "1,000"], "--width: got '1,000', expected a whole number such as 1000 (number of FFN neurons"),
+        (["plan", "x", "--general", "none"], "--general: got 'none', expected a number such as 0.25 (fraction of"),
+        (["eval", "x", "--limit", "ten"], "--limit: got 'ten', expected a whole number such as 8 (use only"),
+        (["sweep", "x", "-o", "y", "--remove", "0.1", "20%"], "BUDGET: got '20%', expected a number such as 0.2 ("),
+        (
+            ["sweep", "x", "-o", "y", "--remove", "0.2,40%"],
+            "--remove: got '0.2,40%', expected one number at a time, such as --remove 0.2 --remove 0.4.",
+        ),
+        (["compare", "a", "b", "--margin", "3%"], "--margin: got '3%', expected a number such as 3 (largest drop of"),
+        (["--threads", "two", "info", "x"], "--threads: got 'two', expected a whole number such as 8 (number of threads"),
+        (
+            ["plan", "x", "--in-memory", "layer", "--device", "balanced"],
+            "--in-memory layer holds one layer on one device",
+        ),
+        (["plan", "x", "--in-memory", "disk"], "--in-memory: got 'disk', allowed auto, model, layer."),
+    ],
+)
+def test_a_number_in_a_wrong_form_is_quoted_beside_an_example(flab, arguments, said):
+    assert assert_refused(flab(*arguments)).startswith(f"flab: {said}")
 
 
 def test_what_is_said_names_the_flags_too(flab, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -23,6 +24,7 @@ MODEL, TASK, ROWS = assets.model_path(), assets.problems_path(), assets.recovery
 DATA = ["data", MODEL, "-o", "new.jsonl", "--instructions", ROWS]
 RECOVER = ["recover", MODEL, "--teacher", MODEL, "--data", ROWS, "-o", "new"]
 EVAL = ["eval", MODEL, "--task", TASK]
+OLD, NEW = "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj_weigh2"
 MISTAKES = {  # what is typed, and words of the answer
     "plan, no model": (["plan", "./none"], "no model folder"),
     "plan, output exists": (["plan", MODEL, "-o", "there.json"], "exists: pass --overwrite"),
@@ -39,6 +41,11 @@ MISTAKES = {  # what is typed, and words of the answer
     "plan, threads": (["plan", MODEL, "--threads", "4"], "No such option: --threads here: give it before the command"),
     "prune, refit": (["prune", MODEL, "-o", "new", "--refit", "magic"], "--refit: got 'magic'"),
     "prune, no calibration": (["prune", MODEL, "-o", "new", "--calibration", "none.jsonl"], "does not exist"),
+    "plan, a renamed tensor": (["plan", "misnamed"], f"1 missing keys in the weights ({OLD}), but it has {NEW}"),
+    "eval, another family": (["eval", "foreign", "--task", TASK], "model_type 'gpt2' cannot be cut"),
+    "plan, a percentage": (["plan", MODEL, "--remove", "40%"], "--remove: got '40%', expected a number such as 0.4 ("),
+    "plan, a GGUF file": (["plan", "small.gguf"], "it is a GGUF file of llama.cpp; give the Hugging Face folder"),
+    "plan, a workbook": (["plan", MODEL, "--calibration", "rows.xlsx"], "an Excel workbook: save the sheet with the"),
     "info, no model": (["info", "./none"], "no model folder"),
     "text, no model": (["text", "./none", "-o", "new"], "no model folder"),
     "text, not multimodal": (["text", MODEL, "-o", "new"], "is not multimodal"),
@@ -130,6 +137,14 @@ def place(tmp_path_factory):
         (folder / "pruned").mkdir(exist_ok=True)
         (folder / "pruned" / path.name).symlink_to(path)
     (folder / "pruned" / "plan.json").write_text("{}")
+    for name, settings in (("misnamed", {}), ("foreign", {"model_type": "gpt2"})):
+        changed(folder / name, "config.json", **settings)
+    (folder / "misnamed" / "model.safetensors").unlink()
+    weights = (MODEL / "model.safetensors").read_bytes().replace(OLD.encode(), NEW.encode())
+    (folder / "misnamed" / "model.safetensors").write_bytes(weights)
+    (folder / "small.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with zipfile.ZipFile(folder / "rows.xlsx", "w") as workbook:
+        workbook.writestr("xl/workbook.xml", "")
     changed(folder / "large", "config.json", num_hidden_layers=10**7)
     for name, text in (("speechless", ""), ("damaged", "{}"), ("deep", '{"a":' * 100_000)):
         changed(folder / name, "tokenizer.json")

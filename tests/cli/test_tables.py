@@ -13,7 +13,7 @@ CANDIDATE = {
     "layers": 28,
     "width": 13824,
     "removed_fraction": 0.2201,
-    "kl_search": 0.04882,
+    "kl_search": 0.05113,
     "kl": 0.04882,
     "kl_answer": 0.02241,
     "task_passed": 100,
@@ -50,9 +50,16 @@ def test_candidates_show_the_removed_layers_within_80_columns(terminal):
     prune.show_candidates([CANDIDATE, CANDIDATE | {"width": 12_288, "chosen": False, "kl": None, "removed": []}])
     rows = [line.split("│")[1:-1] for line in terminal.getvalue().splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in row] for row in rows] == [
-        ["28 x 13824 *", "22.0%", "0.0488", "0.0488", "0.0224", "100/100", "3, 5, 17"],
-        ["28 x 12288", "22.0%", "0.0488", "-", "0.0224", "100/100", "-"],
+        ["28 x 13824 *", "22.0%", "0.0511", "0.0488", "0.0224", "100/100", "3, 5, 17"],
+        ["28 x 12288", "22.0%", "0.0511", "-", "0.0224", "100/100", "-"],
     ]
+
+
+def test_a_split_without_a_rival_has_no_kl_of_a_search(terminal, capsys):
+    prune.show_candidates([CANDIDATE | {"kl_search": 0.04882}])  # a plan records the KL of the winner there
+    (row,) = [line.split("│")[1:-1] for line in terminal.getvalue().splitlines() if line.startswith("│")]
+    assert [cell.strip() for cell in row] == ["28 x 13824 *", "22.0%", "-", "0.0488", "0.0224", "100/100", "3, 5, 17"]
+    assert "nothing was built to compare it with" in " ".join(capsys.readouterr().err.split())
 
 
 def test_budgets_fit_80_columns(terminal):

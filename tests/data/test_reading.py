@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from flab.data.rows import read_rows
 from flab.data.samples import Sample, files_under, read_samples
 from flab.errors import DataError
+from flab.files.foreign import OLD_PYTORCH
 
 BUGS = Path(__file__).parents[2].parent / "shared" / "cases" / "bugs"
 ROWS = [
@@ -163,9 +166,30 @@ def test_parquet_with_nested_fields(tmp_path):
     assert pairs(tmp_path / "rows.parquet") == [("Add.\n\n", "a + b")]
 
 
+def zipped(*names):
+    """The bytes of a zip archive with these empty files."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return made.getvalue()
+
+
 DEEP = "[" * 100_000
 FOREIGN = {
     "a zip archive": ("rows.jsonl", b"PK\x03\x04rest", "looks like a zip archive: unpack it first"),
+    "an Excel workbook": ("rows.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook: save the sheet"),
+    "a Word document": ("text.docx", zipped("word/document.xml"), "a Word document: save its text as .txt"),
+    "an OpenDocument file": ("text.odt", zipped("content.xml", "META-INF/manifest.xml"), "an OpenDocument file: save a"),
+    "an old Office file": ("rows.xls", b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Office file"),
+    "an archive of others": ("rows.zip", zipped("rows.jsonl"), "looks like a zip archive: unpack it first"),
+    "a PyTorch file": ("rows.pt", zipped("archive/data.pkl", "archive/data/0"), "a PyTorch file, which can run code: save"),
+    "an old PyTorch file": ("pytorch_model.bin", OLD_PYTORCH + b"\x80\x02", "a PyTorch file, which can run code"),
+    "a pickle": ("rows.pkl", pickle.dumps([{"text": "a"}]), "a Python pickle, which can run code"),
+    "a GGUF file": ("model.gguf", b"GGUF\x03\0\0\0", "a GGUF file of llama.cpp: give text or rows"),
+    "safetensors": ("model.safetensors", (30).to_bytes(8, "little") + b'{"a":{}}', "a file of safetensors weights: give text"),
+    "a packed PDF": ("text.txt.gz", gzip.compress(b"%PDF-1.7"), "a PDF: save its text as .txt"),
+    "a tar archive": ("rows.tar", b"rows.jsonl".ljust(257, b"\0") + b"ustar\0", "a tar archive: unpack it first"),
     "UTF-16": ("rows.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text: save it as UTF-8"),
     "Latin-1": ("rows.jsonl", b'{"text": "\xe9"}', "not UTF-8 text"),
     "a damaged archive": ("rows.jsonl.gz", gzip.compress(b"x" * 999)[:-9], "is damaged or truncated"),

@@ -338,3 +338,30 @@ def test_a_folder_that_is_open_is_not_opened_again(pico_folder, counted):
     assert ModelFolder.open(folder) is folder
     assert counted["check_source"] == 1
     assert counted["header_of"] == 0, "headers are read when they are needed"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "small.gguf",
+            b"GGUF\x03\0\0\0",
+            "it is a GGUF file of llama.cpp; give the Hugging Face folder that it was made",
+        ),
+        ("pytorch_model.bin", b"\x80\x02}q\0.", "it is a Python pickle, which can run code; give a folder with"),
+        ("rows.rtf", b"{\\rtf1", "it is an RTF document; give a folder with config.json"),
+        ("config.json", b"{}", "it is one file of a model; give its folder, "),
+        ("some.safetensors", (8).to_bytes(8, "little") + b'{"a":{}}', "it is one file of a model; give its folder, "),
+    ],
+)
+def test_a_file_given_as_a_model_is_named(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        ModelFolder.open(tmp_path / name)
+    assert f"no model folder at {tmp_path / name}: {words}" in str(caught.value)
+
+
+def test_a_folder_for_llama_cpp_is_named(tmp_path):
+    (tmp_path / "small-q4.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(CheckpointError, match=r"holds a model for llama.cpp \(small-q4.gguf\): give the Hugging Face"):
+        ModelFolder.open(tmp_path)

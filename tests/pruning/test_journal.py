@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -192,6 +193,40 @@ def test_a_kill_between_saving_and_clearing_is_finished_by_the_same_command_alon
     assert not working_folder(out).exists()
     with pytest.raises(OptionError, match="exists"):
         prune(trained_folder, out, recipe(remove=0.35))
+
+
+def test_a_folder_that_this_very_command_has_written_is_kept(trained_folder, recipe, tmp_path, monkeypatch):
+    """A run may be killed after its pruned model is whole and before that is on record."""
+    out, again = tmp_path / "out", Options(overwrite=True)
+    first = prune(trained_folder, out, recipe(remove=0.35))
+    left = tmp_path / ".out.flab-0123abcd.tmp"
+    left.mkdir()
+    written = out.stat().st_ino
+
+    def planned(*_):
+        raise Stop
+
+    monkeypatch.setattr(planner.Planner, "plan", planned)
+    second = prune(trained_folder, out, recipe(remove=0.35), again)
+    assert second | {"seconds": 0} == first | {"seconds": 0}
+    assert out.stat().st_ino == written
+    assert not left.exists()
+    with pytest.raises(Stop):
+        prune(trained_folder, out, recipe(remove=0.2), again)
+    with pytest.raises(Stop):
+        prune(trained_folder, out, recipe(remove=0.35), replace(again, dtype="float32"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "check", lambda *_: {"ok": False})
+        with pytest.raises(Stop):
+            prune(trained_folder, out, recipe(remove=0.35), again)
+    # The same plan without its refit is another model, and so is what training made of it.
+    for changes in ({"refit": "none"}, {"trained": True}):
+        proof = json.loads((out / "proof.json").read_text())
+        (out / "proof.json").write_text(json.dumps(proof | changes))
+        with pytest.raises(Stop):
+            prune(trained_folder, out, recipe(remove=0.35), again)
+        (out / "proof.json").write_text(json.dumps(proof))
+    assert prune(trained_folder, out, recipe(remove=0.35), again)["check"] == {"ok": True}
 
 
 def test_a_plan_alone_resumes_too(trained_folder, recipe, tmp_path, monkeypatch):

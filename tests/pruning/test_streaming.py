@@ -134,9 +134,9 @@ def test_a_mixture_from_files_is_refitted_as_in_memory(family, tmp_path):
 def test_planning_with_one_layer_in_memory_decides_the_same(family, changes, pico_folder, recipe, tmp_path):
     source = pico_folder(family, dtype=torch.bfloat16)
     wanted = recipe(remove=0.3, refit="residual", **changes)
-    plans = [build(source, tmp_path / str(one), wanted, Options(one_layer=one)) for one in (False, True)]
+    plans = [build(source, tmp_path / str(one), wanted, Options(in_memory=one)) for one in ("model", "layer")]
     assert replace(plans[0], seconds={}) == replace(plans[1], seconds={})
-    whole, streamed = (files_of(tmp_path / str(one)) for one in (False, True))
+    whole, streamed = (files_of(tmp_path / str(one)) for one in ("model", "layer"))
     assert [name for name in whole if name != "plan.json" and whole[name] != streamed.get(name)] == []
 
 
@@ -146,7 +146,7 @@ def test_planning_in_mixed_precision_with_one_layer_in_memory_decides_the_same(
     monkeypatch.setattr(checkpoint, "cutting_dtype", lambda *_: checkpoint.MIXED)
     source = pico_folder("llama", dtype=torch.bfloat16)
     wanted = recipe(remove=0.3, refit="residual", layers=4)
-    plans = [plan(source, wanted, Options(one_layer=one)) for one in (False, True)]
+    plans = [plan(source, wanted, Options(in_memory=one)) for one in ("model", "layer")]
     assert replace(plans[0], seconds={}) == replace(plans[1], seconds={})
 
 
@@ -157,7 +157,7 @@ def test_a_model_larger_than_memory_is_said_once(pico_folder, tmp_path, monkeypa
     assert "0.0 GB are free: one layer at a time is read" in capsys.readouterr().err
     memory.MEMINFO.write_text("MemAvailable: 99000000 kB\n")
     assert not one_layer_at_a_time(pico_folder("llama"), Options(device="cpu"))
-    assert one_layer_at_a_time(pico_folder("llama"), Options(device="cpu", one_layer=True))
+    assert one_layer_at_a_time(pico_folder("llama"), Options(device="cpu", in_memory="layer"))
     memory.MEMINFO.unlink()
     assert not one_layer_at_a_time(pico_folder("llama"), Options(device="cpu"))
 

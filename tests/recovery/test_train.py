@@ -396,16 +396,40 @@ def test_another_teacher_is_refused(pruned_folder, data_file, training, pico_fol
         recover(pruned_folder, pico_folder("qwen2", seed=7), data_file, tmp_path / "out", training())
 
 
-def test_ids_that_mean_other_tokens_are_refused(pruned_folder, trained_folder, data_file, training, tmp_path):
-    import shutil
+def swapped_ids(model: dict) -> None:
+    a, b = sorted(model["vocab"])[:2]
+    model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
 
-    swapped = tmp_path / "swapped"
-    shutil.copytree(pruned_folder, swapped)
-    text = json.loads((swapped / "tokenizer.json").read_text())
-    vocabulary = text["model"]["vocab"]
-    a, b = sorted(vocabulary)[:2]
-    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-    (swapped / "tokenizer.json").write_text(json.dumps(text))
+
+def damaged_tokenizer(pruned_folder: Path, folder: Path, damage) -> Path:
+    """A copy of the student whose tokenizer was damaged after the pruning."""
+    shutil.copytree(pruned_folder, folder)
+    text = json.loads((folder / "tokenizer.json").read_text())
+    damage(text["model"])
+    (folder / "tokenizer.json").write_text(json.dumps(text))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage", [swapped_ids, lambda model: model["merges"].pop(), lambda model: model["merges"].reverse()],
+    ids=["swapped ids", "a merge less", "merges reversed"],
+)  # fmt: skip
+def test_a_tokenizer_that_was_damaged_after_the_pruning_is_found_before_a_model_is_loaded(
+    damage, pruned_folder, trained_folder, data_file, training, tmp_path, monkeypatch
+):
+    student = damaged_tokenizer(pruned_folder, tmp_path / "student", damage)
+    monkeypatch.setattr(module, "open_model", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(CheckpointError, match=r"its tokenizer is not the one that it was written with .*flab apply"):
+        recover(student, trained_folder, data_file, tmp_path / "out", training())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+
+
+def test_ids_that_mean_other_tokens_are_refused(pruned_folder, trained_folder, data_file, training, tmp_path):
+    """The teacher tells it too, where an old folder has no record of its tokens."""
+    swapped = damaged_tokenizer(pruned_folder, tmp_path / "swapped", swapped_ids)
+    proof = json.loads((swapped / "proof.json").read_text())
+    del proof["tokens"]
+    (swapped / "proof.json").write_text(json.dumps(proof))
     with pytest.raises(CheckpointError, match="number tokens differently"):
         recover(swapped, trained_folder, data_file, tmp_path / "out", training())
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from flab import assets
+from flab.models import memory
 from flab.models.checkpoint import load
 from flab.models.options import Options
 from flab.pruning.budget import Pins
 from flab.pruning.planner import Planner
+from flab.pruning.recipe import Recipe
 from flab.runs import device_speed
-from flab.runs.costs import needs_of
+from flab.runs.costs import needs_of, plan_memory, plan_stages, planned
 from flab.runs.dry_run import estimate_run
 from flab.runs.estimate import Size
 from flab.runs.facts import model_facts
@@ -189,3 +192,39 @@ def test_a_smaller_model_needs_less_of_everything():
     smaller = Size(2048, 7, 256)
     assert eval_memory(facts, Options(), size=smaller) < eval_memory(facts, Options())
     assert recover_memory(facts, smaller) < recover_memory(facts)
+
+
+@pytest.mark.parametrize(("free_kilobytes", "streamed"), [(20, True), (99_000_000, False)])
+def test_info_says_whether_planning_would_hold_one_layer_at_a_time(
+    flab, pico_folder, tmp_path, monkeypatch, free_kilobytes, streamed
+):
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    memory.MEMINFO.write_text(f"MemAvailable: {free_kilobytes} kB\n")
+    folder = pico_folder("llama")
+    found = info(folder)
+    assert found["planning"] == {
+        "in_memory": "layer" if streamed else "model",
+        "whole_model_bytes": int(1.3 * model_facts(folder).weights_bytes),
+        "free_bytes": 1024 * free_kilobytes,
+    }
+    peaks = [plan_memory(model_facts(folder), Options(device="cpu", in_memory=one)) for one in ("model", "layer")]
+    shape = model_facts(folder).shape
+    assert peaks[0] - peaks[1] == (shape.layers - 2) * (shape.per_layer + shape.ffn(shape.width)) * 4
+    assert found["memory"]["plan"] == peaks[streamed]
+    code, _, err = flab("info", folder)
+    assert code == 0
+    told = " ".join(err.split())
+    assert ("--in-memory model holds the whole model" in told) == streamed
+    assert ("planning would hold the whole model" in told) != streamed
+
+
+def test_a_streamed_plan_reads_more_needs_less_and_runs_no_tests(pico_folder, calibration_file):
+    facts = model_facts(pico_folder("llama"))
+    plan = replace(planned(facts, Recipe(remove=0.3, calibration=calibration_file)), problems=5)
+    speed = dict.fromkeys(KINDS, 1.0)
+    whole, streamed = (
+        plan_stages(facts, plan, speed, Options(device="cpu", in_memory=one)) for one in ("model", "layer")
+    )
+    assert [one.memory_bytes > other.memory_bytes for one, other in zip(whole, streamed, strict=True)] == [True] * 4
+    assert streamed[1].seconds - whole[1].seconds == pytest.approx(4 * facts.weights_bytes)
+    assert [(one.name, one.at_most) for one in (whole[2], streamed[2])] == [("finalists", True), ("finalists", False)]

@@ -342,6 +342,8 @@ WRONG = {
     "number for a key": ("prune", "{1: 2}", "prune: got the key 1, expected a name."),
     "not a number": ("prune", "{remove: .nan}", "remove: got nan, expected a finite number."),
     "infinite": ("recover", "{minutes: .inf}", "minutes: got inf, expected a finite number."),
+    "a percentage": ("prune", "{remove: 40%}", "remove: got '40%', expected a number, such as 0.4."),
+    "a comma": ("prune", "{layers: '1,000'}", "layers: got '1,000', expected a whole number or null, such as 1000."),
     "too large": ("recover", "{minutes: 1e999}", "minutes: got inf, expected a finite number."),
     "far too large": ("recover", f"{{minutes: {'9' * 400}}}", "expected a finite number."),
 }

@@ -17,10 +17,12 @@ from safetensors.torch import save_file
 from flab import check
 from flab.errors import CheckpointError, DataError, FlabError, OptionError, SandboxError
 from flab.models.checkpoint import fingerprint
+from flab.pruning.planner import Planner
 from flab.runs import folder as run_folder
 from flab.runs import stages
+from flab.runs.folder import Run, known_stages
 from flab.runs.recipe_file import read_recipe
-from flab.runs.stages import run_recipe
+from flab.runs.stages import run_prune, run_recipe
 from support import pico
 
 EVALUATIONS = ["evaluate original", "evaluate pruned", "evaluate recovered"]
@@ -712,6 +714,27 @@ def real_recipe(trained_folder: Path, tmp_path: Path) -> Path:
     }
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
     return tmp_path / "r.yml"
+
+
+def test_a_run_that_is_killed_between_pruning_and_its_record_plans_no_more(
+    real_recipe, trained_folder, verify_here, tmp_path, monkeypatch
+):
+    recipe, folder = read_recipe(real_recipe), tmp_path / "run"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "_checked", killed)  # the first thing after the pruning
+        with pytest.raises(KeyboardInterrupt):
+            run_prune(Run(recipe, folder), trained_folder)
+    made = (folder / "pruned").stat().st_ino
+    monkeypatch.setattr(Planner, "plan", killed)
+    run = Run(recipe, folder, *known_stages(folder))
+    run_prune(run, trained_folder)
+    assert (folder / "pruned").stat().st_ino == made
+    assert run.stages["prune"]["sha256"] == fingerprint(folder / "pruned")
+    assert read(folder / "run.json")["stages"]["prune"]["removed_fraction"] >= 0.4
 
 
 def test_a_real_run_ends_with_three_models_and_a_second_one_repeats_nothing(

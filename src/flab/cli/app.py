@@ -18,6 +18,7 @@ from flab import progress
 from flab.cli.evaluate import COMPARE_EXAMPLE, EVAL_EXAMPLE, compare, evaluate
 from flab.cli.info import INFO_EXAMPLE, info
 from flab.cli.models import EXPORT_EXAMPLE, FAMILIES_EXAMPLE, TEXT_EXAMPLE, export, families, text
+from flab.cli.options import wrong_number
 from flab.cli.prune import APPLY_EXAMPLE, CHECK_EXAMPLE, PLAN_EXAMPLE, PRUNE_EXAMPLE, apply, check, plan, prune
 from flab.cli.recover import DATA_EXAMPLE, DEMO_EXAMPLE, RECOVER_EXAMPLE, RUN_EXAMPLE, data, demo, recover, run
 from flab.cli.report import MEASURE_EXAMPLE, REPORT_EXAMPLE, SWEEP_EXAMPLE, measure, report, sweep
@@ -70,9 +71,12 @@ def _threads(value: int | None) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", metavar=" ", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback if there is an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", metavar=" ", help="Show the traceback if there is an error.")
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -140,10 +144,11 @@ def _line_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _signals:
         return INTERRUPTED
     if isinstance(error, typer.exceptions.TyperException):
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = wrong_number(error) or (error.format_message() if hasattr(error, "format_message") else str(error))
         option = getattr(error, "option_name", None)
-        is_general = any(option in parameter.opts for parameter in typer.main.get_command(app).params)
-        return f"{message} here: give it before the command, as in flab {option} ..." if is_general else message
+        if any(option in parameter.opts for parameter in typer.main.get_command(app).params):
+            return f"{message} here: give it before the command, as in flab {option} ..."
+        return message if wrong_number(error) else f"{message}{_see_help(error)}"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}"
     if isinstance(error, MemoryError):
@@ -152,6 +157,16 @@ def _line_of(error: BaseException) -> str:
             "--max-batch (measure), or use a machine with more"
         )
     raise error
+
+
+def _see_help(error: typer.exceptions.TyperException) -> str:
+    """Return the sentence that names the help of the command that was typed."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    # The name of the program itself may be a path, or ``python -m flab``.
+    command = f"flab {context.info_name}" if context.parent is not None else "flab"
+    return f"{'' if error.format_message().endswith(('.', '?')) else '.'} See {command} --help."
 
 
 def with_flags(message: str) -> str:

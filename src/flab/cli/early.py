@@ -9,26 +9,32 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from flab.data.rows import is_hub_id
 from flab.data.samples import read_samples
 from flab.evaluation.tasks import parse_task_argument, read_task
 from flab.files import PathLike, as_path, check_place
+from flab.models.families import family_of
 from flab.models.source import ModelFolder, ModelSource, check_tokenizer, check_weights
 from flab.models.stock import check_sidecars
+from flab.models.tensors import check_tensors
 from flab.pruning.recipe import Recipe
 
 if TYPE_CHECKING:
     from flab.runs.recipe_file import RecipeFile
 
 
-def check_model(source: PathLike) -> ModelSource:
-    """Open a local folder; CheckpointError if it holds no model that can be loaded. Hub ids are not checked here."""
+def check_model(source: PathLike, any_family: bool = False) -> ModelSource:
+    """Open a local folder; FlabError if it holds no model that can be loaded. Hub ids are not checked here."""
     path = as_path(source)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         folder = ModelFolder.open(source)
+        if not any_family and isinstance(folder.raw.get("model_type"), str):
+            family_of(SimpleNamespace(**folder.raw))
         check_weights(folder)
+        check_tensors(folder)
         check_tokenizer(folder.path)
         return folder
     return source

@@ -54,7 +54,9 @@ Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first
 Gold = Annotated[
     bool | None,
     typer.Option(
-        "--gold/--no-gold", help="Run only the reference solutions, without a model. With --no-gold, never run them."
+        "--gold/--no-gold",
+        metavar=" ",
+        help="Run only the reference solutions, without a model. With --no-gold, never run them.",
     ),
 ]
 Seen = Annotated[
@@ -68,11 +70,16 @@ Seen = Annotated[
 Backend = Annotated[str, typer.Option(metavar="NAME", help="Engine: transformers or vllm.", rich_help_panel=ADVANCED)]
 Export = Annotated[
     bool,
-    typer.Option("--export", help="Also write files for EvalPlus and lm-evaluation-harness.", rich_help_panel=ADVANCED),
+    typer.Option(
+        "--export",
+        metavar=" ",
+        help="Also write files for EvalPlus and lm-evaluation-harness.",
+        rich_help_panel=ADVANCED,
+    ),
 ]
 
 
-@takes(settings=Settings, options=Options)
+@takes(settings=Settings, options=Options, without=("in_memory",))
 def evaluate(
     settings: Any,
     options: Any,

@@ -19,10 +19,13 @@ Calibration = Annotated[
     Path | None, typer.Option("--calibration", help="Text to prune for. flab counts the tokens that this text needs.")
 ]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate the time, memory and disk of each stage.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", metavar=" ", help="Only estimate the time, memory and disk of each stage."),
+]
 
 
-@takes(options=Options, without=("device", "dtype", "overwrite", "unsandboxed"))
+@takes(options=Options, without=("device", "dtype", "overwrite", "unsandboxed", "in_memory"))
 def info(model: Model, options: Any, calibration: Calibration = None, json_: Json = False) -> None:
     """Show a model's parts and the budgets it can reach.
 
@@ -73,8 +76,25 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     for name, size in found["memory"].items():
         add(table, name, f"{size / 1e9:.2f}")
     console.print(table)
+    show_planning(found["planning"], found["memory"]["plan"])
     for warning in found["warnings"]:
         say(f"warning: {warning}")
+
+
+def show_planning(planning: Mapping[str, Any], peak: int) -> None:
+    """Print whether planning would hold the whole model or one layer at a time, and the option for the other."""
+    whole = f"with the whole model it takes {planning['whole_model_bytes'] / 1e9:.1f} GB"
+    there = planning["free_bytes"]
+    free = "the system does not say how much is free" if there is None else f"{there / 1e9:.1f} GB are free"
+    if planning["in_memory"] == "layer":
+        say(
+            f"planning would hold one layer at a time, read from the model's files, with a peak of {peak / 1e9:.2f} GB: {whole}, "
+            f"and {free}. flab plan --in-memory model holds the whole model."
+        )
+    else:
+        say(
+            f"planning would hold the whole model: {whole} at least, and {free}. flab plan --in-memory layer needs less."
+        )
 
 
 def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:

@@ -41,10 +41,12 @@ def export(
         Path | None, typer.Option(help="Path of the llama-quantize program. Default: the one on PATH.")
     ] = None,
     modelfile: Annotated[
-        bool, typer.Option("--modelfile", help="Write a Modelfile for Ollama beside the output.")
+        bool,
+        typer.Option("--modelfile", metavar=" ", help="Write a Modelfile for Ollama beside the output."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite/--no-overwrite", help="Replace the output if it exists.")
+        bool,
+        typer.Option("--overwrite/--no-overwrite", metavar=" ", help="Replace the output if it exists."),
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -140,7 +142,7 @@ def text(model: Model, output: Output, json_: Json = False) -> None:
     out = as_path(output)
     # Nothing in such a folder tells that flab wrote it, so there is no --overwrite.
     check_folder(out, None, [model])
-    check_model(model)
+    check_model(model, any_family=True)
     if as_path(model).is_dir():
         text_config(ModelFolder.open(model))
     from flab.models.text_part import write_text_part

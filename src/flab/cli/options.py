@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 
 from flab.errors import OptionError
 from flab.files import as_path
-from flab.models.options import EXPERT, HELP, settings_of
+from flab.models.options import EXPERT, HELP, meant, settings_of
 
 ADVANCED = "Advanced options"
 
@@ -32,7 +33,7 @@ ShardOf = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", metavar=" ", help="Print the result as one JSON object on stdout.")]
 
 
 def emit(value: Mapping[str, Any]) -> None:
@@ -131,6 +132,28 @@ def read_shares(parts: Sequence[str] | None) -> tuple[tuple[str, float], ...]:
     return tuple(found)
 
 
+def wrong_number(error: Exception) -> str | None:
+    """Return the message for an option that should be a number and is not, with an example; None for another error."""
+    errors = getattr(error.__cause__, "errors", None)  # pydantic's, which reads the numbers for typer
+    option = getattr(error, "param", None)
+    if errors is None or option is None or not errors()[0]["type"].startswith(("int", "float", "finite")):
+        return None
+    got = str(errors()[0]["input"])
+    whole = errors()[0]["type"].startswith("int")
+    usual = option.default if type(option.default) in (int, float) else None
+    # A percentage means a fraction, unless the option is in points itself.
+    typed = got.rstrip("% ") if "percentage points" in (option.help or "") else got
+    example = meant(typed, whole) or str(usual if usual is not None else 8 if whole else 0.5)
+    name = max(option.opts, key=len) if option.param_type_name == "option" else option.metavar
+    several = [meant(part, whole) for part in got.split(",")]
+    if option.multiple and len(several) > 1 and None not in several:
+        return f"{name}: got {got!r:.60}, expected one number at a time, such as {' '.join(f'{name} {x}' for x in several)}."
+    what = CLAUSE.split(option.help or "")[0]
+    what = f" ({what[0].lower() if what[1:2].islower() else what[0]}{what[1:]})" if what else ""
+    return f"{name}: got {got!r:.60}, expected a {'whole ' if whole else ''}number such as {example}{what}."
+
+
+CLAUSE = re.compile(r"[.,;](?: |$)")  # what ends the first clause of a help text
 # Types of fields whose typed form differs from the stored one: the type that typer reads, and its conversion.
 READERS: dict[Any, tuple[Any, Callable[[Any], Any]]] = {
     Path | None: (Path | None, lambda path: as_path(path) if path is not None else None),

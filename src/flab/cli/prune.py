@@ -71,17 +71,20 @@ def plan(
     emit(decided.summary()) if json_ else show_plan(decided.summary(), f"plan written to {output}")
 
 
-@takes(options=Options, without=("dtype", "unsandboxed"))
+@takes(options=Options, without=("dtype", "unsandboxed", "in_memory"))
 def apply(
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by flab plan.")],
     output: Output,
     options: Any,
-    no_refit: Annotated[bool, typer.Option("--no-refit", help="Only cut. This needs no calibration data.")] = False,
+    no_refit: Annotated[
+        bool, typer.Option("--no-refit", metavar=" ", help="Only cut. This needs no calibration data.")
+    ] = False,
     sibling: Annotated[
         bool,
         typer.Option(
             "--sibling",
+            metavar=" ",
             help="Accept another model of the same architecture and vocabulary: keep the decisions and refit its own weights.",
         ),
     ] = False,
@@ -222,7 +225,7 @@ def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(
             f"{row['layers']} x {row.get('experts', row['width'])}" + (" *" if row["chosen"] else ""),
             f"{row['removed_fraction']:.1%}",
-            f"{row['kl_search']:.4f}",
+            _number(row["kl_search"] if row["kl_search"] != row["kl"] else None),
             _number(row["kl"]),
             _number(row["kl_answer"]),
             tests,
@@ -233,6 +236,8 @@ def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
     say(
         f"*: chosen. A split is layers x {inner}. The KL is in nats per token: in the search, at the end, and on answers alone."
     )
+    if len(candidates) == 1:
+        say("The only split: it had no rival, so nothing was built to compare it with, and there is no KL of a search.")
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -27,7 +27,7 @@ DEMO_EXAMPLE = "Example: flab demo -o RUN"
 RUN_EXAMPLE = "Example: flab run recipes/quickstart.yml -o RUN"
 
 
-@takes(making=Making, options=Options)
+@takes(making=Making, options=Options, without=("in_memory",))
 def data(
     model: Annotated[str, typer.Argument(help="Folder of the original model, or its hub id.")],
     output: Output,
@@ -78,7 +78,7 @@ def data(
         show_data(report)
 
 
-@takes(training=Training, options=Options, without=("unsandboxed",))
+@takes(training=Training, options=Options, without=("unsandboxed", "in_memory"))
 def recover(
     folder: Annotated[str, typer.Argument(metavar="SMALLER", help="A folder that flab prune or apply wrote.")],
     output: Output,

@@ -24,7 +24,7 @@ BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 REPORT_EXAMPLE = "Example: flab run recipes/quickstart.yml -o RUN && flab report RUN --sweep SWEEP"
 
 
-@takes(settings=Measuring, options=Options, without=("unsandboxed",))
+@takes(settings=Measuring, options=Options, without=("unsandboxed", "in_memory"))
 def measure(
     model: Model,
     settings: Any,
@@ -86,7 +86,7 @@ def sweep(
             show_default="0.1 0.2 0.3 0.4 0.5 0.6",
         ),
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Also save the model of each budget.")] = False,
+    save: Annotated[bool, typer.Option("--save", metavar=" ", help="Also save the model of each budget.")] = False,
     tasks: Annotated[
         list[str] | None,
         typer.Option(

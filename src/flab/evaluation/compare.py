@@ -73,7 +73,7 @@ def read_run(run: Path) -> dict[str, Any]:
     """Return the results of a run's folder, or of a file of results."""
     file = run / RESULTS if run.is_dir() else run
     if not file.is_file():
-        hint = "run flab eval again to finish it" if (run / RUN).is_file() else "give the folder of a run"
+        hint = "run flab eval again to finish it" if (run / RUN).is_file() else "give a folder that flab eval wrote"
         raise DataError(f"{file} does not exist; {hint}")
     results = read_json(file)
     if missing := {"fingerprint", "settings", "identity", "tasks", "robustness"} - set(results):

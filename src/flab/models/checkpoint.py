@@ -27,6 +27,7 @@ from flab.models.options import STORED_DTYPES, Options
 from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource, check_weights
 from flab.models.stock import check_sidecars, copy_sidecars, rewrite_config
+from flab.models.tensors import check_tensors, refuse_keys
 from flab.models.tokenizer import first_line, load_tokenizer, quiet
 from flab.models.weights import check_finite, leave_in_files, load_without, place_of
 from flab.progress import say_once
@@ -142,6 +143,7 @@ def load_model(
         raise OptionError(f"`dtype`: got {dtype!r}, allowed auto, {', '.join(torch_dtypes)}.")
     folder = ModelFolder.open(source)
     path = folder.path
+    check_tensors(folder)  # before anything is read, which may take minutes
     dtype = folder.stored_dtype if dtype == "auto" else dtype  # "auto" of transformers is what the config says
     with quiet():
         try:
@@ -163,11 +165,8 @@ def load_model(
             raise CheckpointError(f"{path} does not load: {first_line(error)}") from None
     # transformers only warns about these and fills missing weights with random numbers, which would be pruned too.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if wrong := sorted(name if isinstance(name, str) else str(name[0]) for name in info.get(kind, ())):
-            names = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
-            raise CheckpointError(
-                f"{path}: {len(wrong)} {kind.replace('_', ' ')} in the weights ({names}). Fetch it again."
-            )
+        wrong = sorted(name if isinstance(name, str) else str(name[0]) for name in info.get(kind, ()))
+        refuse_keys(path, kind.replace("_", " "), wrong)
     return model.eval().requires_grad_(False)
 
 
@@ -348,21 +347,28 @@ def open_to_cut(
     return checkpoint, family
 
 
-def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
-    """Return whether to hold one layer in memory at a time: if requested, or, with a message, if the model does not fit."""
+def whole_bytes(source: ModelSource, options: Options) -> int:
+    """Return the bytes that planning needs to hold the whole model."""
     folder, options = ModelFolder.open(source), settled(options)
-    if options.one_layer or options.device == BALANCED:
-        return options.one_layer
     computing = cutting_dtype(folder, options)
     wide = computing == "float32" and folder.dtypes != {NARROW.get(folder.stored_dtype)}
     # A model that is computed in float32 but stored in 16 bits takes four bytes for each number in memory.
-    needed = HEADROOM * (sum(tensor.numel for tensor in folder.stored.values()) * 4 if wide else folder.size_bytes)
+    stored = sum(tensor.numel for tensor in folder.stored.values()) * 4 if wide else folder.size_bytes
+    return int(HEADROOM * stored)
+
+
+def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
+    """Return whether to hold one layer in memory at a time: if requested, or, with a message, if the model does not fit."""
+    options = settled(options)
+    if options.in_memory != "auto" or options.device == BALANCED:
+        return options.in_memory == "layer"
+    needed = whole_bytes(source, options)
     there = free_bytes(options.device)
     if there is None or needed <= there:
         return False
     say_once(
         f"the model needs about {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are free: one layer at a time is read from its "
-        "files, and KL alone decides between finalists"
+        "files, and KL alone decides between finalists (see `in_memory`)"
     )
     return True
 

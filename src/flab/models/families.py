@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from flab.errors import UnsupportedModelError
 from flab.models.shape import Shape
+
+if TYPE_CHECKING:  # the table below is read before torch is loaded
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -177,13 +178,14 @@ def text_type(config: Any) -> str | None:
 
 def layers_of(model: nn.Module, family: Family) -> nn.ModuleList:
     """Return the list of decoder layers."""
-    layers = model.get_submodule(family.layers)
-    assert isinstance(layers, nn.ModuleList)
+    layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]
     return layers
 
 
 def linear(module: nn.Module, path: str) -> nn.Linear:
     """Return the linear layer at ``path``."""
+    from torch import nn
+
     found = module.get_submodule(path)
     assert isinstance(found, nn.Linear), f"{path} is {type(found).__name__}"
     return found
@@ -213,8 +215,7 @@ def head_of(model: nn.Module, family: Family) -> nn.Linear:
 
 def embedding_of(model: nn.Module, family: Family) -> nn.Embedding:
     """Return the input embedding."""
-    found = model.get_submodule(family.embedding)
-    assert isinstance(found, nn.Embedding)
+    found: nn.Embedding = model.get_submodule(family.embedding)  # type: ignore[assignment]
     return found
 
 
@@ -225,11 +226,15 @@ def is_tied(model: nn.Module, family: Family) -> bool:
 
 def with_bias(module: nn.Linear) -> torch.Tensor:
     """Return the weight (outputs, inputs), the bias as one more column if there is one."""
+    import torch
+
     return module.weight if module.bias is None else torch.cat([module.weight, module.bias[:, None]], dim=1)
 
 
 def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
     """Return the features (..., inputs), with a column of ones if their weights hold a bias."""
+    import torch
+
     if features.shape[-1] == columns:
         return features
     return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
@@ -237,6 +242,8 @@ def extended(features: torch.Tensor, columns: int) -> torch.Tensor:
 
 def norm_at(layer: nn.Module, path: str) -> nn.Module:
     """Return the norm at ``path``, or one that changes nothing if the family has none there."""
+    from torch import nn
+
     return layer.get_submodule(path) if path else nn.Identity()
 
 
@@ -261,7 +268,7 @@ def ffn_inputs(layer: nn.Module, family: Family, neurons: Sequence[int] | None =
     matrices = [with_bias(linear(layer, path)) for path in family.ffn_in]
     if family.fused:
         matrices = list(matrices[0].chunk(2))
-    return matrices if neurons is None else [m[torch.tensor(neurons, device=m.device)] for m in matrices]
+    return matrices if neurons is None else [m[list(neurons)] for m in matrices]
 
 
 def ffn_activations(
@@ -271,6 +278,8 @@ def ffn_activations(
 
     ``inputs`` replace the layer's own input projections.
     """
+    from torch import nn
+
     hidden = norm_at(layer, family.ffn_norm)(mid)
     matrices = ffn_inputs(layer, family) if inputs is None else inputs
     parts = [nn.functional.linear(extended(hidden, m.shape[1]), m) for m in matrices]

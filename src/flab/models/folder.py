@@ -14,9 +14,18 @@ from typing import Any
 
 from flab.errors import CheckpointError
 from flab.files import read_regular
+from flab.files.foreign import GGUF, PICKLE, PYTORCH, SAFETENSORS, foreign_file
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 WHOLE = "model.safetensors"
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors.index.json",
+)
+UNGGUF = "give the Hugging Face folder that it was made from, with config.json and *.safetensors"
 INDEX = "model.safetensors.index.json"
 MOST_DEPTH = 100  # levels of lists and objects in a model's JSON
 TOO_DEEP = "nested too deeply"
@@ -56,9 +65,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         return path
     text = str(source)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"no model folder at {text}: give a folder with config.json and *.safetensors, or a hub id."
-        )
+        raise CheckpointError(f"no model folder at {text}: {_instead(path)}.")
     from huggingface_hub import snapshot_download
 
     try:
@@ -68,6 +75,25 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         raise CheckpointError(
             f"no folder {text} here, and the hub did not deliver it ({type(error).__name__}): check the path or the network."
         ) from None
+
+
+def _instead(path: Path) -> str:
+    """Return what lies at a path that is not a folder, and what to give instead."""
+    found = foreign_file(path)
+    if found == SAFETENSORS or (path.is_file() and path.name in NAMES):
+        return f"it is one file of a model; give its folder, {path.parent}"
+    give = "give a folder with config.json and *.safetensors, or a hub id"
+    if found == GGUF:
+        return f"it is {GGUF.what}; {UNGGUF}"
+    if found in (PYTORCH, PICKLE):
+        return f"it is {found.what}; {give}, saved by transformers' save_pretrained in a place you trust"
+    return f"it is {found.what}; {give}" if found is not None else give
+
+
+def check_no_gguf(path: Path) -> None:
+    """Raise CheckpointError if a folder holds a model for llama.cpp instead of one of transformers."""
+    if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
+        raise CheckpointError(f"{path} holds a model for llama.cpp ({files[0].name}): {UNGGUF}.")
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ quote a field as ```name```, which the command line prints as ``--name``. No tor
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from flab.errors import OptionError
 
 STORED_DTYPES = ("float32", "bfloat16", "float16")
+IN_MEMORY = ("auto", "model", "layer")
 DEVICE = re.compile(r"auto|balanced|cpu|mps|(cuda|xpu)(:\d+)?")
 HELP, EXPERT = "help", "expert"
 
@@ -29,6 +31,18 @@ def settings_of(kind: type) -> dict[str, Field[Any]]:
     return found
 
 
+def meant(text: str, whole: bool) -> str | None:
+    """Return the number that a text such as ``40%``, ``0,4`` or ``1e3`` probably means; None if it looks like none."""
+    share = text.rstrip().endswith("%")
+    try:
+        value = float(text.rstrip("% ").replace(",", "" if whole else "."))
+    except ValueError:
+        return None
+    if not math.isfinite(value) or (whole and (share or value != int(value))):
+        return None
+    return str(int(value)) if whole else f"{value / 100 if share else value:.10g}"
+
+
 @dataclass(frozen=True)
 class Options:
     """How to run: on which device, in which precision and in which batches."""
@@ -38,7 +52,12 @@ class Options:
     )
     dtype: str = setting("auto", f"Precision to compute in: {', '.join(STORED_DTYPES)}, or auto.", expert=True)
     batch_tokens: int = 4096
-    one_layer: bool = False  # keep one layer in memory at a time, as with a model that does not fit
+    in_memory: str = setting(
+        "auto",
+        "What is in memory at a time: model (all of it), layer (one layer, read from the model's files), or auto: the model if "
+        "it fits.",
+        expert=True,
+    )
     overwrite: bool = setting(False, "Replace the output if it exists.")
     unsandboxed: bool = setting(
         False,
@@ -55,3 +74,10 @@ class Options:
             )
         if self.dtype not in (*STORED_DTYPES, "auto"):
             raise OptionError(f"`dtype`: got {self.dtype!r}, allowed auto, {', '.join(STORED_DTYPES)}.")
+        if self.in_memory not in IN_MEMORY:
+            raise OptionError(f"`in_memory`: got {self.in_memory!r:.60}, allowed {', '.join(IN_MEMORY)}.")
+        if self.in_memory == "layer" and self.device == "balanced":
+            raise OptionError(
+                "`in_memory` layer holds one layer on one device, and `device` balanced spreads the whole model over all: give "
+                "one of them."
+            )

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import CheckpointError, UnsupportedModelError
-from flab.models.folder import DTYPES, Stored, check_entries, header_of, read_object, resolve, weight_files
+from flab.models.folder import (
+    DTYPES,
+    Stored,
+    check_entries,
+    check_no_gguf,
+    header_of,
+    read_object,
+    resolve,
+    weight_files,
+)
 
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -101,6 +110,7 @@ def check_source(path: Path) -> dict[str, Any]:
     check_entries(path)
     if (path / "adapter_config.json").exists() or (path / "adapter_model.safetensors").exists():
         raise CheckpointError(_adapter(path))
+    check_no_gguf(path)
     raw = read_object(path / "config.json")
     _check_plain(path, raw)
     _check_sizes(path, raw)

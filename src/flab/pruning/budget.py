@@ -78,7 +78,9 @@ class Pins:
 def allowed_parameters(shape: Shape, remove: float) -> int:
     """Return how many parameters may stay if the fraction ``remove`` is removed (rounded down)."""
     if not 0 <= remove < 1:
-        raise OptionError(f"`remove` is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1.")
+        raise OptionError(
+            f"`remove` is the fraction of all parameters to cut: got {remove:g}, allowed 0 <= x < 1, e.g. 0.22."
+        )
     # Built from the decimal text: 0.22 has no exact binary form, and its rounding error could move the budget by one
     # parameter.
     return int(shape.total * (1 - Fraction(str(remove))))

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from flab.errors import FlabError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
-from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder
+from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder, sweep
 from flab.models.checkpoint import Checkpoint, cast_parameters, free, open_to_cut, save, torch_dtypes
 from flab.models.devices import settled
 from flab.models.families import Family
@@ -29,11 +30,11 @@ from flab.models.source import ModelFolder, ModelSource
 from flab.models.tokenizer import end_of_text, new_tokenizer
 from flab.progress import say
 from flab.pruning.calibration import CalibrationSet, calibration_set, calibration_windows, read_texts, verify_sources
-from flab.pruning.check import check, write_proof
+from flab.pruning.check import check, read_proof, write_proof
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.journal import SAVED, Journal, is_uncleared, working_folder
 from flab.pruning.plan import Plan, is_replayed
-from flab.pruning.planner import Planner
+from flab.pruning.planner import Planner, identity_of
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.new_layer import Cut
 from flab.pruning.refit.resume import keep_layers, kept_layers, whole_layers
@@ -232,12 +233,19 @@ def prune(
 ) -> dict[str, Any]:
     """Plan, apply and check in one; returns what ``flab prune --json`` prints. A stopped call resumes."""
     options = settled(options or Options())
+    recipe = recipe or Recipe()
     start = time.perf_counter()
     folder = as_path(out)
-    decided, journal = _build(model, folder, recipe or Recipe(), options)
-    built = time.perf_counter()
-    # The check runs in a process of its own, on what was written and not on what is in memory.
-    verdict = check(folder, resolve(model))
+    finished = _finished(model, folder, recipe, options)
+    if finished is None:
+        decided, journal = _build(model, folder, recipe, options)
+        built = time.perf_counter()
+        # The check runs in a process of its own, on what was written and not on what is in memory.
+        verdict = check(folder, resolve(model))
+    else:
+        decided, verdict = finished
+        journal = Journal(working_folder(folder))
+        built = time.perf_counter()
     generality = compare_generality(os.fspath(model), folder, options)
     journal.clear()
     seconds = {"build": built - start, "check": time.perf_counter() - built}
@@ -247,6 +255,33 @@ def prune(
         "generality": generality,
         "seconds": {"total": sum(seconds.values()), **seconds},
     }
+
+
+def _finished(model: PathLike, folder: Path, recipe: Recipe, options: Options) -> tuple[Plan, dict[str, Any]] | None:
+    """Return the plan and the check of a folder that this very command has written already, if it still passes its check.
+
+    A run that was killed before it put its pruned model on record finds it here and does not plan again.
+    """
+    if not folder.is_dir() or not (options.overwrite or is_uncleared(folder)):
+        return None
+    try:
+        decided = Plan.read(folder / "plan.json")
+        source = ModelFolder.open(model)
+        proof = read_proof(folder)
+        # A folder that was trained, only cut, or made of a sibling has the same plan.
+        made = (decided.model["sha256"], proof.get("refit"), proof.get("trained"))
+        if made != (source.fingerprint, decided.refit.kind, False):
+            return None
+        if decided.model.get("identity") != identity_of(source.fingerprint, recipe, options, read_texts(recipe)):
+            return None
+        verdict = check(folder, source.path)
+    except FlabError:  # what is there is missing or damaged, and is written again
+        return None
+    if not verdict["ok"]:
+        return None
+    sweep(folder)
+    say(f"{folder} is the outcome of this very command and passes its check: nothing is planned")
+    return decided, verdict
 
 
 def compare_generality(model: str, folder: Path, options: Options) -> dict[str, Any]:

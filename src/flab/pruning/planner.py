@@ -78,8 +78,9 @@ class Planner:
         self.many = many
         self.texts = read_texts(recipe)
         self.one_layer = one_layer_at_a_time(self.source, options)
-        identity = identity_of(fingerprint(self.source), recipe, options, self.texts) if work is not None else ""
-        self.journal = Journal(work, identity)
+        # A sweep plans many budgets, so its identity is none of a single plan.
+        self.identity = "" if many else identity_of(fingerprint(self.source), recipe, options, self.texts)
+        self.journal = Journal(work, self.identity)
         self.layers: Path | None = None  # the winner's refitted layers, if the journal keeps them
         # Each of these is made for the first budget and reused for the others.
         self._in_template = False
@@ -159,6 +160,7 @@ class Planner:
         )
         bench = Bench(self.source, recipe, self.options, self.texts, family, shape, material, splits, search)
         bench.one_layer = self.one_layer
+        bench.identity = self.identity
         return bench, checkpoint
 
     def free_streams(self) -> None:
@@ -232,6 +234,7 @@ class Bench:
     splits: list[Split]
     search: Search
     one_layer: bool = False  # in memory at a time
+    identity: str = ""  # of everything that decides the plan
     sandbox: Sandbox | None = None  # set if there are tests, and isolation to run them in
     problems: list[Problem] = field(default_factory=list)
     decisions: list[NewLayer] = field(default_factory=list)  # of the candidate built last
@@ -260,7 +263,9 @@ class Bench:
     def judge(self, candidate: Candidate) -> None:
         """Build a finalist and run the tests on it, if there are any."""
         # A resumed run recalls the tests of a finalist, which cost as much as its refit.
-        found = self.search.journal.recall(f"finalist {candidate.name}", lambda: self._judged(candidate))
+        # Only the whole model can answer tests, so a run that goes on with the other choice judges anew.
+        alone = ", by KL alone" if self.one_layer else ""
+        found = self.search.journal.recall(f"finalist {candidate.name}{alone}", lambda: self._judged(candidate))
         for name, value in found.items():
             setattr(candidate, name, value)
 
@@ -303,7 +308,11 @@ class Bench:
         kind = self.search.cut_for(split, winner.removed).kind
         return Plan(
             remove=recipe.remove,
-            model=model_facts(self.source, self.family, self.options) | mixture_facts(shape),
+            model={
+                **model_facts(self.source, self.family, self.options),
+                **mixture_facts(shape),
+                "identity": self.identity,
+            },
             calibration=calibration_facts(self),
             cuts={
                 "vocabulary": Kept(shape.vocabulary, len(self.material.kept), self.material.kept),

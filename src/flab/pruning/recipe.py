@@ -98,7 +98,7 @@ class Recipe:
             _check_type(field.name, getattr(self, field.name), field.default)
         if not 0 <= self.remove < 1:
             raise OptionError(
-                f"`remove` is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1."
+                f"`remove` is the fraction of all parameters to cut: got {self.remove:g}, allowed 0 <= x < 1, e.g. 0.22."
             )
         if not 0 <= self.general <= 0.9:
             raise OptionError(

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from flab.data.samples import files_under, read_samples, sha256_of
-from flab.errors import FlabError, TrainingError
+from flab.errors import CheckpointError, FlabError, TrainingError
 from flab.files import discard, new_folder, read_json, sweep, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.devices import settled
@@ -29,10 +29,10 @@ from flab.models.families import shape_of
 from flab.models.folder import resolve
 from flab.models.options import Options
 from flab.models.source import ModelFolder
-from flab.models.tokenizer import end_of_text, quiet
+from flab.models.tokenizer import end_of_text, load_tokenizer, quiet, token_change
 from flab.progress import say
 from flab.pruning.calibration import in_template
-from flab.pruning.check import check, write_proof
+from flab.pruning.check import check, read_proof, write_proof
 from flab.pruning.plan import Plan
 from flab.recovery.callbacks import is_over, last_whole
 from flab.recovery.examples import Examples, make_examples
@@ -113,6 +113,7 @@ def _prepare(
 ) -> Bench:
     """Read everything, check that every id means the same to student and teacher, tokenise and pack."""
     samples = read_samples(data)
+    check_tokenizer(source)
     student, family = open_model(source, options)
     try_saving(student, family)
     parameters = shape_of(student.model, family).total
@@ -142,6 +143,23 @@ def _prepare(
     }
     work = working_folder(out).absolute()
     return Bench(student, teacher, plan, examples, training, identity, work, parameters, facts)
+
+
+def check_tokenizer(student: Path) -> None:
+    """Check that a student's tokenizer is the one that its folder was written with, as far as its proof records it.
+
+    Under another tokenizer the student would learn other tokens than those it was cut for, and a new proof would hide it.
+
+    Raises:
+        CheckpointError: a token has another id, or a text is split differently.
+    """
+    record = read_proof(student).get("tokens")
+    change = token_change(load_tokenizer(student)[0], record) if record is not None else None
+    if change is not None:
+        raise CheckpointError(
+            f"{student}: its tokenizer is not the one that it was written with ({change}): make the folder again with flab apply "
+            f"ORIGINAL {student / 'plan.json'}."
+        )
 
 
 def _finished(bench: Bench, out: Path, original: Path, options: Options, state: PartialState) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ The number of splits and the length of answers are known only afterwards, so eac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flab.data.samples import Sample
 from flab.evaluation.bits_per_byte import general_size
@@ -116,6 +116,8 @@ def _problems(samples: Sequence[Sample], recipe: Recipe) -> int:
 
 def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options) -> list[Stage]:
     """Return the stages of planning, as :func:`flab.pruning.planner.Planner.plan` goes through them."""
+    if options.in_memory == "layer":
+        plan = replace(plan, problems=0)  # there is no whole model in memory to answer them
     shape = facts.shape
     recipe = plan.recipe
     cut = plan.cut
@@ -128,6 +130,8 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
     choosing = vocabulary_work(shape, cut.vocabulary, plan.tokens)
     stages = [stage_of("vocabulary", reading + choosing, speed, whole + 3 * 4 * compare * shape.hidden)]
     searching = times(_candidate(plan, facts, few, few_compared), built)
+    if options.in_memory == "layer":
+        searching += work(read=built * facts.weights_bytes)
     if built:
         searching += scoring_work(shape, few, built - 1)
     elif len(plan.splits) > 1 and recipe.drop_layers is None:
@@ -181,7 +185,12 @@ def stage_of(name: str, amount: Work, speed: Speed, memory: int, disk: int = 0, 
 
 
 def opened_bytes(facts: ModelFacts, size: Size, options: Options) -> int:
-    """Return the bytes of the model that is opened for cutting. Layers that are stored in 16 bits stay so if possible."""
+    """Return the bytes of the model that is opened for cutting. Layers that are stored in 16 bits stay so if possible.
+
+    With one layer in memory at a time, there may be two: the current one, and the removed one before it.
+    """
+    if options.in_memory == "layer":
+        size = replace(size, layers=min(2, size.layers))
     precision = cutting_dtype(facts.path, options)
     narrow = precision == MIXED or (precision in ("float32", "auto") and facts.stored != "float32")
     body = NUMBER_BYTES[facts.stored] if narrow else NUMBER_BYTES.get(precision, 4)

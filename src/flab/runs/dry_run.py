@@ -15,7 +15,7 @@ from flab.data.samples import read_samples
 from flab.evaluation.evaluate import read_tasks
 from flab.evaluation.prompts import Settings
 from flab.files import PathLike, as_path
-from flab.models.checkpoint import compute_dtype, cutting_dtype
+from flab.models.checkpoint import compute_dtype, cutting_dtype, one_layer_at_a_time
 from flab.models.devices import settled
 from flab.models.options import Options
 from flab.pruning.finalists import BATCH
@@ -48,6 +48,7 @@ def estimate_plan(
     """
     options = settled(options)
     facts = model_facts(model, options)
+    options = replace(options, in_memory="layer" if one_layer_at_a_time(facts.path, options) else "model")
     plan = planned(facts, recipe)
     speed = _speed(facts, cutting_dtype(facts.path, options), options, out)
     stages = (prune_stages if prune else plan_stages)(facts, plan, speed, options)
@@ -99,6 +100,7 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
     first answers.
     """
     options = settled(recipe.options)
+    options = replace(options, in_memory="layer" if one_layer_at_a_time(recipe.model, options) else "model")
     recipe = replace(recipe, options=options)
     facts = model_facts(recipe.model, options)
     plan = planned(facts, recipe.prune)

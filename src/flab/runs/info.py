@@ -6,14 +6,17 @@ No weight is read. The budgets follow from the sizes and, if a text is given, fr
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from flab.errors import BudgetError
 from flab.files import PathLike, as_path
 from flab.models.chat import template_of
+from flab.models.checkpoint import whole_bytes
 from flab.models.compatibility import loads_in
 from flab.models.devices import settled
 from flab.models.folder import headers
+from flab.models.memory import free_bytes
 from flab.models.options import Options
 from flab.models.shape import Shape
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
@@ -42,6 +45,9 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
     needs = needs_of(facts, read_texts(recipe), recipe) if recipe else None
     shape = facts.shape
     config = facts.config
+    needed = whole_bytes(facts.path, options)
+    there = free_bytes(options.device)
+    options = replace(options, in_memory="layer" if there is not None and needed > there else "model")
     return {
         "path": str(facts.path),
         "family": facts.family.model_type,
@@ -64,6 +70,7 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
         # One layer of the smallest width and the fewest tokens would be left.
         "most_removable": 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total,
         "loads_in": _loads_in(facts),
+        "planning": {"in_memory": options.in_memory, "whole_model_bytes": needed, "free_bytes": there},
         # The peak bytes of each command by formula, with default settings and without the program itself.
         "memory": {
             "weights": facts.weights_bytes,

@@ -27,7 +27,7 @@ from flab.evaluation.runs import check_names
 from flab.evaluation.tasks import parse_task_argument
 from flab.files import read_regular
 from flab.footprint.settings import Measuring, carbon_intensity
-from flab.models.options import Options
+from flab.models.options import Options, meant
 from flab.pruning.recipe import Recipe
 from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
@@ -360,4 +360,5 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 raise OptionError(f"{where}: got {value!s:.60}..., expected a whole number of at most 19 digits.")
             return value
     names = " or ".join(TYPES[get_origin(one) or one] for one in choices)
-    raise OptionError(f"{where}: got {value!r:.60}, expected {names}.")
+    example = meant(value, int in choices) if isinstance(value, str) and {int, float} & set(choices) else None
+    raise OptionError(f"{where}: got {value!r:.60}, expected {names}{f', such as {example}' if example else ''}.")
