@@ -14,7 +14,7 @@ def test_every_family_is_listed_with_what_can_be_cut(flab):
     assert [row["model_type"] for row in rows] == sorted(FAMILIES)
     cuts = {row["model_type"]: row["cuts"] for row in rows}
     assert cuts["qwen2"] == ["vocabulary", "layers", "width"]
-    assert cuts["qwen3_moe"] == ["vocabulary", "layers", "experts"]
+    assert cuts["qwen3_moe"] == ["vocabulary", "layers", "experts", "width"]
     since = {row["model_type"]: row["transformers"] for row in rows}
     assert since["qwen2"] == "4.57"
     assert since["ministral3"] == "5"

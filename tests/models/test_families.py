@@ -114,20 +114,20 @@ class TestContract:
     def test_shape_predicts_other_sizes(self, name, case):
         model, family, _ = case
         changed = copy.deepcopy(model.config)
-        width = 24
+        width = 22
         layers = max(2, shape_of(model, family).fewest_layers)
         changed.num_hidden_layers, changed.vocab_size = layers, 300
         if family.experts:
             changed.num_experts = 3
-            width = 3 * shape_of(model, family).block
-        else:
-            changed.intermediate_size = width
+        setattr(changed, family.width_entry, width)
         changed.pad_token_id = None
         for entry in family.layer_lists:
             if getattr(changed, entry, None):
                 setattr(changed, entry, getattr(changed, entry)[:layers])
         smaller = AutoModelForCausalLM.from_config(changed)
-        assert shape_of(model, family).parameters(300, layers, width) == sum(p.numel() for p in smaller.parameters())
+        shape = shape_of(model, family).narrowed(width)
+        total = shape.parameters(300, layers, 3 * width if family.experts else width)
+        assert total == sum(p.numel() for p in smaller.parameters())
 
     def test_vocabulary_cut_keeps_hidden_states_and_logits(self, name, case):
         model, family, batch = case

@@ -27,7 +27,7 @@ from flab.pruning.cuts.layers import LayerSearch, by_kl
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.cuts.vocabulary import cut_vocabulary
 from flab.pruning.pipeline import build, plan
-from flab.pruning.refit.new_layer import Cut, cut_inside
+from flab.pruning.refit.new_layer import Cut, Narrowing, cut_inside
 from flab.pruning.surgeon import carve, layers_after, slice_layers
 from support import pico
 from support.calibrated import data_for
@@ -38,7 +38,9 @@ KEPT = [0, 1, 3, 4]
 def cut_of(kind: str, experts: bool = False) -> Cut:
     before, after = (8, 5) if experts else (64, 40)
     inner = [sorted(random.Random(place).sample(range(before), after)) for place in range(len(KEPT))]
-    return Cut(KEPT, after, kind, neurons=inner)
+    # The experts that stay become narrower too.
+    inside = [[sorted(random.Random(expert).sample(range(24), 16)) for expert in range(after)] for _ in KEPT]
+    return Cut(KEPT, after, kind, neurons=inner, narrowing=Narrowing(16, neurons=inside) if experts else None)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -128,8 +130,9 @@ def test_a_mixture_from_files_is_refitted_as_in_memory(family, tmp_path):
         ("llama", {"neuron_criterion": "magnitude"}),
         ("qwen3_moe", {}),
         ("qwen2_moe", {"drop_layers": (1,), "expert_criterion": "frequency"}),
+        ("qwen3_moe", {"width": 16}),
     ],
-    ids=["residual", "activation", "magnitude", "experts", "shared experts"],
+    ids=["residual", "activation", "magnitude", "experts", "shared experts", "narrower experts"],
 )
 def test_planning_with_one_layer_in_memory_decides_the_same(family, changes, pico_folder, recipe, tmp_path):
     source = pico_folder(family, dtype=torch.bfloat16)

@@ -196,10 +196,10 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
         f"{report['parameters_after']:,}",
         f"{report['removed_fraction']:.1%} (body {body:.1%})",
     )
-    for name in (name for name in ("vocabulary", "layers", "experts", "width") if name in report):
+    for name in (name for name in ("vocabulary", "layers", "experts", "expert_width", "width") if name in report):
         before = report[name]["before"]
         after = report[name]["after"]
-        table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
+        table.add_row(name.replace("_", " "), f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
     console.print(table)
     say(
         f"KL of the cut and refit: {report['kl_nats_per_token']:.4f} nats per token; "

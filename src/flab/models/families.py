@@ -43,7 +43,8 @@ class Family:
     fused: bool = False  # ffn_in is one matrix: the gate's rows, then the rows that the gate multiplies
     activation: str = "act_fn"  # the FFN's attribute
     experts: str = ""  # the FFN's attributes in a mixture of experts, which has no ffn_in and ffn_out
-    router: str = ""
+    router: str = "gate"
+    width_entry: str = "intermediate_size"  # the config entry of the FFN's width, or of one expert's
     attention_norm_after: str = ""  # between the attention's output projection and the stream
     ffn_norm_after: str = ""
     residual_factor: str = ""  # the layer's attribute by which both are multiplied before they join the stream
@@ -68,7 +69,7 @@ _QWEN_LIMITS = ("max_window_layers",)
 _FUSED: dict[str, Any] = {"ffn_in": ("mlp.gate_up_proj",), "fused": True, "activation": "activation_fn"}
 _AFTER = {"attention_norm_after": "post_attention_layernorm", "ffn_norm_after": "post_feedforward_layernorm"}
 _NORMS_AFTER: dict[str, Any] = {**_AFTER, "input_norm": "", "ffn_norm": ""}
-_MIXTURE: dict[str, Any] = {"ffn_in": (), "ffn_out": "", "experts": "experts", "router": "gate"}
+_MIXTURE: dict[str, Any] = {"ffn_in": (), "ffn_out": "", "experts": "experts", "width_entry": "moe_intermediate_size"}
 _NORMS_AROUND: dict[str, Any] = {**_AFTER, "ffn_norm": "pre_feedforward_layernorm"}
 FAMILIES = {
     family.model_type: family
@@ -85,7 +86,7 @@ FAMILIES = {
         ),
         Family("qwen3_moe", **_MIXTURE, depth_limits=_QWEN_LIMITS),
         Family("qwen2_moe", **_MIXTURE, depth_limits=_QWEN_LIMITS),
-        Family("mixtral", **_MIXTURE),
+        Family("mixtral", **_MIXTURE | {"width_entry": "intermediate_size"}),
         Family("seed_oss"),
         Family("ministral3", since="5"),
         Family("iquestcoder", since="5"),

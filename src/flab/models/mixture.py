@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from flab.models.families import Family, calls_of
-from flab.models.weights import copied, entries
+from flab.models.weights import copied, entries, in_memory
 
 COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # what modules call the number of experts
 
@@ -121,6 +121,20 @@ class Mixture:
                     setattr(module, name, len(kept))
         return made
 
+    def narrowed(self, neurons: Sequence[Sequence[int]]) -> Mixture:
+        """Return a copy whose experts have these of their neurons only. Router and shared experts keep their sizes."""
+        # A neuron is a row of the gate, the same row of the projection that it gates, and a column of the output projection.
+        before = self.width
+        rows = [[*kept, *(before + neuron for neuron in kept)] for kept in neurons]
+        changes = {
+            id(self.experts.gate_up_proj): lambda whole: _inside(whole, rows, 1),
+            id(self.experts.down_proj): lambda whole: _inside(whole, neurons, 2),
+        }
+        made = self._with(lambda p: changes.get(id(p), copied)(p))
+        if hasattr(made.experts, "intermediate_dim"):
+            made.experts.intermediate_dim = made.width
+        return made
+
     def cast(self, dtype: torch.dtype) -> Mixture:
         """Return a copy in another dtype."""
         return self._with(lambda p: nn.Parameter(p.data.to(dtype, copy=True), requires_grad=False))
@@ -130,6 +144,18 @@ class Mixture:
         # A deep copy skips what its memo lists as copied.
         noted = {id(parameter): change(parameter) for parameter in self.ffn.parameters()}
         return Mixture(copy.deepcopy(self.ffn, dict[int, Any](noted)), self.family)
+
+
+def _inside(parameter: nn.Parameter, kept: Sequence[Sequence[int]], dimension: int) -> nn.Parameter:
+    """Return a copy with these entries of a dimension, for each expert its own; one that lies in files is read."""
+    whole = in_memory(parameter).data
+    size = list(whole.shape)
+    size[dimension] = len(kept[0])
+    made = whole.new_empty(size)
+    # One expert at a time, so that no second copy of all of them is held.
+    for expert, places in enumerate(kept):
+        made[expert] = whole[expert].index_select(dimension - 1, torch.tensor(places, device=whole.device))
+    return nn.Parameter(made, requires_grad=False)
 
 
 def mixture_of(layer: nn.Module, family: Family) -> Mixture:

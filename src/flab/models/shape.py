@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 WIDTH_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -32,7 +33,7 @@ class Shape:
     output projection (heads x head size).
 
     The FFN of a mixture of experts counts as one of ``width`` neurons. Each expert is a block of ``block`` neurons, with
-    ``per_block`` more parameters for its row of the router. A token passes through ``active`` neurons.
+    ``per_block`` more parameters for its row of the router (0 in a dense model). A token passes through ``active`` neurons.
 
     In a hybrid only ``attending`` layers have full attention, and all layers stay: the others differ from them in size.
     ``per_layer`` and ``products_per_layer`` are then those of the smallest, and ``fixed`` and ``products_fixed`` hold the rest.
@@ -58,7 +59,13 @@ class Shape:
     @property
     def experts(self) -> int:
         """Experts in each layer, 0 in a dense model."""
-        return self.width // self.block if self.block > 1 else 0
+        return self.width // self.block if self.per_block else 0
+
+    def narrowed(self, width: int | None) -> Shape:
+        """Return a mixture's shape with ``width`` neurons in each expert; the same shape without one, or for a dense model."""
+        if width is None or not self.experts:
+            return self
+        return replace(self, width=self.experts * width, block=width, active=self.active // self.block * width)
 
     @property
     def fitted(self) -> int:
@@ -96,8 +103,16 @@ class Shape:
             each = self.block * self.per_neuron + self.per_block
             least = self.active // self.block
             why = f"each token passes through {least}" if least > 1 else Units.why
-            return whole | {"experts": Units(self.experts, each, in_layers=True, least=least, why=why)}
+            return whole | {
+                "experts": Units(self.experts, each, in_layers=True, least=least, why=why),
+                "width": Units(self.block, self.experts * self.per_neuron, in_layers=True),
+            }
         return whole | {"width": Units(self.width, self.per_neuron, in_layers=True)}
+
+    def counts(self, names: Iterable[str]) -> list[int]:
+        """Return how many units of each name there are; 0 if there are none, as experts in a dense model."""
+        units = self.units
+        return [units[name].count if name in units else 0 for name in names]
 
     def parameters(self, vocabulary: int, layers: int, width: int) -> int:
         """Count all parameters of a model of these sizes, tied ones once."""

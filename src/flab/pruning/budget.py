@@ -6,7 +6,7 @@ Pure arithmetic on a :class:`Shape`; no torch, no model. It says which splits ar
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 from flab.errors import BudgetError, OptionError
@@ -14,6 +14,9 @@ from flab.models.shape import Shape
 
 # Matrix products over the vocabulary are fastest where its size is a multiple of 64.
 VOCABULARY_MULTIPLE = 64
+# torch's grouped matrix products, by which transformers runs the experts of a mixture, need rows of whole 16 bytes: 8 numbers
+# of 16 bits.
+EXPERT_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,14 @@ class Split:
         """FFN neurons that stay in each layer, summed over all experts."""
         return self.sizes["width"]
 
+    @property
+    def inside(self) -> int:
+        """Neurons that stay in each expert, or in the FFN of a dense model."""
+        return self.width // self.sizes.get("experts", 1)
+
     def __str__(self) -> str:
-        inside = f"{self.sizes['experts']} experts" if "experts" in self.sizes else f"{self.width}"
-        return f"{self.layers} layers x {inside}"
+        experts = self.sizes.get("experts")
+        return f"{self.layers} layers x {f'{experts} experts of {self.inside}' if experts else self.width}"
 
     def to_json(self) -> dict[str, int]:
         """Return all numbers in one flat object, as plans hold them."""
@@ -49,13 +57,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Pins:
-    """Sizes that the user fixed; ``None`` leaves them to the search."""
+    """Sizes that the user fixed; ``None`` leaves them to the search.
+
+    In a mixture the user fixes the ``width`` of one expert. :meth:`settled` moves it to ``expert_width``, and ``width`` is
+    then that of all experts together, as in a :class:`Shape`.
+    """
 
     vocabulary: int | None = None
     layers: int | None = None
     width: int | None = None
     width_multiple: int | None = None
     experts: int | None = None
+    expert_width: int | None = None
 
     def check(self, shape: Shape) -> None:
         """Raise :class:`OptionError` if a pinned size is outside the model's."""
@@ -64,15 +77,33 @@ class Pins:
                 continue
             units = shape.units.get("width" if name == "width_multiple" else name)
             if units is None:
+                raise OptionError("`experts`: this model has none, its FFN is dense; give `width`.")
+            if name == "width_multiple" and shape.experts:
                 raise OptionError(
-                    "`experts`: this model has none, its FFN is dense; give `width`."
-                    if name == "experts"
-                    else f"`{name}`: the neurons inside an expert are not cut; give `experts`, the number of experts to keep."
+                    "`width_multiple`: the search does not choose the width of experts; give `width`, the neurons to keep in "
+                    "each expert."
                 )
             if not units.least <= got <= units.count:
                 raise OptionError(
                     f"`{name}` is the size to keep: got {got}, allowed {units.least} to {units.count} ({units.why})."
                 )
+            if name == "width" and shape.experts and got % EXPERT_MULTIPLE and got != units.count:
+                raise OptionError(
+                    f"`width` of an expert: got {got}, allowed multiples of {EXPERT_MULTIPLE}. transformers multiplies all "
+                    "experts at once, and that takes no other row lengths."
+                )
+
+    def settled(self, shape: Shape) -> Pins:
+        """Check the pins, and return them in the terms of a shape."""
+        self.check(shape)
+        if not shape.experts:
+            return self
+        each = self.width or shape.block
+        return replace(self, width=self.experts * each if self.experts else None, expert_width=self.width)
+
+    def narrowed(self, shape: Shape) -> Shape:
+        """Return the shape that the search chooses layers and experts of."""
+        return shape.narrowed(self.expert_width)
 
 
 def allowed_parameters(shape: Shape, remove: float) -> int:
@@ -94,7 +125,8 @@ def vocabulary_for(shape: Shape, remove: float, floor: int, pins: Pins) -> int:
     if pins.vocabulary is not None:
         return pins.vocabulary
     # With depth and width at their full or pinned sizes, the rest of the budget can be spent on tokens.
-    body = shape.parameters(0, pins.layers or shape.layers, pins.width or shape.width)
+    whole = pins.narrowed(shape)
+    body = whole.parameters(0, pins.layers or whole.layers, pins.width or whole.width)
     affordable = (allowed_parameters(shape, remove) - body) // shape.per_token
     if affordable >= shape.vocabulary:
         return shape.vocabulary
@@ -105,6 +137,7 @@ def spare_tokens(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> in
     """Return how many more tokens the budget allows at full depth, because widths change in coarse steps; 0 if pinned."""
     layers = pins.layers or shape.layers
     allowed = allowed_parameters(shape, remove)
+    shape = pins.narrowed(shape)
     width = pins.width or widest(shape, vocabulary, layers, allowed, pins.width_multiple)
     if pins.vocabulary is not None or width == 0:
         return 0
@@ -140,6 +173,8 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
         BudgetError: if no split does; names the floor that prevents it and what can be reached.
     """
     allowed = allowed_parameters(shape, remove)
+    total = shape.total
+    shape = pins.narrowed(shape)
     # A hybrid's layers differ in size, so its only depth is all of them.
     depths = [pins.layers] if pins.layers is not None else range(shape.layers, shape.fewest_layers - 1, -1)
     splits = []
@@ -157,23 +192,23 @@ def feasible_splits(shape: Shape, remove: float, vocabulary: int, pins: Pins) ->
             if width == shape.width:
                 break  # a shallower model would only be smaller than asked
     if not splits:
-        raise BudgetError(_unreachable(shape, remove, vocabulary, pins))
+        raise BudgetError(_unreachable(shape, total, remove, vocabulary, pins))
     return splits
 
 
-def _unreachable(shape: Shape, remove: float, vocabulary: int, pins: Pins) -> str:
+def _unreachable(shape: Shape, total: int, remove: float, vocabulary: int, pins: Pins) -> str:
     layers = pins.layers or shape.fewest_layers
     width = pins.width or pins.width_multiple or shape.narrowest()
     # The smallest model that the pins and the covered text allow: one layer with one step of neurons.
     smallest = shape.parameters(vocabulary, layers, width)
-    reachable = max(0.0, 1 - smallest / shape.total)
-    inside = f"{width // shape.block} experts" if shape.experts else f"width {width}"
+    reachable = max(0.0, 1 - smallest / total)
+    inside = f"{width // shape.block} experts of {shape.block}" if shape.experts else f"width {width}"
     floor = (
         f"{vocabulary} tokens{' (pinned)' if pins.vocabulary else ' (covered text and special tokens)'}, "
         f"{layers} layer{'s' * (layers > 1)}{' (pinned)' if pins.layers else ''}, "
         f"{inside}{' (pinned)' if pins.width else ''}"
     )
     return (
-        f"`remove` {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {shape.total:,} parameters; "
+        f"`remove` {remove:g} cannot be reached: the floor is {floor} = {smallest:,} of {total:,} parameters; "
         f"at most {int(reachable * 1000) / 1000:g} can be removed. Ask for less or loosen a pin."
     )

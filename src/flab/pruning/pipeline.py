@@ -36,7 +36,7 @@ from flab.pruning.journal import SAVED, Journal, is_uncleared, working_folder
 from flab.pruning.plan import Plan, is_replayed
 from flab.pruning.planner import Planner, identity_of
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.new_layer import Cut, Narrowing
 from flab.pruning.refit.resume import keep_layers, kept_layers, whole_layers
 from flab.pruning.sibling import adopted, check_sibling, check_sizes
 from flab.pruning.surgeon import carve, layers_after, put_in, slice_layers
@@ -307,10 +307,11 @@ def inputs_of_plan(plan: Plan) -> list[str]:
 def replay_cut(plan: Plan, kind: str) -> Cut:
     """Return the cut that a plan describes, with every choice already made."""
     refit = plan.refit
+    narrower = plan.narrower
     return Cut(
         plan.layers.kept, plan.inner.after, kind, refit.output_projection, None,
         plan.inner.kept, refit.ridge_ffn, refit.ridge_attention, refit.newton_steps, refit.descended, refit.scaling,
-        refit.reconstruction_rates,
+        refit.reconstruction_rates, Narrowing(narrower.after, neurons=narrower.kept) if narrower is not None else None,
     )  # fmt: skip
 
 

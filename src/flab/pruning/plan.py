@@ -36,14 +36,15 @@ CUTS = {
     "experts": CutKind("experts", in_layers=True),
 }
 DENSE = ("vocabulary", "layers", "width")  # the cuts of a dense model
-MIXTURE = ("vocabulary", "layers", "experts")
+MIXTURE = ("vocabulary", "layers", "experts", "width")  # the last only if the experts become narrower
 
 
 @dataclass(frozen=True)
 class Kept:
     """One cut: its sizes before and after, and the indices that stay (original numbering, ascending).
 
-    For a cut inside the layers, ``kept`` holds one list for each kept layer.
+    For a cut inside the layers, ``kept`` holds one list for each kept layer; for the width of experts that is a list for each
+    kept expert.
     """
 
     before: int
@@ -112,6 +113,11 @@ class Plan:
     def width(self) -> Kept:
         """The FFN neurons of a dense model: ``kept`` holds one list for each kept layer."""
         return self.cuts["width"]
+
+    @property
+    def narrower(self) -> Kept | None:
+        """The neurons of a mixture's experts: ``kept`` holds, for each kept layer, one list for each expert; None if all stay."""
+        return self.cuts.get("width") if "experts" in self.cuts else None
 
     @property
     def inner(self) -> Kept:
@@ -207,10 +213,16 @@ def mixture_facts(shape: Shape) -> dict[str, int]:
 
 
 def neurons_of(cuts: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Return the FFN width that the experts of a mixture add up to, under ``width``; nothing for a dense model."""
+    """Return the FFN width that the experts of a mixture add up to, under ``width``; nothing for a dense model.
+
+    If the experts become narrower, ``expert_width`` is that of one of them.
+    """
     if "experts" not in cuts:
         return {}
-    return {"width": {when: cuts["experts"][when] * model.get("expert_width", 1) for when in ("before", "after")}}
+    whole = model.get("expert_width", 1)
+    each = {when: cuts.get("width", {}).get(when, whole) for when in ("before", "after")}
+    width = {when: cuts["experts"][when] * each[when] for when in each}
+    return {"width": width} | ({"expert_width": each} if "width" in cuts else {})
 
 
 def _from_json(data: Any, path: Path) -> Plan:
@@ -229,7 +241,7 @@ def _from_json(data: Any, path: Path) -> Plan:
         )
     data = with_cuts(data)
     try:
-        if set(data["cuts"]) not in (set(DENSE), set(MIXTURE)):
+        if set(data["cuts"]) not in (set(DENSE), set(MIXTURE), set(MIXTURE[:-1])):
             raise ValueError(f"its cuts are {', '.join(data['cuts'])}, expected {', '.join(CUTS)}")
         cuts = {name: Kept(**data["cuts"][name]) for name in CUTS if name in data["cuts"]}
         # Any damage raises a TypeError, ValueError or KeyError here, and becomes one message about the file.

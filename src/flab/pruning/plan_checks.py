@@ -37,7 +37,12 @@ def check_indices(plan: Plan, in_layers: Collection[str]) -> None:
     for name, cut in plan.cuts.items():
         if name in in_layers:
             inside_of = zip(plan.layers.kept, cut.kept, strict=True)
-            groups += [(f"{name} of layer {layer}", kept, cut) for layer, kept in inside_of]
+            for layer, kept in inside_of:
+                # The width of a mixture has one list for each expert of the layer.
+                nested = cut is plan.narrower
+                groups += [(f"{name} of layer {layer}", one, cut) for one in (kept if nested else [kept])]
+                if nested and len(kept) != plan.inner.after:
+                    raise ValueError(f"the width of layer {layer} has {len(kept)} lists for {plan.inner.after} experts")
         else:
             groups.append((name, cut.kept, cut))
     for name, kept, sizes in groups:

@@ -7,7 +7,7 @@ built as the plan would build them, and their tests decide. A :class:`Planner` p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -317,9 +317,7 @@ class Bench:
             cuts={
                 "vocabulary": Kept(shape.vocabulary, len(self.material.kept), self.material.kept),
                 "layers": Kept(shape.layers, split.layers, winner.kept_layers),
-                shape.inner: Kept(
-                    shape.width // shape.block, split.width // shape.block, [d.neurons for d in decisions]
-                ),
+                **inner_cuts(shape, split, decisions),
             },
             refit=Refit(
                 kind=kind,
@@ -334,7 +332,7 @@ class Bench:
             parameters_before=shape.total,
             parameters_after=split.parameters,
             body_before=shape.body(shape.layers, shape.width),
-            body_after=shape.body(split.layers, split.width),
+            body_after=shape.narrowed(split.inside).body(split.layers, split.width),
             kl_vocabulary=self.material.kl_vocabulary,
             kl_nats_per_token=winner.kl if winner.kl is not None else winner.kl_search,
             criteria={"layers": recipe.layer_criterion} | self.search.inner_criterion,
@@ -344,6 +342,15 @@ class Bench:
             seconds=clock.seconds,
             flab_version=__version__,
         )
+
+
+def inner_cuts(shape: Shape, split: Split, decisions: Sequence[NewLayer]) -> dict[str, Kept]:
+    """Return the cuts inside the layers: neurons; in a mixture experts, and the neurons of each if they become fewer."""
+    before, after = shape.units[shape.inner].count, split.sizes[shape.inner]
+    cuts = {shape.inner: Kept(before, after, [one.neurons for one in decisions])}
+    if shape.experts and split.inside < shape.block:
+        cuts["width"] = Kept(shape.block, split.inside, [one.inside for one in decisions])
+    return cuts
 
 
 def model_facts(source: ModelFolder, family: Family, options: Options) -> dict[str, Any]:

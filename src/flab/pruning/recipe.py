@@ -29,6 +29,7 @@ DESCENT_PARAMETERS = 100_000_000
 # With fewer tokens, mini-batches add nothing to the closed form.
 DESCENT_TOKENS_PER_NEURON = 20
 NEURON_CRITERION_NAMES = ("elimination", "activation", "fisher", "entropy", "magnitude", "random", "first")
+GRADIENT_CRITERIA = ("fisher", "entropy")  # of a dense FFN alone
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Recipe:
     vocabulary: int | None = setting(None, "Number of tokens to keep. Default: the search decides.", expert=True)
     layers: int | None = setting(None, "Number of layers to keep. Default: the search decides.", expert=True)
     width: int | None = setting(
-        None, "Number of FFN neurons to keep in each layer. Default: the search decides.", expert=True
+        None,
+        "Number of FFN neurons to keep in each layer, or in each expert of a mixture. Default: the search decides, but leaves "
+        "experts as wide as they are.",
+        expert=True,
     )
     experts: int | None = setting(
         None, "Number of experts to keep in each layer of a mixture. Default: the search decides.", expert=True
@@ -144,6 +148,11 @@ class Recipe:
             raise OptionError(
                 "`refit` newton moves the neurons of a dense FFN: for a mixture give residual, descent or reconstruction."
             )
+        if shape.experts and self.width is not None and self.neuron_criterion in GRADIENT_CRITERIA:
+            raise OptionError(
+                f"`neuron_criterion` {self.neuron_criterion} reads gradients of a dense FFN: for the experts of a mixture give "
+                f"{', '.join(name for name in NEURON_CRITERION_NAMES if name not in GRADIENT_CRITERIA)}."
+            )
         if refit == "auto":
             refit = "newton"
             if shape.total >= DESCENT_PARAMETERS or shape.experts:
@@ -165,8 +174,7 @@ class Recipe:
                 )
             layers = shape.layers - len(dropped)
         pins = Pins(self.vocabulary, layers, self.width, self.width_multiple, self.experts)
-        pins.check(shape)
-        return replace(pins, width=pins.experts * shape.block) if pins.experts else pins
+        return pins.settled(shape)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

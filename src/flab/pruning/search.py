@@ -25,7 +25,7 @@ from flab.pruning.cuts.layers import LAYER_CRITERIA, LayerSearch, by_kl
 from flab.pruning.cuts.neurons import NEURON_CRITERIA, NeuronSearch
 from flab.pruning.journal import Journal
 from flab.pruning.recipe import Recipe
-from flab.pruning.refit.new_layer import Cut
+from flab.pruning.refit.new_layer import Cut, Narrowing
 from flab.pruning.refit.streams import Streams
 from flab.pruning.refit.walk import Walk
 from flab.pruning.refits import REFITS
@@ -107,10 +107,11 @@ class Search:
 
     @property
     def inner_criterion(self) -> dict[str, str]:
-        """The units that are cut inside the layers (neurons or experts), and their criterion."""
-        if self.shape.experts:
-            return {"experts": self.recipe.expert_criterion}
-        return {"neurons": self.recipe.neuron_criterion}
+        """The units that are cut inside the layers (neurons, experts or both), and their criteria."""
+        neurons = {"neurons": self.recipe.neuron_criterion}
+        if not self.shape.experts:
+            return neurons
+        return {"experts": self.recipe.expert_criterion} | (neurons if self.recipe.width is not None else {})
 
     @property
     def winner_needs_scores(self) -> bool:
@@ -164,12 +165,16 @@ class Search:
         refit = "residual" if compared and REFITS[self.recipe.refit].iterative else self.recipe.refit
         kept = [i for i in range(self.shape.layers) if i not in set(removed)]
         nothing = not removed and split.width == self.shape.width
+        narrowing = None
+        if self.shape.experts and split.inside < self.shape.block:
+            narrowing = Narrowing(split.inside, self.recipe.neuron_criterion, self.recipe.seed)
         return Cut(
             kept,
-            split.width // self.shape.block,
+            split.sizes.get("experts", split.width),
             "none" if nothing else refit,
             self.recipe.output_projection,
             self.scores if compared or self.winner_needs_scores else None,
+            narrowing=narrowing,
         )
 
     def measure(self, split: Split, removed: Sequence[int]) -> Candidate:
@@ -192,11 +197,12 @@ class Search:
 
     def candidate(self, split: Split, removed: Sequence[int]) -> Candidate:
         """Return a split with its sizes, not yet measured."""
+        narrower = split.inside if self.shape.experts else None
         return Candidate(
             split=split,
             kept_layers=[i for i in range(self.shape.layers) if i not in set(removed)],
             removed_fraction=1 - split.parameters / self.shape.total,
-            flops_per_token=self.shape.flops_per_token(split.vocabulary, split.layers, split.width),
+            flops_per_token=self.shape.narrowed(narrower).flops_per_token(split.vocabulary, split.layers, split.width),
             kl_search=math.nan,
             removed=tuple(removed),
         )

@@ -22,11 +22,9 @@ from flab.pruning.planner import model_facts
 def check_sizes(checkpoint: Checkpoint, family: Family, plan: Plan) -> None:
     """Raise PlanError that names what differs from the architecture that the plan was made for."""
     shape = shape_of(checkpoint.model, family)
-    names = ("model_type", *shape.units, "parameters")
-    got = (family.model_type, *(units.count for units in shape.units.values()), shape.total)
-    planned = (
-        plan.model.get("model_type"), plan.vocabulary.before, plan.layers.before, plan.inner.before, plan.parameters_before,
-    )  # fmt: skip
+    names = ("model_type", *plan.cuts, "parameters")
+    got = (family.model_type, *shape.counts(plan.cuts), shape.total)
+    planned = (plan.model.get("model_type"), *(cut.before for cut in plan.cuts.values()), plan.parameters_before)
     differ = [f"{n} {g} (plan: {p})" for n, g, p in zip(names, got, planned, strict=True) if g != p]
     if differ:
         raise PlanError(f"the plan does not fit {checkpoint.path}: {', '.join(differ)}. Plan for this model itself.")

@@ -17,6 +17,7 @@ from torch import nn
 from flab.errors import OutputError
 from flab.models.families import Family, attention_at, layers_of
 from flab.models.layers import Batch, LayerRunner
+from flab.models.mixture import mixture_of
 from flab.models.weights import read_in
 from flab.progress import track
 from flab.pruning.cuts.layers import cut_layers
@@ -47,7 +48,7 @@ def carve(
     done: Done = keep,
     kept: Path | None = None,
 ) -> tuple[list[NewLayer], Walk]:
-    """Cut layers and neurons, or experts, of ``model`` in place and put the refitted weights in.
+    """Cut layers, experts and neurons of ``model`` in place and put the refitted weights in.
 
     Layers that a stopped run left in the folder ``kept`` are taken from there, the others are added to it.
     Returns the decisions made (without weights) and the finished walk, which knows the divergence.
@@ -85,14 +86,15 @@ def put_in(model: Any, family: Family, cut: Cut, files: Sequence[Path], done: Do
 
 
 def slice_layers(model: Any, family: Family, cut: Cut, done: Done) -> None:
-    """Cut layers and neurons, or experts, of ``model`` in place, like :func:`carve` but without a refit or text."""
+    """Cut layers, experts and neurons of ``model`` in place, like :func:`carve` but without a refit or text."""
     layers = layers_of(model, family)
     for place, index in enumerate(track(cut.kept_layers, "Cutting", unit="layers")):
         # Files hold each expert separately, so removed experts are not read.
         if not family.experts:
             read_in(layers[index])
         if cut.neurons is not None:
-            cut_inside(layers[index], family, cut.neurons[place])
+            narrower = cut.narrowing.neurons if cut.narrowing is not None else None
+            cut_inside(layers[index], family, cut.neurons[place], narrower[place] if narrower is not None else None)
         read_in(layers[index])
         done(place, layers[index])
     _cut_depth(model, family, cut)
@@ -108,7 +110,8 @@ def layers_after(model: Any, family: Family, cut: Cut) -> list[nn.Module]:
         kinds.append(attention_at(layer, family))
         if kinds[-1] not in made:
             made[kinds[-1]] = copy.deepcopy(layer).to("meta")
-            cut_inside(made[kinds[-1]], family, range(cut.width))
+            inside = [range(cut.narrowing.width)] * cut.width if cut.narrowing is not None else None
+            cut_inside(made[kinds[-1]], family, range(cut.width), inside)
     return [made[kind] for kind in kinds]
 
 
@@ -116,7 +119,8 @@ def _cut_depth(model: Any, family: Family, cut: Cut) -> None:
     """Drop the layers that are not kept, and write the new sizes into the config."""
     if len(cut.kept_layers) < len(layers_of(model, family)):
         cut_layers(model, family, cut.kept_layers)
+    width = cut.width
     if family.experts:
         model.config.num_experts = cut.width
-    else:
-        model.config.intermediate_size = cut.width
+        width = mixture_of(layers_of(model, family)[0], family).width
+    setattr(model.config, family.width_entry, width)

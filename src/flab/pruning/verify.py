@@ -189,9 +189,9 @@ def _cache(checkpoint: Checkpoint) -> tuple[bool, str]:
 
 def _sizes(checkpoint: Checkpoint, plan: Plan) -> tuple[bool, str]:
     shape = shape_of(checkpoint.model, family_of(checkpoint.model.config))
-    got = (*(units.count for units in shape.units.values()), shape.total)
-    want = (plan.vocabulary.after, plan.layers.after, plan.inner.after, plan.parameters_after)
-    return got == want, f"{', '.join(shape.units)}, parameters: got {got}, planned {want}"
+    got = (*shape.counts(plan.cuts), shape.total)
+    want = (*(cut.after for cut in plan.cuts.values()), plan.parameters_after)
+    return got == want, f"{', '.join(plan.cuts)}, parameters: got {got}, planned {want}"
 
 
 def _kept_tokens(folder: Path, plan: Plan) -> tuple[bool | None, str]:

@@ -65,7 +65,7 @@ class Planned:
     def cut(self) -> Size:
         """The sizes of the model after the deepest split."""
         first = self.splits[0]
-        return Size(first.vocabulary, first.layers, first.width)
+        return Size(**first.sizes)
 
 
 def characters_per_token(facts: ModelFacts, texts: Sequence[str]) -> float:
@@ -176,7 +176,7 @@ def _candidate(plan: Planned, facts: ModelFacts, fit: int, compare: int, refit: 
     recipe = plan.recipe
     compared = refit is None
     kind = refit or ("residual" if recipe.refit != "none" else "none")
-    eliminate = recipe.neuron_criterion == "elimination" and not compared and fit >= facts.shape.width
+    eliminate = recipe.neuron_criterion == "elimination" and not compared and fit >= facts.shape.fitted
     return walk_work(facts.shape, plan.cut, fit, compare, kind, recipe.output_projection, eliminate)
 
 
@@ -286,7 +286,7 @@ def plan_memory(facts: ModelFacts, options: Options) -> int:
     assert recipe.tokens is not None
     vocabulary = assumed_vocabulary(facts.shape, recipe.remove)
     split = feasible_splits(facts.shape, recipe.remove, vocabulary, recipe.pins(facts.shape))[0]
-    cut = Size(split.vocabulary, split.layers, split.width)
+    cut = Size(**split.sizes)
     walk = walk_bytes(facts.shape, cut, *split_tokens(recipe.tokens), recipe.refit)
     return opened_bytes(facts, facts.size, options) + walk
 

@@ -57,6 +57,12 @@ class Size:
     vocabulary: int
     layers: int
     width: int
+    experts: int = 0  # of each layer; 0 in a dense model
+
+    @property
+    def inside(self) -> int:
+        """The neurons of one expert, or of a dense FFN."""
+        return self.width // max(1, self.experts)
 
 
 @dataclass(frozen=True)
@@ -114,22 +120,23 @@ def walk_work(
     tokens = fit + compare
     kept = cut.layers
     steps = REFITS[refit]
+    # A token passes through as many experts as before, which may be narrower.
+    share = layer_share(shape, cut.inside * (shape.passed // shape.fitted))
     # The two streams, and at the end the logits of both models for the comparison tokens, 2 D V operations for each.
     parts = [
-        work(layer=shape.layers * tokens + kept * tokens * layer_share(shape, cut.width)),
+        work(layer=shape.layers * tokens + kept * tokens * share),
         work(head=2 * 2 * shape.hidden * cut.vocabulary * compare),
     ]
     # For every kept layer, add the statistics and the solution of its projections, then the refit's own steps.
     each = []
     if steps.target is not None:
+        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1)]
         # In a mixture the projection of each expert that is kept is solved for.
-        solved = solving(shape.fitted if shape.experts else cut.width, shape.hidden)
-        solved = times(solved, cut.width // shape.block) if shape.experts else solved
-        each += [ffn_statistics(shape, fit, 2 if steps.ffn == "descent" else 1), solved]
+        each += [times(solving(cut.inside, shape.hidden), max(1, cut.experts))]
     if steps.attention and output_projection:
         each += [gram_work(shape.attention, shape.hidden, fit), solving(shape.attention, shape.hidden)]
-    if eliminate and cut.width < shape.width:
-        each.append(elimination(shape.width, cut.width, shape.hidden))
+    if eliminate and cut.inside < shape.fitted:
+        each.append(times(elimination(shape.fitted, cut.inside, shape.hidden), max(1, cut.experts)))
     neurons = cut.width * shape.products_per_neuron
     if steps.ffn == "descent":
         # The same statistics have the FFN's own output as a second target, so the uncut projection is computed once more.

@@ -39,7 +39,7 @@ class ModelFacts:
     @property
     def size(self) -> Size:
         """The sizes that a cut changes."""
-        return Size(self.shape.vocabulary, self.shape.layers, self.shape.width)
+        return Size(self.shape.vocabulary, self.shape.layers, self.shape.width, self.shape.experts)
 
     @property
     def kv_bytes(self) -> int:

@@ -133,7 +133,9 @@ def test_a_plan_of_experts_is_written_read_and_replayed(refit, pico_folder, reci
     [
         ({"experts": 1}, OptionError, "allowed 2 to 8"),
         ({"experts": 9}, OptionError, "allowed 2 to 8"),
-        ({"width": 8}, OptionError, "give `experts`"),
+        ({"width": 25}, OptionError, "allowed 1 to 24"),
+        ({"width_multiple": 8}, OptionError, "give `width`"),
+        ({"width": 8, "neuron_criterion": "fisher"}, OptionError, "gradients of a dense FFN"),
         ({"refit": "newton"}, OptionError, "residual, descent or reconstruction"),
         ({"remove": 0.9, "layers": 5}, BudgetError, "2 experts"),
     ],

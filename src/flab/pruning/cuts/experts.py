@@ -1,14 +1,18 @@
-"""Experts of a mixture: criteria that score every expert of every layer.
+"""Experts of a mixture: criteria that score every expert of every layer, and criteria that score the neurons of one expert.
 
 The best of each layer are kept. All layers keep the same number, because a stock config has one number for all. The kept
 experts keep their router rows, so a token whose expert is gone goes to the next best one that is left.
 
-Legend: L layers, E experts, N real tokens.
+Neurons are scored where an expert is refitted, on the tokens that pass through it. ``elimination`` is not here: it needs the
+refit's statistics (:mod:`flab.pruning.refit.experts`).
+
+Legend: L layers, E experts, N real tokens, F neurons of one expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -120,6 +124,48 @@ def score_random(search: ExpertSearch) -> torch.Tensor:
     return torch.rand(len(search.mixtures), search.mixtures[0].count, generator=generator, dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class ExpertNeurons:
+    """The input of a criterion for the neurons of one expert."""
+
+    mixture: Mixture
+    expert: int
+    features: torch.Tensor  # (N, F), times the router's weight and the root of the token's own, of its tokens alone
+    seed: int = 0
+
+
+def score_inner_activation(search: ExpertNeurons) -> torch.Tensor:
+    """(F,): the energy that the neuron adds to the stream, as in a dense FFN. Without tokens, output columns alone decide."""
+    energy = search.features.double().pow(2).sum(0)
+    energy = energy if len(search.features) else torch.ones_like(energy)
+    return energy * search.mixture.experts.down_proj[search.expert].double().pow(2).sum(0)  # type: ignore[no-any-return]
+
+
+def score_inner_magnitude(search: ExpertNeurons) -> torch.Tensor:
+    """(F,): product of the norms of the neuron's column and rows. Reads no text."""
+    experts = search.mixture.experts
+    gate, up = experts.gate_up_proj[search.expert].double().norm(dim=1).chunk(2)
+    return gate * up * experts.down_proj[search.expert].double().norm(dim=0)  # type: ignore[no-any-return]
+
+
+def score_inner_random(search: ExpertNeurons) -> torch.Tensor:
+    """(F,): seeded noise, of its own for each expert of a layer."""
+    generator = torch.Generator().manual_seed(search.seed * search.mixture.count + search.expert)
+    return torch.rand(search.mixture.width, generator=generator, dtype=torch.float64)
+
+
+def score_inner_first(search: ExpertNeurons) -> torch.Tensor:
+    """(F,): the neurons with the lowest indices win."""
+    return -torch.arange(search.mixture.width, dtype=torch.float64)
+
+
+# The names are those of the criteria for dense FFNs, without the ones that need gradients.
+EXPERT_NEURON_CRITERIA: dict[str, Callable[[ExpertNeurons], torch.Tensor]] = {
+    "activation": score_inner_activation,
+    "magnitude": score_inner_magnitude,
+    "random": score_inner_random,
+    "first": score_inner_first,
+}
 EXPERT_CRITERIA: dict[str, Callable[[ExpertSearch], torch.Tensor]] = {
     "reap": score_reap,
     "frequency": score_frequency,

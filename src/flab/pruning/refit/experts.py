@@ -5,7 +5,8 @@ With the routing as it is, a mixture is linear in the output projections of its 
     y_t = sum over the token's experts e of g_te W_e a_te,   a_te = act(W_gate,e x_t) * (W_up,e x_t)
 
 Each W_e is fitted on the tokens that pass through its expert, to what the other experts leave of the target. The ridge
-regression towards the original weights is that of a dense FFN. Experts share their tokens, so the round is repeated. Then the
+regression towards the original weights is that of a dense FFN. If experts become narrower, the neurons of each are chosen
+first, on the same tokens. Experts share their tokens, so the round is repeated. Then the
 router's rows are trained, and if held-out tokens accept them, the projections are fitted to the new routing. The descent
 refit instead trains all weights of the experts together with the router.
 
@@ -22,10 +23,14 @@ import torch
 from torch import nn
 
 from flab.models.layers import Batch, LayerRunner
-from flab.models.mixture import Mixture, mixture_of
+from flab.models.mixture import Mixture, Routing, mixture_of
+from flab.pruning.cuts.experts import EXPERT_NEURON_CRITERIA, ExpertNeurons
+from flab.pruning.cuts.neurons import choose_neurons
 from flab.pruning.refit.gram import Gram
+from flab.pruning.refit.new_layer import Narrowing
 from flab.pruning.refit.reconstruction import STEP_TOKENS, Rows, reconstruct
 from flab.pruning.refit.weights import TokenWeights
+from flab.pruning.refits import Steps
 
 ROUNDS = 2
 
@@ -68,6 +73,87 @@ def mixture_tokens(
     return MixtureTokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def new_mixture(
+    mixture: Mixture, tokens: MixtureTokens | None, steps: Steps, narrowing: Narrowing | None, place: int
+) -> tuple[Mixture, Sequence[Sequence[int]] | None, float]:
+    """Narrow and refit a mixture of the kept experts.
+
+    Args:
+        mixture: the kept experts with their original weights.
+        tokens: what to choose and to fit on; None if the steps fit nothing and a plan has chosen.
+        steps: the steps of the refit.
+        narrowing: how many neurons each expert keeps; None keeps all.
+        place: of the layer among those that are kept.
+
+    Returns:
+        The mixture, the neurons of each expert if they become fewer, and the median ridge.
+    """
+    inside = None
+    if narrowing is not None:
+        if narrowing.neurons is not None:
+            inside = narrowing.neurons[place]
+        else:
+            assert tokens is not None
+            inside = choose_inside(mixture, tokens, narrowing)
+        mixture = mixture.narrowed(inside)
+    if steps.target is None:
+        return mixture, inside, 0.0
+    assert tokens is not None
+    # Only a fit to the stream moves the router. A fit to the mixture's own output solves for the projections alone.
+    moved = [mixture.family.router] if steps.target == "stream" else []
+    moved += [mixture.family.experts] if steps.ffn == "descent" else []
+    return mixture, inside, refit_experts(mixture, tokens, moved)
+
+
+def choose_inside(mixture: Mixture, tokens: MixtureTokens, narrowing: Narrowing) -> list[list[int]]:
+    """Choose the neurons that each expert keeps, on the tokens that pass through it. The mixture is in float32 afterwards.
+
+    Elimination cannot tell neurons apart on fewer tokens than there are neurons: activation chooses for such an expert.
+    """
+    mixture.ffn.float()
+    routing = mixture.route(tokens.inputs)
+    missing = tokens.targets - routing.output
+    kept = []
+    for expert in range(mixture.count):
+        part = _ExpertTokens.of(mixture, expert, tokens, routing, missing)
+        if narrowing.criterion == "elimination" and len(part.places) >= mixture.width:
+            kept.append(part.gram(mixture.experts.down_proj[expert]).eliminate(narrowing.width))
+            continue
+        criterion = "activation" if narrowing.criterion == "elimination" else narrowing.criterion
+        search = ExpertNeurons(mixture, expert, part.features * part.root, narrowing.seed)
+        kept.append(choose_neurons(EXPERT_NEURON_CRITERIA[criterion](search), narrowing.width))
+    return kept
+
+
+@dataclass(frozen=True)
+class _ExpertTokens:
+    """The tokens that pass through one expert."""
+
+    places: torch.Tensor  # (n,), among all tokens
+    features: torch.Tensor  # (n, F), times the router's weight
+    wanted: torch.Tensor  # (n, D), everything that the other experts do not contribute
+    root: torch.Tensor  # (n, 1), square root of the token's weight
+    held_out: torch.Tensor  # (n,)
+
+    @classmethod
+    def of(
+        cls, mixture: Mixture, expert: int, tokens: MixtureTokens, routing: Routing, missing_ND: torch.Tensor
+    ) -> _ExpertTokens:
+        places, gate = routing.tokens_of(expert)
+        features = mixture.features(expert, tokens.inputs[places]) * gate
+        # The expert's own contribution is added back to the residual.
+        wanted = missing_ND[places] + features @ mixture.experts.down_proj[expert].T
+        return cls(places, features, wanted, tokens.weight[places], tokens.held_out[places])
+
+    def gram(self, original_DF: torch.Tensor) -> Gram:
+        """Return the least-squares problem of the output projection, and a ridge towards the original one."""
+        gram = Gram(original_DF)
+        for held_out in (False, True):
+            rows = self.held_out == held_out
+            gram.add(self.features[rows] * self.root[rows], self.wanted[rows] * self.root[rows], held_out)
+        return gram
+
+
 def refit_experts(mixture: Mixture, tokens: MixtureTokens, moved: Sequence[str]) -> float:
     """Fit a mixture of the kept experts with their original weights to the tokens, in place. It is in float32 afterwards.
 
@@ -99,24 +185,14 @@ def _fit_outputs(mixture: Mixture, tokens: MixtureTokens, original_EDF: torch.Te
     ridges: dict[int, float] = {}
     for _ in range(ROUNDS):
         for expert in range(mixture.count):
-            # The tokens of this expert and the weight that the router gives it there. An expert without any
-            # keeps its weights.
-            places, gate = routing.tokens_of(expert)
-            if not len(places):
+            # An expert without tokens keeps its weights.
+            part = _ExpertTokens.of(mixture, expert, tokens, routing, missing)
+            if not len(part.places):
                 continue
-            features = mixture.features(expert, tokens.inputs[places]) * gate
-            # The expert's own contribution is added back to the residual, so it is fitted to everything that the other
-            # experts do not contribute.
-            wanted = missing[places] + features @ down[expert].T
-            root = tokens.weight[places]
-            gram = Gram(original_EDF[expert])
-            for held_out in (False, True):
-                rows = tokens.held_out[places] == held_out
-                gram.add(features[rows] * root[rows], wanted[rows] * root[rows], held_out)
-            weights, ridges[expert] = gram.solve(range(features.shape[1]), None)
+            weights, ridges[expert] = part.gram(original_EDF[expert]).solve(range(mixture.width), None)
             down.data[expert] = weights
             # What this expert leaves is the target of those after it, as in block coordinate descent.
-            missing[places] = wanted - features @ down[expert].T
+            missing[part.places] = part.wanted - part.features @ down[expert].T
     return list(ridges.values())
 
 

@@ -16,6 +16,19 @@ from flab.pruning.refit.descent import Examples
 
 
 @dataclass(frozen=True)
+class Narrowing:
+    """How the experts of a mixture lose neurons: all keep ``width`` of them, those that the criterion ranks highest.
+
+    ``neurons`` replay a plan: for each kept layer and each of its kept experts, the neurons that stay.
+    """
+
+    width: int
+    criterion: str = "elimination"
+    seed: int = 0
+    neurons: Sequence[Sequence[Sequence[int]]] | None = None
+
+
+@dataclass(frozen=True)
 class Cut:
     """Instructions: which layers stay, how wide they become, how neurons are chosen and weights refitted.
 
@@ -36,6 +49,7 @@ class Cut:
     descended: Sequence[bool] | None = None
     scaling: str = "feature"  # what a ridge is relative to; "mean" also gives all tokens the same weight
     reconstruction_rates: Sequence[float] | None = None
+    narrowing: Narrowing | None = None  # None leaves experts as wide as they are
 
 
 @dataclass(frozen=True)
@@ -65,14 +79,20 @@ class NewLayer:
     reconstruction_rate: float = 0.0
     descended: bool = False
     mixture: Mixture | None = None  # the experts that stay, in place of the matrices of an FFN
+    inside: Sequence[Sequence[int]] | None = None  # the neurons of each expert that stays, if experts become narrower
 
 
-def cut_inside(layer: nn.Module, family: Family, kept: Sequence[int]) -> None:
-    """Keep only these neurons, or experts, of one layer, in place."""
+def cut_inside(
+    layer: nn.Module, family: Family, kept: Sequence[int], inside: Sequence[Sequence[int]] | None = None
+) -> None:
+    """Keep only these neurons, or experts, of one layer, in place; of each expert, keep only the neurons ``inside``."""
     if family.experts:
         mixture = mixture_of(layer, family)
         if len(kept) < mixture.count:
-            layer.set_submodule(family.ffn, mixture.only(kept).ffn)
+            mixture = mixture.only(kept)
+        if inside is not None:
+            mixture = mixture.narrowed(inside)
+        layer.set_submodule(family.ffn, mixture.ffn)
     elif len(kept) < linear(layer, family.ffn_out).in_features:
         cut_ffn(layer, family, kept)
 

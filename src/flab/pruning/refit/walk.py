@@ -28,7 +28,7 @@ from flab.pruning.cuts.neurons import choose_neurons
 from flab.pruning.objective import kl_divergence
 from flab.pruning.refit.curvature import product_dtype
 from flab.pruning.refit.descent import Example, Examples, descend
-from flab.pruning.refit.experts import mixture_tokens, refit_experts
+from flab.pruning.refit.experts import mixture_tokens, new_mixture
 from flab.pruning.refit.gram import Gram
 from flab.pruning.refit.new_layer import Cut, FfnSolution, NewLayer, replace_weights
 from flab.pruning.refit.newton import MOST_TOKENS, FfnProblem, Tokens, newton_refit
@@ -98,7 +98,9 @@ class Walk:
 
     def _pass_original(self, index: int, after: int, mid: list[torch.Tensor]) -> bool:
         """Pass the original's stream on to the next kept layer; return whether nothing is cut up to there."""
-        untouched = self.clean and after == index + 1 and self.cut.width == self._count(index)
+        untouched = (
+            self.clean and after == index + 1 and self.cut.width == self._count(index) and not self.cut.narrowing
+        )
         self._advance_original(index, mid)
         # Removed layers still change the original's stream. After this loop it is what the next kept layer should read,
         # so this layer's FFN also learns to do their work.
@@ -138,19 +140,16 @@ class Walk:
         return new
 
     def _mixture(self, place: int, new: NewLayer, mid: list[torch.Tensor], entering: list[torch.Tensor]) -> NewLayer:
-        """Choose the experts that stay, fit them to the stream ``entering``, and pass the pruned stream through them."""
+        """Choose what stays of a mixture, fit it to the stream ``entering``, and pass the pruned stream through it."""
         kept = self._choose(place, new.index, None)
         mixture = mixture_of(self.runner.layers[new.index], self.runner.family).only(kept)
-        if self.steps.target is not None:
+        tokens = None
+        if self.steps.target is not None or (self.cut.narrowing is not None and self.cut.narrowing.neurons is None):
             fit = self.batches[: self.num_fit]
             own = self.steps.target == "own"
             tokens = mixture_tokens(self.runner, new.index, fit, self.weights, entering, self.original, own)
-            family = self.runner.family
-            # Only a fit to the stream moves the router. A fit to the mixture's own output solves for the projections alone.
-            routed = [family.router] if self.steps.target == "stream" else []
-            moved = [*routed, family.experts] if self.steps.ffn == "descent" else routed
-            new = replace(new, ridge_ffn=refit_experts(mixture, tokens, moved))
-        new = replace(new, neurons=kept, mixture=mixture)
+        mixture, inside, ridge = new_mixture(mixture, tokens, self.steps, self.cut.narrowing, place)
+        new = replace(new, neurons=kept, inside=inside, mixture=mixture, ridge_ffn=ridge)
         if self.steps.layer:
             new = self._reconstructed(place, new)
         if new.state is None:
