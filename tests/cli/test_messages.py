@@ -106,7 +106,10 @@ def test_a_field_in_a_message_is_the_flag_of_the_command(command, said, shown, m
         (["plan", "x", "--remove", "0,4"], "--remove: got '0,4', expected a number such as 0.4 (fraction of all"),
         (["plan", "x", "--layers", "3.5"], "--layers: got '3.5', expected a whole number such as 8 (number of layers"),
         (["plan", "x", "--seed", "1e3"], "--seed: got '1e3', expected a whole number such as 1000 (seed of every"),
-        (["plan", "x", "--width", "1,000"], "--width: got '1,000', expected a whole number such as 1000 (number of FFN neurons"),
+        (
+            ["plan", "x", "--width", "1,000"],
+            "--width: got '1,000', expected a whole number such as 1000 (number of FFN neurons",
+        ),
         (["plan", "x", "--general", "none"], "--general: got 'none', expected a number such as 0.25 (fraction of"),
         (["eval", "x", "--limit", "ten"], "--limit: got 'ten', expected a whole number such as 8 (use only"),
         (["sweep", "x", "-o", "y", "--remove", "0.1", "20%"], "BUDGET: got '20%', expected a number such as 0.2 ("),
@@ -115,7 +118,10 @@ def test_a_field_in_a_message_is_the_flag_of_the_command(command, said, shown, m
             "--remove: got '0.2,40%', expected one number at a time, such as --remove 0.2 --remove 0.4.",
         ),
         (["compare", "a", "b", "--margin", "3%"], "--margin: got '3%', expected a number such as 3 (largest drop of"),
-        (["--threads", "two", "info", "x"], "--threads: got 'two', expected a whole number such as 8 (number of threads"),
+        (
+            ["--threads", "two", "info", "x"],
+            "--threads: got 'two', expected a whole number such as 8 (number of threads",
+        ),
         (
             ["plan", "x", "--in-memory", "layer", "--device", "balanced"],
             "--in-memory layer holds one layer on one device",

@@ -80,7 +80,7 @@ def test_a_streamed_pruning_fits_each_layer_once(pico_folder, recipe, tmp_path, 
     build(model, tmp_path / "whole", asked, Options())
     once = len(fits)
     fits.clear()
-    build(model, tmp_path / "streamed", asked, replace(Options(), one_layer=True))
+    build(model, tmp_path / "streamed", asked, replace(Options(), in_memory="layer"))
     assert len(fits) == once
     assert files_of(tmp_path / "streamed").keys() == files_of(tmp_path / "whole").keys()
     tensors = "model.safetensors"
