@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def test_throughput_ends_at_saturation_of_both():
 
 
 def test_throughput_is_written_as_measure_json_has_always_had_it():
-    written = json.dumps(Throughput(4, measured([2.0, 4.0], "tokens/s", "x"), 80).to_json())
+    written = json.dumps(asdict(Throughput(4, measured([2.0, 4.0], "tokens/s", "x"), 80)))
     figure = '{"value": 3.0, "unit": "tokens/s", "method": "measured: x", "low": 2.0, "high": 4.0, "rounds": 2, "reason": null}'
     assert written == f'{{"batch": 4, "tokens_per_second": {figure}, "peak_bytes": 80}}'
 

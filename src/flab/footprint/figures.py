@@ -89,10 +89,6 @@ class Throughput:
     tokens_per_second: Figure
     peak_bytes: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields."""
-        return asdict(self)
-
 
 def measured(values: Sequence[float], unit: str, method: str) -> Figure:
     """Return the median of several measurements, with their extremes."""

@@ -6,7 +6,7 @@ Nothing is run here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def row_of(
         "path": str(subject.folder),
         "sha256": facts["sha256"],
         "figures": {name: figure.to_json() for name, figure in figures.items()},
-        "throughput": [row.to_json() for row in batches],
+        "throughput": [asdict(row) for row in batches],
     }
 
 
