@@ -46,7 +46,6 @@ HOUSE: dict[str, set[str]] = {
     "data": LIGHT,
     "models.shape": LIGHT,
     "models.options": LIGHT,
-    "models.devices": LIGHT,
     "models.child": LIGHT,
     "models.memory": LIGHT,
     "models.families": LIGHT,

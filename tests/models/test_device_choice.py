@@ -9,18 +9,18 @@ import pytest
 
 from flab import Options
 from flab.errors import OptionError
-from flab.models import devices
-from flab.models.devices import settled
+from flab.models import options
+from flab.models.options import settled
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """A machine of so many CUDA devices; what is said."""
     said: list[str] = []
-    monkeypatch.setattr(devices, "say_once", said.append)
+    monkeypatch.setattr(options, "say_once", said.append)
 
     def give(count: int) -> list[str]:
-        monkeypatch.setattr(devices, "cuda_devices", lambda: count)
+        monkeypatch.setattr(options, "cuda_devices", lambda: count)
         return said
 
     return give

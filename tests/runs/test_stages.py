@@ -281,7 +281,7 @@ def test_all_models_are_computed_in_the_originals_precision(go, stand_ins):
 
 
 def test_the_number_of_the_device_changes_nothing(go, monkeypatch):
-    monkeypatch.setattr("flab.models.devices.cuda_devices", lambda: 2)  # the stages here use none
+    monkeypatch.setattr("flab.models.options.cuda_devices", lambda: 2)  # the stages here use none
     assert go(options={"device": "cuda:0"}) == ALL
     assert go(options={"device": "cuda:1"}) == []
 

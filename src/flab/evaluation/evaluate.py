@@ -37,13 +37,12 @@ from flab.evaluation.tasks import (
 )
 from flab.files import PathLike, as_path, check_place, check_result, read_regular, write_json
 from flab.models.chat import chat_template
-from flab.models.devices import settled
 from flab.models.engines.protocol import Generation, Generator
 from flab.models.engines.store import Shard
 from flab.models.engines.transformers import TransformersGenerator
 from flab.models.engines.vllm import VllmGenerator
 from flab.models.folder import resolve
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.models.source import ModelFolder
 from flab.progress import say
 from flab.sandbox import Sandbox

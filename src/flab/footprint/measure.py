@@ -24,9 +24,8 @@ from flab.footprint.payback import solving
 from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring, carbon_intensity, check_context
 from flab.footprint.subject import OutOfMemoryError, Subject
-from flab.models.devices import settled
 from flab.models.folder import read_object, resolve
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.progress import say, track
 from flab.version import __version__
 

@@ -19,11 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from flab.errors import CheckpointError, OptionError
 from flab.files import scratch_folder
-from flab.models.devices import BALANCED, settled
 from flab.models.families import Family, family_of, is_tied
 from flab.models.layers import MIXED_MARK, multiplies_bfloat16
 from flab.models.memory import free_bytes, trim
-from flab.models.options import STORED_DTYPES, Options
+from flab.models.options import BALANCED, STORED_DTYPES, Options, settled
 from flab.models.shards import ShardWriter, layout
 from flab.models.source import ModelFolder, ModelSource, check_weights
 from flab.models.stock import check_sidecars, copy_sidecars, rewrite_config

@@ -1,19 +1,23 @@
 """The options of a run (device, precision, batches), which change no decision; and how a settings class declares its fields.
 
 The command line builds its options from fields declared by :func:`setting` (:mod:`flab.cli.options`). Messages of the library
-quote a field as ```name```, which the command line prints as ``--name``. No torch.
+quote a field as ```name```, which the command line prints as ``--name``. The device ``auto`` is resolved once, at the start,
+and a missing device is refused; torch loads late.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from flab.errors import OptionError
+from flab.progress import say_once
 
 STORED_DTYPES = ("float32", "bfloat16", "float16")
+AUTO, BALANCED = "auto", "balanced"  # devices
 IN_MEMORY = ("auto", "model", "layer")
 DEVICE = re.compile(r"auto|balanced|cpu|mps|(cuda|xpu)(:\d+)?")
 HELP, EXPERT = "help", "expert"
@@ -81,3 +85,31 @@ class Options:
                 "`in_memory` layer holds one layer on one device, and `device` balanced spreads the whole model over all: give "
                 "one of them."
             )
+
+
+def settled(options: Options) -> Options:
+    """Return the options with the device named. For ``auto`` it is CUDA if available, with a message, else the CPU.
+
+    Raises:
+        OptionError: the device does not exist here.
+    """
+    if options.device == AUTO:
+        if not cuda_devices():
+            return replace(options, device="cpu")
+        say_once("device: cuda, the first of this machine (cpu for the processor, balanced for all of them)")
+        return replace(options, device="cuda")
+    kind, _, number = options.device.partition(":")
+    if kind == "cuda" and int(number or 0) >= cuda_devices():
+        there = f"cuda:0 to cuda:{cuda_devices() - 1}" if cuda_devices() else "none"
+        raise OptionError(
+            f"`device` {options.device}: torch sees {there} here; use cpu, or a machine and a build of torch with CUDA."
+        )
+    return options
+
+
+@cache
+def cuda_devices() -> int:
+    """Return the number of CUDA devices that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -19,10 +19,9 @@ from flab.errors import FlabError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
 from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder, sweep
 from flab.models.checkpoint import Checkpoint, cast_parameters, free, open_to_cut, save, torch_dtypes
-from flab.models.devices import settled
 from flab.models.families import Family
 from flab.models.folder import resolve
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.models.probes import ProbeWalk
 from flab.models.scorer import scorer_of
 from flab.models.shards import ShardWriter, layout

@@ -24,10 +24,9 @@ from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, FlabError, TrainingError
 from flab.files import discard, new_folder, read_json, sweep, write_text
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
-from flab.models.devices import settled
 from flab.models.families import shape_of
 from flab.models.folder import resolve
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.models.source import ModelFolder
 from flab.models.tokenizer import end_of_text, load_tokenizer, quiet, token_change
 from flab.progress import say

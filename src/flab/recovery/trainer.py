@@ -22,8 +22,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from flab.errors import OptionError, TrainingError
 from flab.models.checkpoint import Checkpoint
-from flab.models.devices import settled
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.models.scorer import scorer_of
 from flab.progress import track
 from flab.recovery.callbacks import Clock, Progressing

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from flab.models.devices import BALANCED
+from flab.models.options import BALANCED
 from flab.models.shape import Shape
 from flab.models.tokenizer import quiet
 from flab.pruning.refit.curvature import product_dtype

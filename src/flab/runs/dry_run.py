@@ -16,8 +16,7 @@ from flab.evaluation.evaluate import read_tasks
 from flab.evaluation.prompts import Settings
 from flab.files import PathLike, as_path
 from flab.models.checkpoint import compute_dtype, cutting_dtype, one_layer_at_a_time
-from flab.models.devices import settled
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.pruning.finalists import BATCH
 from flab.pruning.recipe import Recipe
 from flab.recovery.settings import Training

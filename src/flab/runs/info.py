@@ -14,10 +14,9 @@ from flab.files import PathLike, as_path
 from flab.models.chat import template_of
 from flab.models.checkpoint import whole_bytes
 from flab.models.compatibility import loads_in
-from flab.models.devices import settled
 from flab.models.folder import headers
 from flab.models.memory import free_bytes
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.models.shape import Shape
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
 from flab.pruning.calibration import read_texts

@@ -25,8 +25,8 @@ from flab.footprint.payback import payback, solving
 from flab.footprint.settings import Measuring, check_context
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import read_config, same_precision
-from flab.models.devices import settled
 from flab.models.folder import resolve
+from flab.models.options import settled
 from flab.pruning.pipeline import prune
 from flab.recovery.data import make_data
 from flab.recovery.train import recover

@@ -24,8 +24,7 @@ from flab.evaluation.tasks import parse_task_argument
 from flab.files import PathLike, as_path, check_place, write_json
 from flab.models.checkpoint import fingerprint as model_fingerprint
 from flab.models.checkpoint import free, same_precision
-from flab.models.devices import settled
-from flab.models.options import Options
+from flab.models.options import Options, settled
 from flab.progress import say
 from flab.pruning.pipeline import apply
 from flab.pruning.plan import Plan
