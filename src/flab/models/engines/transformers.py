@@ -31,8 +31,6 @@ from flab.models.engines.protocol import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Message = dict[str, str]
-
 
 class TransformersGenerator:
     """A Hugging Face causal LM and the raw ``tokenizers.Tokenizer`` of its folder."""
