@@ -7,7 +7,8 @@ import json
 import pytest
 
 import flab.cli.report
-from flab.cli.report import _cell
+from flab.cli.report import _cell, _ratio
+from flab.footprint.figures import measured
 
 QUICK = ["--tokens", "4000", "--search-tokens", "1000", "--general", "0"]
 LITTLE = ["--rounds", "1", "--prompt-tokens", "4", "--new-tokens", "2", "--max-batch", "1"]
@@ -109,3 +110,8 @@ def test_a_gain_whose_range_contains_1_is_no_claim(monkeypatch, low, high, said)
     gain = {"value": 1.19, "low": low, "high": high, "predicted": 1.6, "of_predicted": 0.74, "prediction": "bytes"}
     flab.cli.report.say_gains({"time_per_output_token": gain})
     assert lines == [f"{said}; measured over predicted 0.74"]
+
+
+@pytest.mark.parametrize(("values", "shown"), [((1.0, 1.2), "0.550"), ((1.0, 2.1), "0.775 *")])
+def test_a_ratio_whose_ranges_overlap_is_marked(values, shown):
+    assert _ratio(measured([2.0, 2.0, 2.5], "s", "x").to_json(), measured(values, "s", "x").to_json()) == shown

@@ -12,7 +12,7 @@ from flab.cli.early import check_model, check_sweep
 from flab.cli.options import Json, Model, emit, takes
 from flab.errors import FlabError
 from flab.files import as_path, check_result
-from flab.footprint.figures import Ratio
+from flab.footprint.figures import Ratio, ratio_of
 from flab.footprint.settings import Measuring, carbon_intensity
 from flab.models.options import Options
 from flab.progress import add, console, say, table_of
@@ -157,6 +157,8 @@ def show_measure(report: Mapping[str, Any]) -> None:
             add(table, name.replace("_", " "), *map(_cell, figures), *ratio)
     console.print(table)
     show_throughput(models)
+    if len(models) == 2:
+        say("*: the ranges of both models overlap, so no difference was shown")
     say_gains(report["gains"])
     _say_methods(models, names)
     if report["grid"] is not None:
@@ -220,9 +222,9 @@ def _scale(value: float, unit: str) -> tuple[float, str]:
 
 
 def _ratio(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
-    if old is None or new is None or not old["value"] or new["value"] is None:
-        return "-"
-    return f"{new['value'] / old['value']:.3f}"
+    """Return the second figure over the first, with a star if their ranges overlap."""
+    found = ratio_of(new, old)
+    return "-" if found is None else f"{found.value:.3f}" + (" *" if found.is_open else "")
 
 
 def show_sweep(report: Mapping[str, Any], folder: str) -> None:

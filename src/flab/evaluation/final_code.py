@@ -144,7 +144,7 @@ def in_prose(text: str) -> str:
 
 
 def _code_lines_only(lines: list[str]) -> list[str]:
-    """Return the lines from the first one that begins code, without that line's indentation."""
+    """Return the lines that are indented like the first indented line of code, without that indentation."""
     first = next((line for line in lines if line[:1].isspace() and BEGINS.match(line.lstrip())), "")
     indent = first[: len(first) - len(first.lstrip())]
     return (
