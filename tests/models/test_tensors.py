@@ -73,10 +73,11 @@ def test_a_size_of_the_config_that_no_layer_has_is_named(pico_folder):
 
 
 def test_what_transformers_accepts_is_accepted(pico_folder):
-    """Names without their beginning, buffers of old versions, layers beyond the last, and families without a row."""
+    """Names without their beginning, buffers of old versions, further layers, and families without a row."""
     folder = ModelFolder.open(pico_folder("llama"))
     some = next(iter(folder.stored.values()))
     check(folder, renamed(folder, "model.", ""))
     check(folder, {**folder.stored, "model.layers.0.self_attn.rotary_emb.inv_freq": some})
+    check(folder, {**folder.stored, "mtp.layers.0.mlp.up_proj.weight": replace(some, shape=(1, 1))})
     check(folder, {**folder.stored, "model.layers.99.mlp.up_proj.weight": some, "extra": some})
     check(folder, {}, model_type="unheard_of")

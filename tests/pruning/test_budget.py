@@ -21,6 +21,7 @@ from flab.pruning.budget import (
     vocabulary_for,
     widest,
 )
+from flab.pruning.recipe import Recipe
 
 PRODUCTS = {"products_per_layer": 190, "products_per_neuron": 24, "attention": 8}
 SMALL = Shape(
@@ -144,6 +145,14 @@ def test_nothing_to_remove_keeps_everything(shape):
 def test_fractions_outside_are_refused(remove):
     with pytest.raises(OptionError, match=r"`remove` .*allowed 0 <= x < 1"):
         allowed_parameters(SMALL, remove)
+
+
+def test_layers_to_drop_and_another_number_to_keep_are_refused():
+    assert Recipe(drop_layers=(1,), layers=3).pins(SMALL).layers == 3
+    with pytest.raises(
+        OptionError, match=r"`layers`: got 2, and `drop_layers` \[1\] leaves 3 of 4: give one of the two"
+    ):
+        Recipe(drop_layers=(1,), layers=2).pins(SMALL)
 
 
 @pytest.mark.parametrize("pins", [{"vocabulary": 101}, {"layers": 0}, {"layers": 5}, {"width": 65}, {"width": -1}])

@@ -61,13 +61,12 @@ def _layers_of(family: Family, stored: Mapping[str, Stored]) -> tuple[str, Layer
     """Return how the names of the layers' tensors begin, and the layers."""
     last = family.layers.rpartition(".")[2]
     pattern = re.compile(rf"((?:[^.]+\.)*?{last}\.)(\d+)\.(.+)")
-    beginning = f"{family.layers}."
-    layers: Layers = {}
+    lists: dict[str, Layers] = {f"{family.layers}.": {}}
     for name in stored:
         if found := pattern.fullmatch(name):
-            beginning = found[1]
-            layers.setdefault(int(found[2]), {})[found[3]] = name
-    return beginning, layers
+            lists.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = name
+    # A folder may hold other lists of layers, such as those that predict further tokens; the model's own is the longest.
+    return max(lists.items(), key=lambda one: len(one[1]))
 
 
 def _kinds(family: Family, raw: Mapping[str, Any], layers: Layers) -> list[list[int]]:

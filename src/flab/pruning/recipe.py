@@ -173,6 +173,11 @@ class Recipe:
                     f"`drop_layers`: got {sorted(dropped)}, allowed some but not all of 0 to {shape.layers - 1}."
                 )
             layers = shape.layers - len(dropped)
+            if self.layers not in (None, layers):
+                raise OptionError(
+                    f"`layers`: got {self.layers}, and `drop_layers` {sorted(dropped)} leaves {layers} of {shape.layers}: give "
+                    "one of the two."
+                )
         pins = Pins(self.vocabulary, layers, self.width, self.width_multiple, self.experts)
         return pins.settled(shape)
 
