@@ -64,7 +64,7 @@ def test_sweep_takes_several_budgets_after_one_option(flab, trained_folder, cali
         (["measure", "nowhere", "-o", "no/folder/m.json"], "no folder no/folder"),
         (["sweep", "nowhere", "-o", "out"], "no model folder at nowhere"),
         (["sweep", "nowhere", "--remove", "0.1", "1.5", "-o", "out"], "got 1.5, allowed 0 <= x < 1"),
-        (["sweep", "nowhere", "--remove", "0.1", "x", "-o", "out"], "valid number"),
+        (["sweep", "nowhere", "--remove", "0.1", "x", "-o", "out"], "BUDGET: got 'x', expected a number"),
         (["report", "nowhere"], "nowhere"),
         (["report", "."], "run"),
     ],
