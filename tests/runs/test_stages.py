@@ -606,7 +606,7 @@ def test_payback_is_the_cost_of_this_run_over_what_a_token_saves(go, place):
     [
         ({"grid": "Mordor"}, "`grid`"),
         ({"text": "nothere.py"}, "nothere"),
-        ({"prompt_tokens": 40_000}, "the model reads 32768"),
+        ({"prompt_tokens": 40_000}, "the model reads at most 32768"),
     ],
 )
 def test_what_only_the_measuring_reads_is_refused_before_the_work(go, place, stand_ins, measure, words):
