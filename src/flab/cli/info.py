@@ -83,17 +83,18 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
 
 def show_planning(planning: Mapping[str, Any], peak: int) -> None:
     """Print whether planning would hold the whole model or one layer at a time, and the option for the other."""
-    whole = f"with the whole model it takes {planning['whole_model_bytes'] / 1e9:.1f} GB"
+    whole = f"{planning['whole_model_bytes'] / 1e9:.2f} GB"
     there = planning["free_bytes"]
-    free = "the system does not say how much is free" if there is None else f"{there / 1e9:.1f} GB are free"
+    free = "the system does not say how much is free" if there is None else f"{there / 1e9:.2f} GB are free"
     if planning["in_memory"] == "layer":
         say(
-            f"planning would hold one layer at a time, read from the model's files, with a peak of {peak / 1e9:.2f} GB: {whole}, "
-            f"and {free}. flab plan --in-memory model holds the whole model."
+            f"planning would hold one layer at a time, with a peak of {peak / 1e9:.2f} GB: the whole model needs at least "
+            f"{whole}, and {free}. flab plan --in-memory model holds the whole model."
         )
     else:
         say(
-            f"planning would hold the whole model: {whole} at least, and {free}. flab plan --in-memory layer needs less."
+            f"planning would hold the whole model, with a peak of {peak / 1e9:.2f} GB: it needs at least {whole}, and {free}. "
+            "flab plan --in-memory layer needs less."
         )
 
 
