@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import flab.files
-from flab.errors import OptionError, OutputError
+import flab.files.temporary
+from flab.errors import FlabError, OptionError, OutputError
 from flab.files import (
     check_file,
     check_folder,
@@ -25,6 +27,7 @@ from flab.files import (
     check_space,
     discard,
     foreign_files,
+    new_file,
     new_folder,
     read_regular,
     replace_folder,
@@ -264,6 +267,32 @@ def test_a_scratch_folder_of_no_place_is_among_the_systems_and_clears_those_of_k
         assert list(tmp_path.iterdir()) == [mine]
         assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [scratch_folder, new_folder, new_file])
+def test_a_name_that_another_process_sweeps_before_it_is_locked_is_made_anew(make, tmp_path, monkeypatch):
+    real = fcntl.flock
+    swept = []
+
+    def late(file, how):
+        # Another process finds each of the first names unlocked, and removes it.
+        monkeypatch.setattr(flab.files.temporary.fcntl, "flock", real)
+        if how == fcntl.LOCK_EX and len(swept) < 3:
+            swept.extend(tmp_path.iterdir())
+            sweep(tmp_path / "out")
+            monkeypatch.setattr(flab.files.temporary.fcntl, "flock", late)
+        real(file, how)
+
+    monkeypatch.setattr(flab.files.temporary.fcntl, "flock", late)
+    with make(tmp_path / "out") as temporary:
+        assert temporary.exists()
+        assert temporary not in swept
+    assert len(swept) == 3
+
+
+def test_where_no_name_can_be_made_the_error_comes_at_once():
+    with pytest.raises(FlabError, match="proc"), new_file(Path("/proc/flab.json")):
+        pass
 
 
 def test_a_folder_that_is_discarded_is_never_half_there(tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_info_says_whether_planning_would_hold_one_layer_at_a_time(
     assert code == 0
     told = " ".join(err.split())
     assert ("--in-memory model holds the whole model" in told) == streamed
-    assert ("planning would hold the whole model" in told) != streamed
+    assert ("Planning would hold the whole model" in told) != streamed
 
 
 def test_a_streamed_plan_reads_more_needs_less_and_runs_no_tests(pico_folder, calibration_file):

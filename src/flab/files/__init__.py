@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
-import glob
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flab.errors import DataError, FlabError, OptionError, OutputError
+from flab.files.temporary import held_file, held_folder, sweep, temporary_name
 
 PathLike = str | os.PathLike[str]
 # The files that flab writes into a model's folder. Of a source's other files, only legal texts and templates are copied.
@@ -222,19 +220,18 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the disk is full, or the place cannot be written.
     """
-    temporary = _temporary(path)
-    held = -1
+    temporary, held = None, -1
     try:
         sweep(path)
-        held = _hold(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        temporary, held = held_file(path)
         yield temporary
         temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if held >= 0:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             os.close(held)
 
 
@@ -251,13 +248,10 @@ def new_folder(
         OutputError: the disk is full.
     """
     check_free(path, overwrite)
-    temporary = _temporary(path)
-    held = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        temporary.mkdir()
-        held = _hold(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC))
+        temporary, held = held_folder(path)
     except OSError as error:
         raise OptionError(f"cannot write beside {path} ({error.strerror}): choose another output folder.") from None
     try:
@@ -284,9 +278,7 @@ def scratch_folder(path: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``, or among the system's, for the block. Removes leftovers of killed runs."""
     path = path or Path(tempfile.gettempdir()) / "scratch"
     sweep(path)
-    temporary = _temporary(path)
-    temporary.mkdir(mode=0o700)
-    held = _hold(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC))
+    temporary, held = held_folder(path, 0o700)
     try:
         yield temporary
     finally:
@@ -296,7 +288,7 @@ def scratch_folder(path: Path | None = None) -> Iterator[Path]:
 
 def discard(folder: Path) -> None:
     """Remove a folder under a temporary name, so that a killed process leaves it whole or for :func:`sweep` to remove."""
-    temporary = _temporary(folder)
+    temporary = temporary_name(folder)
     folder.rename(temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 
@@ -332,50 +324,6 @@ def _exchange(one: Path, other: Path) -> None:
     if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(other))
-
-
-def sweep(path: Path) -> None:
-    """Remove what killed runs left beside ``path`` under temporary names, and put back an old folder that they had moved.
-
-    A temporary name is locked as long as its process lives, so those of running ones stay.
-    """
-    for suffix in (".old", ".tmp"):
-        for left in path.parent.glob(f".{glob.escape(path.name)}.flab-????????{suffix}"):
-            if not _is_abandoned(left):
-                continue
-            if suffix == ".old" and not path.exists():
-                left.rename(path)
-            elif left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.flab-{secrets.token_hex(4)}.tmp")
-
-
-def _hold(file: int) -> int:
-    """Lock a temporary name until this process ends, and return it. Without locks in the file system, nothing is locked."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        # If the lock can be had, the process that held it is gone. Process ids would not do: they are reused,
-        # and another machine may share the disk.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(file)
 
 
 def as_path(value: str | os.PathLike[str]) -> Path:

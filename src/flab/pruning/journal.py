@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flab.errors import FlabError, OutputError
-from flab.files import discard, sweep, write_text
+from flab.files import discard, write_text
+from flab.files.temporary import sweep
 from flab.progress import say
 
 STEPS = "steps.jsonl"

@@ -17,7 +17,8 @@ from torch import nn
 
 from flab.errors import FlabError
 from flab.evaluation.bits_per_byte import GENERAL_TEXT, general_size, generality_of
-from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder, sweep
+from flab.files import PathLike, as_path, check_folder, check_free, check_space, new_folder
+from flab.files.temporary import sweep
 from flab.models.checkpoint import Checkpoint, cast_parameters, free, open_to_cut, save, torch_dtypes
 from flab.models.families import Family
 from flab.models.folder import resolve

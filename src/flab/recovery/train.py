@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 
 from flab.data.samples import files_under, read_samples, sha256_of
 from flab.errors import CheckpointError, FlabError, TrainingError
-from flab.files import discard, new_folder, read_json, sweep, write_text
+from flab.files import discard, new_folder, read_json, write_text
+from flab.files.temporary import sweep
 from flab.models.checkpoint import Checkpoint, cast_parameters, fingerprint, open_model, save, try_saving
 from flab.models.families import shape_of
 from flab.models.folder import resolve
