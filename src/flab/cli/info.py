@@ -88,8 +88,8 @@ def show_planning(planning: Mapping[str, Any], peak: int) -> None:
     free = "the system does not say how much is free" if there is None else f"{there / 1e9:.2f} GB are free"
     if planning["in_memory"] == "layer":
         say(
-            f"Planning would hold one layer at a time: about {peak / 1e9:.2f} GB at the peak. The whole model alone takes {whole}, "
-            f"and {free}. flab plan --in-memory model holds the whole model."
+            f"Planning would hold one layer at a time: about {peak / 1e9:.2f} GB at the peak. The whole model alone takes "
+            f"{whole}, and {free}. flab plan --in-memory model holds the whole model."
         )
     else:
         say(
