@@ -13,11 +13,13 @@ from flab.models import memory
 from flab.models.checkpoint import load
 from flab.models.options import Options
 from flab.pruning.budget import Pins
+from flab.pruning.pipeline import plan
 from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
+from flab.pruning.refit.resume import layers_of_plan
 from flab.runs import device_speed
 from flab.runs.costs import needs_of, plan_memory, plan_stages, planned
-from flab.runs.dry_run import estimate_run
+from flab.runs.dry_run import estimate_plan, estimate_run
 from flab.runs.estimate import Size
 from flab.runs.facts import model_facts
 from flab.runs.info import info, reachable
@@ -228,3 +230,13 @@ def test_a_streamed_plan_reads_more_needs_less_and_runs_no_tests(pico_folder, ca
     assert [one.memory_bytes > other.memory_bytes for one, other in zip(whole, streamed, strict=True)] == [True] * 4
     assert streamed[1].seconds - whole[1].seconds == pytest.approx(4 * facts.weights_bytes)
     assert [(one.name, one.at_most) for one in (whole[2], streamed[2])] == [("finalists", True), ("finalists", False)]
+
+
+@pytest.mark.parametrize("refit", ["none", "residual", "newton", "reconstruction"])
+def test_the_disk_of_a_plan_is_that_of_its_layers(refit, pico_folder, recipe, tmp_path):
+    model, asked, file = pico_folder("llama"), recipe(remove=0.3, layers=4, refit=refit), tmp_path / "plan.json"
+    estimate = estimate_plan(model, asked, Options(), file)
+    plan(model, asked, Options(), file)
+    written = sum(path.stat().st_size for path in layers_of_plan(file).glob("*.safetensors"))
+    # The files also have headers, and the attention before the first cut needs no refit.
+    assert 0.9 * estimate["disk_bytes"] <= written <= 1.5 * estimate["disk_bytes"]

@@ -155,8 +155,24 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
     last = _candidate(plan, facts, fit, compare, recipe.refit) + work(
         read=facts.weights_bytes, hash=facts.weights_bytes
     )
-    stages.append(stage_of("winner", last, speed, whole + walk_bytes(shape, cut, fit, compare, recipe.refit)))
+    memory = whole + walk_bytes(shape, cut, fit, compare, recipe.refit)
+    precision = cutting_dtype(facts.path, options)
+    number = NUMBER_BYTES[facts.stored] if precision == MIXED else NUMBER_BYTES.get(precision, 4)
+    layers = refitted_numbers(shape, cut, recipe.refit) * number
+    stages.append(stage_of("winner", last, speed, memory, layers))
     return stages
+
+
+def refitted_numbers(shape: Shape, cut: Size, refit: str) -> int:
+    """Return how many numbers the refitted layers hold that planning keeps in files."""
+    if refit == "none" or shape.experts:
+        return 0
+    attention = shape.attention * shape.hidden
+    moved = {"newton": shape.ffn(cut.width) + attention, "descent": shape.ffn(cut.width) + attention}
+    # A reconstructed layer is kept beside the refit that it began with.
+    moved["reconstruction"] = shape.per_layer + shape.ffn(cut.width) + moved["newton"]
+    # The other refits move the two output projections alone.
+    return cut.layers * moved.get(refit, cut.width * shape.hidden + attention)
 
 
 def vocabulary_work(shape: Shape, kept: int, tokens: int) -> Work:
