@@ -26,7 +26,7 @@ def files_of(folder):
 def planned(trained_folder, recipe, tmp_path):
     """A plan file of one folder, with the layers beside it."""
     file = tmp_path / "plan.json"
-    plan(trained_folder, recipe(remove=0.35, refit="residual"), Options(), file)
+    plan(trained_folder, recipe(remove=0.35, refit="residual", layers=4), Options(), file)
     assert layers_of_plan(file).is_dir()
     return file
 
@@ -46,17 +46,17 @@ def fits(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"),
+    ("family", "computing", "changes"),
     [
-        ("qwen2", {"refit": "newton"}),
-        ("starcoder2", {"refit": "residual", "layers": 4}),
-        ("llama", {"refit": "reconstruction"}),
-        ("gemma2", {"refit": "residual"}),
-        ("phi3", {"refit": "descent"}),
-        ("qwen3_5_text", {"refit": "residual"}),
+        ("qwen2", "float32", {"refit": "newton"}),
+        ("qwen2", MIXED, {"refit": "newton"}),
+        ("starcoder2", MIXED, {"refit": "residual", "layers": 4}),
+        ("llama", MIXED, {"refit": "reconstruction", "layers": 3}),
+        ("gemma2", "bfloat16", {"refit": "residual"}),
+        ("phi3", MIXED, {"refit": "descent"}),
+        ("qwen3_5_text", MIXED, {"refit": "residual"}),
     ],
 )
-@pytest.mark.parametrize("computing", ["float32", "bfloat16", MIXED])
 def test_applying_a_plan_takes_its_layers(family, changes, computing, pico_folder, recipe, tmp_path, fits, monkeypatch):
     for module in (checkpoint, planner):
         monkeypatch.setattr(module, "cutting_dtype", lambda *_: computing)
@@ -135,7 +135,7 @@ def test_a_folder_of_that_name_that_is_not_flabs_stays(trained_folder, recipe, t
     file = tmp_path / "plan.json"
     layers_of_plan(file).mkdir()
     (layers_of_plan(file) / "mine.txt").write_text("mine")
-    plan(trained_folder, recipe(remove=0.35, refit="residual"), Options(), file)
+    plan(trained_folder, recipe(remove=0.35, refit="residual", layers=4), Options(), file)
     assert [path.name for path in layers_of_plan(file).iterdir()] == ["mine.txt"]
 
 
