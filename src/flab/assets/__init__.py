@@ -6,6 +6,7 @@ of the module's path: the reference model was trained on one part and has never 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sysconfig
 from pathlib import Path
@@ -56,28 +57,29 @@ def quickstart_path() -> Path:
 
 def held_out_stdlib() -> list[Path]:
     """Standard library sources that the reference model was not trained on."""
-    return [path for path in _stdlib() if _is_held_out(path)]
+    return [path for path in _stdlib(_root()) if _is_held_out(path)]
 
 
 def train_stdlib() -> list[Path]:
     """Standard library sources that the reference model was trained on."""
-    return [path for path in _stdlib() if not _is_held_out(path)]
+    return [path for path in _stdlib(_root()) if not _is_held_out(path)]
 
 
 def _root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _stdlib() -> list[Path]:
+@functools.cache  # a plan asks several times, and the folder also holds all installed packages
+def _stdlib(root: Path) -> tuple[Path, ...]:
     """Return the usable modules in a stable order; platform-specific and very large files are left out."""
-    root = _root()
-    return sorted(
+    found = (
         path
         for path in root.rglob("*.py")
         if not SKIPPED_FOLDERS & set(path.relative_to(root).parts)
         and not path.name.startswith("_sysconfigdata")
         and path.stat().st_size <= LARGEST_MODULE
     )
+    return tuple(sorted(found))
 
 
 def _is_held_out(path: Path) -> bool:
