@@ -139,6 +139,10 @@ def test_a_folder_of_that_name_that_is_not_flabs_stays(trained_folder, recipe, t
     assert [path.name for path in layers_of_plan(file).iterdir()] == ["mine.txt"]
 
 
-def test_a_cut_without_a_refit_leaves_no_layers(trained_folder, recipe, tmp_path):
-    plan(trained_folder, recipe(remove=0.35, refit="none"), Options(), tmp_path / "plan.json")
+@pytest.mark.parametrize(
+    "changes", [{"refit": "none"}, {"layers": 5, "width": 64, "refit": "residual", "remove": 0.02}]
+)
+def test_a_cut_without_a_refit_leaves_no_layers(changes, trained_folder, recipe, tmp_path):
+    decided = plan(trained_folder, recipe(**{"remove": 0.35, **changes}), Options(), tmp_path / "plan.json")
+    assert changes["refit"] == "none" or decided.body_removed_fraction == 0
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]

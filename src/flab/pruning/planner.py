@@ -247,11 +247,13 @@ class Bench:
         built, _ = open_to_cut(self.source, self.options, in_files=self.one_layer)
         cut_vocabulary(built.model, self.family, self.material.kept)
         cut = self.search.cut_for(candidate.split, candidate.removed, compared)
-        if candidate.split.layers == self.shape.layers and candidate.split.width == self.shape.width:
+        whole_body = candidate.split.layers == self.shape.layers and candidate.split.width == self.shape.width
+        if whole_body:
             # Only tokens are cut and no layer changes, so a few tokens suffice to show a divergence of zero.
             data, streams = self._tokens(WHOLE_BODY_TOKENS), None
         done = let_go if self.one_layer else keep
-        self.layers = None if compared or self.family.experts else self.search.journal.files(candidate.name)
+        unkept = compared or whole_body or self.family.experts
+        self.layers = None if unkept else self.search.journal.files(candidate.name)
         self.decisions, walk = carve(built.model, self.family, cut, data.fit, data.compare, streams, done, self.layers)
         candidate.kl, kl_answer = walk.divergence(scorer_of(built.model))
         candidate.kl_answer = None if math.isnan(kl_answer) else kl_answer

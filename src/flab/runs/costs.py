@@ -165,7 +165,7 @@ def plan_stages(facts: ModelFacts, plan: Planned, speed: Speed, options: Options
 
 def refitted_numbers(shape: Shape, cut: Size, refit: str) -> int:
     """Return how many numbers the refitted layers hold that planning keeps in files."""
-    if refit == "none" or shape.experts:
+    if refit == "none" or shape.experts or (cut.layers, cut.width) == (shape.layers, shape.width):
         return 0
     attention = shape.attention * shape.hidden
     moved = {"newton": shape.ffn(cut.width) + attention, "descent": shape.ffn(cut.width) + attention}

@@ -45,9 +45,8 @@ def estimate_plan(
     Raises:
         FlabError: if planning itself would raise it at its start.
     """
-    options = settled(options)
+    options = _decided(options, model)
     facts = model_facts(model, options)
-    options = replace(options, in_memory="layer" if one_layer_at_a_time(facts.path, options) else "model")
     plan = planned(facts, recipe)
     speed = _speed(facts, cutting_dtype(facts.path, options), options, out)
     stages = (prune_stages if prune else plan_stages)(facts, plan, speed, options)
@@ -58,6 +57,12 @@ def estimate_plan(
         "candidates": candidates_built(facts.shape, len(plan.splits), plan.recipe.drop_layers is not None),
     }
     return _report(stages, speed, assumed)
+
+
+def _decided(options: Options, model: PathLike) -> Options:
+    """Return the options with the device named, and with the choice between the whole model and one layer in memory."""
+    options = settled(options)
+    return replace(options, in_memory="layer" if one_layer_at_a_time(model, options) else "model")
 
 
 def estimate_eval(
@@ -98,8 +103,7 @@ def estimate_run(recipe: RecipeFile, out: PathLike) -> dict[str, Any]:
     The data stage answers every instruction once and repeats the wrong answers. It is assumed to take twice as long as the
     first answers.
     """
-    options = settled(recipe.options)
-    options = replace(options, in_memory="layer" if one_layer_at_a_time(recipe.model, options) else "model")
+    options = _decided(recipe.options, recipe.model)
     recipe = replace(recipe, options=options)
     facts = model_facts(recipe.model, options)
     plan = planned(facts, recipe.prune)
