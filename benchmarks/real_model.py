@@ -100,6 +100,8 @@ def read_job(given: argparse.Namespace) -> Job:
     recipe = read_recipe(given.recipe)
     options = replace(recipe.options, device=given.device or recipe.options.device)
     recipe = replace(recipe, options=options)
+    if given.jobs < 1:
+        raise OptionError(f"--jobs: got {given.jobs}, allowed 1 or more.")
     if given.recover and (recipe.data is None or recipe.recover is None):
         raise OptionError(f"--recover: {given.recipe} has no data and recover: add both, or leave --recover out.")
     sources = given.calibration or ([str(recipe.prune.calibration)] if recipe.prune.calibration is not None else [])
@@ -345,6 +347,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--kl-tokens", type=int, default=8192, help="tokens of the tasks' texts that the KL is taken on"
     )
     parser.add_argument("--device", help="default: the recipe's")
+    parser.add_argument("--jobs", type=int, default=1, help="stages that share the device (default 1)")
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="a stage, or how its name begins")
     parser.add_argument("--dry-run", action="store_true", help="list the stages and what is done, and stop")
     parser.add_argument("--work", help=argparse.SUPPRESS)  # the one stage that this process does
@@ -376,7 +379,7 @@ def _run(asked: argparse.Namespace, start: Callable[[Stage], int]) -> int:
         if not (job.out / "calibration.jsonl").exists():
             write_text(job.out / "calibration.jsonl", "".join(json.dumps(row) + "\n" for row in job.calibration))
         write_tables(job)
-        code = sittings.run_all(stages, job.out, start, lambda: write_tables(job))
+        code = sittings.run_all(stages, job.out, start, lambda: write_tables(job), asked.jobs)
     print((job.out / "real_model.md").read_text())
     return code
 

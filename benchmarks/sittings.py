@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,29 +109,45 @@ def listed(stages: Sequence[Stage], out: Path) -> str:
 
 
 def run_all(
-    stages: Sequence[Stage], out: Path, start: Callable[[Stage], int], after_each: Callable[[], None] = lambda: None
+    stages: Sequence[Stage],
+    out: Path,
+    start: Callable[[Stage], int],
+    after_each: Callable[[], None] = lambda: None,
+    jobs: int = 1,
 ) -> int:
     """Run what is not done, in order; return 1 if a stage failed or could not begin, else 0.
 
     Args:
         start: runs one stage, by default in a process of its own (:func:`in_a_process`); 0 is success.
         after_each: called after every stage that was run.
+        jobs: stages that run at once; more than one only where the device has room for so many models.
     """
     failed = 0
-    for stage in stages:
-        if found(out, stage.name) is not None:
-            continue
-        missing = [name for name in stage.after if found(out, name) is None]
-        if missing:
-            say(f"{stage.name}: not run, because it needs {', '.join(missing)}")
-            failed = 1
-            continue
-        say(f"{stage.name}: begins")
-        code = start(stage)
-        if code != 0 or found(out, stage.name) is None:
-            say(f"{stage.name}: failed (exit code {code}); the other stages go on")
-            failed = 1
-        after_each()
+    waiting = [stage for stage in stages if found(out, stage.name) is None]
+    running: dict[Future[int], Stage] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            unfinished = {stage.name for stage in [*waiting, *running.values()]}
+            for stage in list(waiting):
+                if len(running) == jobs:
+                    break
+                if unfinished.intersection(stage.after):  # a stage that is still to come makes what it needs
+                    continue
+                waiting.remove(stage)
+                missing = [name for name in stage.after if found(out, name) is None]
+                if missing:
+                    say(f"{stage.name}: not run, because it needs {', '.join(missing)}")
+                    failed = 1
+                    break  # what waits for this stage can be judged now
+                say(f"{stage.name}: begins")
+                running[pool.submit(start, stage)] = stage
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                stage = running.pop(future)
+                code = future.result()
+                if code != 0 or found(out, stage.name) is None:
+                    say(f"{stage.name}: failed (exit code {code}); the other stages go on")
+                    failed = 1
+                after_each()
     return failed
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +137,27 @@ def test_a_stage_is_done_by_its_name(given, tmp_path, monkeypatch):
     assert real_model.main([*given, "--limit", "1"], lambda stage: 0) == 1
     assert real_model.main([*given, "--limit", "1", "--work", "eval original"]) == 0
     assert sittings.found(tmp_path / "out", "eval original")["result"]["passed"]["tasks"] in (0, 1)
+
+
+def test_stages_that_need_nothing_of_each_other_run_at_once(tmp_path):
+    together = threading.Barrier(2, timeout=60)  # raises unless both stages are running
+
+    def start(stage: sittings.Stage) -> int:
+        ran.append(stage.name)
+        return sittings.work(stage, tmp_path, "cpu")
+
+    ran: list[str] = []
+    meet = lambda: together.wait() and {} or {}  # noqa: E731
+    stages = [
+        sittings.Stage("one", meet),
+        sittings.Stage("after one", dict, ("one",)),
+        sittings.Stage("two", meet),
+        sittings.Stage("after none", dict, ("one", "nothing")),
+    ]
+    assert sittings.run_all(stages, tmp_path, start, jobs=2) == 1
+    assert sorted(ran[:2]) == ["one", "two"]
+    assert ran[2:] == ["after one"]
+    assert sittings.found(tmp_path, "after none") is None
 
 
 def test_a_stage_that_fails_does_not_stop_the_others(tmp_path):
