@@ -173,7 +173,8 @@ def without_known(task: TaskFile, calibration: Sequence[Mapping[str, Any]]) -> t
 
 def _block_influence(recipe: Recipe, ours: Plan) -> Recipe:
     """Drop the layers of least block influence (ShortGPT) and leave the width alone."""
-    return replace(_selection(recipe, ours), width=ours.width.before, layer_criterion="block-influence")
+    whole = {"width": ours.width.before, "layers": None}
+    return replace(_selection(recipe, ours), **whole, layer_criterion="block-influence")
 
 
 def _static(recipe: Recipe, ours: Plan) -> Recipe:

@@ -147,7 +147,7 @@ def test_stages_that_need_nothing_of_each_other_run_at_once(tmp_path):
         return sittings.work(stage, tmp_path, "cpu")
 
     ran: list[str] = []
-    meet = lambda: together.wait() and {} or {}  # noqa: E731
+    meet = lambda: (together.wait() and {}) or {}  # noqa: E731
     stages = [
         sittings.Stage("one", meet),
         sittings.Stage("after one", dict, ("one",)),
@@ -225,7 +225,7 @@ def is_running(pid: int) -> bool:
 def children(pid: int) -> list[int]:
     """The processes that a process has started; waits until there is one."""
     for _ in range(200):
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        found = [one for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()]
         if found:
             return [int(one) for one in found]
         time.sleep(0.05)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from flab import apply, check
 from flab.errors import CheckpointError
 from flab.models.folder import INDEX
+from flab.models.probes import machine_of
 from flab.models.tokenizer import PROBES
 from flab.pruning.pipeline import plan
 from flab.pruning.verify import SAME_TOKENS, verify
@@ -138,6 +139,19 @@ def test_a_damaged_proof_is_found(folder, source, damage):
     if damage in ("{", "[]"):
         with pytest.raises(CheckpointError, match=r"proof\.json (cannot be read as JSON|holds a list)"):
             verify(folder, source)
+
+
+@pytest.mark.parametrize(
+    ("machine", "moved", "ok"), [("cuda H200", 1e-4, True), ("cuda H200", 0.1, False), (None, 1e-4, False)]
+)
+def test_another_machine_may_round_otherwise(folder, machine, moved, ok):
+    proof = json.loads((folder / "proof.json").read_text())
+    assert proof["machine"] == machine_of(torch.device("cpu"))
+    largest = max(abs(x) for row in proof["logits"] for x in row)
+    proof["machine"] = machine or proof["machine"]
+    proof["logits"][0][0] += moved * max(largest, 1.0)
+    (folder / "proof.json").write_text(json.dumps(proof))
+    assert failed(verify(folder, None)) == (set() if ok else {"logits equal those before saving"})
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"tokenizer_class": "NoSuchTokenizer"'])

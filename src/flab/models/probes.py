@@ -13,8 +13,10 @@ from typing import Any
 
 from flab.models.child import run_child
 
-# Differences of logits that count as rounding, relative to the largest logit.
+# Differences of logits that count as rounding, relative to the largest logit: on the same kind of machine, and on another.
+# In bfloat16 a model of 28 layers differs by 0.09 between two ways to compute its attention on the same CPU.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}
+TOLERANCE_ELSEWHERE = {"float32": 1e-3, "bfloat16": 0.2, "float16": 2e-2}
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:
@@ -30,6 +32,14 @@ def last_logits(model: Any, ids: list[list[int]]) -> list[list[float]]:
     with torch.no_grad():
         device = model.get_input_embeddings().weight.device
         return [model(torch.tensor([row], device=device)).logits[0, -1, :64].float().tolist() for row in ids]
+
+
+def machine_of(device: Any) -> str:
+    """Return what decides how sums are rounded: the kind of device, and the version of PyTorch."""
+    import torch
+
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {kind}, torch {torch.__version__}"
 
 
 class ProbeWalk:
@@ -61,6 +71,11 @@ class ProbeWalk:
                     self.through(index, layer)
         return self
 
+    @property
+    def machine(self) -> str:
+        """The kind of machine that computes the logits."""
+        return machine_of(self.states[0].device)
+
     def logits(self) -> list[list[float]]:
         """Return the first 64 logits after each row."""
         import torch
@@ -72,11 +87,18 @@ class ProbeWalk:
             return [head(self.runner.finish(hidden))[0, -1, :64].float().tolist() for hidden in self.states]
 
 
-def same_logits(now: list[list[float]], then: list[list[float]], dtype: str) -> tuple[bool, str]:
-    """Compare logits within the rounding error of the dtype. Returns whether they agree, and the largest difference."""
+def same_logits(
+    now: list[list[float]], then: list[list[float]], dtype: str, same_machine: bool = True
+) -> tuple[bool, str]:
+    """Compare logits within the rounding error of the dtype. Returns whether they agree, and the largest difference.
+
+    Another kind of device, or another PyTorch, adds up in another order and therefore rounds differently.
+    """
+    tolerance = (TOLERANCE if same_machine else TOLERANCE_ELSEWHERE)[dtype]
     largest = max(abs(x) for row in then for x in row)
     error = max(abs(a - b) for row, old in zip(now, then, strict=True) for a, b in zip(row, old, strict=True))
-    return error <= TOLERANCE[dtype] * max(largest, 1.0), f"largest difference {error:.2g}"
+    where = "" if same_machine else ", computed on another kind of machine"
+    return error <= tolerance * max(largest, 1.0), f"largest difference {error:.2g}{where}"
 
 
 def ask_oldest(python: str, folder: Path, ids: list[list[int]], texts: Sequence[str]) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def write_proof(model: Any, folder: Path, refit: str, trained: bool = False, wal
         "trained": trained,
         "ids": walk.ids,
         "logits": walk.logits(),
+        "machine": walk.machine,
         "tokens": record_tokens(Tokenizer.from_file(str(folder / "tokenizer.json"))),
     }
     (folder / PROOF).write_text(json.dumps(proof) + "\n")

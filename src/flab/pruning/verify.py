@@ -21,7 +21,7 @@ from flab.models.checkpoint import Checkpoint, load, read_config
 from flab.models.compatibility import loads_in
 from flab.models.families import family_of, layers_of, shape_of
 from flab.models.folder import INDEX, PICKLED, WHOLE, headers
-from flab.models.probes import ask_oldest, last_logits, probe_ids, same_logits
+from flab.models.probes import ask_oldest, last_logits, machine_of, probe_ids, same_logits
 from flab.models.tokenizer import PROBES, token_change
 from flab.pruning.check import PROOF, read_proof
 from flab.pruning.cuts.vocabulary import named_ids
@@ -137,7 +137,13 @@ def _proof(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
     if not (folder / PROOF).is_file():
         return None, "no proof.json: not written by flab"
     proof = read_proof(folder)
-    return same_logits(last_logits(checkpoint.model, proof["ids"]), proof["logits"], proof["dtype"])
+    return _as_recorded(last_logits(checkpoint.model, proof["ids"]), proof)
+
+
+def _as_recorded(logits: list[list[float]], proof: dict[str, Any]) -> tuple[bool, str]:
+    """Compare logits that were computed here with the recorded ones. Older proofs do not say where they were computed."""
+    here = machine_of(torch.device("cpu"))
+    return same_logits(logits, proof["logits"], proof["dtype"], proof.get("machine", here) == here)
 
 
 def _tokens_as_written(folder: Path, checkpoint: Checkpoint) -> tuple[bool | None, str]:
@@ -163,7 +169,7 @@ def _oldest(folder: Path, checkpoint: Checkpoint, python: str | None) -> tuple[b
     if "error" in made:
         return False, made["error"]
     # Logits must agree. The split of the probes must too, unless a warning says that AutoTokenizer splits otherwise.
-    same, detail = same_logits(made["logits"], proof["logits"], proof["dtype"])
+    same, detail = _as_recorded(made["logits"], proof)
     truth = [checkpoint.tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
     differ = sum(one != other for one, other in zip(made["tokens"], truth, strict=True))
     found = [f"transformers {made['version']}: {detail}", *(f"without {name}" for name in made["lost"][:3])]
