@@ -14,7 +14,7 @@ from flab.models.checkpoint import MIXED
 from flab.pruning import pipeline, planner
 from flab.pruning.pipeline import build, plan
 from flab.pruning.plan import Plan
-from flab.pruning.refit.resume import layers_of_plan
+from flab.pruning.refit.resume import layers_of_plan, read_layer
 from flab.pruning.refit.walk import Walk
 
 
@@ -146,3 +146,9 @@ def test_a_cut_without_a_refit_leaves_no_layers(changes, trained_folder, recipe,
     decided = plan(trained_folder, recipe(**{"remove": 0.35, **changes}), Options(), tmp_path / "plan.json")
     assert changes["refit"] == "none" or decided.body_removed_fraction == 0
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_layer_is_read_to_the_device_that_goes_on_with_it(planned):
+    layer = read_layer(layers_of_plan(planned) / "1.safetensors", "meta")
+    assert layer.ffn_out.is_meta
+    assert layer.attention_out.is_meta

@@ -36,7 +36,7 @@ class ResumedWalk(Walk):
 
     def _layer(self, place: int, index: int, after: int) -> NewLayer:
         file = self.kept / f"{place}.safetensors"
-        known = read_layer(file)
+        known = read_layer(file, self.runner.device(index))
         if known is not None:
             self._pass(known, after)
             return known
@@ -77,11 +77,11 @@ def write_layer(new: NewLayer, file: Path, dtype: torch.dtype) -> None:
         save_file(whole, temporary, {"layer": json.dumps(plain)})
 
 
-def read_layer(file: Path) -> NewLayer | None:
-    """Return a layer that a stopped run wrote, or None."""
+def read_layer(file: Path, device: torch.device | str = "cpu") -> NewLayer | None:
+    """Return a layer that a stopped run wrote, with its tensors on this device, or None."""
     try:
         with safe_open(file, "pt") as kept:
-            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+            tensors = {name: kept.get_tensor(name).to(device) for name in kept.keys()}  # noqa: SIM118
             plain = json.loads(kept.metadata()["layer"])
     except (OSError, SafetensorError):
         return None
