@@ -34,6 +34,7 @@ from flab.progress import track
 
 MIXED_MARK = "flab_mixed_precision"  # the attribute that marks a model opened for mixed precision
 ROW_ELEMENTS = 2**22  # of an FFN's activations made at once: 16 MiB in float32, a few such tensors at a time
+GPU_ROW_ELEMENTS = 2**26  # the same on a GPU, which products of a few hundred rows would leave idle
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class _Recorder(nn.Module):
 
 def by_rows(states_ND: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
     """Return the rows of a tensor in chunks, small enough that ``width`` values for each row stay small."""
-    return torch.split(states_ND, max(1, ROW_ELEMENTS // width))
+    most = GPU_ROW_ELEMENTS if states_ND.is_cuda else ROW_ELEMENTS
+    return torch.split(states_ND, max(1, most // width))
 
 
 class LayerRunner:

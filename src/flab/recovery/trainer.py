@@ -297,7 +297,11 @@ def seconds_per_step(trainer: RecoveryTrainer, steps: int = 3) -> float:
         start = time.perf_counter()
         for _, batch in zip(range(micro), batches, strict=False):
             placed = {name: value.to(trainer.args.device) for name, value in batch.items()}
-            trainer.compute_loss(model, placed).backward()
+            with trainer.accelerator.autocast():  # as in training, which wraps the model in it
+                loss = trainer.compute_loss(model, placed)
+            loss.backward()
+        if trainer.args.device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU works on after the call returns
         taken.append(time.perf_counter() - start)
     model.zero_grad(set_to_none=True)
     trainer.sums.clear()
