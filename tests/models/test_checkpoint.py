@@ -20,3 +20,10 @@ def test_large_models_of_bfloat16_are_cut_in_mixed_precision(asked, size, expect
     assert cutting_dtype(folder, Options(dtype=asked)) == expected
     monkeypatch.setattr("flab.models.checkpoint.multiplies_bfloat16", lambda device: False)
     assert cutting_dtype(folder, Options(dtype=asked)) == "float32"
+
+
+def test_a_small_model_is_cut_in_float32_on_a_gpu_too(tmp_path, monkeypatch):
+    folder = pico.build("llama", tmp_path / "half", dtype=torch.bfloat16)
+    monkeypatch.setattr("flab.models.options.cuda_devices", lambda: 1)
+    assert cutting_dtype(folder, Options(device="cuda")) == "float32"
+    assert cutting_dtype(folder, Options(device="cuda", dtype="bfloat16")) == "bfloat16"

@@ -306,8 +306,9 @@ def cutting_dtype(source: ModelSource, options: Options) -> str:
     folder, options = ModelFolder.open(source), settled(options)
     if options.dtype != "auto" or options.device == BALANCED:
         return compute_dtype(folder, options)
-    large = folder.size_bytes >= MIXED_BYTES
-    mixed = large and folder.dtypes == {"BF16"} and multiplies_bfloat16(options.device)
+    if folder.size_bytes < MIXED_BYTES:
+        return "float32"
+    mixed = folder.dtypes == {"BF16"} and multiplies_bfloat16(options.device)
     return MIXED if mixed else compute_dtype(folder, options)
 
 
