@@ -296,6 +296,18 @@ def test_nothing_left_is_one_line_and_no_file(make, tmp_path):
     assert not (tmp_path / "data.meta.json").exists()
 
 
+def test_a_row_whose_test_passes_any_program_is_named_by_its_line(make, tmp_path):
+    class Sandboxes(KnownSandbox):
+        def run_many(self, jobs, description=""):
+            return [Verdict(passed := "blind" in job.test, "passed" if passed else "assertion") for job in jobs]
+
+    blind = code("blind") | {"test": "def check(candidate):\n    blind = 1\n"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n" + json.dumps(code("one")) + "\n\n" + json.dumps(blind) + "\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: its test passes any program"):
+        make({"files": [file]}, sandbox=Sandboxes())
+
+
 # Files of one name, doubles, shares
 
 

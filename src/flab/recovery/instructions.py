@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Instruction:
     code: str = ""  # of output prediction: the function, and below the arguments of the call
     call: str = ""
     messages: tuple[tuple[str, str], ...] = ()  # (role, content)
+    where: str = field(default="", compare=False)  # file and line, for messages; ``task_id`` counts rows from 0
 
     @property
     def is_testable(self) -> bool:
@@ -140,7 +141,7 @@ def instruction_of(row: Row, where: str, task_id: str, render: Render | None) ->
     """Read one row; the first format that fits decides."""
     for fits, read in FORMS:
         if fits(row):
-            return read(row, where, task_id, render)
+            return replace(read(row, where, task_id, render), where=where)
     raise DataError(f"{where}: the fields {', '.join(map(str, row)) or '(none)'} fit no instruction; needed: {FORMATS}")
 
 

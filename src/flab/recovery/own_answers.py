@@ -140,7 +140,8 @@ def sandbox_to_verify(asked: Sequence[Instruction], unsandboxed: bool) -> Sandbo
         if one.test is not None
     ]
     found = faults(problems, sandbox, "the instructions")
-    refuse({task_id: fault.text for task_id, fault in found.items()}, "instructions")
+    places = {one.task_id: one.where for one in asked}
+    refuse({places[task_id]: fault.text for task_id, fault in found.items()}, "instructions")
     return sandbox
 
 
