@@ -236,7 +236,7 @@ def planning(place: Place) -> dict[str, Any]:
         remove=0.22,
         vocabulary=size.vocabulary,
         tokens=size.tokens,
-        search_tokens=max(256, size.tokens // 4),
+        search_tokens=max(256, size.tokens // 16),
         max_length=size.length,
         finalists=1,
     )
@@ -360,7 +360,7 @@ def speed(place: Place) -> dict[str, Any]:
     size = place.size
     settings = Measuring(
         prompt_tokens=size.length // 4,
-        new_tokens=max(2, size.new_tokens // 2),
+        new_tokens=max(2, size.new_tokens // 4),
         rounds=size.rounds,
         max_batch=size.max_batch,
         window_seconds=size.seconds,
