@@ -274,7 +274,10 @@ def show_comparison(report: Mapping[str, Any]) -> None:
         for name, one in _passes(task) if task["kind"] != "cot" else ():
             say(f"{name}: {decision_line(one['decision'])}")
     if report["pooled"] is not None:
-        say(f"{' and '.join(report['pooled']['tasks'])} together: {decision_line(report['pooled'])}")
+        say(
+            f"{' and '.join(report['pooled']['tasks'])} together: {decision_line(report['pooled'])}; "
+            f"kept {_kept(report['pooled']['retention'])}"
+        )
     for task in report["tasks"]:
         _show_rest(task)
     _show_drops(report["robustness"])

@@ -132,7 +132,12 @@ def pool(pairs: Sequence[tuple[Task, Task]], margin: float) -> dict[str, Any] | 
         rates_a += rates(first)
         rates_b += rates(second)
         clusters += cluster_names(list(first), a.get("clusters"))
-    return {"tasks": [a["name"] for a, _ in pairs], **asdict(decide(rates_a, rates_b, clusters, margin))}
+    kept = retention(rates_a, rates_b, clusters)
+    return {
+        "tasks": [a["name"] for a, _ in pairs],
+        "retention": asdict(kept) if kept is not None else None,
+        **asdict(decide(rates_a, rates_b, clusters, margin)),
+    }
 
 
 def cluster_names(ids: Sequence[str], clusters: Mapping[str, str] | None) -> list[Hashable]:
