@@ -111,8 +111,8 @@ def test_pooled_over_tasks(tmp_path):
     assert (pooled["num_items"], pooled["num_clusters"]) == (25, 13)
     assert pooled["difference"] == pytest.approx(-6 / 25)
     assert pooled["low"] < -6 / 25 < pooled["high"]
-    assert pooled["retention"]["ratio"] == pytest.approx(13 / 19)
-    assert pooled["retention"]["low"] < 13 / 19 < pooled["retention"]["high"]
+    assert pooled["retention"]["ratio"] == pytest.approx(2 / 3)
+    assert pooled["retention"]["low"] < 2 / 3 < pooled["retention"]["high"]
 
 
 def test_problems_of_one_source_are_clustered(tmp_path):
