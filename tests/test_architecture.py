@@ -76,7 +76,6 @@ HOUSE: dict[str, set[str]] = {
     "pruning.objective": HEAVY,
     "pruning.budget": LIGHT,
     "pruning.refits": LIGHT,
-    "pruning.plan_checks": LIGHT,
     "pruning.plan": LIGHT,
     "pruning.journal": LIGHT,
     "pruning.recipe": LIGHT,

@@ -29,7 +29,8 @@ def reset_peak(device: str) -> None:
     if is_gpu(device):
         import torch
 
-        torch.cuda.init()  # the allocator refuses this in a process that has not used CUDA yet
+        # The allocator refuses to reset anything in a process that has not used CUDA yet.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
     with contextlib.suppress(OSError):
