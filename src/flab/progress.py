@@ -1,6 +1,7 @@
-"""Progress and tables on stderr: a bar for each long loop, or a line every 30 seconds if stderr is not a terminal.
+"""What flab prints: on stderr the progress and remarks of the work, on stdout the result that a command was asked for.
 
-Standard output is never touched: it belongs to ``--json``.
+A long loop shows a bar, or a line every 30 seconds if stderr is not a terminal. The library itself only writes to stderr:
+:func:`reply` and :func:`show` are for the commands, which print nothing but one object on stdout with ``--json``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from flab.errors import plain
 T = TypeVar("T")
 
 REPORT_SECONDS = 30.0  # between the lines of a loop if stderr is not a terminal
-PIPE_WIDTH = 140  # columns if stderr is not a terminal, so that tables do not break words
+PIPE_WIDTH = 140  # columns of what is not a terminal, so that tables do not break words
 
-console = Console(stderr=True)
-if not console.is_terminal:
-    console = Console(stderr=True, width=PIPE_WIDTH)
+
+def _console(stderr: bool) -> Console:
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+
+
+console = _console(stderr=True)
+results = _console(stderr=False)
 
 
 class Meter:
@@ -134,8 +140,18 @@ wording: Callable[[str], str] = str
 
 
 def say(message: str) -> None:
-    """Print one line for the user, on stderr."""
+    """Print one line about the work, on stderr."""
     console.print(plain(wording(message)), highlight=False, markup=False, soft_wrap=True)
+
+
+def reply(message: str) -> None:
+    """Print one line of a command's result, on stdout."""
+    results.print(plain(wording(message)), highlight=False, markup=False, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Print one table of a command's result, on stdout."""
+    results.print(table)
 
 
 @cache

@@ -17,7 +17,7 @@ LITTLE = ["--rounds", "1", "--prompt-tokens", "4", "--new-tokens", "2", "--max-b
 def test_measure_prints_a_table_writes_json_and_names_the_methods(flab, pico_folder, tmp_path):
     small = pico_folder("qwen2", num_hidden_layers=2)
     code, out, err = flab("measure", small, "--against", pico_folder(), *LITTLE, "-o", tmp_path / "m.json")
-    assert (code, out) == (0, ""), err
+    assert code == 0, err
     report = json.loads((tmp_path / "m.json").read_text())
     assert [model["name"] for model in report["models"]] == ["original", "smaller"]
     for words in (
@@ -28,8 +28,9 @@ def test_measure_prints_a_table_writes_json_and_names_the_methods(flab, pico_fol
         "formula: ",
         "not measured: energy",
     ):
-        assert words in err
-    assert "CO2" not in err
+        assert words in out
+        assert words not in err
+    assert "CO2" not in out
 
 
 def test_measure_json_is_one_object_on_stdout(flab, pico_folder):
@@ -43,11 +44,12 @@ def test_sweep_takes_several_budgets_after_one_option(flab, trained_folder, cali
     out_folder = tmp_path / "sweep"
     command = ["sweep", trained_folder, "--remove", "0.1", "0.4", "--calibration", calibration_file, *QUICK]
     code, out, err = flab(*command, "-o", out_folder)
-    assert (code, out) == (0, ""), err
+    assert code == 0, err
     assert {p.name for p in out_folder.iterdir()} == {
         *("plan-10.json", "plan-40.json", "sweep.json", "sweep.md", "kept.svg", "kl.svg")
     }
-    assert "Budgets" in err
+    assert "Budgets" in out
+    assert "Budgets" not in err
     assert "40 %" in (out_folder / "sweep.md").read_text()
     code, out, err = flab(*command, "-o", out_folder, "--json")
     assert code == 0, err
@@ -106,9 +108,9 @@ def test_a_cell_has_its_extremes_at_the_scale_of_its_value(value, unit, spread, 
 )
 def test_a_gain_whose_range_contains_1_is_no_claim(monkeypatch, low, high, said):
     lines = []
-    monkeypatch.setattr(flab.cli.report, "say", lines.append)
+    monkeypatch.setattr(flab.cli.report, "reply", lines.append)
     gain = {"value": 1.19, "low": low, "high": high, "predicted": 1.6, "of_predicted": 0.74, "prediction": "bytes"}
-    flab.cli.report.say_gains({"time_per_output_token": gain})
+    flab.cli.report.show_gains({"time_per_output_token": gain})
     assert lines == [f"{said}; measured over predicted 0.74"]
 
 

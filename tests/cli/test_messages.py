@@ -10,7 +10,7 @@ import flab as flab_package
 from flab.cli.app import with_flags
 from flab.cli.prune import show_check
 from flab.errors import DataError, FlabError, plain, shortened
-from flab.progress import add, console, say, table_of
+from flab.progress import add, console, reply, results, say, show, table_of
 from support.command import assert_refused
 
 HOSTILE = "\x1b[31mred\x07\x00\x9b0m \u202egnp.exe\u2028line\ud800 \x7f\u200b"
@@ -47,12 +47,14 @@ def test_long_words_and_long_messages_are_shortened():
 def test_what_is_said_and_shown_is_safe_too():
     table = table_of("Problems", ["id", "value"])
     add(table, HOSTILE, 1)
-    with console.capture() as captured:
+    with console.capture() as remarks, results.capture() as found:
         say(f"warning: {HOSTILE}")
-        console.print(table)
-    said = captured.get()
-    assert r"\x1b[31mred" in said
-    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u200b\ud800]", said)
+        reply(f"saved {HOSTILE}")
+        show(table)
+    assert r"\x1b[31mred" in remarks.get()
+    assert found.get().count(r"\x1b[31mred") == 2
+    for said in (remarks.get(), found.get()):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u200b\ud800]", said)
 
 
 def test_an_error_that_was_raised_survives_pickling():
@@ -71,7 +73,7 @@ def test_what_a_check_found_is_shown_as_it_is():
         "k-quants": {"ok": False, "why": "[x]"},
     }
     checks = [{"name": "reloads", "ok": False, "detail": "no [red]file[/red]"}]
-    with console.capture() as captured:
+    with results.capture() as captured:
         show_check({"checks": checks, "loads_in": loads})
     for text in ("no [red]file[/red]", "loaded; [red]", "[bold]a name[/bold] (by", "[x]"):
         assert text in captured.get()
@@ -138,12 +140,12 @@ def test_what_is_said_names_the_flags_too(flab, monkeypatch):
     monkeypatch.setattr("sys.argv", ["flab", "plan", "MODEL"])
     table = table_of("Warnings", ["text"])
     add(table, "raise `tokens`")
-    with console.capture() as captured:
+    with console.capture() as remarks, results.capture() as found:
         say("warning: raise `tokens`, see `flab plan`")
-        console.print(table)
-    said = captured.get()
-    assert "warning: raise --tokens, see `flab plan`" in said
-    assert said.count("--tokens") == 2
+        reply("saved: raise `tokens`")
+        show(table)
+    assert "warning: raise --tokens, see `flab plan`" in remarks.get()
+    assert found.get().count("--tokens") == 2
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

@@ -307,13 +307,13 @@ def test_a_foreign_folder_is_noted_not_failed(source):
 
 def test_a_check_that_was_not_made_is_not_called_ok(good):
     from flab.cli.prune import show_check
-    from flab.progress import console
+    from flab.progress import results
 
     verdict = verify(good, None)
     (line,) = [one for one in verdict["checks"] if one["name"] == "the oldest transformers gives the same"]
     assert line["ok"] is None
     assert "`oldest`" in line["detail"]
-    with console.capture() as captured:
+    with results.capture() as captured:
         show_check(verdict)
     shown = next(row for row in captured.get().splitlines() if "the oldest transformers" in row)
     assert "not checked" in shown

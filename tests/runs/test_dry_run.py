@@ -85,8 +85,8 @@ def test_with_a_text_the_tokens_are_those_that_planning_keeps(pico_folder, recip
 
 def test_the_command_shows_it(flab, pico_folder):
     code, out, err = flab("info", pico_folder())
-    assert (code, out) == (0, "")
-    assert f"tokenizer: BPE, byte level, {model_facts(pico_folder()).tokenizer.get_vocab_size()} tokens" in err
+    assert (code, err) == (0, "")
+    assert f"tokenizer: BPE, byte level, {model_facts(pico_folder()).tokenizer.get_vocab_size()} tokens" in out
     code, out, _ = flab("info", pico_folder(), "--json")
     assert (code, json.loads(out)["family"]) == (0, "qwen2")
 
@@ -213,9 +213,9 @@ def test_info_says_whether_planning_would_hold_one_layer_at_a_time(
     shape = model_facts(folder).shape
     assert peaks[0] - peaks[1] == (shape.layers - 2) * (shape.per_layer + shape.ffn(shape.width)) * 4
     assert found["memory"]["plan"] == peaks[streamed]
-    code, _, err = flab("info", folder)
+    code, out, _ = flab("info", folder)
     assert code == 0
-    told = " ".join(err.split())
+    told = " ".join(out.split())
     assert ("--in-memory model holds the whole model" in told) == streamed
     assert ("Planning would hold the whole model" in told) != streamed
 

@@ -1,10 +1,11 @@
-"""The command line: each command is one library function with its options. Tables on stderr, ``--json`` on stdout.
+"""The command line: each command is one library function with its options. Its result goes to stdout.
 
 Bad input is one line and exit code 2; ``--debug`` shows the traceback. Heavy imports live inside the commands.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -121,6 +122,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     settle_environment()
+    # Python does so on stderr by itself: what the encoding lacks, such as the Greek letter in µs, is escaped.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     progress.wording = with_flags
     # A KeyboardInterrupt unwinds through every ``finally``, so a killed command cleans up like an interrupted
     # one.

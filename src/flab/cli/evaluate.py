@@ -1,4 +1,4 @@
-"""``flab eval`` and ``flab compare``, and their tables on stderr."""
+"""``flab eval`` and ``flab compare``, and what they print."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 
 from flab.cli.early import check_model
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import ADVANCED, Json, ShardOf, emit, say_shard, takes
+from flab.cli.options import ADVANCED, Json, ShardOf, emit, show_shard, takes
 from flab.errors import FlabError, OptionError
 from flab.evaluation.prompts import Settings
 from flab.evaluation.tasks import named_task, parse_task_argument
 from flab.files import as_path, check_result
 from flab.models.options import Options
-from flab.progress import add, console, say, table_of
+from flab.progress import add, reply, say, show, table_of
 
 EVAL_EXAMPLE = "Example: flab eval MODEL --task HumanEval.jsonl --perturb all -o RUN"
 COMPARE_EXAMPLE = "Example: flab compare RUN_OF_MODEL RUN_OF_SMALLER"
@@ -141,7 +141,7 @@ def _run(
 
 def _show_run(report: Mapping[str, Any], output: Path | None, json_: bool, shard: str | None) -> None:
     if shard is not None:
-        emit(report) if json_ else say_shard(report)
+        emit(report) if json_ else show_shard(report)
     elif json_:
         emit(without_rows(report))
     else:
@@ -205,18 +205,18 @@ def show_run(report: Mapping[str, Any], output: str | None) -> None:
         gold = "-" if task["gold"] is None else f"{task['gold']['passed']}/{task['gold']['total']}"
         add(table, task["name"], task["kind"], f"{one['passed']}/{one['total']}", f"{one['pass@1']:.3f}",
              f"{low:.3f}-{high:.3f}", _more(one), gold, one["num_truncated"])  # fmt: skip
-    console.print(table)
+    show(table)
     for task in report["tasks"]:
         if task["summary"]["failures"]:
-            say(f"failures of {task['name']}: {_counts(task['summary']['failures'])}")
+            reply(f"failures of {task['name']}: {_counts(task['summary']['failures'])}")
         if task["skipped"]:
-            say(f"{task['name']}: {task['skipped']} problems have nothing to change and are left out")
+            reply(f"{task['name']}: {task['skipped']} problems have nothing to change and are left out")
     show_robustness(report["robustness"])
     for row in report.get("contamination", []):
         if row["warning"]:
             say(f"warning: {row['task']} and {row['data']}: {row['warning']}")
     levels = {task["summary"]["sandbox_level"] for task in report["tasks"] if "sandbox_level" in task["summary"]}
-    say(
+    reply(
         "; ".join(
             [*(f"sandbox: {level}" for level in levels), f"results in {output}" if output else "nothing was written"]
         )
@@ -244,24 +244,24 @@ def show_robustness(rows: Sequence[Mapping[str, Any]]) -> None:
         add(table, row["perturbed"], row["clean"], row["shared"], f"{row['pass@1_clean']:.3f}",
              f"{row['pass@1_perturbed']:.3f}", f"{row['drop']:+.3f}", f"{row['only_clean']}/{row['only_perturbed']}",
              f"{row['mcnemar_p']:.3g}")  # fmt: skip
-    console.print(table)
+    show(table)
 
 
 def show_gold(report: Mapping[str, Any]) -> None:
     """Print how many references pass, and the failures by class."""
     for task in report["tasks"]:
-        say(f"{task['name']}: {task['passed']}/{task['total']} references pass")
+        reply(f"{task['name']}: {task['passed']}/{task['total']} references pass")
         for task_id, kind in task["failed"].items():
-            say(f"  {task_id}: {kind}")
-    say(f"sandbox: {report['sandbox_level']}")
+            reply(f"  {task_id}: {kind}")
+    reply(f"sandbox: {report['sandbox_level']}")
 
 
 def show_comparison(report: Mapping[str, Any]) -> None:
     """Print what differs besides the model, then one row for each task and the figures of its kind."""
-    say(f"A: {report['a']['run']} ({report['a']['identity'].get('path', '-')})")
-    say(f"B: {report['b']['run']} ({report['b']['identity'].get('path', '-')})")
+    reply(f"A: {report['a']['run']} ({report['a']['identity'].get('path', '-')})")
+    reply(f"B: {report['b']['run']} ({report['b']['identity'].get('path', '-')})")
     for row in report["differences"]:
-        say(f"WARNING: the runs differ in {row['field']}: {row['a']} in A, {row['b']} in B")
+        reply(f"WARNING: the runs differ in {row['field']}: {row['a']} in A, {row['b']} in B")
     columns = ["task", "A", "B", "B - A (95 %)", "kept (95 %)", "both", "only A", "only B", "neither", "p"]
     table = table_of("Passed by A and by B", columns)
     for task in report["tasks"]:
@@ -269,12 +269,12 @@ def show_comparison(report: Mapping[str, Any]) -> None:
             add(table, name, f"{one['pass@1_a']:.3f}", f"{one['pass@1_b']:.3f}", _difference(one["difference"]),
                  _kept(one["retention"]), one["both"], one["only_a"], one["only_b"], one["neither"],
                  f"{one['mcnemar_p']:.3g}")  # fmt: skip
-    console.print(table)
+    show(table)
     for task in report["tasks"]:
         for name, one in _passes(task) if task["kind"] != "cot" else ():
-            say(f"{name}: {decision_line(one['decision'])}")
+            reply(f"{name}: {decision_line(one['decision'])}")
     if report["pooled"] is not None:
-        say(
+        reply(
             f"{' and '.join(report['pooled']['tasks'])} together: {decision_line(report['pooled'])}; "
             f"kept {_kept(report['pooled']['retention'])}"
         )
@@ -283,7 +283,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     _show_drops(report["robustness"])
     for run, other in (("a", "B"), ("b", "A")):
         if report[f"only_in_{run}"]:
-            say(f"not in {other}, or there with other items: {', '.join(report[f'only_in_{run}'])}")
+            reply(f"not in {other}, or there with other items: {', '.join(report[f'only_in_{run}'])}")
 
 
 VERDICTS = {
@@ -319,12 +319,12 @@ def _kept(value: Mapping[str, float] | None) -> str:
 
 def _show_rest(task: Mapping[str, Any]) -> None:
     if "bleu_paper_a" in task:
-        say(
+        reply(
             f"{task['name']}: BLEU {task['bleu_paper_a']:.2f} and {task['bleu_paper_b']:.2f}, "
             f"B - A {_difference(task['bleu_paper_difference'], 2)}; "
             f"sacrebleu's default {task['bleu_default_a']:.2f} and {task['bleu_default_b']:.2f}"
         )
-    say(f"failures of {task['name']}: A {_counts(task['failures_a'])}; B {_counts(task['failures_b'])}")
+    reply(f"failures of {task['name']}: A {_counts(task['failures_a'])}; B {_counts(task['failures_b'])}")
 
 
 def _show_drops(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -334,4 +334,4 @@ def _show_drops(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         add(table, row["perturbed"], row["shared_a"], f"{row['pass@1_clean_a']:.3f}", f"{row['drop_a']:+.3f}",
              f"{row['pass@1_clean_b']:.3f}", f"{row['drop_b']:+.3f}")  # fmt: skip
-    console.print(table)
+    show(table)

@@ -12,7 +12,7 @@ from flab.cli.early import check_model
 from flab.cli.options import Json, Model, emit, takes
 from flab.data.samples import read_samples
 from flab.models.options import Options
-from flab.progress import add, console, duration, say, table_of
+from flab.progress import add, duration, reply, say, show, table_of
 
 INFO_EXAMPLE = "Example: flab info MODEL --calibration rows.jsonl"
 Calibration = Annotated[
@@ -44,26 +44,26 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     """Print sizes, parts, budgets and memory."""
     sizes = found["sizes"]
     tokenizer = found["tokenizer"]
-    say(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
+    reply(f"{found['path']}: {found['family']}, {found['parameters']:,} parameters, {found['stored_dtype']}")
     experts = f" in {sizes['experts']} experts" if sizes["experts"] else ""
-    say(
+    reply(
         f"{sizes['layers']} layers, hidden size {sizes['hidden']:,}, FFN width {sizes['width']:,}{experts}, "
         f"{sizes['heads']} heads "
         f"({sizes['key_value_heads']} for keys and values), context {sizes['context'] or 'not named'}"
     )
     adds = f"puts {' '.join(tokenizer['adds'])} before a text" if tokenizer["adds"] else "adds nothing to a text"
     chat = "with a chat template" if tokenizer["chat_template"] else "no chat template"
-    say(
+    reply(
         f"tokenizer: {tokenizer['kind']}, {tokenizer['tokens']:,} tokens, {tokenizer['special']} special; {adds}; {chat}"
     )
     table = table_of("Parts", ["part", "parameters", "share"])
     for part in found["parts"]:
         add(table, part["name"], f"{part['parameters']:,}", f"{part['share']:.1%}")
-    console.print(table)
+    show(table)
     show_budgets(found["budgets"])
-    say(f"at most {found['most_removable']:.0%} can be removed.")
+    reply(f"at most {found['most_removable']:.0%} can be removed.")
     if not counted:
-        say(
+        reply(
             "tokens: the most that planning keeps. A text that needs fewer leaves room for more neurons: give --calibration."
         )
     table = table_of("Loads in", ["program", "how"])
@@ -71,11 +71,11 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     add(table, "transformers", loads["transformers"]["tokenizer"])
     add(table, "vLLM", f"tensor parallel {', '.join(map(str, loads['vllm']['tensor_parallel_sizes']))}")
     add(table, "llama.cpp", "k-quants" if loads["k-quants"]["ok"] else f"no k-quants: {loads['k-quants']['why']}")
-    console.print(table)
+    show(table)
     table = table_of("Memory at the peak, by formula", ["", "GB"])
     for name, size in found["memory"].items():
         add(table, name, f"{size / 1e9:.2f}")
-    console.print(table)
+    show(table)
     show_planning(found["planning"], found["memory"]["plan"])
     for warning in found["warnings"]:
         say(f"warning: {warning}")
@@ -87,12 +87,12 @@ def show_planning(planning: Mapping[str, Any], peak: int) -> None:
     there = planning["free_bytes"]
     free = "the system does not say how much is free" if there is None else f"{there / 1e9:.2f} GB are free"
     if planning["in_memory"] == "layer":
-        say(
+        reply(
             f"Planning would hold one layer at a time: about {peak / 1e9:.2f} GB at the peak. The whole model alone takes "
             f"{whole}, and {free}. flab plan --in-memory model holds the whole model."
         )
     else:
-        say(
+        reply(
             f"Planning would hold the whole model, which takes {whole}: about {peak / 1e9:.2f} GB at the peak, and {free}. "
             "flab plan --in-memory layer needs less."
         )
@@ -109,7 +109,7 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
         deepest, shallowest = (" x ".join(f"{n:,}" for n in row[name]) for name in ("deepest", "shallowest"))
         shares = [f"{row[name]:.0%}" for name in ("share_vocabulary", "share_width")]
         add(table, f"{row['remove']:.0%}", f"{row['vocabulary']:,}", deepest, shallowest, *shares)
-    console.print(table)
+    show(table)
 
 
 def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
@@ -122,13 +122,13 @@ def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
         bound = "<= " if stage["at_most"] else ""
         disk = f"{stage['disk_bytes'] / 1e6:,.1f}" if stage["disk_bytes"] else "-"
         add(table, stage["name"], bound + duration(stage["seconds"]), f"{stage['memory_bytes'] / 1e9:.2f}", disk)
-    console.print(table)
-    say(
+    show(table)
+    reply(
         f"in total {duration(report['seconds'])}, {report['memory_bytes'] / 1e9:.2f} GB at the peak, "
         f"{report['disk_bytes'] / 1e6:,.1f} MB on disk"
     )
     assumed = "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in report["assumed"].items())
-    say(f"assumed: {assumed}. The rates were just measured on this machine; other work on it changes them.")
+    reply(f"assumed: {assumed}. The rates were just measured on this machine; other work on it changes them.")
 
 
 def _text(value: Any) -> str:

@@ -54,7 +54,7 @@ def export(
 
     The command that serves the file is printed.
     """
-    from flab.progress import say
+    from flab.progress import reply, say
 
     if format_ not in FORMATS:
         raise OptionError(f"FORMAT: got {format_!r}, allowed {', '.join(FORMATS)}.")
@@ -69,15 +69,15 @@ def export(
     for warning in made["warnings"]:
         say(f"warning: {warning}")
     if made["fallbacks"]:
-        say(
+        reply(
             f"{len(made['fallbacks'])} of {made['tensors']} tensors are kept in F16: their rows are not a multiple of 32"
         )
-    say(
+    reply(
         f"wrote {made['output']}: {made['bytes'] / 1e6:,.1f} MB, {made['type']}, {made['tokens']:,} tokens, "
         f"pre-tokenizer {made['pre_tokenizer']}"
     )
     for engine, command in made["serve"].items():
-        say(f"serve with {engine}: {command}")
+        reply(f"serve with {engine}: {command}")
 
 
 FAMILIES_EXAMPLE = "Example: flab families --json"
@@ -95,16 +95,16 @@ def families(json_: Json = False) -> None:
     if json_:
         emit({"families": rows, "refused": refused})
         return
-    from flab.progress import add, console, table_of
+    from flab.progress import add, show, table_of
 
     table = table_of("Families", ["model_type", "cuts", "transformers", "llama.cpp"])
     for row in rows:
         add(table, row["model_type"], ", ".join(row["cuts"]), f"{row['transformers']} and later", row["llama.cpp"])
-    console.print(table)
+    show(table)
     table = table_of("Refused", ["model_type", "flab lacks"])
     for row in refused:
         add(table, row["model_type"], row["missing"])
-    console.print(table)
+    show(table)
 
 
 def family_rows() -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ def text(model: Model, output: Output, json_: Json = False) -> None:
     if as_path(model).is_dir():
         text_config(ModelFolder.open(model))
     from flab.models.text_part import write_text_part
-    from flab.progress import say
+    from flab.progress import reply
 
     made = write_text_part(model, out)
     if json_:
@@ -159,6 +159,6 @@ def text(model: Model, output: Output, json_: Json = False) -> None:
             }
         )
         return
-    say(f"saved {made.folder}: {made.model_type}, {made.parameters:,} parameters")
+    reply(f"saved {made.folder}: {made.model_type}, {made.parameters:,} parameters")
     for name, parameters in made.left_out.items():
-        say(f"left out: {name}, {parameters:,} parameters")
+        reply(f"left out: {name}, {parameters:,} parameters")

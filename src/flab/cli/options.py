@@ -41,14 +41,14 @@ def emit(value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def say_shard(report: Mapping[str, Any]) -> None:
+def show_shard(report: Mapping[str, Any]) -> None:
     """Print the place of a shard's answers and the remaining steps."""
-    from flab.progress import say
+    from flab.progress import reply
 
     left = report["wanted"] - report["generated"]
     rest = f"{left} of other shards are missing" if left else "none is missing: repeat without --shard to continue"
-    say(f"shard {report['shard']} is done: {report['generated']} of {report['wanted']} answers; {rest}")
-    say(f"its answers are in {report['file']}")
+    reply(f"shard {report['shard']} is done: {report['generated']} of {report['wanted']} answers; {rest}")
+    reply(f"its answers are in {report['file']}")
 
 
 def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,4 +1,4 @@
-"""``flab plan``, ``apply``, ``prune`` and ``check``: the commands that cut, and their tables on stderr."""
+"""``flab plan``, ``apply``, ``prune`` and ``check``: the commands that cut, and what they print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flab.cli.options import Json, Model, Output, emit, takes
 from flab.errors import FlabError
 from flab.files import as_path, check_file, check_folder
 from flab.models.options import Options
-from flab.progress import add, console, say, table_of
+from flab.progress import add, reply, say, show, table_of
 from flab.pruning.journal import is_uncleared, working_folder
 from flab.pruning.recipe import Recipe
 
@@ -103,7 +103,9 @@ def apply(
 
     folder = carry_out(source, plan_file, output, options, refit=not no_refit, sibling=sibling)
     decided = Plan.read(folder / "plan.json")
-    emit({"output": str(folder), **decided.summary()}) if json_ else say(f"saved {folder}: run flab check to verify it")
+    emit({"output": str(folder), **decided.summary()}) if json_ else reply(
+        f"saved {folder}: run flab check to verify it"
+    )
 
 
 @takes(recipe=Recipe, options=Options)
@@ -200,19 +202,19 @@ def show_plan(report: Mapping[str, Any], closing: str) -> None:
         before = report[name]["before"]
         after = report[name]["after"]
         table.add_row(name.replace("_", " "), f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
-    console.print(table)
-    say(
+    show(table)
+    reply(
         f"KL of the cut and refit: {report['kl_nats_per_token']:.4f} nats per token; "
         f"of the vocabulary: {report['kl_vocabulary']:.5f}"
     )
-    say(REAL_KL)
+    reply(REAL_KL)
     if "generality" in report:
         general = report["generality"]
         before, after = general["bits_per_byte_before"], general["bits_per_byte_after"]
-        say(f"other code ({general['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
+        reply(f"other code ({general['text']}): {before:.3f} -> {after:.3f} bits per byte ({after / before - 1:+.1%})")
     for warning in report["warnings"]:
         say(f"warning: {warning}")
-    say(closing)
+    reply(closing)
 
 
 def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
@@ -232,12 +234,14 @@ def show_candidates(candidates: Sequence[Mapping[str, Any]]) -> None:
             ", ".join(map(str, row["removed"])) or "-",
             style="bold" if row["chosen"] else None,
         )
-    console.print(table)
-    say(
+    show(table)
+    reply(
         f"*: chosen. A split is layers x {inner}. The KL is in nats per token: in the search, at the end, and on answers alone."
     )
     if len(candidates) == 1:
-        say("The only split: it had no rival, so nothing was built to compare it with, and there is no KL of a search.")
+        reply(
+            "The only split: it had no rival, so nothing was built to compare it with, and there is no KL of a search."
+        )
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -250,7 +254,7 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     for line in verdict["checks"]:
         outcome = {True: "ok", False: "FAILED", None: "not checked"}[line["ok"]]
         add(table, line["name"], outcome, line["detail"])
-    console.print(table)
+    show(table)
     loads = verdict["loads_in"]
     table = table_of("Loads in", ["program", "", "how"])
     transformers = loads["transformers"]
@@ -263,7 +267,7 @@ def show_check(verdict: Mapping[str, Any]) -> None:
     for name, found in loads.get("quantised", {}).items():
         format_name = f"{name} (rows of {found['block']})"
         add(table, format_name, "in part" if found["falls_back"] else "whole", _fallback(found))
-    console.print(table)
+    show(table)
     if "engines" in verdict:
         show_engines(verdict["engines"])
 
@@ -287,7 +291,7 @@ def show_engines(engines: Mapping[str, Mapping[str, Any]]) -> None:
         detail = f"{texts}; version {found['version']}{ties}"
         outcome = f"run: {found['same_answers']}/{found['prompts']}"
         add(table, name, outcome, f"{detail}; {found['first_difference']}" if found["first_difference"] else detail)
-    console.print(table)
+    show(table)
 
 
 def _fallback(found: Mapping[str, Any]) -> str:

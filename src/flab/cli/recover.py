@@ -1,4 +1,4 @@
-"""``flab data``, ``recover``, ``run`` and ``demo``: training data, training, whole runs, and their tables on stderr."""
+"""``flab data``, ``recover``, ``run`` and ``demo``: training data, training, whole runs, and what they print."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import typer
 from flab import assets
 from flab.cli.early import check_model, check_recovery, check_run
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import Json, Output, ShardOf, emit, say_shard, takes
+from flab.cli.options import Json, Output, ShardOf, emit, show_shard, takes
 from flab.cli.prune import exit_unless, show_check
-from flab.cli.report import say_gains
+from flab.cli.report import show_gains
 from flab.errors import FlabError, OptionError
 from flab.files import as_path
 from flab.models.options import Options
-from flab.progress import add, console, say, table_of
+from flab.progress import add, reply, show, table_of
 from flab.recovery.settings import Training
 from flab.recovery.strategies import Making
 
@@ -73,7 +73,7 @@ def data(
     if json_:
         emit(report)
     elif shard is not None:
-        say_shard(report)
+        show_shard(report)
     else:
         show_data(report)
 
@@ -156,10 +156,10 @@ def show_data(report: Mapping[str, Any]) -> None:
     for step in report["steps"]:
         found = ", ".join(f"{name} {n}" for name, n in step.items() if name not in ("step", "left"))
         add(table, step["step"], step["left"], found or "-")
-    console.print(table)
+    show(table)
     for name in ("kinds", "sources"):
-        say(f"{name}: " + ", ".join(f"{kind} {n}" for kind, n in report[name].items()))
-    say(f"{report['rows']} rows in {report['output']} (strategy {report['making']['strategy']})")
+        reply(f"{name}: " + ", ".join(f"{kind} {n}" for kind, n in report[name].items()))
+    reply(f"{report['rows']} rows in {report['output']} (strategy {report['making']['strategy']})")
 
 
 def show_recovery(report: Mapping[str, Any]) -> None:
@@ -171,18 +171,18 @@ def show_recovery(report: Mapping[str, Any]) -> None:
         if name in after:
             change = f"{after[name] / before[name] - 1:+.1%}" if before[name] else "-"
             add(table, name.replace("_", " "), f"{before[name]:.4f}", f"{after[name]:.4f}", change)
-    console.print(table)
+    show(table)
     early = ", stopped early" if report["stopped_early"] else ""
     steps = f"{report['steps']} steps{early}, the best was {report['chosen_step']}"
     cost = f"{report['tokens']:,} tokens in {report['seconds']:.0f} s on {report['devices']} {report['device']}"
-    say(f"{report['method']} training, learning rate {report['learning_rate']:g}: {steps}; {cost}")
+    reply(f"{report['method']} training, learning rate {report['learning_rate']:g}: {steps}; {cost}")
     memory = report["peak_memory"]
-    say(
+    reply(
         f"peak memory: {memory['measured_bytes'] / 2**30:.2f} GiB ({memory['method']}), {memory['predicted_bytes'] / 2**30:.2f} "
         "GiB by formula"
     )
     show_check(report["check"])
-    say(f"saved {report['output']}")
+    reply(f"saved {report['output']}")
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
@@ -194,15 +194,15 @@ def show_summary(summary: Mapping[str, Any]) -> None:
         share = 1 - row["parameters"] / original["parameters"]
         size = f"{row['parameters']:,}" + (f" (-{share:.1%})" if share else "")
         add(table, row["name"], size, f"{row['bytes'] / 1e6:.2f}", *(_outcome(row["tasks"][name]) for name in names))
-    console.print(table)
-    say(
+    show(table)
+    reply(
         "each cell: passed of all (95 % interval); the fraction of the original's passes that is kept; the problems that only "
         "the original / only this model passes."
     )
     seconds = {name: value for name, value in summary["seconds"].items() if name != "now"}
-    say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    say_gains(summary["stages"].get("measure", {}).get("gains", {}))
-    say(
+    reply("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    show_gains(summary["stages"].get("measure", {}).get("gains", {}))
+    reply(
         f"this run took {summary['seconds']['now']:.0f} s; models, data, answers, comparisons and report.html are in "
         f"{summary['output']}"
     )

@@ -1,4 +1,4 @@
-"""``flab measure``, ``sweep`` and ``report``: costs, many budgets, the page of a run, and their tables on stderr."""
+"""``flab measure``, ``sweep`` and ``report``: costs, many budgets, the page of a run, and what they print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flab.files import as_path, check_result
 from flab.footprint.figures import Ratio, ratio_of
 from flab.footprint.settings import Measuring, carbon_intensity
 from flab.models.options import Options
-from flab.progress import add, console, say, table_of
+from flab.progress import add, reply, say, show, table_of
 from flab.pruning.recipe import Recipe
 
 MEASURE_EXAMPLE = "Example: flab measure SMALLER --against MODEL -o measure.json"
@@ -135,10 +135,10 @@ def report(
     if json_:
         emit(made)
         return
-    say(made["verdict"]["sentence"] if isinstance(made["verdict"], dict) else str(made["verdict"]))
+    reply(made["verdict"]["sentence"] if isinstance(made["verdict"], dict) else str(made["verdict"]))
     for part, why in made["missing"].items():
-        say(f"missing: {part}: {why}")
-    say(f"written: {', '.join(map(str, made['files']))}")
+        reply(f"missing: {part}: {why}")
+    reply(f"written: {', '.join(map(str, made['files']))}")
 
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
@@ -155,28 +155,28 @@ def show_measure(report: Mapping[str, Any]) -> None:
         if any(figure is not None and figure["value"] is not None for figure in figures):
             ratio = [_ratio(*figures)] if len(models) == 2 else []
             add(table, name.replace("_", " "), *map(_cell, figures), *ratio)
-    console.print(table)
+    show(table)
     show_throughput(models)
     if len(models) == 2:
-        say("*: the ranges of both models overlap, so no difference was shown")
-    say_gains(report["gains"])
-    _say_methods(models, names)
+        reply("*: the ranges of both models overlap, so no difference was shown")
+    show_gains(report["gains"])
+    _show_methods(models, names)
     if report["grid"] is not None:
-        say(f"grid: {report['grid']['grams_per_kwh']:g} g CO2 per kWh ({report['grid']['source']})")
+        reply(f"grid: {report['grid']['grams_per_kwh']:g} g CO2 per kWh ({report['grid']['source']})")
     facts = report["machine"]
     where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} threads"
-    say(
+    reply(
         f"on {where}, computing in {report['dtype']}; each cell: median (lowest-highest) of {report['settings']['rounds']} rounds"
     )
 
 
-def say_gains(gains: Mapping[str, Any]) -> None:
+def show_gains(gains: Mapping[str, Any]) -> None:
     """Print how many times better each figure is and what was predicted, or that no difference was shown."""
     for name, gain in gains.items():
         found = Ratio(gain["value"], gain["low"], gain["high"])
         spread = f"{found.low:.2f}-{found.high:.2f}"
         said = f"no difference was shown ({spread} times better)"
-        say(
+        reply(
             f"{name.replace('_', ' ')}: {said if found.is_open else f'{found.value:.2f} times better ({spread})'}; "
             f"predicted {gain['predicted']:.2f} ({gain['prediction']}); measured over predicted {gain['of_predicted']:.2f}"
         )
@@ -187,20 +187,20 @@ def show_throughput(models: Sequence[Mapping[str, Any]]) -> None:
     table = table_of("Tokens per second", ["answers at once", *(str(row["batch"]) for row in models[-1]["throughput"])])
     for model in models:
         add(table, model["name"], *(f"{row['tokens_per_second']['value']:,.0f}" for row in model["throughput"]))
-    console.print(table)
+    show(table)
 
 
-def _say_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _show_methods(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """Print the method of each figure, and once for each reason the figures that are missing."""
     missing: dict[str, list[str]] = {}
     for name in names:
         figure = models[-1]["figures"].get(name)
         if figure is not None and figure["value"] is not None:
-            say(f"  {name.replace('_', ' ')}: {figure['method']}")
+            reply(f"  {name.replace('_', ' ')}: {figure['method']}")
         elif figure is not None:
             missing.setdefault(figure["reason"], []).append(name.replace("_", " "))
     for reason, without in missing.items():
-        say(f"not measured: {', '.join(without)}: {reason}")
+        reply(f"not measured: {', '.join(without)}: {reason}")
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
@@ -239,14 +239,14 @@ def show_sweep(report: Mapping[str, Any], folder: str) -> None:
             f"{row['vocabulary']['after']:,}", f"{row['layers']['after']} x {row['width']['after']}",
             f"{row['kl_nats_per_token']:.4f}", tests, f"{row['seconds']:.0f}",
             *(_score(scores.get(name)) for name in tasks))  # fmt: skip
-    console.print(table)
-    say(
+    show(table)
+    reply(
         "*: no other budget here keeps as much with as few parameters. tests: calibration problems that were not used for "
         "fitting."
     )
     for warning in dict.fromkeys(w for row in report["budgets"] for w in row["warnings"] if "were not built" not in w):
         say(f"warning: {warning}")
-    say(f"plans, sweep.json and the curve are in {folder}; this took {report['seconds']['now']:.0f} s")
+    reply(f"plans, sweep.json and the curve are in {folder}; this took {report['seconds']['now']:.0f} s")
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
