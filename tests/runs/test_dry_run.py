@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from flab import assets
+from flab.evaluation.prompts import Settings
 from flab.models import memory
-from flab.models.checkpoint import load
+from flab.models.checkpoint import held_in_memory, load, one_layer_at_a_time
 from flab.models.options import Options
 from flab.pruning.budget import Pins
 from flab.pruning.pipeline import plan
@@ -18,8 +19,8 @@ from flab.pruning.planner import Planner
 from flab.pruning.recipe import Recipe
 from flab.pruning.refit.resume import layers_of_plan
 from flab.runs import device_speed
-from flab.runs.costs import needs_of, plan_memory, plan_stages, planned
-from flab.runs.dry_run import estimate_plan, estimate_run
+from flab.runs.costs import PROGRAM_BYTES, needs_of, plan_memory, plan_stages, planned, recover_memory
+from flab.runs.dry_run import estimate_eval, estimate_plan, estimate_run
 from flab.runs.estimate import Size
 from flab.runs.facts import model_facts
 from flab.runs.info import info, reachable
@@ -89,6 +90,28 @@ def test_the_command_shows_it(flab, pico_folder):
     assert f"tokenizer: BPE, byte level, {model_facts(pico_folder()).tokenizer.get_vocab_size()} tokens" in out
     code, out, _ = flab("info", pico_folder(), "--json")
     assert (code, json.loads(out)["family"]) == (0, "qwen2")
+
+
+def test_info_and_the_dry_runs_of_the_same_commands_name_the_same_memory(pico_folder, tmp_path):
+    folder = pico_folder("llama")
+    memory = info(folder)["memory"]
+    planning = estimate_plan(folder, Recipe(), Options(), tmp_path / "plan.json")
+    # Info does not read the texts: it assumes that the vocabulary shrinks as the model does.
+    assert planning["memory_bytes"] == pytest.approx(memory["plan"], rel=0.02)
+    answering = estimate_eval(folder, [assets.problems_path()], Settings(), Options(), limit=1)
+    assert answering["memory_bytes"] == memory["eval"]
+    assert memory["recover"] == PROGRAM_BYTES + recover_memory(model_facts(folder))
+
+
+def test_what_is_asked_for_is_held_in_memory_whatever_is_free(pico_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    memory.MEMINFO.write_text("MemAvailable: 20 kB\n")
+    folder = pico_folder("llama")
+    for asked, held in [("auto", "layer"), ("model", "model"), ("layer", "layer")]:
+        options = Options(device="cpu", in_memory=asked)
+        assert held_in_memory(folder, options).in_memory == held
+        assert one_layer_at_a_time(folder, options) == (held == "layer")
+        assert info(folder, options)["planning"]["in_memory"] == held
 
 
 def test_info_of_no_model_is_one_line(flab, tmp_path):
@@ -187,8 +210,7 @@ def test_a_dry_run_of_a_recipe_has_every_stage(tmp_path, pico_folder, calibratio
 
 
 def test_a_smaller_model_needs_less_of_everything():
-    from flab.models.options import Options
-    from flab.runs.costs import eval_memory, recover_memory
+    from flab.runs.costs import eval_memory
 
     facts = model_facts(assets.model_path())
     smaller = Size(2048, 7, 256)
@@ -212,7 +234,7 @@ def test_info_says_whether_planning_would_hold_one_layer_at_a_time(
     peaks = [plan_memory(model_facts(folder), Options(device="cpu", in_memory=one)) for one in ("model", "layer")]
     shape = model_facts(folder).shape
     assert peaks[0] - peaks[1] == (shape.layers - 2) * (shape.per_layer + shape.ffn(shape.width)) * 4
-    assert found["memory"]["plan"] == peaks[streamed]
+    assert found["memory"]["plan"] == PROGRAM_BYTES + peaks[streamed]
     code, out, _ = flab("info", folder)
     assert code == 0
     told = " ".join(out.split())

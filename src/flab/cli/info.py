@@ -76,6 +76,10 @@ def show_info(found: Mapping[str, Any], counted: bool = False) -> None:
     for name, size in found["memory"].items():
         add(table, name, f"{size / 1e9:.2f}")
     show(table)
+    reply(
+        "weights: in the files. plan, eval and recover: the whole program with default settings. flab plan --dry-run counts your "
+        "texts and options, and so do the other commands."
+    )
     show_planning(found["planning"], found["memory"]["plan"])
     for warning in found["warnings"]:
         say(f"warning: {warning}")

@@ -347,6 +347,26 @@ def open_to_cut(
     return checkpoint, family
 
 
+@dataclass(frozen=True)
+class Held:
+    """What planning holds in memory at a time, ``model`` or ``layer``, and the bytes that decide it."""
+
+    in_memory: str
+    whole_bytes: int
+    free_bytes: int | None  # None if the system does not say
+
+
+def held_in_memory(source: ModelSource, options: Options) -> Held:
+    """Return what planning holds in memory: what the options request, or the whole model if it fits."""
+    options = settled(options)
+    needed, there = whole_bytes(source, options), free_bytes(options.device)
+    asked = options.in_memory
+    if asked == "auto":
+        fits = options.device == BALANCED or there is None or needed <= there
+        asked = "model" if fits else "layer"
+    return Held(asked, needed, there)
+
+
 def whole_bytes(source: ModelSource, options: Options) -> int:
     """Return the bytes that planning needs to hold the whole model."""
     folder, options = ModelFolder.open(source), settled(options)
@@ -359,18 +379,13 @@ def whole_bytes(source: ModelSource, options: Options) -> int:
 
 def one_layer_at_a_time(source: ModelSource, options: Options) -> bool:
     """Return whether to hold one layer in memory at a time: if requested, or, with a message, if the model does not fit."""
-    options = settled(options)
-    if options.in_memory != "auto" or options.device == BALANCED:
-        return options.in_memory == "layer"
-    needed = whole_bytes(source, options)
-    there = free_bytes(options.device)
-    if there is None or needed <= there:
-        return False
-    say_once(
-        f"the model needs about {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are free: one layer at a time is read from its "
-        "files, and KL alone decides between finalists (see `in_memory`)"
-    )
-    return True
+    held = held_in_memory(source, options)
+    if held.in_memory == "layer" and options.in_memory == "auto":
+        say_once(
+            f"the model needs about {held.whole_bytes / 1e9:.1f} GB and {(held.free_bytes or 0) / 1e9:.1f} GB are free: one "
+            "layer at a time is read from its files, and KL alone decides between finalists (see `in_memory`)"
+        )
+    return held.in_memory == "layer"
 
 
 def free(checkpoint: Checkpoint) -> None:

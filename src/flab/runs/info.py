@@ -12,17 +12,16 @@ from typing import Any
 from flab.errors import BudgetError
 from flab.files import PathLike, as_path
 from flab.models.chat import template_of
-from flab.models.checkpoint import whole_bytes
+from flab.models.checkpoint import held_in_memory
 from flab.models.compatibility import loads_in
 from flab.models.folder import headers
-from flab.models.memory import free_bytes
 from flab.models.options import Options, settled
 from flab.models.shape import Shape
 from flab.pruning.budget import VOCABULARY_MULTIPLE, Pins, feasible_splits
 from flab.pruning.calibration import read_texts
 from flab.pruning.recipe import Recipe
 from flab.pruning.vocabulary import Needs
-from flab.runs.costs import eval_memory, needs_of, plan_memory, recover_memory
+from flab.runs.costs import PROGRAM_BYTES, eval_memory, needs_of, plan_memory, recover_memory
 from flab.runs.facts import ModelFacts, assumed_vocabulary, model_facts
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -44,9 +43,8 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
     needs = needs_of(facts, read_texts(recipe), recipe) if recipe else None
     shape = facts.shape
     config = facts.config
-    needed = whole_bytes(facts.path, options)
-    there = free_bytes(options.device)
-    options = replace(options, in_memory="layer" if there is not None and needed > there else "model")
+    held = held_in_memory(facts.path, options)
+    options = replace(options, in_memory=held.in_memory)
     return {
         "path": str(facts.path),
         "family": facts.family.model_type,
@@ -69,13 +67,18 @@ def info(model: PathLike, options: Options | None = None, calibration: PathLike 
         # One layer of the smallest width and the fewest tokens would be left.
         "most_removable": 1 - shape.parameters(VOCABULARY_MULTIPLE, 1, shape.narrowest()) / shape.total,
         "loads_in": _loads_in(facts),
-        "planning": {"in_memory": options.in_memory, "whole_model_bytes": needed, "free_bytes": there},
-        # The peak bytes of each command by formula, with default settings and without the program itself.
+        "planning": {
+            "in_memory": held.in_memory,
+            "whole_model_bytes": held.whole_bytes,
+            "free_bytes": held.free_bytes,
+        },
+        # The bytes of the weights in the files, and the peak of each command by formula with its default settings. A dry run
+        # counts the program itself too.
         "memory": {
             "weights": facts.weights_bytes,
-            "plan": plan_memory(facts, options),
-            "eval": eval_memory(facts, options),
-            "recover": recover_memory(facts),
+            "plan": PROGRAM_BYTES + plan_memory(facts, options),
+            "eval": PROGRAM_BYTES + eval_memory(facts, options),
+            "recover": PROGRAM_BYTES + recover_memory(facts),
         },
         "warnings": facts.warnings,
     }
