@@ -23,7 +23,8 @@ def test_measure_prints_a_table_writes_json_and_names_the_methods(flab, pico_fol
     for words in (
         "time per output token",
         "Tokens per second",
-        "times better",
+        "one round shows no difference",
+        "*: one round has no range, so no difference was shown",
         "predicted",
         "formula: ",
         "not measured: energy",
@@ -100,20 +101,30 @@ def test_a_cell_has_its_extremes_at_the_scale_of_its_value(value, unit, spread, 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "rounds", "said"),
     [
-        (0.91, 1.44, "time per output token: no difference was shown (0.91-1.44 times better); predicted 1.60 (bytes)"),
-        (1.05, 1.44, "time per output token: 1.19 times better (1.05-1.44); predicted 1.60 (bytes)"),
+        (
+            0.91,
+            1.44,
+            5,
+            "time per output token: no difference was shown (0.91-1.44 times better); predicted 1.60 (bytes)",
+        ),
+        (1.05, 1.44, 5, "time per output token: 1.19 times better (1.05-1.44); predicted 1.60 (bytes)"),
+        (
+            *(1.19, 1.19, 1),
+            "time per output token: one round shows no difference (1.19 times better in it); predicted 1.60 (bytes)",
+        ),
     ],
 )
-def test_a_gain_whose_range_contains_1_is_no_claim(monkeypatch, low, high, said):
+def test_a_gain_whose_range_contains_1_is_no_claim(monkeypatch, low, high, rounds, said):
     lines = []
     monkeypatch.setattr(flab.cli.report, "reply", lines.append)
-    gain = {"value": 1.19, "low": low, "high": high, "predicted": 1.6, "of_predicted": 0.74, "prediction": "bytes"}
+    gain = {"value": 1.19, "low": low, "high": high, "rounds": rounds}
+    gain |= {"predicted": 1.6, "of_predicted": 0.74, "prediction": "bytes"}
     flab.cli.report.show_gains({"time_per_output_token": gain})
     assert lines == [f"{said}; measured over predicted 0.74"]
 
 
-@pytest.mark.parametrize(("values", "shown"), [((1.0, 1.2), "0.550"), ((1.0, 2.1), "0.775 *")])
+@pytest.mark.parametrize(("values", "shown"), [((1.0, 1.2), "0.550"), ((1.0, 2.1), "0.775 *"), ((1.0,), "0.500 *")])
 def test_a_ratio_whose_ranges_overlap_is_marked(values, shown):
     assert _ratio(measured([2.0, 2.0, 2.5], "s", "x").to_json(), measured(values, "s", "x").to_json()) == shown

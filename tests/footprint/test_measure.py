@@ -11,7 +11,7 @@ import pytest
 from flab.errors import CheckpointError, DataError, FlabError, OptionError
 from flab.footprint import measure as module
 from flab.footprint import power
-from flab.footprint.figures import Figure, Throughput, Timing, Window, measured, ratio_of, unknown
+from flab.footprint.figures import Figure, Ratio, Throughput, Timing, Window, measured, ratio_of, unknown
 from flab.footprint.measure import measure, time_batches, time_rounds
 from flab.footprint.payback import Solving, payback, solving
 from flab.footprint.rows import energy_figures, gains
@@ -196,6 +196,7 @@ def test_a_gain_is_the_ratio_of_medians_with_the_widest_ends():
     assert found["time_per_output_token"]["predicted"] == 3.0
     assert found["throughput"]["value"] == 2.0
     assert found["throughput"]["predicted"] == 3.0
+    assert [gain["rounds"] for gain in found.values()] == [3, 3]
 
 
 def window(joules, tokens=2000, method="measured: NVML"):
@@ -287,12 +288,35 @@ def test_payback_is_left_blank_if_the_ranges_of_both_models_overlap():
         ([1.0, 1.0, 1.25], [2.0, 2.0, 4.0], (0.25, 0.5, 0.625), False),
         ([1.0, 2.0, 3.0], [2.0, 2.5, 4.0], (0.25, 0.8, 1.5), True),
         ([2.0, 2.0], [2.0, 2.0], (1.0, 1.0, 1.0), False),
+        ([1.0], [2.0], (0.5, 0.5, 0.5), True),  # one round has no range, so it shows no difference
+        ([1.0, 1.0], [2.0], (0.5, 0.5, 0.5), True),
     ],
 )
 def test_a_ratio_has_the_widest_range_and_is_open_if_it_contains_1(one, other, ends, is_open):
     found = ratio_of(*(measured(values, "s", "x").to_json() for values in (one, other)))
     assert (found.low, found.value, found.high) == ends
     assert found.is_open is is_open
+
+
+def test_sizes_need_no_rounds_to_differ():
+    found = ratio_of(*(Figure(size, "B", "formula: x").to_json() for size in (500, 1000)))
+    assert (found.value, found.rounds, found.is_open) == (0.5, None, False)
+
+
+def test_a_gain_says_how_many_rounds_it_rests_on():
+    assert Ratio.of_gain({"value": 2.0, "low": 1.8, "high": 2.2, "rounds": 5}) == Ratio(2.0, 1.8, 2.2, 5)
+    # Files of earlier versions do not say it; one round alone has a range of no width.
+    assert not Ratio.of_gain({"value": 2.0, "low": 1.8, "high": 2.2}).is_open
+    assert Ratio.of_gain({"value": 2.0, "low": 2.0, "high": 2.0}).is_single
+
+
+def test_one_round_does_not_pay_back():
+    once = {name: measured([speed], "tokens/s", "x").to_json() for name, speed in (("old", 10.0), ("new", 20.0))}
+    energy = unknown("J", "no power sensor").to_json()
+    models = [{"figures": {"throughput": speed, "energy_per_1000_tokens": energy}} for speed in once.values()]
+    found = payback({"prune": stage(60)}, {"models": models}, None)
+    assert found["seconds"]["tokens"]["value"] is None
+    assert found["seconds"]["tokens"]["reason"] == "one round shows no saving"
 
 
 def test_a_ratio_needs_both_figures():

@@ -158,7 +158,10 @@ def show_measure(report: Mapping[str, Any]) -> None:
     show(table)
     show_throughput(models)
     if len(models) == 2:
-        reply("*: the ranges of both models overlap, so no difference was shown")
+        single = report["settings"]["rounds"] == 1
+        reply(
+            f"*: {'one round has no range' if single else 'the ranges of both models overlap'}, so no difference was shown"
+        )
     show_gains(report["gains"])
     _show_methods(models, names)
     if report["grid"] is not None:
@@ -173,9 +176,11 @@ def show_measure(report: Mapping[str, Any]) -> None:
 def show_gains(gains: Mapping[str, Any]) -> None:
     """Print how many times better each figure is and what was predicted, or that no difference was shown."""
     for name, gain in gains.items():
-        found = Ratio(gain["value"], gain["low"], gain["high"])
+        found = Ratio.of_gain(gain)
         spread = f"{found.low:.2f}-{found.high:.2f}"
         said = f"no difference was shown ({spread} times better)"
+        if found.is_single:
+            said = f"one round shows no difference ({found.value:.2f} times better in it)"
         reply(
             f"{name.replace('_', ' ')}: {said if found.is_open else f'{found.value:.2f} times better ({spread})'}; "
             f"predicted {gain['predicted']:.2f} ({gain['prediction']}); measured over predicted {gain['of_predicted']:.2f}"

@@ -50,17 +50,30 @@ class Figure:
 class Ratio:
     """A figure of one model divided by another model's, with the widest range that the spreads of both allow.
 
-    Figures without a spread, such as sizes, give a range of no width.
+    Figures without a spread, such as sizes, give a range of no width. ``rounds`` is the smaller number of measurements behind
+    the two figures, or None if neither was measured in rounds.
     """
 
     value: float
     low: float
     high: float
+    rounds: int | None = None
+
+    @classmethod
+    def of_gain(cls, gain: Mapping[str, Any]) -> Ratio:
+        """Read one of the ``gains`` in measure.json. Files from before gains had ``rounds`` show a single one by its range."""
+        low, high = (gain["value"] if gain.get(end) is None else gain[end] for end in ("low", "high"))
+        return cls(gain["value"], low, high, gain.get("rounds", 1 if low == high else None))
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there was only one round, which has no range and therefore shows no difference."""
+        return self.rounds == 1
 
     @property
     def is_open(self) -> bool:
-        """Whether the range contains 1, so that the measurements show no difference between the models."""
-        return self.low < self.high and self.low <= 1 <= self.high
+        """Whether the measurements show no difference between the models: the range contains 1, or there is none."""
+        return self.is_single or (self.low < self.high and self.low <= 1 <= self.high)
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ def ratio_of(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> 
     # The smallest of one over the largest of the other, and the reverse, give the widest possible range.
     low = _end(one, "low") / _end(other, "high")
     high = _end(one, "high") / _end(other, "low") if _end(other, "low") else math.inf
-    return Ratio(one["value"] / other["value"], low, high)
+    rounds = min((each["rounds"] for each in (one, other) if each.get("rounds") is not None), default=None)
+    return Ratio(one["value"] / other["value"], low, high, rounds)
 
 
 def _end(figure: Mapping[str, Any], name: str) -> float:

@@ -62,7 +62,12 @@ def _payback(cost: Figure, old: Figure, new: Figure) -> dict[str, Any]:
     how = f"{cost.method}, over what a token saves at the best throughput"
     found = ratio_of(new.to_json(), old.to_json())
     if found is not None and found.is_open:
-        tokens = unknown("tokens", "the measured ranges of both models overlap, so no saving was shown")
+        why = (
+            "one round shows no saving"
+            if found.is_single
+            else "the measured ranges of both models overlap, so no saving was shown"
+        )
+        tokens = unknown("tokens", why)
     elif saved > 0:
         tokens = Figure(cost.value / saved, "tokens", how)
     else:

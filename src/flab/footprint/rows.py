@@ -140,6 +140,7 @@ def _gain(found: Ratio | None, predicted: float, prediction: str) -> dict[str, A
         "value": found.value,
         "low": found.low,
         "high": found.high,
+        "rounds": found.rounds,
         "unit": "x",
         "predicted": predicted,
         "of_predicted": found.value / predicted,

@@ -17,7 +17,7 @@ class Measuring:
 
     prompt_tokens: int = setting(128, "Number of tokens of every prompt.", expert=True)
     new_tokens: int = setting(64, "Number of tokens of every answer. End tokens do not stop it.", expert=True)
-    rounds: int = setting(5, "Number of timings of each model, after one for warm-up.")
+    rounds: int = setting(5, "Number of timings of each model, after one for warm-up. One alone shows no difference.")
     max_batch: int = setting(
         64,
         "Largest batch for throughput. Batches of 1, 2, 4, ... are tried until throughput stops growing.",

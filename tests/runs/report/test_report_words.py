@@ -100,6 +100,42 @@ def test_other_costs_whose_range_leaves_1_out_are_claimed(changed):
     assert "Time to the first token: worse, 3.00 times the original's." in verdict["remarks"]
 
 
+def test_one_round_is_no_claim(changed):
+    def once(value):
+        value["gains"]["time_per_output_token"] |= {"value": 1.6, "low": 1.6, "high": 1.6, "rounds": 1}
+        for model, size in zip(value["models"], (1.0, 0.5), strict=True):
+            model["figures"]["energy_per_1000_tokens"] = made_run.figure(8.0 * size, "J", rounds=1)
+
+    run = changed("measure.json", once)
+    verdict = gather(run)["verdict"]
+    assert verdict["headline"].endswith(", no difference in speed shown.")
+    assert "one round shows no difference in speed per token (1.60 times the original's)" in verdict["sentence"]
+    assert "No speed-up was shown; 2.50 × was predicted." in verdict["remarks"]
+    tiles = {tile["label"]: tile for tile in verdict["tiles"]}
+    for label, note in (
+        ("Speed per token", "one round shows no difference: 1.60 times the original's, 2.50 predicted"),
+        ("Energy, 1,000 tokens", "one round shows no difference: 0.50 times the original's"),
+    ):
+        assert (tiles[label]["value"], tiles[label]["note"], tiles[label]["state"]) == ("unclear", note, "plain")
+    make_report(run)
+    page = (run / "report.md").read_text()
+    assert "| 1.60 × | one round |" in page
+    assert "| 0.50 (one round) |" in page
+
+
+@pytest.mark.parametrize(
+    ("pair", "state"),
+    [
+        ((1.005, 0.99, 1.026, 1, 2, 0.75), "plain"),  # the interval contains the original's value
+        ((0.7, 0.6, 0.8, 8, 0, 0.008), "worse"),
+        ((1.3, 1.1, 1.5, 0, 8, 0.008), "kept"),
+    ],
+)
+def test_only_a_significant_score_has_a_colour(run, pair, state):
+    made_run.write(run / "compare-recovered.json", made_run.compared(*pair))
+    assert score_tile(gather(run)["verdict"])["state"] == state
+
+
 def test_several_samples_are_called_answers(changed):
     def sampled(value):
         value["tasks"][0]["summary"].update(num_samples=5, total=20, passed=9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flab.footprint.figures import ratio_of
+from flab.footprint.figures import Ratio, ratio_of
 from flab.runs.report.blocks import Block, Chart, Charts, Gap, Table
 from flab.runs.report.inputs import MEASURE, ORIGINAL, AbsentError, Inputs
 from flab.runs.report.words import NONE, figures, has_value, method, quantity, span
@@ -134,11 +134,15 @@ def _gains(gains: Json) -> list[Block]:
     rows = []
     for name, one in gains.items():
         spread = f"{one['low']:.2f} to {one['high']:.2f}" if one.get("low") is not None else NONE
+        spread = "one round" if one.get("value") is not None and Ratio.of_gain(one).is_single else spread
         part = NONE if one.get("of_predicted") is None else f"{one['of_predicted']:.2f}"
         rows.append([LABELS.get(name, name), quantity(one.get("value"), one.get("unit") or "x"), spread,
                      quantity(one.get("predicted"), "x"), part, one.get("prediction") or NONE])  # fmt: skip
     columns = ["times better", "measured", "spread", "predicted", "measured / predicted", "prediction from"]
-    note = "measure.json: the smaller model is better if the gain is above 1. A spread that contains 1 shows no difference."
+    note = (
+        "measure.json: the smaller model is better if the gain is above 1. A spread that contains 1 shows no difference. One "
+        "round shows none either."
+    )
     return [Table("Gains, measured and predicted", columns, rows, note, words=(0, 5))] if rows else []
 
 
@@ -160,7 +164,7 @@ def _figures(found: Json) -> Table:
     columns = ["", *(model["name"] for model in models), "ratio", "method"]
     note = (
         "measure.json: medians of the rounds, with the lowest and the highest in brackets. The ratio is smaller over "
-        "original. A ratio whose range contains 1 shows no difference."
+        "original. A ratio whose range contains 1 shows no difference. One round shows none either."
     )
     note += "".join(f" Not measured ({reason}): {', '.join(names)}." for reason, names in without.items())
     return Table("Every figure", columns, rows, note, words=(0, len(columns) - 1))
@@ -171,6 +175,8 @@ def _ratio(values: list[Json | None]) -> str:
     found = ratio_of(values[-1], values[0]) if len(values) > 1 else None
     if found is None:
         return NONE
+    if found.is_single:
+        return f"{found.value:.2f} (one round)"
     return f"{found.value:.2f}" + (f" ({span(found)})" if found.low < found.high else "")
 
 

@@ -111,7 +111,9 @@ def _cost(report: Json) -> str:
     """Return the speed per token and the memory, if they were measured."""
     said = []
     found = _gain(report)
-    if found is not None and found.is_open:
+    if found is not None and found.is_single:
+        said.append(f"one round shows no difference in speed per token ({found.value:.2f} times the original's)")
+    elif found is not None and found.is_open:
         said.append(f"no difference in speed per token was shown ({span(found)} times the original's)")
     elif found is not None:
         spread = f" ({span(found)})" if found.low < found.high else ""
@@ -131,8 +133,7 @@ def _gain(report: Json) -> Ratio | None:
     gain = _speed(report)
     if gain.get("value") is None:
         return None
-    ends = [gain["value"] if gain.get(end) is None else gain[end] for end in ("low", "high")]
-    return Ratio(gain["value"], *ends)
+    return Ratio.of_gain(gain)
 
 
 def _speed(report: Json) -> Json:
@@ -251,8 +252,13 @@ def _speed_tile(report: Json) -> Tile:
 
 
 def _open(found: Ratio, more: str = "") -> tuple[str, str, str]:
-    """Return the value, the note and the state of a tile whose range contains 1. It claims neither a gain nor a loss."""
-    return "unclear", f"no difference shown: {span(found)} times the original's{more}", "plain"
+    """Return the value, the note and the state of a tile that claims neither a gain nor a loss."""
+    why = (
+        f"one round shows no difference: {found.value:.2f}"
+        if found.is_single
+        else f"no difference shown: {span(found)}"
+    )
+    return "unclear", f"{why} times the original's{more}", "plain"
 
 
 def _score_tile(report: Json) -> Tile:
@@ -264,7 +270,8 @@ def _score_tile(report: Json) -> Tile:
         note = NOT_PAIRED if original["passed"] else f"{OF_NONE}, {task['name']}"
         return Tile("Score kept", "–", note, "missing")
     kept = paired["retention"]
-    state = "worse" if judged(paired) == "worse" else "kept"
+    # Only a significant difference has a colour.
+    state = {"worse": "worse", "better": "kept"}.get(judged(paired) or "", "plain")
     note = f"95 %: {percent(kept['low'])} to {percent(kept['high'])}, {task['name']}"
     return Tile("Score kept", percent(kept["ratio"]), note, state)
 
