@@ -78,3 +78,13 @@ def test_what_is_on_can_be_turned_off(flab, tmp_path):
     code, _, err = flab("prune", tmp_path, "-o", tmp_path / "x", "--no-output-projection", "--refit", "reconstruction")
     assert code == 2
     assert "reconstruction moves the attention too" in err
+
+
+def test_the_help_of_tokens_says_how_many_are_fitted():
+    from flab.pruning.calibration import COMPARE_EVERY, Window, calibration_set
+
+    windows = [Window([1] * 16, 16, number) for number in range(100)]
+    made = calibration_set(windows)
+    assert (made.num_compare_tokens, made.num_fit_tokens) == (320, 1280)
+    assert COMPARE_EVERY == 5
+    assert "A fifth of them only compares, and the rest is fitted." in settings_of(Recipe)["tokens"].metadata[HELP]

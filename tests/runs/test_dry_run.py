@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flab import assets
+from flab.cli.info import show_estimate
 from flab.evaluation.prompts import Settings
 from flab.models import memory
 from flab.models.checkpoint import held_in_memory, load, one_layer_at_a_time
@@ -153,6 +154,28 @@ def test_a_dry_run_of_planning_names_its_stages_and_writes_nothing(
     assert all(stage["seconds"] > 0 and stage["memory_bytes"] > 0 for stage in report["stages"])
     assert report["assumed"]["refit"] == "newton"
     assert list(tmp_path.iterdir()) == []
+
+
+def told(capsys, assumed: dict, *stages: str) -> str:
+    """What the command prints below the table of an estimate."""
+    rows = [{"name": name, "seconds": 1.0, "memory_bytes": 1, "disk_bytes": 0, "at_most": False} for name in stages]
+    show_estimate({"stages": rows, "seconds": 1.0, "memory_bytes": 1, "disk_bytes": 0, "assumed": assumed}, json_=False)
+    return capsys.readouterr().out.partition("in total")[2]
+
+
+def test_an_estimate_explains_its_stages_and_says_when_no_split_is_built(capsys):
+    assumed = {"tokens": 65_536, "split": [17_920, 30, 1312], "refit": "descent", "candidates": 0}
+    said = told(capsys, assumed, "vocabulary", "search", "winner")
+    assert "winner builds the chosen split on all calibration tokens" in said
+    assert "finalists" not in said
+    assert (
+        "assumed: 65,536 calibration tokens; the winner has 17,920 tokens, 30 layers and an FFN width of 1,312; "
+        "refit descent; the search builds no split, because only the winner is left." in said
+    )
+    assert "the search builds 4 splits" in told(capsys, assumed | {"candidates": 4}, "prune: finalists")
+    assert "builds" not in told(capsys, {"rows": 90, "method": "full"}, "training")
+    assert "assumed: 90 rows; full training." in told(capsys, {"rows": 90, "method": "full"}, "training")
+    assert "assumed: 3 answers." in told(capsys, {"answers": 3}, "answers")
 
 
 def test_a_dry_run_finds_what_the_run_would_refuse(flab, pico_folder, calibration_file, tmp_path):

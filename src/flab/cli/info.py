@@ -116,6 +116,25 @@ def show_budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     show(table)
 
 
+# What each stage of planning does, in the words of docs/method.md, section 5.
+EXPLAINED = {
+    "vocabulary": "chooses the tokens that stay",
+    "search": "builds splits of the budget (layers x FFN width) and compares their KL",
+    "finalists": "builds the best splits again on more text, and tests decide",
+    "winner": "builds the chosen split on all calibration tokens",
+}
+ASSUMED = {
+    "tokens": "{:,} calibration tokens",
+    "split": "the winner has {:,} tokens, {:,} layers and an FFN width of {:,}",
+    "refit": "refit {}",
+    "candidates": "the search builds {:,} splits",
+    "answers": "{:,} answers",
+    "rows": "{:,} rows",
+    "method": "{} training",
+}
+NO_RIVAL = "the search builds no split, because only the winner is left"
+
+
 def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
     """Print the stages, the sum and the assumptions, or one JSON object if asked for."""
     if json_:
@@ -131,15 +150,14 @@ def show_estimate(report: Mapping[str, Any], json_: bool) -> None:
         f"in total {duration(report['seconds'])}, {report['memory_bytes'] / 1e9:.2f} GB at the peak, "
         f"{report['disk_bytes'] / 1e6:,.1f} MB on disk"
     )
-    assumed = "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in report["assumed"].items())
+    named = {stage["name"].rpartition(": ")[2] for stage in report["stages"]}
+    if explained := [f"{name} {does}" for name, does in EXPLAINED.items() if name in named]:
+        reply(f"{'; '.join(explained)}.")
+    assumed = "; ".join(_assumed(name, value) for name, value in report["assumed"].items())
     reply(f"assumed: {assumed}. The rates were just measured on this machine; other work on it changes them.")
 
 
-def _text(value: Any) -> str:
-    return (
-        " x ".join(f"{n:,}" for n in value)
-        if isinstance(value, list)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else value
-    )
+def _assumed(name: str, value: Any) -> str:
+    if name == "candidates" and not value:
+        return NO_RIVAL
+    return ASSUMED[name].format(*(value if isinstance(value, list) else [value]))

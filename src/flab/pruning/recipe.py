@@ -82,14 +82,14 @@ class Recipe:
     min_count: int = setting(1, "Keep tokens that occur at least this often in the text.", expert=True)
     tokens: int | None = setting(
         None,
-        f"Number of calibration tokens to fit on. Default: {TOKENS:,}, or {TOKENS_PER_NEURON} per neuron of a layer if "
-        "that is more.",
+        "Number of calibration tokens. A fifth of them only compares, and the rest is fitted. Default: "
+        f"{TOKENS:,}, or {TOKENS_PER_NEURON} per neuron of a layer if that is more.",
     )
     search_tokens: int = setting(
         16_384, "Number of calibration tokens on which the search measures candidates.", expert=True
     )
     finalist_tokens: int = setting(
-        32_768, "Number of calibration tokens on which the finalists are fitted.", expert=True
+        32_768, "Number of calibration tokens on which the finalists are built.", expert=True
     )
     max_length: int = setting(512, "Maximum number of tokens of one calibration sequence.", expert=True)
     finalists: int = setting(3, "Number of candidates to build again and compare by their tests.", expert=True)
