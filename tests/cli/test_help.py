@@ -88,3 +88,12 @@ def test_the_help_of_tokens_says_how_many_are_fitted():
     assert (made.num_compare_tokens, made.num_fit_tokens) == (320, 1280)
     assert COMPARE_EVERY == 5
     assert "A fifth of them only compares, and the rest is fitted." in settings_of(Recipe)["tokens"].metadata[HELP]
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps"), [("prune", True), ("recover", True), ("plan", False), ("apply", False), ("eval", False)]
+)
+def test_overwrite_says_where_the_same_output_is_kept(name, keeps):
+    option = next(one for one in COMMANDS[name].params if one.name == "overwrite")
+    assert option.help.startswith("Replace the output if it exists.")
+    assert ("An output of this very command that passes its check is kept" in option.help) == keeps

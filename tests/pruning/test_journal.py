@@ -195,8 +195,8 @@ def test_a_kill_between_saving_and_clearing_is_finished_by_the_same_command_alon
         prune(trained_folder, out, recipe(remove=0.35))
 
 
-def test_a_folder_that_this_very_command_has_written_is_kept(trained_folder, recipe, tmp_path, monkeypatch):
-    """A run may be killed after its pruned model is whole and before that is on record."""
+def test_a_folder_that_this_very_command_has_written_is_kept(trained_folder, recipe, tmp_path, monkeypatch, capsys):
+    """A run may be killed after its pruned model is whole and before that is on record. The remark says what to do."""
     out, again = tmp_path / "out", Options(overwrite=True)
     first = prune(trained_folder, out, recipe(remove=0.35))
     left = tmp_path / ".out.flab-0123abcd.tmp"
@@ -210,6 +210,7 @@ def test_a_folder_that_this_very_command_has_written_is_kept(trained_folder, rec
     second = prune(trained_folder, out, recipe(remove=0.35), again)
     assert second | {"seconds": 0} == first | {"seconds": 0}
     assert out.stat().st_ino == written
+    assert "so it is kept; remove it to plan again" in capsys.readouterr().err
     assert not left.exists()
     with pytest.raises(Stop):
         prune(trained_folder, out, recipe(remove=0.2), again)

@@ -21,6 +21,11 @@ from flab.files import as_path
 from flab.models.options import EXPERT, HELP, meant, settings_of
 
 ADVANCED = "Advanced options"
+# Of the commands that work long and would only write the same again.
+KEEPS = {
+    "overwrite": "Replace the output if it exists. An output of this very command that passes its check is kept; remove it "
+    "to make it again."
+}
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model, or its hub id.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the output.")]
@@ -51,11 +56,14 @@ def show_shard(report: Mapping[str, Any]) -> None:
     reply(f"its answers are in {report['file']}")
 
 
-def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    without: Sequence[str] = (), helps: Mapping[str, str] | None = None, **kinds: type
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of settings classes, one keyword per class. It receives them filled.
 
-    Fields in ``without`` get no option and keep their defaults.
+    Fields in ``without`` get no option and keep their defaults. ``helps`` holds other help texts than the fields' own.
     """
+    own_helps = helps or {}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         declared = inspect.signature(command, eval_str=True).parameters
@@ -68,7 +76,7 @@ def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[...,
             filled = {key: _filled(kind, names[kind], given) for key, kind in kinds.items()}
             command(**filled, **given)
 
-        built = [_parameter(kind, name) for kind in kinds.values() for name in names[kind]]
+        built = [_parameter(kind, name, own_helps.get(name)) for kind in kinds.values() for name in names[kind]]
         parameters = [*own, *built] if not own or own[-1].name != "json_" else [*own[:-1], *built, own[-1]]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -79,12 +87,12 @@ def takes(without: Sequence[str] = (), **kinds: type) -> Callable[[Callable[...,
     return decorate
 
 
-def _parameter(kind: type, name: str) -> inspect.Parameter:
+def _parameter(kind: type, name: str, help: str | None = None) -> inspect.Parameter:
     """Return the option of one field, as typer reads it from a signature. A flag that is on can only be turned off."""
     declared = settings_of(kind)[name]
     hint = get_type_hints(kind)[name]
     default = None if hint in READERS and not declared.default else declared.default
-    text = declared.metadata[HELP]
+    text = help or declared.metadata[HELP]
     if default is True:
         name = f"no_{name}"
         text = f"Do not {text[0].lower()}{text[1:]}"

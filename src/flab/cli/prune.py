@@ -11,7 +11,7 @@ import typer
 
 from flab.cli.early import check_model, check_planning, check_source
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import Json, Model, Output, emit, takes
+from flab.cli.options import KEEPS, Json, Model, Output, emit, takes
 from flab.errors import FlabError
 from flab.files import as_path, check_file, check_folder
 from flab.models.options import Options
@@ -108,7 +108,7 @@ def apply(
     )
 
 
-@takes(recipe=Recipe, options=Options)
+@takes(recipe=Recipe, options=Options, helps=KEEPS)
 def prune(
     model: Model, recipe: Any, options: Any, output: Output, dry_run: DryRun = False, json_: Json = False
 ) -> None:

@@ -11,7 +11,7 @@ import typer
 from flab import assets
 from flab.cli.early import check_model, check_recovery, check_run
 from flab.cli.info import DryRun, show_estimate
-from flab.cli.options import Json, Output, ShardOf, emit, show_shard, takes
+from flab.cli.options import KEEPS, Json, Output, ShardOf, emit, show_shard, takes
 from flab.cli.prune import exit_unless, show_check
 from flab.cli.report import show_gains
 from flab.errors import FlabError, OptionError
@@ -78,7 +78,7 @@ def data(
         show_data(report)
 
 
-@takes(training=Training, options=Options, without=("unsandboxed", "in_memory"))
+@takes(training=Training, options=Options, without=("unsandboxed", "in_memory"), helps=KEEPS)
 def recover(
     folder: Annotated[str, typer.Argument(metavar="SMALLER", help="A folder that flab prune or apply wrote.")],
     output: Output,

@@ -280,7 +280,7 @@ def _finished(model: PathLike, folder: Path, recipe: Recipe, options: Options) -
     if not verdict["ok"]:
         return None
     sweep(folder)
-    say(f"{folder} is the outcome of this very command and passes its check: nothing is planned")
+    say(f"{folder} is the outcome of this very command and passes its check, so it is kept; remove it to plan again")
     return decided, verdict
 
 

@@ -187,7 +187,7 @@ def _checked_report(bench: Bench, out: Path, original: Path, options: Options) -
         return None
     sweep(bench.work)
     sweep(out)
-    say(f"{out} was written by this same training and passes its check, so nothing is trained")
+    say(f"{out} was written by this same training and passes its check, so it is kept; remove it to train again")
     return {"output": str(out), **report, "check": verdict}
 
 
