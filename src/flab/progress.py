@@ -110,7 +110,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
 
 
 @dataclass
-class Clock:
+class StageTimes:
     """Seconds spent in each named stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)

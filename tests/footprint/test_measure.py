@@ -11,7 +11,7 @@ import pytest
 from flab.errors import CheckpointError, DataError, FlabError, OptionError
 from flab.footprint import measure as module
 from flab.footprint import power
-from flab.footprint.figures import Figure, Ratio, Throughput, Timing, Window, measured, ratio_of, unknown
+from flab.footprint.figures import Figure, MeteredAnswers, Ratio, Throughput, Timing, measured, ratio_of, unknown
 from flab.footprint.measure import measure, time_batches, time_rounds
 from flab.footprint.payback import Solving, payback, solving
 from flab.footprint.rows import energy_figures, gains
@@ -200,7 +200,7 @@ def test_a_gain_is_the_ratio_of_medians_with_the_widest_ends():
 
 
 def window(joules, tokens=2000, method="measured: NVML"):
-    return Window(Figure(joules, "J", method), tokens)
+    return MeteredAnswers(Figure(joules, "J", method), tokens)
 
 
 def test_energy_per_token_per_problem_and_co2():
@@ -226,7 +226,7 @@ def test_an_estimate_stays_an_estimate():
 
 
 def test_no_energy_no_co2():
-    found = energy_figures([Window(unknown("J", "no power sensor"), 4)], 1, None, {"grams_per_kwh": 1})
+    found = energy_figures([MeteredAnswers(unknown("J", "no power sensor"), 4)], 1, None, {"grams_per_kwh": 1})
     assert set(found) == {"energy_per_1000_tokens", "energy_per_solved_problem"}
     assert all(figure.value is None and figure.reason == "no power sensor" for figure in found.values())
 

@@ -44,23 +44,23 @@ CHUNK = 256  # positions whose logits exist at once
 
 
 @dataclass(frozen=True)
-class Window:
+class ScoredWindow:
     """Consecutive tokens of one text; only predictions of ``ids[first:]`` count (``first`` >= 1)."""
 
     ids: list[int]
     first: int
 
 
-def split_windows(ids: list[int], window: int) -> list[Window]:
+def split_windows(ids: list[int], window: int) -> list[ScoredWindow]:
     """Cut one text into windows that overlap by half; each token but the first counts exactly once."""
     # Half a window overlaps, so every counted token but those of the first window has at least that much before
     # it.
     stride = window // 2
-    windows = [Window(ids[:window], 1)] if len(ids) > 1 else []
+    windows = [ScoredWindow(ids[:window], 1)] if len(ids) > 1 else []
     for counted in range(window, len(ids), stride):
         end = min(counted + stride, len(ids))
         start = end - window
-        windows.append(Window(ids[start:end], counted - start))
+        windows.append(ScoredWindow(ids[start:end], counted - start))
     return windows
 
 
@@ -88,7 +88,7 @@ def bits_per_byte(
     return nats / math.log(2) / num_bytes
 
 
-def _batch_nats(model: Any, batch: list[Window]) -> float:
+def _batch_nats(model: Any, batch: list[ScoredWindow]) -> float:
     """Sum -ln p over the counted tokens of one right-padded batch, with logits in chunks."""
     import torch
 

@@ -87,7 +87,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Window:
+class MeteredAnswers:
     """Answers that were metered together: their cost in joules, and the number of generated tokens."""
 
     energy: Figure

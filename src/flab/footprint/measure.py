@@ -19,7 +19,7 @@ from typing import Any
 from flab.data.samples import files_under
 from flab.errors import OptionError
 from flab.files import PathLike
-from flab.footprint.figures import Throughput, Timing, Window, measured, unknown
+from flab.footprint.figures import MeteredAnswers, Throughput, Timing, measured, unknown
 from flab.footprint.payback import solving
 from flab.footprint.rows import best, gains, row_of
 from flab.footprint.settings import Measuring, carbon_intensity, check_context
@@ -144,11 +144,11 @@ def _is_saturated(rows: Sequence[Throughput]) -> bool:
 
 def meter(
     subjects: Sequence[Subject], settings: Measuring, batches: Sequence[Sequence[Throughput]]
-) -> list[list[Window]]:
+) -> list[list[MeteredAnswers]]:
     """Return windows of metered answers at each model's best batch size, in turn. Without a meter they hold the reason."""
-    found: list[list[Window]] = [[] for _ in subjects]
+    found: list[list[MeteredAnswers]] = [[] for _ in subjects]
     if why := subjects[0].facts["no_meter"]:
-        return [[Window(unknown("J", why), 0)] for _ in subjects]
+        return [[MeteredAnswers(unknown("J", why), 0)] for _ in subjects]
     for _ in track(range(settings.rounds), "Metering energy"):
         for rows, subject, sizes in zip(found, subjects, batches, strict=True):
             rows.append(subject.energy(best(sizes).batch, settings.window_seconds))

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flab.footprint.figures import Figure, Ratio, Throughput, Timing, Window, measured, ratio_of, unknown
+from flab.footprint.figures import Figure, MeteredAnswers, Ratio, Throughput, Timing, measured, ratio_of, unknown
 from flab.footprint.payback import Solving
 from flab.footprint.subject import Subject
 
@@ -26,7 +26,7 @@ def row_of(
     subject: Subject,
     speeds: Sequence[Timing],
     batches: Sequence[Throughput],
-    energies: Sequence[Window],
+    energies: Sequence[MeteredAnswers],
     solved: Solving | None,
     grid: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def memory_figures(facts: Mapping[str, Any], speeds: Sequence[Timing], top: Thro
 
 
 def energy_figures(
-    windows: Sequence[Window], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
+    windows: Sequence[MeteredAnswers], batch: int, solved: Solving | None, grid: Mapping[str, Any] | None
 ) -> dict[str, Figure]:
     """Return joules and CO2 of 1,000 generated tokens and of each solved problem. CO2 needs joules and a grid."""
     reason = next((one.energy.reason for one in windows if one.energy.value is None), None)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from flab import errors
 from flab.errors import FlabError
-from flab.footprint.figures import Figure, Timing, Window
+from flab.footprint.figures import Figure, MeteredAnswers, Timing
 from flab.footprint.settings import Measuring
 from flab.models.options import Options
 
@@ -98,7 +98,7 @@ class Subject:
         """Time one answer, or ``batch`` of them at once."""
         return Timing(**self._ask(**{"do": "time", "with": {"batch": batch}}))
 
-    def energy(self, batch: int, seconds: float) -> Window:
+    def energy(self, batch: int, seconds: float) -> MeteredAnswers:
         """Meter answers for at least ``seconds`` seconds."""
         said = self._ask(**{"do": "energy", "with": {"batch": batch, "seconds": seconds}})
-        return Window(Figure(**said["energy"]), said["tokens"])
+        return MeteredAnswers(Figure(**said["energy"]), said["tokens"])

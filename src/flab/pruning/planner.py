@@ -21,7 +21,7 @@ from flab.models.options import Options
 from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder, ModelSource
-from flab.progress import Clock, say
+from flab.progress import StageTimes, say
 from flab.pruning.advice import deep_cut_hint, few_texts, ridges_at_the_end
 from flab.pruning.budget import Pins, Split, feasible_splits
 from flab.pruning.calibration import (
@@ -104,10 +104,10 @@ class Planner:
             The plan; the model as ``apply`` would cut it, without its layers if only one layer is in memory at a time; and its
             ``tokenizer.json`` (None if unchanged).
         """
-        clock = Clock()
+        times = StageTimes()
         bench, checkpoint = self.open_bench(remove)
         search = bench.search
-        clock.lap("vocabulary")
+        times.lap("vocabulary")
         candidates = search_splits(search, bench.splits)
         # The search's model, its streams and its small batches are freed before the winner is built from a
         # fresh copy, so two models are never in memory at once.
@@ -115,23 +115,23 @@ class Planner:
         if not self.many:
             bench.material.free_streams()
         free(checkpoint)
-        clock.lap("search")
+        times.lap("search")
         # A sweep decides by KL and runs the tests on its winners only. Judging finalists for each budget would take
         # longer than everything else.
         finalists = 1 if self.many else bench.recipe.finalists
         if self.many or min(len(candidates), finalists) > 1:
             bench.find_tests()
         winner = decide(candidates, finalists, bench.judge)
-        clock.lap("finalists")
+        times.lap("finalists")
         # The winner is fitted on all tokens. Candidates and finalists saw fewer.
         built = bench.build(winner, bench.material.data, streams=bench.material.streams)
         self.layers = bench.layers
         search.warnings += deep_cut_hint(bench.recipe, winner) + ridges_at_the_end(bench.decisions)
-        clock.lap("winner")
+        times.lap("winner")
         if self.many:
             bench.try_tests(winner, built)
-            clock.lap("tests")
-        return bench.record(candidates, winner, clock), built, bench.material.tokenizer_json
+            times.lap("tests")
+        return bench.record(candidates, winner, times), built, bench.material.tokenizer_json
 
     def open_bench(self, remove: float | None = None) -> tuple[Bench, Checkpoint]:
         """Choose the vocabulary of a budget and cut it in memory. Returns the bench for the search, and the model."""
@@ -301,7 +301,7 @@ class Bench:
             candidate.task_total = len(result.rows)
             candidate.task_success = candidate.task_passed / candidate.task_total
 
-    def record(self, candidates: list[Candidate], winner: Candidate, clock: Clock) -> Plan:
+    def record(self, candidates: list[Candidate], winner: Candidate, times: StageTimes) -> Plan:
         """Return the decisions as a plan."""
         shape = self.shape
         split = winner.split
@@ -341,7 +341,7 @@ class Bench:
             candidates=[c.to_json() for c in candidates],
             layer_path=self.search.layer_path,
             warnings=self.search.warnings,
-            seconds=clock.seconds,
+            seconds=times.seconds,
             flab_version=__version__,
         )
 

@@ -51,7 +51,7 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
             self.meter = None
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class TrainingTime(TrainerCallback):  # type: ignore[misc]
     """Counts seconds of training, including those of earlier, stopped processes (``spent``).
 
     At the limit, if there is one, it has the model measured and saved, and stops. In each checkpoint it leaves a file

@@ -25,7 +25,7 @@ from flab.models.checkpoint import Checkpoint
 from flab.models.options import Options, settled
 from flab.models.scorer import scorer_of
 from flab.progress import track
-from flab.recovery.callbacks import Clock, Progressing
+from flab.recovery.callbacks import Progressing, TrainingTime
 from flab.recovery.examples import Examples, collate
 from flab.recovery.loss import IGNORED, Objective, loss_terms
 from flab.recovery.settings import Training
@@ -149,7 +149,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         args.logging_steps = max(1, math.ceil(steps / LOGGED))
         args.eval_on_start = not resumed
         self.bar = Progressing()
-        for callback in (self.bar, Clock(spent, 60 * limit if limit is not None else None)):
+        for callback in (self.bar, TrainingTime(spent, 60 * limit if limit is not None else None)):
             self.add_callback(callback)
 
     def remember_teacher(self, epochs: float) -> bool:
