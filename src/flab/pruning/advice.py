@@ -1,4 +1,6 @@
-"""Warnings about a plan that name what to change: too little text, ridges at an end of their grid, a deep cut."""
+"""Warnings about a plan that name what to change: too little text, ridges at an end of their grid, experts without
+enough tokens, a deep cut.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +50,16 @@ def ridges_at_the_end(decisions: Sequence[NewLayer]) -> list[str]:
         if loose := sum(ridge <= RIDGES[0] for ridge in fitted):
             found.append(f"{part}: in {loose} of {len(fitted)} layers the smallest ridge was best.")
     return found
+
+
+def experts_without_elimination(decisions: Sequence[NewLayer]) -> list[str]:
+    """Warn if activation chose the neurons of some experts, because too few tokens pass through them for elimination."""
+    if not (short := sum(one.num_short for one in decisions)):
+        return []
+    return [
+        f"{short} of {sum(len(one.neurons) for one in decisions)} experts get fewer calibration tokens than they have neurons: "
+        "activation instead of elimination chose their neurons; give more text or raise `tokens`."
+    ]
 
 
 def deep_cut_hint(recipe: Recipe, winner: Candidate) -> list[str]:

@@ -22,7 +22,7 @@ from flab.models.scorer import scorer_of
 from flab.models.shape import Shape
 from flab.models.source import ModelFolder, ModelSource
 from flab.progress import StageTimes, say
-from flab.pruning.advice import deep_cut_hint, few_texts, ridges_at_the_end
+from flab.pruning.advice import deep_cut_hint, experts_without_elimination, few_texts, ridges_at_the_end
 from flab.pruning.budget import Pins, Split, feasible_splits
 from flab.pruning.calibration import (
     CalibrationSet,
@@ -127,6 +127,7 @@ class Planner:
         built = bench.build(winner, bench.material.data, streams=bench.material.streams)
         self.layers = bench.layers
         search.warnings += deep_cut_hint(bench.recipe, winner) + ridges_at_the_end(bench.decisions)
+        search.warnings += experts_without_elimination(bench.decisions)
         times.lap("winner")
         if self.many:
             bench.try_tests(winner, built)

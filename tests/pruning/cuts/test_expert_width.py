@@ -14,13 +14,14 @@ from flab.models.checkpoint import load
 from flab.models.families import family_of, layers_of, shape_of
 from flab.models.layers import Batch
 from flab.models.mixture import mixture_of
+from flab.pruning.advice import experts_without_elimination
 from flab.pruning.budget import Pins, feasible_splits
 from flab.pruning.cuts.experts import EXPERT_NEURON_CRITERIA
 from flab.pruning.pipeline import build
 from flab.pruning.plan import Plan
 from flab.pruning.recipe import GRADIENT_CRITERIA, NEURON_CRITERION_NAMES
 from flab.pruning.refit.experts import MixtureTokens, choose_inside
-from flab.pruning.refit.new_layer import Cut, Narrowing
+from flab.pruning.refit.new_layer import Cut, Narrowing, NewLayer
 from flab.pruning.surgeon import carve
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
@@ -95,24 +96,45 @@ def test_an_expert_without_enough_tokens_keeps_its_most_active_neurons(pico_fold
     model, family = opened(pico_folder)
     mixture = mixture_of(layers_of(model, family)[1], family)
     tokens = tokens_of(mixture, 40)
-    chosen, active = (choose_inside(mixture, tokens, Narrowing(9, name)) for name in ("elimination", "activation"))
+    (chosen, short), (active, none) = (
+        choose_inside(mixture, tokens, Narrowing(9, name)) for name in ("elimination", "activation")
+    )
     assert chosen == active
+    # Activation that was asked for replaces nothing.
+    assert (short, none) == (sum(len(mixture.route(tokens.inputs).tokens_of(n)[0]) < 24 for n in range(8)), 0)
+    assert choose_inside(mixture, tokens_of(mixture, 2000), Narrowing(9))[1] == 0
     places, gate = mixture.route(tokens.inputs).tokens_of(5)
     energy = (mixture.features(5, tokens.inputs[places]) * gate).pow(2).sum(0)
     energy *= mixture.experts.down_proj[5].pow(2).sum(0)
     assert chosen[5] == sorted(energy.topk(9).indices.tolist())
     columns = mixture.experts.down_proj[5].norm(dim=0)
-    assert choose_inside(mixture, tokens_of(mixture, 0), Narrowing(9))[5] == sorted(columns.topk(9).indices.tolist())
+    assert choose_inside(mixture, tokens_of(mixture, 0), Narrowing(9))[0][5] == sorted(columns.topk(9).indices.tolist())
+
+
+def test_a_plan_warns_of_experts_without_enough_tokens_and_counts_them(pico_folder, recipe, tmp_path):
+    asked = {"remove": 0.1, "layers": 5, "refit": "none"}
+    wide = pico_folder("qwen3_moe", moe_intermediate_size=256)
+
+    def warned(name, source, **changes):
+        made = build(source, tmp_path / name, recipe(**asked, **changes))
+        return [line for line in made.warnings if "activation instead of elimination chose" in line]
+
+    # Five layers of eight experts with 256 neurons each, and at most 256 tokens for all of them.
+    assert warned("few", wide, width=128, tokens=256) == [
+        "40 of 40 experts get fewer calibration tokens than they have neurons: activation instead of elimination chose their "
+        "neurons; give more text or raise `tokens`."
+    ]
+    assert warned("asked", wide, width=128, tokens=256, neuron_criterion="activation") == []
 
 
 def test_random_neurons_differ_between_experts_and_seeds(pico_folder):
     model, family = opened(pico_folder)
     mixture = mixture_of(layers_of(model, family)[1], family)
     tokens = tokens_of(mixture, 40)
-    one, again, other = (choose_inside(mixture, tokens, Narrowing(9, "random", seed)) for seed in (1, 1, 2))
+    one, again, other = (choose_inside(mixture, tokens, Narrowing(9, "random", seed))[0] for seed in (1, 1, 2))
     assert one == again
     assert len({str(kept) for kept in one + other}) == 16
-    assert choose_inside(mixture, tokens, Narrowing(9, "first")) == [list(range(9))] * 8
+    assert choose_inside(mixture, tokens, Narrowing(9, "first"))[0] == [list(range(9))] * 8
 
 
 def test_the_criteria_are_those_of_dense_models_without_gradients():
@@ -183,3 +205,12 @@ def test_a_plan_with_damaged_widths_and_a_model_of_another_width_are_refused(pic
 def test_a_width_that_experts_cannot_have_is_refused(width, words, pico_folder, recipe, tmp_path):
     with pytest.raises(OptionError, match=words):
         build(pico_folder("mixtral"), tmp_path / "out", recipe(remove=0.1, width=width))
+
+
+def test_the_warning_counts_the_experts_of_all_layers():
+    def layer(short):
+        return NewLayer(0, [1, 2, 5], torch.zeros(1), None, 0.0, 0.0, num_short=short)
+
+    assert experts_without_elimination([layer(0), layer(0)]) == []
+    (said,) = experts_without_elimination([layer(2), layer(0), layer(1)])
+    assert said.startswith("3 of 9 experts get fewer calibration tokens than they have neurons")

@@ -75,7 +75,7 @@ def mixture_tokens(
 
 def new_mixture(
     mixture: Mixture, tokens: MixtureTokens | None, steps: Steps, narrowing: Narrowing | None, place: int
-) -> tuple[Mixture, Sequence[Sequence[int]] | None, float]:
+) -> tuple[Mixture, Sequence[Sequence[int]] | None, float, int]:
     """Narrow and refit a mixture of the kept experts.
 
     Args:
@@ -86,43 +86,52 @@ def new_mixture(
         place: of the layer among those that are kept.
 
     Returns:
-        The mixture, the neurons of each expert if they become fewer, and the median ridge.
+        The mixture, the neurons of each expert if they become fewer, the median ridge, and the number of experts with too few
+        tokens for elimination.
     """
-    inside = None
+    inside: Sequence[Sequence[int]] | None = None
+    short = 0
     if narrowing is not None:
         if narrowing.neurons is not None:
             inside = narrowing.neurons[place]
         else:
             assert tokens is not None
-            inside = choose_inside(mixture, tokens, narrowing)
+            inside, short = choose_inside(mixture, tokens, narrowing)
         mixture = mixture.narrowed(inside)
     if steps.target is None:
-        return mixture, inside, 0.0
+        return mixture, inside, 0.0, short
     assert tokens is not None
     # Only a fit to the stream moves the router. A fit to the mixture's own output solves for the projections alone.
     moved = [mixture.family.router] if steps.target == "stream" else []
     moved += [mixture.family.experts] if steps.ffn == "descent" else []
-    return mixture, inside, refit_experts(mixture, tokens, moved)
+    return mixture, inside, refit_experts(mixture, tokens, moved), short
 
 
-def choose_inside(mixture: Mixture, tokens: MixtureTokens, narrowing: Narrowing) -> list[list[int]]:
+def choose_inside(mixture: Mixture, tokens: MixtureTokens, narrowing: Narrowing) -> tuple[list[list[int]], int]:
     """Choose the neurons that each expert keeps, on the tokens that pass through it. The mixture is in float32 afterwards.
 
     Elimination cannot tell neurons apart on fewer tokens than there are neurons: activation chooses for such an expert.
+
+    Returns:
+        The neurons of each expert, and the number of experts for which activation chose instead of elimination.
     """
     mixture.ffn.float()
     routing = mixture.route(tokens.inputs)
     missing = tokens.targets - routing.output
     kept = []
+    short = 0
     for expert in range(mixture.count):
         part = _ExpertTokens.of(mixture, expert, tokens, routing, missing)
-        if narrowing.criterion == "elimination" and len(part.places) >= mixture.width:
+        criterion = narrowing.criterion
+        if criterion == "elimination" and len(part.places) >= mixture.width:
             kept.append(part.gram(mixture.experts.down_proj[expert]).eliminate(narrowing.width))
             continue
-        criterion = "activation" if narrowing.criterion == "elimination" else narrowing.criterion
+        if criterion == "elimination":
+            criterion = "activation"
+            short += 1
         search = ExpertNeurons(mixture, expert, part.features * part.root, narrowing.seed)
         kept.append(choose_neurons(EXPERT_NEURON_CRITERIA[criterion](search), narrowing.width))
-    return kept
+    return kept, short
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class NewLayer:
     descended: bool = False
     mixture: Mixture | None = None  # the experts that stay, in place of the matrices of an FFN
     inside: Sequence[Sequence[int]] | None = None  # the neurons of each expert that stays, if experts become narrower
+    num_short: int = 0  # experts with fewer tokens than neurons, for which activation chose instead of elimination
 
 
 def cut_inside(

@@ -148,8 +148,8 @@ class Walk:
             fit = self.batches[: self.num_fit]
             own = self.steps.target == "own"
             tokens = mixture_tokens(self.runner, new.index, fit, self.weights, entering, self.original, own)
-        mixture, inside, ridge = new_mixture(mixture, tokens, self.steps, self.cut.narrowing, place)
-        new = replace(new, neurons=kept, inside=inside, mixture=mixture, ridge_ffn=ridge)
+        mixture, inside, ridge, short = new_mixture(mixture, tokens, self.steps, self.cut.narrowing, place)
+        new = replace(new, neurons=kept, inside=inside, mixture=mixture, ridge_ffn=ridge, num_short=short)
         if self.steps.layer:
             new = self._reconstructed(place, new)
         if new.state is None:
