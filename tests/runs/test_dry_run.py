@@ -210,6 +210,28 @@ def test_a_dry_run_of_a_training_counts_its_rows(flab, pruned_folder, trained_fo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_training_takes_the_plan_of_a_model_that_is_not_cut_yet(
+    flab, pruned_folder, trained_folder, pico_folder, data_file, tmp_path
+):
+    given = ["--teacher", trained_folder, "--data", data_file, "--steps", 4, "--length", 64, "-o", tmp_path / "out"]
+    reports = []
+    for student in (pruned_folder, pruned_folder / "plan.json"):
+        code, text, err = flab("recover", student, *given, "--dry-run", "--json")
+        assert code == 0, err
+        reports.append(json.loads(text))
+    of_folder, of_plan = reports
+    assert of_plan["assumed"] == of_folder["assumed"]
+    for one, other in zip(of_plan["stages"], of_folder["stages"], strict=True):
+        assert [one[name] for name in ("name", "memory_bytes", "disk_bytes")] == [
+            other[name] for name in ("name", "memory_bytes", "disk_bytes")
+        ]
+    # Without --dry-run there is nothing to train yet, and the plan of another model is refused.
+    assert_refused(flab("recover", pruned_folder / "plan.json", *given), "no model folder")
+    other = ["--teacher", pico_folder("llama", num_hidden_layers=2), *given[2:], "--dry-run"]
+    assert_refused(flab("recover", pruned_folder / "plan.json", *other), "was made for a model of")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_of_a_recipe_has_every_stage(tmp_path, pico_folder, calibration_file, data_file):
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(

@@ -63,10 +63,16 @@ def check_tasks(tasks: Iterable[PathLike], limit: int | None) -> None:
             read_task(as_path(source), kind, limit)
 
 
-def check_recovery(student: PathLike, teacher: PathLike, data: Path, out: Path, overwrite: bool) -> None:
-    """Check both models, the data and the output of a training."""
+def check_recovery(
+    student: PathLike, teacher: PathLike, data: Path, out: Path, overwrite: bool, plan: bool = False
+) -> None:
+    """Check both models, the data and the output of a training. With ``plan`` the student may also be the plan of one."""
     from flab.recovery.inputs import check_inputs
 
+    if plan and as_path(student).is_file():
+        check_model(teacher)
+        check_inputs(as_path(student), as_path(teacher), data, out, overwrite)
+        return
     for model in (student, teacher):
         check_model(model)
     check_inputs(as_path(student), as_path(teacher), data, out, overwrite)

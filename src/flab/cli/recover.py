@@ -80,7 +80,12 @@ def data(
 
 @takes(training=Training, options=Options, without=("unsandboxed", "in_memory"), helps=KEEPS)
 def recover(
-    folder: Annotated[str, typer.Argument(metavar="SMALLER", help="A folder that flab prune or apply wrote.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="SMALLER", help="A folder that flab prune or apply wrote. With --dry-run also its plan."
+        ),
+    ],
     output: Output,
     teacher: Annotated[str, typer.Option(metavar="PATH", help="The original model that SMALLER was cut from.")],
     data_file: Annotated[
@@ -97,7 +102,7 @@ def recover(
     checkpoint beats the untrained model, nothing is written. If the command is
     stopped, run it again to resume.
     """
-    check_recovery(folder, teacher, as_path(data_file), as_path(output), options.overwrite)
+    check_recovery(folder, teacher, as_path(data_file), as_path(output), options.overwrite, plan=dry_run)
     if dry_run:
         from flab.runs.dry_run import estimate_recover
 

@@ -22,16 +22,19 @@ def working_folder(out: Path) -> Path:
 def check_inputs(student: Path, teacher: Path, data: Path, out: Path, overwrite: bool) -> Plan:
     """Return the plan by which the student was cut, after checking that there is data and that ``out`` can be written.
 
+    ``student`` is a folder, or for an estimate the plan itself.
+
     Raises:
         CheckpointError: the student was not written by flab.
         DataError, OptionError, PlanError
     """
     check_folder(out, overwrite or is_uncleared(out), (student, teacher, data))
     check_place(working_folder(out), (student, teacher, data))
-    if not (student / "plan.json").is_file():
+    plan = student if student.is_file() else student / "plan.json"
+    if not plan.is_file():
         raise CheckpointError(f"{student} has no plan.json: give a folder that `flab prune` or `flab apply` wrote.")
     files_under(data)
-    return Plan.read(student / "plan.json")
+    return Plan.read(plan)
 
 
 def is_uncleared(out: Path) -> bool:

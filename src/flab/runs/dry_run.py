@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from flab.data.samples import read_samples
+from flab.errors import PlanError
 from flab.evaluation.evaluate import read_tasks
 from flab.evaluation.prompts import Settings
 from flab.files import PathLike, as_path
 from flab.models.checkpoint import compute_dtype, cutting_dtype, one_layer_at_a_time
 from flab.models.options import Options, settled
 from flab.pruning.finalists import BATCH
+from flab.pruning.plan import Plan
 from flab.pruning.recipe import Recipe
 from flab.recovery.settings import Training
 from flab.runs.costs import (
@@ -32,7 +34,7 @@ from flab.runs.costs import (
     training_stages,
 )
 from flab.runs.device_speed import measure_speed
-from flab.runs.estimate import Speed, Stage, answering_work, candidates_built, seconds, times, work
+from flab.runs.estimate import Size, Speed, Stage, answering_work, candidates_built, seconds, times, work
 from flab.runs.facts import ModelFacts, model_facts
 from flab.runs.recipe_file import RecipeFile
 
@@ -82,13 +84,33 @@ def estimate_eval(
 def estimate_recover(
     folder: PathLike, teacher: PathLike, data: PathLike, training: Training, options: Options, out: PathLike
 ) -> dict[str, Any]:
-    """Estimate ``flab recover``."""
+    """Estimate ``flab recover``. The student is a ``folder``, or the plan of one that is not written yet.
+
+    Raises:
+        PlanError: the plan is malformed, or was made for a model of another size than the teacher.
+    """
     options = settled(options)
-    student, facts = model_facts(folder, options), model_facts(teacher, options)
+    facts = model_facts(teacher, options)
+    size, parameters = _student(folder, facts, options)
     samples = read_samples(as_path(data))
-    speed = _speed(facts, _training_precision(student.shape.total, training, options, facts), options, out)
-    stages = training_stages(facts, student.size, samples, training, speed)
-    return _report(stages, speed, {"rows": len(samples), "method": training.method_for(student.shape.total)})
+    speed = _speed(facts, _training_precision(parameters, training, options, facts), options, out)
+    stages = training_stages(facts, size, samples, training, speed)
+    return _report(stages, speed, {"rows": len(samples), "method": training.method_for(parameters)})
+
+
+def _student(source: PathLike, teacher: ModelFacts, options: Options) -> tuple[Size, int]:
+    """Return the sizes and the number of parameters of a student's folder, or of its plan."""
+    if not as_path(source).is_file():
+        student = model_facts(source, options)
+        return student.size, student.shape.total
+    plan = Plan.read(source)
+    if plan.parameters_before != teacher.shape.total:
+        raise PlanError(
+            f"{source} was made for a model of {plan.parameters_before:,} parameters and {teacher.path} has "
+            f"{teacher.shape.total:,}: give the model that it was made for as `teacher`."
+        )
+    after = {name: cut["after"] for name, cut in plan.sizes().items()}
+    return Size(after["vocabulary"], after["layers"], after["width"], after.get("experts", 0)), plan.parameters_after
 
 
 def _training_precision(parameters: int, training: Training, options: Options, facts: ModelFacts) -> str:
