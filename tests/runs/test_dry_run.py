@@ -11,7 +11,7 @@ import torch
 from flab import assets
 from flab.cli.info import show_estimate
 from flab.evaluation.prompts import Settings
-from flab.models import memory
+from flab.models import checkpoint, memory
 from flab.models.checkpoint import held_in_memory, load, one_layer_at_a_time
 from flab.models.options import Options
 from flab.pruning.budget import Pins
@@ -107,12 +107,16 @@ def test_info_and_the_dry_runs_of_the_same_commands_name_the_same_memory(pico_fo
 def test_what_is_asked_for_is_held_in_memory_whatever_is_free(pico_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     memory.MEMINFO.write_text("MemAvailable: 20 kB\n")
+    said: list[str] = []
+    monkeypatch.setattr(checkpoint, "say_once", said.append)
     folder = pico_folder("llama")
     for asked, held in [("auto", "layer"), ("model", "model"), ("layer", "layer")]:
         options = Options(device="cpu", in_memory=asked)
         assert held_in_memory(folder, options).in_memory == held
         assert one_layer_at_a_time(folder, options) == (held == "layer")
         assert info(folder, options)["planning"]["in_memory"] == held
+    assert len(said) == 1  # only what was not asked for
+    assert "one layer at a time is read from its files" in said[0]
 
 
 def test_info_of_no_model_is_one_line(flab, tmp_path):
