@@ -241,7 +241,7 @@ def cut(job: Job, method: str, remove: float) -> dict[str, Any]:
         recipe = METHODS[method](recipe, Plan.read(job.out / "models" / f"flab-{percent}" / "plan.json"))
     folder = job.out / "models" / f"{method}-{percent}"
     # In the recipe's precision: where it is not named, a 16-bit model is cut with its stream in float32.
-    report = prune(job.model, folder, recipe, replace(job.options, dtype=job.recipe.options.dtype))
+    report = prune(job.model, folder, recipe, replace(job.recipe.options, overwrite=True))
     failed = [one["name"] for one in report["check"]["checks"] if one["ok"] is False]
     if failed and method == "flab":  # the authors' vocabulary splits some texts otherwise, so their models do not pass
         raise CheckpointError(f"{folder} failed its check: see flab check {folder} --against {job.model}.")

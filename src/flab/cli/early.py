@@ -69,14 +69,12 @@ def check_recovery(
     """Check both models, the data and the output of a training. With ``plan`` the student may also be the plan of one."""
     from flab.recovery.inputs import check_inputs
 
-    if plan and as_path(student).is_file():
-        check_model(teacher)
-        check_inputs(as_path(student), as_path(teacher), data, out, overwrite)
-        return
-    for model in (student, teacher):
+    planned = plan and as_path(student).is_file()
+    for model in (teacher,) if planned else (student, teacher):
         check_model(model)
     check_inputs(as_path(student), as_path(teacher), data, out, overwrite)
-    check_source(student)
+    if not planned:
+        check_source(student)
 
 
 def check_sweep(
